@@ -1,0 +1,37 @@
+# The two commands of the README. Everything they make lies in .venv, data and out.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test docs
+
+quickstart: .venv/installed
+	$(BIN)/python data/python_stdlib/prepare.py
+	$(BIN)/python train.py config/quickstart.py --init_from=auto
+	$(BIN)/python sample.py out/quickstart --max_new_tokens=300
+	$(BIN)/python compare_architectures.py out/quickstart --png out/quickstart/loss.png
+	@echo "log:        out/quickstart/log.jsonl"
+	@echo "loss curve: out/quickstart/loss.png"
+	@echo "checkpoint: out/quickstart/checkpoints"
+
+# One thread a process: two pytest workers with two threads each would fight for two cores.
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+docs: .venv/installed
+	$(BIN)/python configurator.py > docs/configuration.md
+
+# torch first: what depends on it then keeps the build that was chosen.
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; call: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep ^torch== requirements.txt)"
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@

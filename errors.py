@@ -1,0 +1,39 @@
+"""The one kind of error that a user can cause, and how every command reports it."""
+
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that says what was wrong and what to do."""
+
+
+def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
+    """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
+
+    Under torchrun every rank meets the same mistake; only rank 0 reports it.
+    """
+
+    @functools.wraps(command)
+    def run() -> None:
+        try:
+            code = command()
+        except UserError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except BrokenPipeError:  # the reader of our output went away, as in `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        sys.exit(code)
+
+    return run
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'rmsnorm'?)"` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
