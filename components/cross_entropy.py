@@ -1,0 +1,62 @@
+"""The LM head and its loss in one step, a few rows at a time, so that the logits never exist as a whole."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits; 128 rows of a 128,256 vocabulary, 13,000 of a character model's
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats (a float32 scalar) of `softmax(hidden @ weight.T)` against the targets.
+
+    hidden (..., D), weight (V, D), targets (...) of ids below V. The products run in autocast's dtype, the softmax in
+    float32. The gradients are made together with the loss, chunk by chunk: no logits are kept and none are
+    computed twice, so the cost is that of the plain head and the memory that of one chunk and the two gradients.
+    """
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    return _LinearCrossEntropy.apply(hidden, weight, targets)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        with torch.autocast(device, enabled=False):
+            loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
+        gradients = [None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors]
+        return *gradients, None
+
+
+def _accumulate(
+    hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
+) -> Tensor:
+    """The mean loss; the gradients are written into the given buffers."""
+    rows_per_chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    loss = torch.zeros((), device=hidden.device)
+    for start in range(0, len(targets), rows_per_chunk):
+        rows = slice(start, start + rows_per_chunk)
+        h, target = hidden[rows].to(weight.dtype), targets[rows, None]
+        logits = F.linear(h, weight).float()  # (rows, V)
+        log_normalizer = logits.logsumexp(-1, keepdim=True)
+        loss += (log_normalizer - logits.gather(-1, target)).sum()
+        if hidden_grad is None and weight_grad is None:
+            continue
+        probabilities = logits.sub_(log_normalizer).exp_()
+        minus_one = torch.full_like(target, -1, dtype=probabilities.dtype)
+        logits_grad = probabilities.scatter_add_(-1, target, minus_one).div_(len(targets)).to(weight.dtype)
+        if hidden_grad is not None:
+            hidden_grad[rows] = logits_grad @ weight
+        if weight_grad is not None:
+            weight_grad += logits_grad.T @ h
+    return loss / len(targets)
