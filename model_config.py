@@ -12,6 +12,31 @@ from errors import UserError, did_you_mean
 GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}
 
 
+# What each preset says beyond the defaults. Sizes and the vocabulary are the config file's business.
+PRESETS: dict[str, dict[str, Any]] = {
+    "legacy": {"activation": "gelu"},
+    "gpt2": {"activation": "gelu_tanh", "bias": True},
+    "llama": {
+        "position_encoding": "rope",
+        "normalization": "rmsnorm",
+        "ffn_type": "swiglu",
+        "ffn_expansion_ratio": 8 / 3,
+        "ffn_multiple_of": 256,
+        "weight_tying": False,
+    },
+    "llama3": {
+        "position_encoding": "rope",
+        "rope_theta": 500000.0,
+        "normalization": "rmsnorm",
+        "ffn_type": "swiglu",
+        "ffn_expansion_ratio": 3.5,
+        "weight_tying": False,
+    },
+    "team": {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"},
+    "custom": {},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelArchitectureConfig:
     """Everything that decides a model's parameters and its function. The defaults are nanoGPT's.
@@ -19,7 +44,13 @@ class ModelArchitectureConfig:
     A key that is None here is derived from the others by `resolve_architecture`.
     """
 
-    arch_preset: str = key("legacy", "legacy (nanoGPT), gpt2, llama (Llama 2), llama3, team or custom")
+    arch_preset: str = key(
+        "legacy",
+        "what the other architecture keys are unless given: nanoGPT's (legacy), GPT-2's, Llama 2's, Llama 3's, the "
+        "team's, or the plain defaults (custom)",
+        choices=tuple(PRESETS),
+        group="Architecture: sizes",
+    )
     n_layer: int = key(12, "transformer blocks", at_least=1)
     n_head: int = key(12, "query heads of each attention", at_least=1)
     n_embd: int = key(768, "width of the residual stream", at_least=1)
@@ -28,7 +59,7 @@ class ModelArchitectureConfig:
     )
     d_ff: int | None = key(None, "hidden width of the FFN; None: from ffn_expansion_ratio", at_least=1)
     ffn_expansion_ratio: float | None = key(
-        None, "d_ff over n_embd; None: 4 for the standard FFN, 8/3 for a gated one", above=0
+        None, "d_ff over n_embd; None: 4 for the standard FFN, 8/3 for a gated one", above=0, below=1000
     )
     ffn_multiple_of: int | None = key(
         None, "d_ff is rounded up to a multiple of this; None: 1 for the standard FFN, 64 for a gated one", at_least=1
@@ -37,7 +68,7 @@ class ModelArchitectureConfig:
     vocab_size: int | None = key(
         None, "rows of the embedding; None: the dataset's (with the legacy preset, 50257 becomes 50304)", at_least=1
     )
-    normalization: str = key("layernorm", "layernorm, layernorm_nobias or rmsnorm")
+    normalization: str = key("layernorm", "layernorm, layernorm_nobias or rmsnorm", group="Architecture: components")
     norm_eps: float = key(1e-5, "added to the variance in every norm", above=0)
     norm_position: str = key(
         "pre",
@@ -104,50 +135,26 @@ def _label(component: str) -> str:
     return _LABELS.get(component, component)
 
 
-# What each preset says beyond the defaults. Sizes and the vocabulary are the config file's business.
-PRESETS: dict[str, dict[str, Any]] = {
-    "legacy": {"activation": "gelu"},
-    "gpt2": {"activation": "gelu_tanh", "bias": True},
-    "llama": {
-        "position_encoding": "rope",
-        "normalization": "rmsnorm",
-        "ffn_type": "swiglu",
-        "ffn_expansion_ratio": 8 / 3,
-        "ffn_multiple_of": 256,
-        "weight_tying": False,
-    },
-    "llama3": {
-        "position_encoding": "rope",
-        "rope_theta": 500000.0,
-        "normalization": "rmsnorm",
-        "ffn_type": "swiglu",
-        "ffn_expansion_ratio": 3.5,
-        "weight_tying": False,
-    },
-    "team": {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"},
-    "custom": {},
-}
-
-
 def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the preset sets, less what gives way to the keys that the user gave in another form."""
-    if preset not in PRESETS:
-        raise UserError(f"arch_preset={preset!r} is none of: {', '.join(PRESETS)}{did_you_mean(preset, PRESETS)}")
     values = dict(PRESETS[preset])
     if preset == "legacy" and not given.get("bias", False):
         values["normalization"] = "layernorm_nobias"  # nanoGPT's `bias` speaks of its norms too
+    superseded: set[str] = set()
     if given.get("d_ff") is not None:
-        values.pop("ffn_expansion_ratio", None)
-    if given.get("ffn_type", values.get("ffn_type", "standard")) != values.get("ffn_type", "standard"):
-        for of_the_other_ffn in ("activation", "ffn_expansion_ratio", "ffn_multiple_of"):
-            values.pop(of_the_other_ffn, None)
-    return values
+        superseded |= {"ffn_expansion_ratio", "ffn_multiple_of"}
+    preset_type = values.get("ffn_type", "standard")
+    ffn_type = given.get("ffn_type", preset_type)
+    if (ffn_type in GATED_FFN_ACTIVATION) != (preset_type in GATED_FFN_ACTIVATION):
+        superseded |= {"activation", "ffn_expansion_ratio", "ffn_multiple_of"}
+    return {name: value for name, value in values.items() if name not in superseded}
 
 
 def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     """The complete architecture from the keys that the user gave: defaults, then the preset, then `given`.
 
-    Every derived key becomes a number, except a `vocab_size` of None (the dataset decides it).
+    Every derived key becomes a number, except a `vocab_size` of None (the dataset decides it);
+    `ffn_expansion_ratio` and `ffn_multiple_of` have then done their work and are None beside a definite `d_ff`.
     Raises UserError for a wrong type, an impossible value, or a combination that cannot work. Names of
     components are checked where their costs are looked up, because a config file may register its own.
     """
@@ -155,9 +162,8 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     for name in given:
         if name not in fields:
             raise UserError(f"unknown architecture key {name!r}{did_you_mean(name, fields)}")
-    preset = check_value(ModelArchitectureConfig, "arch_preset", given.get("arch_preset", "legacy"))
-    values = preset_values(preset, given) | dict(given)
-    values = {name: check_value(ModelArchitectureConfig, name, value) for name, value in values.items()}
+    given = {name: check_value(ModelArchitectureConfig, name, value) for name, value in given.items()}
+    values = preset_values(given.get("arch_preset", "legacy"), given) | given
     config = _with_derived_values(ModelArchitectureConfig(**values))
     check_architecture(config)
     return config
@@ -170,18 +176,20 @@ def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureCo
             f"d_ff={config.d_ff} and ffn_expansion_ratio={config.ffn_expansion_ratio} say the same thing twice; "
             "set one of them to None"
         )
-    multiple_of = config.ffn_multiple_of or (64 if gated else 1)
     d_ff = config.d_ff
     if d_ff is None:
+        multiple_of = config.ffn_multiple_of or (64 if gated else 1)
         ratio = config.ffn_expansion_ratio or (8 / 3 if gated else 4)
-        # The small subtraction keeps 8/3 x 768 at 2048 although 8/3 is not a binary fraction.
-        d_ff = math.ceil(ratio * config.n_embd / multiple_of - 1e-9) * multiple_of
+        # The small subtraction keeps 7/3 x 108 at 252 although 7/3 is not a binary fraction.
+        d_ff = max(1, math.ceil(ratio * config.n_embd / multiple_of - 1e-9)) * multiple_of
+    elif config.ffn_multiple_of is not None and d_ff % config.ffn_multiple_of:
+        raise UserError(f"d_ff={d_ff} is not a multiple of ffn_multiple_of={config.ffn_multiple_of}")
     return dataclasses.replace(
         config,
         num_key_value_heads=config.kv_heads,
         d_ff=d_ff,
         ffn_expansion_ratio=None,
-        ffn_multiple_of=multiple_of,
+        ffn_multiple_of=None,
         activation=config.activation or GATED_FFN_ACTIVATION.get(config.ffn_type, "gelu"),
     )
 
@@ -224,13 +232,13 @@ def _check_rope_scaling(config: ModelArchitectureConfig) -> None:
     if config.position_encoding != "rope":
         raise UserError(f"rope_scaling is given, but position_encoding={config.position_encoding!r}")
     kind = scaling.get("rope_type")
-    if kind not in _ROPE_SCALING_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING_KEYS:
         raise UserError(f"rope_scaling: rope_type={kind!r} is none of: {', '.join(_ROPE_SCALING_KEYS)}")
     wanted = _ROPE_SCALING_KEYS[kind]
     if set(scaling) != wanted:
         raise UserError(f"rope_scaling of type {kind!r} takes exactly the keys {', '.join(sorted(wanted))}")
     for name in wanted - {"rope_type"}:
-        if not isinstance(scaling[name], int | float) or scaling[name] <= 0:
+        if type(scaling[name]) not in (int, float) or not 0 < scaling[name] < math.inf:
             raise UserError(f"rope_scaling: {name}={scaling[name]!r} must be a number above 0")
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise UserError("rope_scaling: high_freq_factor must be above low_freq_factor")

@@ -1,6 +1,7 @@
 """What a run is, besides its model: data, batch, optimizer, schedule, evaluation, logging, machine."""
 
 import dataclasses
+import re
 
 from config_keys import key
 from errors import UserError
@@ -10,40 +11,44 @@ from errors import UserError
 class RunConfig:
     """The run's keys, with nanoGPT's names and defaults where nanoGPT has them."""
 
-    # Where to start and where to write
-    out_dir: str | None = key(None, "the run's folder; None: out/<name of the config file>")
+    out_dir: str | None = key(
+        None, "the run's folder; None: out/<name of the config file>", group="Where to start and where to write"
+    )
     init_from: str = key(
         "scratch",
         "scratch; resume (from the run folder's last checkpoint); auto (resume if there is one, else scratch)",
         choices=("scratch", "resume", "auto"),
     )
-    seed: int = key(1337, "decides weights, data order and dropout", at_least=0)
+    seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
     dry_run: bool = key(False, "print the startup report and exit without building anything")
 
-    # Data and batch: gradient_accumulation_steps x batch_size x block_size tokens a step on any number of ranks
-    dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py")
+    dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
-    gradient_accumulation_steps: int = key(40, "micro-batches in a step, shared among the ranks", at_least=1)
+    gradient_accumulation_steps: int = key(
+        40,
+        "micro-batches in a step, shared among the ranks: a step is gradient_accumulation_steps x batch_size x "
+        "block_size tokens on any number of ranks",
+        at_least=1,
+    )
 
-    # Length: the run ends at the first of these that it reaches
-    max_iters: int | None = key(600000, "optimizer steps", at_least=0)
+    max_iters: int | None = key(
+        600000, "optimizer steps", at_least=0, group="Length: the run ends at the first of these that it reaches"
+    )
     max_tokens: int | None = key(None, "training tokens", at_least=1)
     max_flops: float | None = key(None, "training FLOPs, in the full-attention convention", above=0)
 
-    # Optimizer (AdamW; no weight decay on norms, biases and other vectors)
-    learning_rate: float = key(6e-4, "at its highest", at_least=0)
-    weight_decay: float = key(0.1, "decoupled, on matrices only", at_least=0)
+    learning_rate: float = key(6e-4, "at its highest", at_least=0, group="Optimizer (AdamW)")
+    weight_decay: float = key(0.1, "decoupled, on matrices only: none on norms, biases and other vectors", at_least=0)
     beta1: float = key(0.9, "decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key(0.95, "decay of the squared gradient's running mean", at_least=0, below=1)
     adam_eps: float = key(1e-8, "added to the root of the squared gradient's mean", above=0)
     grad_clip: float = key(1.0, "largest global gradient norm; 0 clips nothing", at_least=0)
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 
-    # Learning-rate schedule
     lr_schedule: str = key(
         "cosine", "after the warm-up: cosine, linear, wsd (stable, then linear decay) or constant",
-        choices=("cosine", "linear", "wsd", "constant"),
+        choices=("cosine", "linear", "wsd", "constant"), group="Learning-rate schedule",
     )  # fmt: skip
     decay_lr: bool = key(True, "False: learning_rate throughout, without warm-up or schedule")
     warmup_iters: int = key(2000, "steps of linear warm-up", at_least=0)
@@ -51,8 +56,7 @@ class RunConfig:
     min_lr: float = key(6e-5, "where cosine, linear and wsd end", at_least=0)
     wsd_decay_fraction: float = key(0.2, "share of lr_decay_iters in which wsd decays", above=0)
 
-    # Evaluation, checkpoints
-    eval_interval: int = key(2000, "steps between evaluations", at_least=1)
+    eval_interval: int = key(2000, "steps between evaluations", at_least=1, group="Evaluation and checkpoints")
     eval_iters: int = key(200, "batches of an evaluation: the same validation windows every time", at_least=1)
     eval_only: bool = key(False, "evaluate once and exit")
     always_save_checkpoint: bool = key(True, "save at every evaluation; False: only where the loss improved")
@@ -63,16 +67,14 @@ class RunConfig:
     keep_best: bool = key(True, "keep the checkpoint with the lowest validation loss")
     keep_every: int = key(0, "keep every checkpoint whose step is a multiple of this; 0: none", at_least=0)
 
-    # Log
-    log_interval: int = key(1, "steps between lines of the log", at_least=1)
+    log_interval: int = key(1, "steps between lines of the log", at_least=1, group="Log")
     gradient_stats_interval: int = key(0, "steps between gradient statistics by layer; 0: never", at_least=0)
     wandb_log: bool = key(False, "log to Weights & Biases too (extra: wandb); offline with WANDB_MODE=offline")
     wandb_project: str = key("isoflop", "its project")
     wandb_run_name: str | None = key(None, "its run name; None: the run folder's name")
     tensorboard_log: bool = key(False, "write TensorBoard events into the run's folder too (extra: tensorboard)")
 
-    # Machine
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", group="Machine")
     dtype: str = key(
         "auto",
         "compute dtype; master weights stay float32; auto: bfloat16 where the device computes in it, else float32",
@@ -105,6 +107,5 @@ def check_run(config: RunConfig) -> None:
         raise UserError(
             f"lr_decay_iters={config.lr_decay_iters} is before the end of warmup_iters={config.warmup_iters}"
         )
-    kind, _, index = config.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
         raise UserError(f"device={config.device!r} is none of: auto, cpu, cuda, cuda:N, mps")

@@ -1,0 +1,22 @@
+# A small Llama-like model on the Python standard library's source, byte by byte: about two minutes on two CPU cores.
+
+dataset = "python_stdlib"
+arch_preset = "team"  # RoPE, RMSNorm, SwiGLU, pre-norm
+n_layer = 4
+n_head = 4
+n_embd = 192
+block_size = 256
+
+# 1 x 16 x 256 = 4,096 tokens a step
+gradient_accumulation_steps = 1
+batch_size = 16
+max_iters = 600
+
+learning_rate = 2e-3
+min_lr = 2e-4
+warmup_iters = 50
+beta2 = 0.99
+
+eval_interval = 100
+eval_iters = 20
+log_interval = 20

@@ -1,0 +1,230 @@
+"""The training loop: build, resume, then evaluate, save and step until the run's end or a signal."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import configurator
+from configurator import Configuration
+from model_builder import build_model
+from training.checkpoint import Training, load_checkpoint, save_checkpoint
+from training.dataset import Dataset
+from training.device import choose_device, choose_dtype, device_name, device_peak
+from training.evaluation import WINDOW_SEED, evaluate
+from training.interrupts import StopRequest
+from training.loader import Batch, WindowLoader, prefetch
+from training.optimizer import build_optimizer
+from training.parallel import from_first_rank, largest_over_ranks, parallelize, process_group
+from training.plan import RunPlan
+from training.ranks import Ranks
+from training.run_folder import Progress, RunFolder, read_state
+from training.schedule import learning_rate
+from training.step import take_step
+from training_logger import Machine, TrainingLogger
+
+WORTH_COMPILING_SECONDS = 600  # of estimated training; compiling the blocks takes up to a minute
+
+
+def train(
+    configuration: Configuration,
+    dataset: Dataset,
+    plan: RunPlan,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> int:
+    """Run from scratch, or from a checkpoint, to the end; returns the process's exit code.
+
+    0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps.
+    """
+    run = configuration.run
+    device = choose_device(run.device, ranks.local_rank, ranks.size)
+    torch.set_float32_matmul_precision("high" if run.tf32 else "highest")
+    with process_group(ranks, device, run.backend):
+        saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
+        machine = describe_machine(configuration, plan, ranks, device, saved)
+        trainer = Trainer(configuration, dataset, plan, folder, ranks, machine, stop)
+        trainer.start(checkpoint, dataset)
+        return trainer.run_to_the_end()
+
+
+def describe_machine(
+    configuration: Configuration, plan: RunPlan, ranks: Ranks, device: torch.device, saved: Progress | None
+) -> Machine:
+    """Decides what was left to `auto`; a resumed run computes as it did before."""
+    run = configuration.run
+    dtype = saved.dtype if saved and run.dtype == "auto" else choose_dtype(run.dtype, device)
+    peak = device_peak(device, dtype)
+    first_ranks = from_first_rank(torch.tensor(peak.flops_per_second, device=device), ranks)
+    peak = dataclasses.replace(peak, flops_per_second=first_ranks.item())
+    if run.compile != "auto":
+        compiles = bool(run.compile)
+    elif saved:
+        compiles = saved.compile
+    else:
+        at_a_third_of_peak = plan.flops("full") / (ranks.size * peak.flops_per_second / 3)
+        compiles = device.type == "cuda" and at_a_third_of_peak > WORTH_COMPILING_SECONDS
+    return Machine(device, device_name(device), ranks.size, dtype, compiles, peak)
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        dataset: Dataset,
+        plan: RunPlan,
+        folder: RunFolder,
+        ranks: Ranks,
+        machine: Machine,
+        stop: StopRequest,
+    ):
+        self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
+        self.ranks, self.machine, self.device, self.stop = ranks, machine, machine.device, stop
+        block_size = configuration.model.block_size
+        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
+        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
+        model = build_model(configuration.model, self.device, self.run.seed, self.run.activation_checkpointing)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == "float16")
+        progress = Progress(compile=machine.compile, dtype=machine.dtype)
+        self.training = Training(model, build_optimizer(model.parameters(), self.run), scaler, progress)
+        if machine.compile:
+            for block in model.blocks:
+                block.compile()
+        self.model = parallelize(model, ranks, self.device)
+        self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
+        self.steps_here = 0  # of this process
+        self.saved_step: int | None = None
+        self.clock = time.perf_counter()
+
+    @property
+    def progress(self) -> Progress:
+        return self.training.progress
+
+    def start(self, checkpoint: Path | None, dataset: Dataset) -> None:
+        """Load the checkpoint, if there is one, and open the log."""
+        changed: list[str] = []
+        if checkpoint is not None:
+            changed = changed_keys(read_state(checkpoint)["config"], configurator.as_dict(self.configuration))
+            load_checkpoint(checkpoint, self.training, self.device)
+            self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
+            self.saved_step = self.progress.step
+        if self.ranks.is_first:
+            configurator.write(self.configuration, self.folder.path)
+        self.logger.start(self.progress, checkpoint, changed, dataset)
+
+    def run_to_the_end(self) -> int:
+        """The loop: evaluate and save when it is time, look for a signal, take a step."""
+        batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device)
+        with contextlib.closing(batches):
+            while True:
+                evaluated = self.evaluation_is_due() and self.evaluate()
+                if self.save_is_due(evaluated):
+                    self.save()
+                if number := self.agreed_signal():
+                    return self.end(signal.Signals(number).name, 128 + number)
+                if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
+                    return self.end(
+                        f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
+                    )
+                if self.progress.step >= self.plan.length or self.run.eval_only:
+                    return self.end("finished", 0)
+                self.take_step(batches)
+
+    def sample_starts(self) -> Iterator[int]:
+        """The first sample of each of this rank's micro-batches, from here to the run's end."""
+        first = self.progress.samples
+        for step in range(self.plan.length - self.progress.step):
+            for micro in self.ranks.share(range(self.run.gradient_accumulation_steps)):
+                yield first + step * self.run.sequences_per_step + micro * self.run.batch_size
+
+    def take_step(self, batches: Iterator[Batch]) -> None:
+        progress, run = self.progress, self.run
+        rate = learning_rate(run, progress.step, self.plan.length)
+        wants_stats = bool(run.gradient_stats_interval) and (progress.step + 1) % run.gradient_stats_interval == 0
+        result = take_step(
+            self.training, self.model, batches, run, rate, self.ranks, self.device, self.machine.dtype, wants_stats
+        )
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        self.steps_here += 1
+        progress.step += 1
+        progress.samples += run.sequences_per_step
+        progress.tokens += self.plan.tokens_per_step
+        progress.train_seconds += seconds
+        progress.skipped_steps += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        warm_up = 3 if self.machine.compile else 1  # steps that load kernels or compile
+        self.logger.step(progress, result, rate, seconds, clean=self.steps_here > warm_up)
+
+    def evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        if self.progress.last_evaluation == step and not self.run.eval_only:
+            return False
+        return step % self.run.eval_interval == 0 or step >= self.plan.length or self.run.eval_only
+
+    def evaluate(self) -> bool:
+        """Evaluate and note the result; False if a signal came in between."""
+        started, progress = time.perf_counter(), self.progress
+        loss = evaluate(
+            self.training.model, self.val_data, self.run.eval_iters, self.run.batch_size,
+            self.ranks, self.device, self.machine.dtype, lambda: bool(self.stop),
+        )  # fmt: skip
+        if loss is None:
+            return False
+        progress.last_evaluation = progress.step
+        if math.isfinite(loss) and (progress.best_val_loss is None or loss < progress.best_val_loss):
+            progress.best_step, progress.best_val_loss = progress.step, loss
+        self.clock = time.perf_counter()
+        self.logger.evaluation(progress, loss, self.clock - started)
+        return True
+
+    def save_is_due(self, evaluated: bool) -> bool:
+        step, run = self.progress.step, self.run
+        if step == 0 or run.eval_only:
+            return False
+        if evaluated and (run.always_save_checkpoint or self.progress.best_step == step):
+            return True
+        by_interval = run.checkpoint_interval and step % run.checkpoint_interval == 0
+        return bool(by_interval) and self.saved_step != step
+
+    def save(self) -> bool:
+        """Write a checkpoint and delete those that nothing keeps; False if the disk is full."""
+        self.saved_step = self.progress.step
+        if not self.ranks.is_first:
+            return True
+        started = time.perf_counter()
+        path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration))
+        if path is not None:
+            best_step = self.progress.best_step if self.run.keep_best else None
+            self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
+        self.clock = time.perf_counter()
+        self.logger.checkpoint(self.progress, path, self.clock - started)
+        return path is not None
+
+    def agreed_signal(self) -> int:
+        """The number of a signal that reached any rank, the same on all of them; 0 for none."""
+        if self.ranks.size == 1:
+            return self.stop.signal_number or 0
+        return int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0, device=self.device), self.ranks))
+
+    def end(self, reason: str, code: int) -> int:
+        """Save what is not saved yet, write the summary, and say what happened."""
+        if not self.run.eval_only and self.saved_step != self.progress.step and not self.save():
+            code = code or 1
+        self.logger.finish(self.progress, reason)
+        return code
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for the keys of a resumed run that differ from the checkpoint's."""
+    return [f"{key}: {old!r} -> {now[key]!r}" for key, old in before.items() if key in now and now[key] != old]

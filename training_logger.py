@@ -1,0 +1,395 @@
+"""Writes what happens in a run: JSON lines, console, and on request wandb and TensorBoard. docs/log_format.md.
+
+One object serves all outputs, on every rank; only the first rank writes. Losses, tokens, throughput and MFU that
+arrive here are those of the whole global batch and of all ranks.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import configurator
+from configurator import Configuration
+from errors import UserError
+from flops_parameter_counting.model_cost import CONVENTIONS
+from training.dataset import Dataset
+from training.device import Peak, memory_in_use
+from training.plan import RunPlan
+from training.run_folder import Progress
+from training.step import StepResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the run computes on; `peak` is that of one device in the compute dtype."""
+
+    device: torch.device
+    device_name: str
+    world_size: int
+    dtype: str
+    compile: bool
+    peak: Peak
+
+    @property
+    def peak_flops_per_second(self) -> float:
+        """Of all ranks."""
+        return self.world_size * self.peak.flops_per_second
+
+
+@dataclasses.dataclass
+class _Clean:
+    """Steps whose time is theirs alone: no compilation and no first touch of memory in them."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class TrainingLogger:
+    """Appends to `log.jsonl` and prints. Every method takes the run's progress as it is after what happened."""
+
+    def __init__(self, configuration: Configuration, plan: RunPlan, log: Path, machine: Machine, writes: bool):
+        self.configuration, self.plan, self.machine, self.writes = configuration, plan, machine, writes
+        self._since_record, self._whole = _Clean(), _Clean()
+        self._sinks: list[_Sink] = []
+        self._last_val_loss: float | None = None
+        if writes:
+            self._sinks = open_sinks(configuration, log.parent)
+            self._log = _JsonLines(log)
+            self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
+
+    def start(self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset) -> None:
+        """The `run` record; and for a resumed run the event that says so."""
+        if not self.writes:
+            return
+        self._bar.update(progress.step)
+        self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
+        if resumed_from is not None:
+            self.event("resume", progress, checkpoint=resumed_from.name, changed=changed)
+
+    def step(self, progress: Progress, result: StepResult, learning_rate: float, seconds: float, clean: bool) -> None:
+        """After every step; a line appears every log_interval, for a skipped step, and with gradient statistics."""
+        for total in (self._since_record, self._whole) if clean else ():
+            total.steps += 1
+            total.seconds += seconds
+        if not self.writes:
+            return
+        self._bar.update(1)
+        due = progress.step % self.configuration.run.log_interval == 0 or progress.step == 1
+        if not (due or result.skipped or result.gradient_stats):
+            return
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "flops": self._flops(progress),
+            "loss": _finite(result.loss),
+            "bits_per_byte": _finite(self.plan.bits_per_byte(result.loss, "train")),
+            "learning_rate": learning_rate,
+            "grad_norm": _finite(result.grad_norm),
+            "skipped": result.skipped,
+            **self.throughput(self._since_record),
+            "train_seconds": progress.train_seconds,
+            "memory": memory_in_use(self.machine.device),
+        }
+        if result.gradient_stats:
+            record["gradients"] = result.gradient_stats
+        self._since_record = _Clean()
+        self._log.write("iter", **record)
+        self._to_sinks(progress.step, "train", record)
+        self.say(iteration_lines(record))
+
+    def evaluation(self, progress: Progress, val_loss: float, seconds: float) -> None:
+        self._last_val_loss = val_loss
+        if not self.writes:
+            return
+        bits = self.plan.bits_per_byte(val_loss, "val")
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "flops": self._flops(progress),
+            "val_loss": _finite(val_loss),
+            "val_bits_per_byte": _finite(bits),
+            "best": progress.best_step == progress.step,
+            "train_seconds": progress.train_seconds,
+            "seconds": seconds,
+        }
+        self._log.write("eval", **record)
+        self._to_sinks(progress.step, "val", record)
+        best = " (best so far)" if record["best"] else ""
+        self.say(f"Eval {progress.step} │ validation loss {val_loss:.4f} │ bpb {_number(bits, '.3f')}{best}")
+
+    def checkpoint(self, progress: Progress, path: Path | None, seconds: float) -> None:
+        """`path` is None when the disk was full."""
+        if not self.writes:
+            return
+        if path is None:
+            self.event("checkpoint_failed", progress, reason="no space left on the disk")
+            self.say("warning: no disk space for a checkpoint; the run goes on, the last good one is kept")
+            return
+        self._log.write("checkpoint", step=progress.step, path=path.name, seconds=seconds)
+
+    def event(self, name: str, progress: Progress, **fields: Any) -> None:
+        if self.writes:
+            self._log.write("event", event=name, step=progress.step, **fields)
+
+    def finish(self, progress: Progress, reason: str) -> None:
+        """The `summary` record, over the whole run except throughput, which is this process's."""
+        if not self.writes:
+            return
+        val_loss = self._last_val_loss
+        best = progress.best_val_loss
+        summary = {
+            "reason": reason,
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "flops": self._flops(progress),
+            "train_seconds": progress.train_seconds,
+            "best_step": progress.best_step,
+            "best_val_loss": best,
+            "best_val_bits_per_byte": None if best is None else self.plan.bits_per_byte(best, "val"),
+            "last_val_loss": _finite(val_loss),
+            "skipped_steps": progress.skipped_steps,
+            **self.throughput(self._whole),
+            "memory": memory_in_use(self.machine.device),
+        }
+        self._log.write("summary", **summary)
+        self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+        self.say(
+            f"{reason} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
+            f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {_number(best, '.4f')} │ "
+            f"{_number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
+        )
+
+    def throughput(self, clean: _Clean) -> dict[str, Any]:
+        """Speed and MFU (PaLM, Chowdhery et al. 2022, appendix B) over clean steps; None where there were none."""
+        if clean.steps == 0:
+            return dict.fromkeys(
+                ("step_ms", "tokens_per_second", "mfu", "model_flops_per_second", "peak_flops_per_second")
+            )
+        tokens_per_second = clean.steps * self.plan.tokens_per_step / clean.seconds
+        peak = self.machine.peak_flops_per_second
+        achieved = {name: self.plan.flops_per_token[name] * tokens_per_second for name in CONVENTIONS}
+        return {
+            "step_ms": 1000 * clean.seconds / clean.steps,
+            "tokens_per_second": tokens_per_second,
+            "mfu": {name: flops / peak for name, flops in achieved.items()},
+            "model_flops_per_second": achieved,
+            "peak_flops_per_second": peak,
+        }
+
+    def say(self, text: str) -> None:
+        """Print above the progress bar."""
+        if self.writes:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def _flops(self, progress: Progress) -> dict[str, int]:
+        return {name: progress.tokens * self.plan.flops_per_token[name] for name in CONVENTIONS}
+
+    def _to_sinks(self, step: int, group: str, record: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.log({f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}, step)
+
+
+def iteration_lines(record: dict[str, Any]) -> str:
+    """The two console lines of an `iter` record."""
+    memory, achieved = record["memory"], record["model_flops_per_second"]
+    first = [
+        f"Iter {record['step']}",
+        f"Loss {_number(record['loss'], '.4f')}",
+        f"bpb {_number(record['bits_per_byte'], '.3f')}",
+        "first steps, not timed" if record["step_ms"] is None else f"{record['step_ms']:,.0f} ms",
+        f"LR {record['learning_rate']:.2e}",
+    ]
+    if record["skipped"]:
+        first.append("SKIPPED: loss or gradient not finite")
+    second = [
+        f"Memory {_gigabytes(memory['allocated'])} GB alloc, {_gigabytes(memory['peak'])} peak",
+        f"grad norm {_number(record['grad_norm'], '.2f')}",
+    ]
+    if achieved is not None:
+        peak, unit, scale = record["peak_flops_per_second"], *_flops_unit(record["peak_flops_per_second"])
+        second = [
+            f"MFU {_percent(record['mfu'], 'full')} (full; {_percent(record['mfu'], 'causal')} causal)",
+            f"{achieved['full'] / scale:,.1f} of {peak / scale:,.1f} {unit}",
+            f"{record['tokens_per_second']:,.0f} tok/s",
+            *second,
+        ]
+    return " │ ".join(first) + "\n" + " │ ".join(second)
+
+
+def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Dataset) -> dict[str, Any]:
+    """What is needed to reproduce the run and to read its numbers."""
+    return {
+        "name": configuration.run_dir.name,
+        "architecture": configuration.model.name,
+        "config": configurator.as_dict(configuration),
+        "command": sys.argv,
+        "parameters": {"total": plan.cost.n_params, "by_part": plan.cost.parameters},
+        "flops_per_token": {
+            **plan.flops_per_token,
+            "forward_by_part": plan.cost.flops,
+            "attention_ffn_ratio": plan.cost.attention_ffn_ratio,
+        },
+        "tokens_per_step": plan.tokens_per_step,
+        "steps": plan.length,
+        "dataset": {
+            "name": dataset.folder.name,
+            "vocab_size": dataset.vocab_size,
+            "splits": {
+                name: {"tokens": split.tokens, "bytes": split.bytes, "checksum": split.checksum}
+                for name, split in dataset.splits.items()
+            },
+        },
+        "hardware": {
+            "device": machine.device.type,
+            "device_name": machine.device_name,
+            "ranks": machine.world_size,
+            "threads_per_rank": torch.get_num_threads(),
+            "host": platform.node(),
+            "system": platform.platform(),
+            "peak_flops_per_second_per_device": machine.peak.flops_per_second,
+            "peak_source": machine.peak.source,
+            "memory": "of the device's allocator" if machine.device.type != "cpu" else "of the process, resident",
+        },
+        "dtype": machine.dtype,
+        "compile": machine.compile,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of this checkout and whether it has changes; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class _JsonLines:
+    """Append-only, one flushed object a line. A line that a kill or a full disk cut short stays alone on its line."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)
+        with path.open("rb") as existing:
+            size = existing.seek(0, os.SEEK_END)
+            existing.seek(max(0, size - 1))
+            self._at_line_start = existing.read(1) in (b"", b"\n")
+
+    def write(self, kind: str, **fields: Any) -> None:
+        record = {"type": kind, "time": round(time.time(), 3), **fields}
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+        text = line if self._at_line_start else "\n" + line
+        content = text.encode()
+        try:
+            self._at_line_start = self._file.write(content) == len(content)
+        except OSError as error:
+            self._at_line_start = False
+            print(f"warning: a line of the log is lost: {error.strerror}", file=sys.stderr)
+
+
+class _Sink:
+    """Where the values of the log go besides: wandb or TensorBoard."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class _Wandb(_Sink):
+    def __init__(self, configuration: Configuration, folder: Path):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("wandb_log=True needs the extra wandb: pip install -e '.[wandb]'") from None
+        self._run = wandb.init(
+            project=configuration.run.wandb_project,
+            name=configuration.run.wandb_run_name or folder.name,
+            config=configurator.as_dict(configuration),
+            dir=str(folder),
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _TensorBoard(_Sink):
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            message = "tensorboard_log=True needs the extra tensorboard: pip install -e '.[tensorboard]'"
+            raise UserError(message) from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_sinks(configuration: Configuration, folder: Path) -> list[_Sink]:
+    """Raises UserError when a requested extra is not installed."""
+    sinks: list[_Sink] = []
+    if configuration.run.wandb_log:
+        sinks.append(_Wandb(configuration, folder))
+    if configuration.run.tensorboard_log:
+        sinks.append(_TensorBoard(folder))
+    return sinks
+
+
+def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a nested record, under names joined by dots."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            flat[prefix + name] = value
+    return flat
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def _percent(shares: dict[str, float] | None, convention: str) -> str:
+    return "n/a" if shares is None else f"{100 * shares[convention]:.2f}%"
+
+
+def _gigabytes(count: int | None) -> str:
+    return _number(None if count is None else count / 1e9, ".2f")
+
+
+def _flops_unit(flops_per_second: float) -> tuple[str, float]:
+    return ("TFLOP/s", 1e12) if flops_per_second >= 1e12 else ("GFLOP/s", 1e9)
