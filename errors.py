@@ -25,6 +25,9 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
             code = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = 130
         except BrokenPipeError:  # the reader of our output went away, as in `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1

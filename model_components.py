@@ -129,7 +129,7 @@ class NoPosition(nn.Module):
         return x
 
     def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (T, h) that turn queries and keys."""
+        """Cosines and sines (T, h/2) that turn queries and keys."""
         return None
 
     def score_bias(self, length: int, device: torch.device) -> Tensor | None:
@@ -167,7 +167,7 @@ class RotaryPosition(NoPosition):
 
     def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=device, dtype=torch.float32)
-        angles = torch.outer(positions, self.frequencies(device)).repeat(1, 2)  # (T, h)
+        angles = torch.outer(positions, self.frequencies(device))  # (T, h/2)
         return angles.cos(), angles.sin()
 
 
@@ -204,7 +204,7 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turn queries or keys (B, heads, T, h) by their positions' angles, in float32."""
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
-    return (torch.cat((first, second), -1) * cos + torch.cat((-second, first), -1) * sin).type_as(x)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
 # Attention backends: causal attention of q (B, H, T, h) over k, v (B, K, T, h) -> (B, H, T, h)
