@@ -1,0 +1,57 @@
+"""What several tests need: a small dataset, and the commands as real subprocesses."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.dataset import DatasetWriter
+from training.tokenizers import tokenizer_from_meta
+
+ROOT = Path(__file__).resolve().parent.parent
+BYTES = {"kind": "bytes", "end_of_document": 0}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the dataset `tiny`: some 20,000 bytes of a text that a small model can learn."""
+    folder = tmp_path_factory.mktemp("data")
+    rng, tokenizer = random.Random(0), tokenizer_from_meta(BYTES)
+    words = ["loss", "model", "train", "token", "layer", "width", "depth", "scale"]
+    with DatasetWriter(folder / "tiny", BYTES, 256, "generated") as writer:
+        for split, documents in (("train", 40), ("val", 8)):
+            for _ in range(documents):
+                text = " ".join(rng.choice(words) for _ in range(80))
+                writer.add(split, [*tokenizer.encode(text), 0], len(text))
+    return folder
+
+
+SMALL = (
+    "--dataset=tiny --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --gradient_accumulation_steps=2 "
+    "--max_iters=12 --eval_interval=4 --eval_iters=4 --warmup_iters=2 --learning_rate=1e-2 --min_lr=1e-3 "
+    "--device=cpu --dtype=float32 --log_interval=1"
+).split()
+
+
+@pytest.fixture
+def train(data_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """`train(*keys, ranks=1, script="train.py")` runs a small model in `tmp_path`; later keys replace earlier ones."""
+
+    def run(*keys: str, ranks: int = 1, script: str | Path = ROOT / "train.py") -> subprocess.CompletedProcess:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        given = {key.partition("=")[0]: key for key in [*SMALL, f"--data_dir={data_dir}", "--out_dir=run", *keys]}
+        return subprocess.run(
+            [sys.executable, *launcher, str(script), *given.values()],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """Subprocesses find the project and leave the second core to the other test worker."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

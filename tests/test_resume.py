@@ -1,0 +1,171 @@
+"""Exact resume: a run that is killed at any instant and started again goes on as if nothing had happened."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A run that kills itself, as `kill -9` would, when one of its own functions has been called for the n-th time.
+KILLED_RUN = """
+import importlib, os, signal, sys
+sys.path.insert(0, {root!r})
+module, name = {function!r}.rsplit(":")
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, name), 0
+
+def killed(*arguments, **keywords):
+    global calls
+    calls += 1
+    if calls == {call} and {rank} == int(os.environ.get("RANK", 0)):
+        if {after}:
+            original(*arguments, **keywords)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **keywords)
+
+setattr(owner, name, killed)
+import train
+train.main()
+"""
+
+
+def killed_run(folder: Path, function: str, call: int, after: bool = False, rank: int = 0) -> Path:
+    script = folder / "killed_run.py"
+    script.write_text(KILLED_RUN.format(root=str(ROOT), function=function, call=call, after=after, rank=rank))
+    return script
+
+
+KEYS = ["--dropout=0.1", "--checkpoint_interval=3", "--max_iters=10", "--keep_last=2"]
+
+
+def curve(log: Path) -> dict[int, tuple]:
+    """Loss and gradient norm of every step and loss of every evaluation; a later record of a step replaces an earlier."""
+    values: dict = {}
+    for line in log.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut by the kill
+        if record["type"] == "iter":
+            values[record["step"]] = (record["loss"], record["grad_norm"])
+        if record["type"] == "eval":
+            values["eval", record["step"]] = record["val_loss"]
+    return values
+
+
+def weights(run: Path) -> bytes:
+    last = max(run.glob("checkpoints/step_*"))
+    return (last / "model.safetensors").read_bytes() + (last / "optimizer.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir):
+    """The reference, for each number of ranks, computed once."""
+    finished: dict[int, Path] = {}
+
+    def get(ranks: int, train) -> Path:
+        if ranks not in finished:
+            folder = tmp_path_factory.mktemp(f"reference{ranks}") / "run"
+            done = train(*KEYS, f"--out_dir={folder}", ranks=ranks)
+            assert done.returncode == 0, done.stderr
+            finished[ranks] = folder
+        return finished[ranks]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "after"),
+    [
+        ("training.trainer:Trainer.run_to_the_end", 1, False),  # before the first step
+        ("training.trainer:take_step", 2, False),  # before there is any checkpoint
+        ("training.step:backward_pass", 6, True),  # with gradients, before the update
+        ("training.trainer:WindowLoader.batch", 15, False),  # while data are read, or in an evaluation
+        ("training.evaluation:precision", 7, False),  # within the second evaluation
+        ("training.checkpoint:save_file", 3, True),  # model written, optimizer not
+        ("training.checkpoint:write_state", 2, True),  # all written, not renamed
+        ("training.trainer:save_checkpoint", 2, True),  # renamed, the log does not know
+        ("training.run_folder:shutil.rmtree", 5, False),  # before an old checkpoint, renamed already, is deleted
+        ("training_logger:TrainingLogger.evaluation", 2, True),
+    ],
+)
+def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterrupted, function, call, after):
+    reference = uninterrupted(1, train)
+    killed = train(*KEYS, script=killed_run(tmp_path, function, call, after))
+    assert killed.returncode == -9, killed.stderr
+    resumed = train(*KEYS, "--init_from=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert curve(tmp_path / "run/log.jsonl") == curve(reference / "log.jsonl")
+    assert weights(tmp_path / "run") == weights(reference)
+    assert not list((tmp_path / "run/checkpoints").glob(".*")), "leftovers of the killed run"
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "rank"), [("training.step:backward_pass", 6, 1), ("training.checkpoint:save_file", 3, 0)]
+)
+def test_two_ranks_continue_bit_for_bit_after_one_was_killed(train, tmp_path, uninterrupted, function, call, rank):
+    reference = uninterrupted(2, train)
+    killed = train(*KEYS, ranks=2, script=killed_run(tmp_path, function, call, after=True, rank=rank))
+    assert killed.returncode == 1 and "SIGKILL" in killed.stderr
+    resumed = train(*KEYS, "--init_from=auto", ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert curve(tmp_path / "run/log.jsonl") == curve(reference / "log.jsonl")
+    assert weights(tmp_path / "run") == weights(reference)
+
+
+def test_two_ranks_train_and_evaluate_as_one_does(train, uninterrupted):
+    """The same batches, the same dropout masks; only the order of sums differs."""
+    one, two = (curve(uninterrupted(ranks, train) / "log.jsonl") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-4), step
+    assert two["eval", 0] == one["eval", 0], "before training, the evaluation is the same to the last bit"
+
+
+def test_a_finished_run_is_left_alone_and_a_longer_one_continues(train, tmp_path):
+    train(*KEYS)
+    again = train(*KEYS, "--init_from=auto")
+    assert again.returncode == 0 and "has finished its 10 steps already" in again.stdout
+    longer = train(*KEYS, "--init_from=resume", "--max_iters=14")
+    assert longer.returncode == 0
+    steps = [step for step in curve(tmp_path / "run/log.jsonl") if isinstance(step, int)]
+    assert steps == list(range(1, 15))
+    events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    (resume,) = [event for event in events if event["type"] == "event"]
+    assert resume["event"] == "resume" and resume["step"] == 10
+    assert "max_iters: 10 -> 14" in resume["changed"]
+
+
+def test_a_log_cut_within_a_line_is_continued_on_a_new_one(train, tmp_path):
+    train(*KEYS)
+    log = tmp_path / "run/log.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[: len(whole) - 40])
+    train(*KEYS, "--init_from=auto", "--max_iters=11")
+    lines = log.read_text().splitlines()
+    broken = [line for line in lines if not line.endswith("}")]
+    assert len(broken) == 1 and json.loads(lines[lines.index(broken[0]) + 1])["type"] == "run"
+
+
+def test_resume_refuses_another_architecture_and_names_the_keys(train, tmp_path):
+    train(*KEYS)
+    refused = train(*KEYS, "--init_from=auto", "--n_layer=3", "--position_encoding=rope")
+    assert refused.returncode == 2
+    assert "n_layer: 2 -> 3" in refused.stderr and "position_encoding: 'learned_absolute' -> 'rope'" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_scratch_never_overwrites_a_run(train, tmp_path):
+    train(*KEYS)
+    before = (tmp_path / "run/log.jsonl").read_bytes()
+    refused = train(*KEYS)
+    assert refused.returncode == 2 and "holds a run already" in refused.stderr
+    assert (tmp_path / "run/log.jsonl").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_says_so(train):
+    refused = train(*KEYS, "--init_from=resume")
+    assert refused.returncode == 2 and "no checkpoint to resume from" in refused.stderr
