@@ -42,7 +42,7 @@ KEYS = ["--dropout=0.1", "--checkpoint_interval=3", "--max_iters=10", "--keep_la
 
 
 def curve(log: Path) -> dict[int, tuple]:
-    """Loss and gradient norm of every step and loss of every evaluation; a later record of a step replaces an earlier."""
+    """Loss and gradient norm of every step, loss of every evaluation; of two records of a step the later one."""
     values: dict = {}
     for line in log.read_text().splitlines():
         try:

@@ -59,6 +59,6 @@ def check_ranks(configuration: Configuration, world_size: int) -> None:
     accumulation = configuration.run.gradient_accumulation_steps
     if accumulation % world_size:
         raise UserError(
-            f"gradient_accumulation_steps={accumulation} is not divisible by the {world_size} ranks that share a step's "
-            f"micro-batches: take a multiple, for instance {math.ceil(accumulation / world_size) * world_size}"
+            f"gradient_accumulation_steps={accumulation} is not divisible by the {world_size} ranks that share "
+            f"a step's micro-batches: take a multiple, for instance {math.ceil(accumulation / world_size) * world_size}"
         )

@@ -43,7 +43,8 @@ def train(
 ) -> int:
     """Run from scratch, or from a checkpoint, to the end; returns the process's exit code.
 
-    0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps.
+    0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps or when the last
+    checkpoint could not be written.
     """
     run = configuration.run
     device = choose_device(run.device, ranks.local_rank, ranks.size)
@@ -199,12 +200,12 @@ class Trainer:
 
     def save(self) -> bool:
         """Write a checkpoint and delete those that nothing keeps; False if the disk is full."""
-        self.saved_step = self.progress.step
         if not self.ranks.is_first:
             return True
         started = time.perf_counter()
         path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration))
         if path is not None:
+            self.saved_step = self.progress.step
             best_step = self.progress.best_step if self.run.keep_best else None
             self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
         self.clock = time.perf_counter()
@@ -219,10 +220,9 @@ class Trainer:
 
     def end(self, reason: str, code: int) -> int:
         """Save what is not saved yet, write the summary, and say what happened."""
-        if not self.run.eval_only and self.saved_step != self.progress.step and not self.save():
-            code = code or 1
+        saved = self.run.eval_only or self.saved_step == self.progress.step or self.save()
         self.logger.finish(self.progress, reason)
-        return code
+        return code or (0 if saved else 1)
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

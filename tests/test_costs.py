@@ -1,0 +1,306 @@
+"""Parameters and FLOPs: what is written in flops_parameter_counting/ against what PyTorch's own counters see."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+import model_components
+from configurator import load
+from errors import UserError
+from flops_parameter_counting import component_costs
+from flops_parameter_counting.component_costs import component_cost
+from flops_parameter_counting.model_cost import model_cost
+from model_builder import LanguageModel, build_model
+from model_components import component, register, registered
+from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
+from training.plan import plan_run
+
+COMPONENTS = [(kind, name) for kind, names in registered().items() for name in names]
+
+TINY = {
+    "arch_preset": "custom",
+    "n_layer": 2,
+    "n_head": 4,
+    "num_key_value_heads": 2,
+    "n_embd": 24,
+    "d_ff": 40,
+    "block_size": 16,
+    "vocab_size": 31,
+    "attention_backend": "manual",
+}
+
+# Parameter counts of the published checkpoints, as their safetensors files hold them (GPT-2: openai-community on the
+# Hugging Face hub, tied head once; Llama: meta-llama), and the sizes of their config.json that the preset leaves open.
+PUBLISHED = {
+    "gpt2": (124_439_808, {"arch_preset": "gpt2", "vocab_size": 50257}),
+    "gpt2-medium": (
+        354_823_168,
+        {"arch_preset": "gpt2", "n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257},
+    ),
+    "llama-2-7b": (
+        6_738_415_616,
+        {"arch_preset": "llama", "n_layer": 32, "n_head": 32, "n_embd": 4096, "vocab_size": 32000},
+    ),
+    "llama-2-13b": (
+        13_015_864_320,
+        {"arch_preset": "llama", "n_layer": 40, "n_head": 40, "n_embd": 5120, "vocab_size": 32000},
+    ),
+    "llama-3.1-8b": (
+        8_030_261_248,
+        {"arch_preset": "llama3", "n_layer": 32, "n_head": 32, "n_embd": 4096, "num_key_value_heads": 8},
+    ),
+    "llama-3.1-70b": (
+        70_553_706_496,
+        {"arch_preset": "llama3", "n_layer": 80, "n_head": 64, "n_embd": 8192, "num_key_value_heads": 8},
+    ),
+    "llama-3.1-405b": (
+        405_853_388_800,
+        {
+            "arch_preset": "llama3",
+            "n_layer": 126,
+            "n_head": 128,
+            "n_embd": 16384,
+            "num_key_value_heads": 8,
+            "d_ff": 53248,
+        },
+    ),
+}
+PUBLISHED_D_FF = {"gpt2-medium": 4096, "llama-2-7b": 11008, "llama-2-13b": 13824, "llama-3.1-70b": 28672}
+
+# Which part of the cost each parameter of the module belongs to: by the first of these that its name has in it.
+PARTS = {
+    "position.": "position",
+    "embedding.": "embedding",
+    ".mixer.": "attention",
+    ".ffn.": "ffn",
+    "norm.": "norms",
+    "lm_head.": "lm_head",
+}
+
+
+def on_meta(config: ModelArchitectureConfig) -> LanguageModel:
+    """The module without memory for its weights."""
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
+def parameters_by_part(model: LanguageModel) -> dict[str, int]:
+    counts = dict.fromkeys(PARTS.values(), 0)
+    for name, parameter in model.named_parameters():
+        part = next(part for pattern, part in PARTS.items() if pattern in name)
+        counts[part] += parameter.numel()
+    return counts
+
+
+def cpu_flash_flops(query, key, value, *args, **kwargs) -> int:
+    """FlopCounterMode does not know the CPU's fused attention: two products of every query with every key."""
+    batch, heads, queries, width = query
+    return 2 * 2 * batch * heads * queries * key[2] * width
+
+
+def count_flops(config: ModelArchitectureConfig, batch: int, length: int, backward: bool) -> FlopCounterMode:
+    model = build_model(config, seed=0)
+    tokens = torch.randint(config.vocab_size, (batch, length))
+    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_flash_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        if backward:
+            model(tokens, tokens).backward()
+        else:
+            model(tokens)
+    return counter
+
+
+@st.composite
+def architectures(draw) -> ModelArchitectureConfig:
+    """Any architecture that makes sense, small, with sizes that no two have in common by habit."""
+    position = draw(st.sampled_from(registered()["position_encoding"]))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    n_head = kv_heads * group
+    head_dim = draw(st.integers(1, 3)) * (2 if position == "rope" else 1)
+    ffn_type = draw(st.sampled_from(registered()["ffn_type"]))
+    keys = {
+        "arch_preset": "custom",
+        "n_layer": draw(st.integers(1, 3)),
+        "n_head": n_head,
+        "num_key_value_heads": kv_heads,
+        "n_embd": n_head * head_dim,
+        "d_ff": draw(st.integers(1, 19)),
+        "block_size": draw(st.integers(1, 12)),
+        "vocab_size": draw(st.integers(2, 41)),
+        "position_encoding": position,
+        "ffn_type": ffn_type,
+        "normalization": draw(st.sampled_from(registered()["normalization"])),
+        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "bias": draw(st.booleans()),
+        "weight_tying": draw(st.booleans()),
+        "attention_backend": "manual",
+    }
+    if ffn_type not in GATED_FFN_ACTIVATION:
+        keys["activation"] = draw(st.sampled_from(registered()["activation"]))
+    return resolve_architecture(keys)
+
+
+@settings(deadline=None, max_examples=80)
+@given(config=architectures(), data=st.data())
+def test_parameters_and_flops_equal_pytorchs_counts(config, data):
+    length, batch = data.draw(st.integers(1, config.block_size)), data.draw(st.integers(1, 3))
+    cost = model_cost(config, length)
+    assert cost.parameters == parameters_by_part(on_meta(config))
+    assert cost.n_params == sum(cost.parameters.values())
+    forward = count_flops(config, batch, length, backward=False)
+    assert cost.forward_flops() * batch * length == forward.get_total_flops()
+    training = count_flops(config, batch, length, backward=True)
+    assert cost.training_flops() * batch * length == training.get_total_flops()
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_parameter_counts(model):
+    published, keys = PUBLISHED[model]
+    config = resolve_architecture({"vocab_size": 128256, **keys})
+    assert config.d_ff == PUBLISHED_D_FF.get(model, config.d_ff)
+    assert model_cost(config).n_params == published
+    assert sum(parameter.numel() for parameter in on_meta(config).parameters()) == published
+
+
+def test_the_causal_convention_counts_half_of_the_scores():
+    """The two products with the scores are the manual backend's only batched ones."""
+    config = resolve_architecture(TINY)
+    cost = model_cost(config, 16)
+    counted = count_flops(config, 3, 16, backward=False).get_flop_counts()["Global"]
+    scores = counted[torch.ops.aten.bmm]
+    assert scores > 0
+    assert (cost.forward_flops("full") - cost.forward_flops("causal")) * 3 * 16 == scores // 2
+    assert cost.training_flops("causal") == 3 * cost.forward_flops("causal")
+    with pytest.raises(ValueError, match="convention"):
+        cost.forward_flops("half")
+
+
+def test_flops_of_a_llama_are_palms_formula():
+    """Chowdhery et al. 2022, PaLM, appendix B: 6N + 12LHQT a token. N: the parameters of matrix products, the head's
+    among them; a norm's weights and the look-up take part in none."""
+    config = resolve_architecture({"arch_preset": "llama", "n_embd": 384, "n_head": 6, "vocab_size": 1000})
+    cost = model_cost(config, 512)
+    n = cost.n_params - cost.parameters["embedding"] - cost.parameters["norms"]
+    assert cost.training_flops() == 6 * n + 12 * config.n_layer * config.n_head * config.head_dim * 512
+
+
+def test_flops_of_gpt2_are_nanogpts_estimate_less_its_norms():
+    """nanoGPT's N is all parameters but the positions': the tied embedding stands for the head, and the weights of
+    norms, which are in no matrix product, are the whole difference."""
+    config = resolve_architecture({"vocab_size": 50304})
+    cost = model_cost(config)
+    n = cost.n_params - cost.parameters["position"]
+    nanogpt = 6 * n + 12 * config.n_layer * config.n_head * config.head_dim * config.block_size
+    assert cost.training_flops() == nanogpt - 6 * 25 * 768
+
+
+def test_attention_ffn_ratio():
+    """Without biases, GPT-2's attention has 4 D^2 weights to the FFN's 8 D^2; the scores add 4 T D to 16 D^2 FLOPs."""
+    cost = model_cost(resolve_architecture({"vocab_size": 65, "n_embd": 768, "n_head": 12}), 1024)
+    assert cost.attention_ffn_ratio == pytest.approx((8 * 768 + 4 * 1024) / (16 * 768), rel=1e-12)
+
+
+def test_a_vocabulary_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match="vocab_size"):
+        model_cost(resolve_architecture({}))
+
+
+# The registry
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_every_component_has_the_parameters_that_its_cost_says(kind, name):
+    config = resolve_architecture(TINY | {"bias": True})
+    cost = component_cost(kind, name, config, 16)
+    if kind == "attention_backend":  # a function
+        assert cost.parameters == 0
+        return
+    with torch.device("meta"):
+        module = component(kind, name)(config)
+    assert cost.parameters == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_every_component_takes_the_flops_that_its_cost_says(kind, name):
+    """In a model, which is otherwise the plainest: all but this one component are counted elsewhere too.
+
+    Without grouped queries: the CPU's fused kernel is then called with as many keys as queries.
+    """
+    chosen = {kind: name} if kind in ModelArchitectureConfig.__dataclass_fields__ else {}
+    config = resolve_architecture(TINY | {"num_key_value_heads": None} | chosen)
+    for backward in (False, True) if config.attention_backend == "manual" else (False,):
+        flops = count_flops(config, 2, 16, backward).get_total_flops()
+        cost = model_cost(config)
+        assert (cost.training_flops() if backward else cost.forward_flops()) * 2 * 16 == flops
+
+
+def test_every_cost_has_a_component():
+    assert {kind: set(costs) for kind, costs in component_costs._COSTS.items()} == {
+        kind: set(names) for kind, names in registered().items()
+    }
+
+
+def test_the_walk_meets_every_kind_that_a_configuration_chooses():
+    kinds = {"normalization", "activation", "position_encoding", "attention_backend", "ffn_type", "mixer"}
+    assert kinds <= set(registered())
+
+
+USERS_COMPONENTS = """
+import torch
+from flops_parameter_counting.component_costs import ComponentCost, linear
+from model_components import register
+
+n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31
+attention_backend = "manual"
+normalization = "scaled_norm_of_a_test"
+ffn_type = "one_matrix_of_a_test"
+
+
+@register(
+    "normalization", "scaled_norm_of_a_test", cost=lambda config, length: ComponentCost(parameters=config.n_embd + 1)
+)
+class ScaledNorm(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.norm = torch.nn.RMSNorm(config.n_embd)
+        self.scale = torch.nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self):
+        self.scale.data.fill_(1.5)
+
+    def forward(self, x):
+        return self.scale * self.norm(x)
+
+
+@register("ffn_type", "one_matrix_of_a_test", cost=lambda config, length: linear(config.n_embd, config.n_embd, True))
+class OneMatrix(torch.nn.Linear):
+    def __init__(self, config):
+        super().__init__(config.n_embd, config.n_embd)
+"""
+
+
+def test_a_users_own_components_are_planned_built_and_counted(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(USERS_COMPONENTS)
+    configuration = load([str(file)])
+    plan = plan_run(configuration, None)
+    model = build_model(configuration.model, seed=0)
+    assert model.blocks[1].ffn_norm.scale.item() == 1.5
+    by_hand = 31 * 12 + 8 * 12 + 2 * (4 * 12 * 12) + 2 * (12 * 12 + 12) + 5 * 13
+    assert plan.cost.n_params == sum(p.numel() for p in model.parameters()) == by_hand
+    counted = count_flops(configuration.model, 2, 8, backward=True).get_total_flops()
+    assert plan.flops_per_token["full"] * 2 * 8 == counted
+
+
+def test_a_component_without_a_cost_is_refused_by_the_plan(monkeypatch):
+    monkeypatch.setitem(model_components._REGISTRY, "activation", dict(model_components._REGISTRY["activation"]))
+    register("activation", "uncounted")(lambda config: torch.nn.Tanh())
+    with pytest.raises(UserError, match="activation='uncounted' is none of: gelu"):
+        model_cost(resolve_architecture(TINY | {"activation": "uncounted"}))
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(UserError, match="registered already"):
+        register("activation", "gelu", cost=component_costs.nothing_counted)(lambda config: torch.nn.Tanh())

@@ -1,0 +1,490 @@
+"""The model that is built is the one that was asked for, and it does what its keys say."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configurator import load, with_vocabulary
+from model_builder import LanguageModel, build_model
+from model_components import registered
+from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
+from training.plan import plan_run
+
+TINY = {
+    "arch_preset": "custom",
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+    "d_ff": 24,
+    "block_size": 12,
+    "vocab_size": 53,
+}
+LINEAR_SCALING = {"rope_type": "linear", "factor": 4.0}
+
+
+def tiny(**keys) -> LanguageModel:
+    return build_model(resolve_architecture(TINY | keys), seed=0)
+
+
+def with_large_weights(model: LanguageModel, std: float = 0.3) -> LanguageModel:
+    """Far from the start, where every nonlinearity is felt."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += std * torch.randn(parameter.shape)
+    return model
+
+
+def random_tokens(batch: int = 2, length: int = 12, vocab_size: int = TINY["vocab_size"]) -> torch.Tensor:
+    return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+def loss_and_gradients(model: LanguageModel, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+# Every preset x every override, by train.py's own way from arguments to a module
+
+ACTIVATIONS = {
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "relu": lambda x: x * (x > 0),
+    "relu_squared": lambda x: x**2 * (x > 0),
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+}
+
+
+def observed_keys(model: LanguageModel) -> dict:
+    """The architecture keys, read off the module and its behaviour and never off its configuration."""
+    return _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model) | _observed_attention(model)
+
+
+def _observed_sizes(model: LanguageModel) -> dict:
+    linears = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    dropouts = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    block_size = next(n for n in itertools.count(1) if not _takes(model, n + 1))
+    return {
+        "n_layer": len(model.blocks),
+        "n_embd": model.embedding.embedding_dim,
+        "vocab_size": model(random_tokens(1, 1, 10)).shape[-1],
+        "block_size": block_size,
+        "bias": one_of({m.bias is not None for m in linears}),
+        "weight_tying": model.head_weight is model.embedding.weight,
+        "dropout": one_of(dropouts),
+    }
+
+
+def _takes(model: LanguageModel, length: int) -> bool:
+    try:
+        model(random_tokens(1, length, 10))
+    except ValueError:
+        return False
+    return True
+
+
+def _observed_norms(model: LanguageModel) -> dict:
+    norms = [norm for block in model.blocks for norm in (block.mixer_norm, block.ffn_norm)]
+    kinds = {
+        ("rmsnorm" if type(n) is torch.nn.RMSNorm else "layernorm" if n.bias is not None else "nobias") for n in norms
+    }
+    outputs = []
+    handle = model.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad():
+        model.eval()(random_tokens())
+    handle.remove()
+    normalized = torch.allclose(outputs[0].square().mean(-1), torch.ones(()), atol=0.1)
+    return {
+        "normalization": {"nobias": "layernorm_nobias"}.get(kind := one_of(kinds), kind),
+        "norm_eps": one_of({n.eps for n in norms}),
+        "norm_position": "post" if normalized else "pre",
+    }
+
+
+def _observed_ffn(model: LanguageModel) -> dict:
+    ffn = model.blocks[-1].ffn
+    x = torch.linspace(-4, 4, 101)
+    same = [name for name, formula in ACTIVATIONS.items() if torch.allclose(ffn.activation(x), formula(x), atol=1e-6)]
+    activation = one_of(set(same))
+    gated = {activation: ffn_type for ffn_type, activation in GATED_FFN_ACTIVATION.items()}
+    return {
+        "d_ff": ffn.down_proj.in_features,
+        "activation": activation,
+        "ffn_type": gated[activation] if hasattr(ffn, "gate_proj") else "standard",
+    }
+
+
+def _observed_attention(model: LanguageModel) -> dict:
+    """What the attention backend of every block is called with."""
+    calls, names = [], set()
+    for block in model.blocks:
+        attend = block.mixer.attend
+        names.add(attend.__name__)
+        block.mixer.attend = lambda q, k, v, bias, dropout, attend=attend: (
+            calls.append((q.shape[1], k.shape[1], v.shape[1], bias is not None, dropout)),
+            attend(q, k, v, bias, dropout),
+        )[1]
+    with torch.no_grad():
+        model.train()(random_tokens(1, 2, 10))
+    heads, key_heads, value_heads, has_score_bias, dropout = one_of(set(calls))
+    assert key_heads == value_heads
+    assert dropout == model.dropout.p
+    observed = {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
+    rotation = model.position.rotation(3, torch.device("cpu"))
+    if rotation is not None:
+        return observed | {"position_encoding": "rope"} | _observed_rotation(rotation)
+    if has_score_bias:
+        return observed | {"position_encoding": "alibi"}
+    return observed | {"position_encoding": "learned_absolute" if list(model.position.parameters()) else "none"}
+
+
+def _observed_rotation(rotation: tuple[torch.Tensor, torch.Tensor]) -> dict:
+    """From the angles at position 1, which fall from 1/factor by theta^(-2/h) a pair."""
+    half = rotation[0].shape[-1] // 2 if rotation[0].shape[-1] == 8 else rotation[0].shape[-1]
+    angles = torch.atan2(rotation[1][1], rotation[0][1])[:half]
+    factor = 1 / angles[0].item()
+    theta = (angles[0] / angles[1]).item() ** (TINY["n_embd"] / TINY["n_head"] / 2)
+    scaling = None if abs(factor - 1) < 1e-4 else LINEAR_SCALING | {"factor": round(factor, 3)}
+    return {"rope_theta": float(f"{theta:.3g}"), "rope_scaling": scaling}
+
+
+def one_of(values: set):
+    assert len(values) == 1, values
+    return next(iter(values))
+
+
+# Every architecture key: a value that no preset has at these sizes, and what must be given with it.
+OVERRIDES = {
+    "n_layer": (3, {}),
+    "n_head": (2, {}),
+    "n_embd": (48, {}),
+    "num_key_value_heads": (2, {}),
+    "d_ff": (100, {}),
+    "ffn_expansion_ratio": (16.0, {"d_ff": None}),
+    "ffn_multiple_of": (72, {"d_ff": None}),
+    "block_size": (9, {}),
+    "vocab_size": (65, {}),
+    "normalization": (("layernorm", "layernorm_nobias", "rmsnorm"), {}),
+    "norm_eps": (1e-3, {}),
+    "norm_position": ("post", {}),
+    "activation": (tuple(ACTIVATIONS), {"ffn_type": "standard"}),
+    "ffn_type": (("standard", "swiglu", "geglu"), {}),
+    "position_encoding": (("learned_absolute", "rope", "alibi", "none"), {}),
+    "rope_theta": (1230.0, {"position_encoding": "rope"}),
+    "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
+    "attention_backend": ("manual", {}),
+    "bias": ((True, False), {}),
+    "weight_tying": ((True, False), {}),
+    "dropout": (0.25, {}),
+}
+CASES = [
+    (preset, key, value)
+    for preset in PRESETS
+    for key, (values, _) in OVERRIDES.items()
+    for value in (values if isinstance(values, tuple) else (values,))
+]
+
+
+def test_every_architecture_key_is_overridden():
+    keys = {field.name for field in dataclasses.fields(resolve_architecture({}))}
+    assert set(OVERRIDES) == keys - {"arch_preset"}
+
+
+@pytest.mark.parametrize(("preset", "key", "value"), CASES)
+def test_an_override_reaches_the_module(preset, key, value):
+    given = {k: v for k, v in TINY.items() if k != "d_ff"} | OVERRIDES[key][1] | {"arch_preset": preset, key: value}
+    configuration = load([f"--{k}={v}" for k, v in given.items()])
+    plan = plan_run(configuration, None)
+    run = configuration.run
+    model = build_model(configuration.model, "cpu", run.seed, run.activation_checkpointing)
+
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan.cost.n_params
+    observed = observed_keys(model)
+    if key == "ffn_expansion_ratio":
+        assert observed["d_ff"] == 16 * 32  # a multiple of 256 as well
+    elif key == "ffn_multiple_of":
+        assert observed["d_ff"] % 72 == 0
+    else:
+        assert observed[key] == value
+    in_force = dataclasses.asdict(configuration.model)
+    assert observed == {k: in_force[k] for k in observed}
+
+
+def test_the_datasets_vocabulary_reaches_the_module():
+    configuration = with_vocabulary(load(["--n_layer=1", "--n_embd=24", "--block_size=8"]), 97)
+    assert plan_run(configuration, None).cost.parameters["embedding"] == 97 * 24
+    assert build_model(configuration.model).embedding.num_embeddings == 97
+
+
+# nanoGPT's own configurations, in its format
+
+TRAIN_GPT2 = """
+wandb_log = False
+batch_size = 12
+block_size = 1024
+gradient_accumulation_steps = 5 * 8
+max_iters = 600000
+lr_decay_iters = 600000
+weight_decay = 1e-1
+"""
+TRAIN_SHAKESPEARE_CHAR = """
+out_dir = 'out-shakespeare-char'
+dataset = 'shakespeare_char'
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "vocab_size", "printed"),
+    [(TRAIN_GPT2, 50257, "123.59M"), (TRAIN_SHAKESPEARE_CHAR, 65, "10.65M")],
+    ids=["train_gpt2", "train_shakespeare_char"],
+)
+def test_nanogpts_configs_give_nanogpts_parameter_counts(config, vocab_size, printed, tmp_path):
+    """`printed` is what nanoGPT prints at its start: all parameters but the positions'."""
+    file = tmp_path / "train_nanogpt.py"
+    file.write_text(config)
+    configuration = with_vocabulary(load([str(file)]), vocab_size)
+    model = configuration.model
+    rows = -(-vocab_size // 64) * 64 if vocab_size == 50257 else vocab_size  # nanoGPT pads GPT-2's vocabulary
+    width, layers = model.n_embd, model.n_layer
+    without_positions = rows * width + layers * (12 * width**2 + 2 * width) + width
+    cost = plan_run(configuration, None).cost
+    assert cost.n_params - cost.parameters["position"] == without_positions
+    assert f"{without_positions / 1e6:.2f}M" == printed
+    with torch.device("meta"):
+        built = LanguageModel(model)
+    assert sum(p.numel() for p in built.parameters()) == without_positions + model.block_size * width
+
+
+# Every combination
+
+
+FFNS = [{"activation": name} for name in registered()["activation"] if name in ACTIVATIONS]
+FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name in GATED_FFN_ACTIVATION]
+
+
+@pytest.mark.parametrize("ffn", FFNS, ids=lambda ffn: next(iter(ffn.values())))
+@pytest.mark.parametrize("position", registered()["position_encoding"])
+def test_every_combination_trains_and_the_backends_agree(position, ffn):
+    """In float32, with all values of the order of one: 1e-5 absolute and relative is about a hundred roundings."""
+    norms = [name for name in registered()["normalization"] if "norm" in name]
+    rest = itertools.product(norms, ("pre", "post"), (4, 2, 1), (True, False), (True, False))
+    tokens = random_tokens()
+    for normalization, norm_position, kv_heads, bias, tying in rest:
+        keys = {
+            "position_encoding": position,
+            "normalization": normalization,
+            "norm_position": norm_position,
+            "num_key_value_heads": kv_heads,
+            "bias": bias,
+            "weight_tying": tying,
+            **ffn,
+        }
+        models = [with_large_weights(tiny(**keys, attention_backend=name)) for name in ("sdpa", "manual")]
+        loss, gradients = loss_and_gradients(models[0], tokens)
+        expected_loss, expected = loss_and_gradients(models[1], tokens)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients.items():
+            assert torch.isfinite(gradient).all(), (keys, name)
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5, msg=lambda m: f"{keys}: {m}")
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("backend", ["sdpa", "manual"])
+@pytest.mark.parametrize("position", registered()["position_encoding"])
+def test_a_later_token_never_changes_earlier_logits(position, backend, kv_heads):
+    model = tiny(position_encoding=position, attention_backend=backend, num_key_value_heads=kv_heads)
+    with_large_weights(model).eval()
+    tokens = random_tokens()
+    with torch.no_grad():
+        logits = model(tokens)
+        for changed in range(tokens.shape[1]):
+            other = tokens.clone()
+            other[:, changed] = (other[:, changed] + 1) % TINY["vocab_size"]
+            difference = (model(other) - logits).abs().amax(dim=(0, 2))  # (T,)
+            assert (difference[:changed] == 0).all()
+            assert (difference[changed:] > 1e-6).all()  # every later one hears of it
+
+
+@pytest.mark.parametrize("position", ["learned_absolute", "rope", "alibi", "none"])
+def test_only_a_model_without_positions_takes_its_past_as_a_bag(position):
+    model = with_large_weights(tiny(position_encoding=position, n_layer=1)).eval()
+    tokens = random_tokens()
+    reversed_past = torch.cat((tokens[:, :-1].flip(1), tokens[:, -1:]), dim=1)
+    with torch.no_grad():
+        same = torch.allclose(model.next_token_logits(tokens), model.next_token_logits(reversed_past), atol=1e-4)
+    assert same == (position == "none")
+
+
+# forward
+
+
+def test_with_targets_forward_gives_the_mean_cross_entropy_of_its_logits():
+    model, tokens = with_large_weights(tiny()), random_tokens()
+    logits = model(tokens[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(model(tokens[:, :-1], tokens[:, 1:]), expected)
+    torch.testing.assert_close(model.next_token_logits(tokens[:, :-1]), logits[:, -1])
+
+
+def test_a_sequence_beyond_the_block_size_is_refused():
+    with pytest.raises(ValueError, match="13 tokens are more than the block size 12"):
+        tiny()(random_tokens(1, 13))
+
+
+def test_a_shorter_sequence_gives_the_same_logits():
+    for position in registered()["position_encoding"]:
+        model, tokens = with_large_weights(tiny(position_encoding=position)).eval(), random_tokens()
+        with torch.no_grad():
+            torch.testing.assert_close(model(tokens[:, :5]), model(tokens)[:, :5])
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "manual"])
+def test_dropout_acts_in_training_only(backend):
+    tokens = random_tokens()
+    model, plain = (with_large_weights(tiny(dropout=p, attention_backend=backend)) for p in (0.5, 0.0))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(tokens), plain(tokens))
+        model.train()
+        torch.manual_seed(3)
+        first, second = model(tokens), model(tokens)
+        torch.manual_seed(3)
+        assert torch.equal(model(tokens), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_is_in_four_places(monkeypatch):
+    """After the embedding, and in each block on attention weights, attention and FFN."""
+    places = []
+    dropout = F.dropout
+
+    def recording(x, p=0.5, training=True, inplace=False):
+        places.append((tuple(x.shape), p, training))
+        return dropout(x, p, training, inplace)
+
+    monkeypatch.setattr(F, "dropout", recording)
+    tiny(dropout=0.25, attention_backend="manual")(random_tokens())
+    stream, weights = ((2, 12, 32), 0.25, True), ((2, 4, 12, 12), 0.25, True)
+    assert places == [stream] + 2 * [weights, stream, stream]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "manual"])
+def test_attention_dropout_drops_weights_and_rescales_the_rest(backend):
+    """With one-hot values the output shows the weights: 0, or the undropped one over 1 - p."""
+    from model_components import component
+
+    torch.manual_seed(0)
+    length, p = 16, 0.25
+    q, k = torch.randn(2, 8, length, length), torch.randn(2, 8, length, length)
+    v = torch.eye(length).expand(2, 8, length, length)
+    attend = component("attention_backend", backend)
+    weights, dropped = attend(q, k, v, None, 0.0), attend(q, k, v, None, p)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], weights[kept] / (1 - p))
+    past = weights > 0  # 2 x 8 x 136 weights
+    share, n = kept[past].float().mean().item(), int(past.sum())
+    assert abs(share - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+# Activation checkpointing
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "keys", [{}, {"position_encoding": "rope", "num_key_value_heads": 2}, {"position_encoding": "alibi"}]
+)
+def test_checkpointing_changes_no_bit(keys, dropout, dtype):
+    config = resolve_architecture(TINY | keys | {"dropout": dropout})
+    results = []
+    for checkpointing in (False, True):
+        model = with_large_weights(build_model(config, seed=0, activation_checkpointing=checkpointing))
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(random_tokens(), random_tokens())
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters()], kept_elements(model)))
+    (loss, gradients, kept), (other_loss, other_gradients, other_kept) = results
+    assert torch.equal(loss, other_loss)
+    assert all(map(torch.equal, gradients, other_gradients))
+    assert other_kept < kept / 2
+
+
+def kept_elements(model: LanguageModel) -> int:
+    """Elements that autograd keeps of one forward pass for the backward pass."""
+    total = 0
+
+    def pack(tensor):
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.hidden(random_tokens())
+    return total
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("ffn_type", ["standard", "swiglu"])
+def test_initialisation_is_gpt2s(ffn_type):
+    """Normal with standard deviation 0.02, and 0.02 / sqrt(2 n_layer) for the two projections into the residual
+    stream; within five standard errors of the estimates."""
+    model = tiny(n_layer=8, n_embd=128, d_ff=192, ffn_type=ffn_type, bias=True, weight_tying=False, block_size=100)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == (1 if "norm" in name and "weight" in name else 0)).all(), name
+            continue
+        std = 0.02 / math.sqrt(2 * 8) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+        n = parameter.numel()
+        assert abs(parameter.mean()) < 5 * std / math.sqrt(n), name
+        assert abs(parameter.std() / std - 1) < 5 / math.sqrt(2 * n), name
+        within = (parameter.abs() < std).float().mean()  # a normal's share within one standard deviation
+        assert abs(within - 0.6827) < 5 * math.sqrt(0.6827 * 0.3173 / n), name
+
+
+def test_weights_depend_on_the_seed_alone():
+    config = resolve_architecture(TINY)
+    first = build_model(config, seed=7).state_dict()
+    torch.rand(5)
+    second, other = build_model(config, seed=7).state_dict(), build_model(config, seed=8).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+    backends = build_model(dataclasses.replace(config, attention_backend="manual", dropout=0.1), seed=7).state_dict()
+    assert all(torch.equal(first[name], backends[name]) for name in first)
+
+
+def test_the_first_loss_is_that_of_a_guess():
+    for preset in PRESETS:
+        model = tiny(arch_preset=preset, d_ff=None)
+        with torch.no_grad():
+            loss = model(random_tokens(16), random_tokens(16).roll(1, 1))
+        assert loss.item() == pytest.approx(math.log(TINY["vocab_size"]), abs=0.05), preset
+
+
+def test_a_tied_head_is_the_embedding():
+    tied, untied = tiny(weight_tying=True), tiny(weight_tying=False)
+    assert tied.head_weight is tied.embedding.weight
+    assert set(untied.state_dict()) - set(tied.state_dict()) == {"lm_head.weight"}
+    untied.load_state_dict(tied.state_dict() | {"lm_head.weight": tied.embedding.weight})
+    _, gradients = loss_and_gradients(tied, random_tokens())
+    _, apart = loss_and_gradients(untied, random_tokens())
+    both_uses = apart["embedding.weight"] + apart["lm_head.weight"]
+    torch.testing.assert_close(gradients["embedding.weight"], both_uses)

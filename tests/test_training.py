@@ -1,0 +1,229 @@
+"""What a run does, seen from outside: its end, its batch, its faults, its log."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from ranks import on_ranks
+from safetensors.torch import load_file
+
+from configurator import load
+from model_builder import build_model
+from training.checkpoint import Training
+from training.dataset import open_dataset
+from training.evaluation import evaluate
+from training.loader import WindowLoader
+from training.optimizer import build_optimizer
+from training.parallel import parallelize
+from training.run_folder import Progress
+from training.step import take_step
+
+
+def records(run: Path, kind: str) -> list[dict]:
+    every = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in every if record["type"] == kind]
+
+
+def test_the_model_learns(train, tmp_path):
+    done = train("--max_iters=100", "--eval_interval=50", "--log_interval=10")
+    assert done.returncode == 0, done.stderr
+    first, *_, last = [record["val_loss"] for record in records(tmp_path / "run", "eval")]
+    assert first == pytest.approx(math.log(256), rel=0.1) and last < 2.3
+
+
+@pytest.mark.parametrize(
+    ("key", "steps"),
+    # 256 tokens a step
+    [("--max_iters=3", 3), ("--max_tokens=1000", 4), ("--max_tokens=1024", 4), ("--max_tokens=1025", 5)],
+)
+def test_a_run_ends_at_the_first_limit(train, tmp_path, key, steps):
+    assert train(key).returncode == 0
+    (summary,) = records(tmp_path / "run", "summary")
+    assert summary["step"] == steps and summary["tokens"] == 256 * steps
+
+
+def test_a_run_ends_at_max_flops(train, tmp_path):
+    assert train("--max_iters=2").returncode == 0
+    per_step = records(tmp_path / "run", "summary")[0]["flops"]["full"] / 2
+    assert train(f"--max_flops={2.5 * per_step}", "--out_dir=other").returncode == 0
+    assert records(tmp_path / "other", "summary")[0]["flops"]["full"] == 3 * per_step
+
+
+NAN_FROM_THE_FIFTH_CALL = '''
+import torch
+from flops_parameter_counting.component_costs import ComponentCost
+from model_components import register
+
+@register("activation", "breaks", cost=lambda config, length: ComponentCost())
+class Breaks(torch.nn.Module):
+    """GELU that gives NaN for a while in training."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        broken = self.training and {first} <= self.calls < {last}
+        return x * float("nan") if broken else torch.nn.functional.gelu(x)
+
+activation = "breaks"
+'''
+
+
+def test_a_step_without_finite_gradients_never_reaches_the_weights(train, tmp_path):
+    config = tmp_path / "breaks.py"
+    config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=13))  # steps 5 and 6, of two micro-batches
+    done = train(str(config), "--checkpoint_interval=1", "--keep_last=20")
+    assert done.returncode == 0, done.stderr
+    assert [r["step"] for r in records(tmp_path / "run", "iter") if r["skipped"]] == [5, 6]
+    (summary,) = records(tmp_path / "run", "summary")
+    assert summary["skipped_steps"] == 2 and summary["step"] == 12
+    before, after, next_ = [
+        load_file(tmp_path / f"run/checkpoints/step_{step:08d}/{part}.safetensors")
+        for step in (4, 6, 7)
+        for part in ("model",)
+    ]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not all(torch.equal(before[name], next_[name]) for name in before)
+    assert all(value.isfinite().all() for value in next_.values())
+
+
+def test_too_many_skipped_steps_stop_the_run_with_a_whole_checkpoint(train, tmp_path):
+    config = tmp_path / "breaks.py"
+    config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=1000))
+    done = train(str(config), "--max_skipped_steps=3", "--max_iters=50")
+    assert done.returncode == 1 and "3 steps in a row had no finite gradient" in done.stdout
+    saved = load_file(tmp_path / "run/checkpoints/step_00000007/model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(train, tmp_path):
+    script = tmp_path / "full_disk.py"
+    script.write_text(
+        f"import errno, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train, training.checkpoint as checkpoint\n"
+        "original, calls = checkpoint.save_file, 0\n"
+        "def save_file(tensors, path):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    original(tensors, path)\n"
+        "    if calls == 4: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "checkpoint.save_file = save_file\n"
+        "train.main()\n"
+    )
+    done = train("--max_iters=10", script=script)
+    assert done.returncode == 0 and "no disk space for a checkpoint" in done.stdout
+    assert [event["step"] for event in records(tmp_path / "run", "event")] == [8]
+    assert [event["step"] for event in records(tmp_path / "run", "checkpoint")] == [4, 10]
+
+
+def test_best_last_and_every_nth_checkpoint_are_kept(train, tmp_path):
+    keys = ["--max_iters=20", "--eval_interval=2", "--keep_every=8", "--keep_last=2", "--learning_rate=0.1"]
+    assert train(*keys).returncode == 0
+    steps = {int(folder.name[5:]) for folder in (tmp_path / "run/checkpoints").iterdir()}
+    best = records(tmp_path / "run", "summary")[0]["best_step"]
+    assert steps == {8, 16, 18, 20, best}
+
+
+def test_only_improvements_are_saved_if_asked(train, tmp_path):
+    assert (
+        train("--max_iters=30", "--eval_interval=3", "--always_save_checkpoint=False", "--learning_rate=0.3").returncode
+        == 0
+    )
+    evals = records(tmp_path / "run", "eval")
+    improved = [record["step"] for record in evals if record["best"] and record["step"]]
+    saved = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
+    assert len(improved) < len(evals) - 1, "a learning rate this high should have made some evaluation worse"
+    assert saved == sorted({*improved, 30})
+
+
+def test_gradient_statistics_by_layer(train, tmp_path):
+    assert train("--gradient_stats_interval=4", "--log_interval=3").returncode == 0
+    with_stats = {r["step"]: r for r in records(tmp_path / "run", "iter") if "gradients" in r}
+    assert set(with_stats) == {4, 8, 12}
+    for record in with_stats.values():
+        layers = record["gradients"]
+        assert set(layers) == {"embedding", "position", "blocks.0", "blocks.1", "final_norm"}
+        whole = math.sqrt(sum(layer["norm"] ** 2 for layer in layers.values()))
+        assert whole == pytest.approx(record["grad_norm"], rel=1e-5)
+
+
+def test_the_log_states_true_sums(train, tmp_path):
+    """Tokens, FLOPs, MFU and bits per byte follow from the run's own numbers by other routes."""
+    assert train("--log_interval=1").returncode == 0
+    (run,) = records(tmp_path / "run", "run")
+    bytes_per_token = {name: s["bytes"] / s["tokens"] for name, s in run["dataset"]["splits"].items()}
+    # 6 FLOPs for each weight of a matrix product, and 12 S D for the scores of each layer (PaLM, appendix B)
+    matrices = sum(
+        count for part, count in run["parameters"]["by_part"].items() if part in ("attention", "ffn", "embedding")
+    )
+    per_token = 6 * matrices + 12 * 2 * 32 * 32
+    assert run["flops_per_token"]["full"] == per_token
+    assert run["flops_per_token"]["causal"] == per_token - 6 * 2 * 32 * 32
+    for record in records(tmp_path / "run", "iter"):
+        assert record["tokens"] == 256 * record["step"]
+        assert record["flops"]["full"] == record["tokens"] * per_token
+        assert record["bits_per_byte"] == pytest.approx(record["loss"] / math.log(2) / bytes_per_token["train"])
+        if record["mfu"] is not None:
+            assert record["tokens_per_second"] == pytest.approx(256 / (record["step_ms"] / 1000))
+            peak = run["hardware"]["peak_flops_per_second_per_device"]
+            assert record["mfu"]["full"] == pytest.approx(per_token * record["tokens_per_second"] / peak)
+    assert records(tmp_path / "run", "iter")[0]["mfu"] is None, "the first step loads kernels"
+
+
+def small_training(seed: int = 0, accumulation: int = 4) -> tuple[Training, object]:
+    configuration = load(
+        "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2 "
+        f"--gradient_accumulation_steps={accumulation}".split()
+    )
+    model = build_model(configuration.model, seed=seed)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Training(model, build_optimizer(model.parameters(), configuration.run), scaler, Progress()), configuration
+
+
+def _evaluated(ranks, folder: Path) -> float | None:
+    training, _ = small_training()
+    loader = WindowLoader(open_dataset(folder), "val", 16, seed=0)
+    return evaluate(training.model, loader, 7, 3, ranks, torch.device("cpu"), "float32", lambda: False)
+
+
+def test_the_evaluation_is_the_same_for_any_number_of_ranks(data_dir):
+    (alone,) = on_ranks(1, _evaluated, data_dir / "tiny")
+    for size in (2, 4):
+        assert on_ranks(size, _evaluated, data_dir / "tiny") == [alone] * size
+
+
+def _buckets_of_a_step(ranks) -> list[int]:
+    """The gradient buckets that travel in one step of two micro-batches a rank."""
+    training, configuration = small_training()
+    model = parallelize(training.model, ranks, torch.device("cpu"))
+    travelled = []
+
+    def count(state, bucket):
+        travelled.append(bucket.index())
+        return (
+            torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / 2)
+        )
+
+    model.register_comm_hook(None, count)
+    tokens = torch.randint(0, 256, (2, 16))
+    take_step(
+        training,
+        model,
+        iter([(tokens, tokens)] * 2),
+        configuration.run,
+        1e-3,
+        ranks,
+        torch.device("cpu"),
+        "float32",
+        False,
+    )
+    return travelled
+
+
+def test_gradients_travel_once_a_step_however_many_micro_batches():
+    assert on_ranks(2, _buckets_of_a_step) == [[0], [0]]  # so small a model has one bucket
