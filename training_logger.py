@@ -38,6 +38,7 @@ class Machine:
     world_size: int
     dtype: str
     compile: bool
+    compile_reason: str
     peak: Peak
 
     @property
@@ -71,10 +72,12 @@ class TrainingLogger:
         """The `run` record; and for a resumed run the event that says so."""
         if not self.writes:
             return
+        self.say(machine_lines(self.machine) + "\n")
         self._bar.update(progress.step)
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
         if resumed_from is not None:
             self.event("resume", progress, checkpoint=resumed_from.name, changed=changed)
+            self.say(f"resumed at step {progress.step:,} from {resumed_from}" + "".join(f"; {key}" for key in changed))
 
     def step(self, progress: Progress, result: StepResult, learning_rate: float, seconds: float, clean: bool) -> None:
         """After every step; a line appears every log_interval, for a skipped step, and with gradient statistics."""
@@ -202,6 +205,17 @@ class TrainingLogger:
             sink.log({f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}, step)
 
 
+def machine_lines(machine: Machine) -> str:
+    """What the run computes on and how."""
+    unit, scale = _flops_unit(machine.peak_flops_per_second)
+    return (
+        f"Device: {machine.device_name}, {machine.world_size} rank{'s' * (machine.world_size > 1)}   "
+        f"Compute dtype: {machine.dtype}\n"
+        f"Peak: {machine.peak_flops_per_second / scale:,.1f} {unit} of all ranks ({machine.peak.source})\n"
+        f"Compile: {'yes' if machine.compile else 'no'} ({machine.compile_reason})"
+    )
+
+
 def iteration_lines(record: dict[str, Any]) -> str:
     """The two console lines of an `iter` record."""
     memory, achieved = record["memory"], record["model_flops_per_second"]
@@ -265,6 +279,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         },
         "dtype": machine.dtype,
         "compile": machine.compile,
+        "compile_reason": machine.compile_reason,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "git": git_state(),
     }
@@ -392,4 +407,4 @@ def _gigabytes(count: int | None) -> str:
 
 
 def _flops_unit(flops_per_second: float) -> tuple[str, float]:
-    return ("TFLOP/s", 1e12) if flops_per_second >= 1e12 else ("GFLOP/s", 1e9)
+    return ("TFLOP/s", 1e12) if flops_per_second >= 1e13 else ("GFLOP/s", 1e9)

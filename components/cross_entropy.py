@@ -1,5 +1,7 @@
 """The LM head and its loss in one step, a few rows at a time, so that the logits never exist as a whole."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
@@ -30,18 +32,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad)
         ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.rows = len(targets)
         return loss
 
     @staticmethod
-    def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
-        gradients = [None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors]
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale = loss_grad / ctx.rows
+        gradients = [None if grad is None else grad.mul_(scale.to(grad.dtype)) for grad in ctx.saved_tensors]
         return *gradients, None
 
 
 def _accumulate(
     hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
 ) -> Tensor:
-    """The mean loss; the gradients are written into the given buffers."""
+    """The mean loss; the gradients of the sum are written into the given buffers.
+
+    Of the sum: those of a mean over many rows are too small for float16, and no gradient scaler has seen them yet.
+    """
     rows_per_chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     loss = torch.zeros((), device=hidden.device)
     for start in range(0, len(targets), rows_per_chunk):
@@ -54,7 +61,7 @@ def _accumulate(
             continue
         probabilities = logits.sub_(log_normalizer).exp_()
         minus_one = torch.full_like(target, -1, dtype=probabilities.dtype)
-        logits_grad = probabilities.scatter_add_(-1, target, minus_one).div_(len(targets)).to(weight.dtype)
+        logits_grad = probabilities.scatter_add_(-1, target, minus_one).to(weight.dtype)
         if hidden_grad is not None:
             hidden_grad[rows] = logits_grad @ weight
         if weight_grad is not None:

@@ -34,7 +34,7 @@ SMALL = """
 --dataset=tiny --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --gradient_accumulation_steps=2
 --max_iters=12 --eval_interval=4 --eval_iters=4 --warmup_iters=2 --learning_rate=1e-2 --min_lr=1e-3 --log_interval=1
 --device=cpu --dtype=float32
-""".split()  # noqa: SIM905
+""".split()
 
 
 @pytest.fixture

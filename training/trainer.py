@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ import torch
 import configurator
 from configurator import Configuration
 from model_builder import build_model
+from run_config import RunConfig
 from training.checkpoint import Training, load_checkpoint, save_checkpoint
 from training.dataset import Dataset
-from training.device import choose_device, choose_dtype, device_name, device_peak
+from training.device import Peak, choose_device, choose_dtype, device_name, device_peak
 from training.evaluation import WINDOW_SEED, evaluate
 from training.interrupts import StopRequest
 from training.loader import Batch, WindowLoader, prefetch
@@ -66,14 +69,24 @@ def describe_machine(
     peak = device_peak(device, dtype)
     first_ranks = from_first_rank(torch.tensor(peak.flops_per_second, device=device), ranks)
     peak = dataclasses.replace(peak, flops_per_second=first_ranks.item())
+    compiles, why = decide_compile(run, plan, ranks, device, peak)
+    if saved and run.compile == "auto":
+        compiles, why = saved.compile, "as before the checkpoint"
+    return Machine(device, device_name(device), ranks.size, dtype, compiles, why, peak)
+
+
+def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.device, peak: Peak) -> tuple[bool, str]:
+    """Whether to compile the blocks, and why. `auto` weighs the run's length against a cold compilation."""
     if run.compile != "auto":
-        compiles = bool(run.compile)
-    elif saved:
-        compiles = saved.compile
-    else:
-        at_a_third_of_peak = plan.flops("full") / (ranks.size * peak.flops_per_second / 3)
-        compiles = device.type == "cuda" and at_a_third_of_peak > WORTH_COMPILING_SECONDS
-    return Machine(device, device_name(device), ranks.size, dtype, compiles, peak)
+        return bool(run.compile), "as configured"
+    if device.type == "mps":
+        return False, "auto: not tried on mps"
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return False, "auto: no C++ compiler (g++ or $CXX) here"
+    seconds = 3 * plan.flops("full") / (ranks.size * peak.flops_per_second)  # at a third of the peak
+    worth_it = seconds > WORTH_COMPILING_SECONDS
+    comparison = "more" if worth_it else "not more"
+    return worth_it, f"auto: training takes roughly {seconds:,.0f} s, {comparison} than {WORTH_COMPILING_SECONDS}"
 
 
 class Trainer:
