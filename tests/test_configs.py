@@ -1,0 +1,40 @@
+"""Every shipped config: its arithmetic is right, it plans at full size, and a small version of it trains."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from configurator import load, with_vocabulary
+from training.plan import plan_run
+
+CONFIGS = sorted((ROOT / "config").glob("*.py"))
+TINY = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --vocab_size=None --d_ff=None".split()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_small_overrides_train(train, tmp_path, config):
+    kv = ["--num_key_value_heads=1"] if "num_key_value_heads" in config.read_text() else []
+    done = train(str(config), *TINY, *kv, "--max_iters=2", "--lr_decay_iters=2", "--warmup_iters=0")
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 2 of 2" in done.stdout
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem.startswith("arch_")], ids=lambda p: p.stem)
+def test_the_parameter_count_in_the_comment_is_the_models(config):
+    """Near 124M at full size; the comment's last figure is the total."""
+    stated = re.findall(r"= ([\d.]+)M$", config.read_text(), flags=re.MULTILINE)[-1]
+    plan = plan_run(with_vocabulary(load([str(config)]), 50257), None)
+    assert float(stated) == pytest.approx(plan.cost.n_params / 1e6, abs=0.051)
+    assert plan.cost.n_params == pytest.approx(124e6, rel=0.03)
+    assert 19 < plan.tokens / plan.cost.n_params < 21, "trained for about 20 tokens a parameter"
+
+
+def test_train_gpt2_is_nanogpts():
+    """123.59M without positions, as nanoGPT reports it, and half a million tokens a step."""
+    plan = plan_run(with_vocabulary(load([str(ROOT / "config/train_gpt2.py")]), 50257), None)
+    assert plan.cost.n_params - plan.cost.parameters["position"] == 123_587_328
+    assert plan.tokens_per_step == 491_520
+    # nanoGPT estimates 6 N + 12 L H Q T with N without positions, which holds exactly but for the norms
+    n = plan.cost.n_params - plan.cost.parameters["position"] - plan.cost.parameters["norms"]
+    assert plan.flops_per_token["full"] == 6 * n + 12 * 12 * 768 * 1024
