@@ -1,5 +1,5 @@
 # Llama 2's architecture: RoPE, RMSNorm, SwiGLU, no biases, a head of its own, which takes half of so small a model.
-# Parameters: 12 x (4 x 640^2 + 3 x 640 x 1,792) = 61.0M in the blocks + 2 x 50,304 x 640 = 64.4M = 125.4M
+# Parameters: 12 x (4 x 640^2 + 3 x 640 x 1,792) = 60.95M in the blocks + 2 x 50,304 x 640 = 64.39M = 125.34M
 
 arch_preset = 'llama'
 n_layer = 12

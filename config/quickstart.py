@@ -3,14 +3,14 @@
 dataset = "python_stdlib"
 arch_preset = "team"  # RoPE, RMSNorm, SwiGLU, pre-norm
 n_layer = 4
-n_head = 4
+n_head = 3
 n_embd = 192
 block_size = 256
 
 # 1 x 16 x 256 = 4,096 tokens a step
 gradient_accumulation_steps = 1
 batch_size = 16
-max_iters = 600
+max_iters = 500
 
 learning_rate = 2e-3
 min_lr = 2e-4

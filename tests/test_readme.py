@@ -1,0 +1,81 @@
+"""The README's first hour is run as it stands, only shorter; its config file and its links too."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+
+README = (ROOT / "README.md").read_text()
+SHORTER = {
+    "train.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
+    "sample.py": "--max_new_tokens=5",
+}
+
+
+def first_hour() -> list[str]:
+    return [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
+
+
+def shortened(command: str) -> str:
+    """The same command on fewer steps of a smaller model; the resumed run goes on for two more."""
+    for script, keys in SHORTER.items():
+        if script in command:
+            command = re.sub(r"--(max_iters|max_new_tokens)=\S+", "", command) + f" {keys}"
+    return command.replace("--max_iters=3", "--max_iters=5") if "--init_from=auto" in command else command
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The repository's code in a folder of its own, where runs and data may be written."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in ROOT.iterdir():
+        if path.name not in ("data", "out") and not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    prepare = [
+        sys.executable,
+        str(ROOT / "data/python_stdlib/prepare.py"),
+        "--out_dir",
+        str(folder / "data/python_stdlib"),
+    ]
+    subprocess.run(prepare, check=True, capture_output=True, env=environment())
+    return folder
+
+
+def run(command: str, folder) -> subprocess.CompletedProcess:
+    env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if "train.py" in command:
+        command += f" --data_dir={folder / 'data'} --device=cpu"
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_the_first_hour(checkout):
+    commands = [command for command in first_hour() if not command.startswith("source ")]
+    assert len(commands) >= 8 and any("torchrun" in command for command in commands)
+    for command in commands:
+        done = run(shortened(command), checkout)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (checkout / "out/rope-alibi.png").stat().st_size > 10_000
+
+
+def test_the_config_file_with_a_component_of_its_own(checkout):
+    (config,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (checkout / "sine.py").write_text(config)
+    done = run("python train.py sine.py --max_iters=2 --eval_iters=1 --warmup_iters=0", checkout)
+    assert done.returncode == 0 and "finished at step 2" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("document", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_index_names_every_document():
+    index = (ROOT / "docs/README.md").read_text()
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(
+        re.findall(r"\]\((\w+\.md)\)", index)
+    )
