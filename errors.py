@@ -14,7 +14,7 @@ class UserError(Exception):
 def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
-    Under torchrun every rank meets the same mistake; only rank 0 reports it.
+    Under torchrun every rank meets the same mistake; only the first of each machine reports it.
     """
 
     @functools.wraps(command)
@@ -22,7 +22,7 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
         try:
             code = command()
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from configurator import Configuration, differences, from_dict, load, with_vocab
 from errors import UserError, exit_cleanly
 from training.dataset import DATA_FOLDER, Dataset, open_dataset
 from training.interrupts import StopRequest
-from training.plan import check_ranks, plan_run
+from training.plan import RunPlan, check_ranks, plan_run
 from training.ranks import Ranks, ranks_from_environment
 from training.report import plan_notes, startup_report
 from training.run_folder import RunFolder, read_state
@@ -36,11 +36,11 @@ def main() -> int:
     if configuration.run.dry_run or dataset is None:
         return 0
 
-    stop = StopRequest()
+    stop = StopRequest(announce=ranks.is_first)
     folder = RunFolder(configuration.run_dir)
     with folder.hold() if ranks.is_first else contextlib.nullcontext():
         checkpoint = where_to_start(configuration, folder, ranks)
-        if checkpoint is not None and read_state(checkpoint)["progress"]["step"] >= plan.length:
+        if checkpoint is not None and is_finished(checkpoint, configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
@@ -79,6 +79,11 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     if differing := differences(comparable, configuration.model):
         raise UserError(f"{checkpoint} is of another architecture: {', '.join(differing)}; choose another --out_dir")
     return checkpoint
+
+
+def is_finished(checkpoint: Path, configuration: Configuration, plan: RunPlan) -> bool:
+    """Whether a resumed run would have nothing to do."""
+    return not configuration.run.eval_only and read_state(checkpoint)["progress"]["step"] >= plan.length
 
 
 if __name__ == "__main__":

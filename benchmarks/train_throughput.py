@@ -31,7 +31,7 @@ from training.device import choose_device, choose_dtype, device_name, device_pea
 from training.loader import Batch
 from training.optimizer import build_optimizer
 from training.plan import plan_run
-from training.ranks import Ranks
+from training.ranks import ALONE
 from training.run_folder import Progress
 from training.step import take_step
 
@@ -39,7 +39,6 @@ CHARACTER_MODEL = (
     "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=65 --batch_size=12 "
     "--gradient_accumulation_steps=1 --learning_rate=1e-3 --beta2=0.99"
 ).split()
-ALONE = Ranks(0, 0, 1)
 
 Step = Callable[[Batch], float]  # trains on one batch and returns its loss
 
@@ -186,7 +185,7 @@ def main() -> None:
     configuration = load(rest if any(word.endswith(".py") for word in rest) else merge(CHARACTER_MODEL, rest))
     if configuration.model.vocab_size is None:
         raise UserError("give --vocab_size: the benchmark reads no dataset")
-    device = choose_device(configuration.run.device, 0, 1)
+    device = choose_device(configuration.run.device, ALONE)
     torch.set_float32_matmul_precision("high" if configuration.run.tf32 else "highest")
     contestants = choose_contestants(configuration, device, arguments.nanogpt)
     compare(contestants, random_batches(configuration, device, arguments.steps + 3), device)

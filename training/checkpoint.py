@@ -25,12 +25,16 @@ class Training:
     progress: Progress
 
 
-def save_checkpoint(folder: RunFolder, training: Training, config: dict[str, Any]) -> Path | None:
-    """Write a checkpoint of this step. Returns None, with the earlier ones untouched, when the disk is full."""
+def save_checkpoint(folder: RunFolder, training: Training, config: dict[str, Any], data: dict[str, str]) -> Path | None:
+    """Write a checkpoint of this step. Returns None, with the earlier ones untouched, when the disk is full.
+
+    `config` and `data` (the checksums of what is trained on) are kept to compare a resumed run with.
+    """
     step = training.progress.step
     state = {
         "progress": dataclasses.asdict(training.progress),
         "config": config,
+        "data": data,
         "scaler": training.scaler.state_dict(),
     }
     try:

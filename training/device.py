@@ -11,36 +11,36 @@ import torch
 
 from errors import UserError
 from flops_parameter_counting.devices import find_device
+from training.ranks import Ranks
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def choose_device(wanted: str, local_rank: int, world_size: int) -> torch.device:
+def choose_device(wanted: str, ranks: Ranks) -> torch.device:
     """The device of this process. Raises UserError for one that this machine does not have."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        if wanted == "cpu" and torch.backends.mps.is_available() and world_size == 1:
+        if wanted == "cpu" and torch.backends.mps.is_available() and ranks.size == 1:
             wanted = "mps"
     device = torch.device(wanted)
     if device.type == "cuda":
-        return _choose_gpu(device, local_rank, world_size)
+        return _choose_gpu(device, ranks)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device='mps' needs an Apple GPU and a PyTorch built for it; --device=cpu runs anywhere")
-    if device.type == "mps" and world_size > 1:
+    if device.type == "mps" and ranks.size > 1:
         raise UserError("device='mps' takes one process; torchrun with several needs --device=cpu")
     return device
 
 
-def _choose_gpu(device: torch.device, local_rank: int, world_size: int) -> torch.device:
+def _choose_gpu(device: torch.device, ranks: Ranks) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("device='cuda' needs an NVIDIA GPU that PyTorch sees; --device=cpu runs anywhere")
-    index = device.index
-    if index is None:
-        index = local_rank
-    elif world_size > 1:
-        raise UserError(f"device='cuda:{index}' is for one process; under torchrun take --device=cuda")
-    if index >= torch.cuda.device_count():
-        raise UserError(f"GPU {index} is wanted, but this machine has {torch.cuda.device_count()}")
+    if device.index is not None and ranks.size > 1:
+        raise UserError(f"device='cuda:{device.index}' is for one process; under torchrun take --device=cuda")
+    index = ranks.local_rank if device.index is None else device.index
+    wanted, present = max(index + 1, ranks.local_size), torch.cuda.device_count()
+    if wanted > present:  # every rank of the machine finds the same, so that the first one says it
+        raise UserError(f"{wanted} GPUs are wanted here, but PyTorch sees {present}; start fewer processes")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -13,6 +13,7 @@ class Ranks:
     rank: int
     local_rank: int
     size: int
+    local_size: int = 1  # ranks of this machine
 
     @property
     def is_first(self) -> bool:
@@ -25,12 +26,13 @@ class Ranks:
         return items[start : start + each + (self.rank < extra)]
 
 
+ALONE = Ranks(rank=0, local_rank=0, size=1)
+
+
 def ranks_from_environment() -> Ranks:
     """As torchrun tells them; a plain process is the first of one. Raises UserError for a broken environment."""
+    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     try:
-        values = [
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-        ]
+        return Ranks(*(int(os.environ.get(name, default)) for name, default in names.items()))
     except ValueError:
-        raise UserError("RANK, LOCAL_RANK and WORLD_SIZE must be numbers, as torchrun sets them") from None
-    return Ranks(*values)
+        raise UserError(f"{', '.join(names)} must be numbers, as torchrun sets them") from None

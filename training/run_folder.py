@@ -119,7 +119,7 @@ class RunFolder:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint: `progress`, `config`, and the gradient scaler's state. Raises UserError."""
+    """`state.json` of a checkpoint: `progress`, `config`, `data` and the gradient scaler's state. Raises UserError."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
         Progress(**state["progress"])

@@ -50,7 +50,7 @@ def train(
     checkpoint could not be written.
     """
     run = configuration.run
-    device = choose_device(run.device, ranks.local_rank, ranks.size)
+    device = choose_device(run.device, ranks)
     torch.set_float32_matmul_precision("high" if run.tf32 else "highest")
     with process_group(ranks, device, run.backend):
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
@@ -67,8 +67,9 @@ def describe_machine(
     run = configuration.run
     dtype = saved.dtype if saved and run.dtype == "auto" else choose_dtype(run.dtype, device)
     peak = device_peak(device, dtype)
-    first_ranks = from_first_rank(torch.tensor(peak.flops_per_second, device=device), ranks)
-    peak = dataclasses.replace(peak, flops_per_second=first_ranks.item())
+    if ranks.size > 1:  # a measured peak differs a little between ranks, the log has one
+        first = from_first_rank(torch.tensor(peak.flops_per_second, dtype=torch.float64, device=device), ranks)
+        peak = dataclasses.replace(peak, flops_per_second=first.item())
     compiles, why = decide_compile(run, plan, ranks, device, peak)
     if saved and run.compile == "auto":
         compiles, why = saved.compile, "as before the checkpoint"
@@ -107,6 +108,7 @@ class Trainer:
         block_size = configuration.model.block_size
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
+        self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
         model = build_model(configuration.model, self.device, self.run.seed, self.run.activation_checkpointing)
         scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == "float16")
         progress = Progress(compile=machine.compile, dtype=machine.dtype)
@@ -128,7 +130,9 @@ class Trainer:
         """Load the checkpoint, if there is one, and open the log."""
         changed: list[str] = []
         if checkpoint is not None:
-            changed = changed_keys(read_state(checkpoint)["config"], configurator.as_dict(self.configuration))
+            state = read_state(checkpoint)
+            changed = changed_keys(state["config"], configurator.as_dict(self.configuration))
+            changed += changed_keys(state["data"], self.data)
             load_checkpoint(checkpoint, self.training, self.device)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
             self.saved_step = self.progress.step
@@ -216,7 +220,7 @@ class Trainer:
         if not self.ranks.is_first:
             return True
         started = time.perf_counter()
-        path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration))
+        path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration), self.data)
         if path is not None:
             self.saved_step = self.progress.step
             best_step = self.progress.best_step if self.run.keep_best else None
