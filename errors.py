@@ -1,10 +1,12 @@
 """The one kind of error that a user can cause, and how every command reports it."""
 
+import argparse
 import difflib
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -34,6 +36,17 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
         sys.exit(code)
 
     return run
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with every key spelled out, and mistakes as a UserError."""
+
+    def __init__(self, description: str | None, **options: Any):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

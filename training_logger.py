@@ -94,10 +94,10 @@ class TrainingLogger:
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": self._flops(progress),
-            "loss": _finite(result.loss),
-            "bits_per_byte": _finite(self.plan.bits_per_byte(result.loss, "train")),
+            "loss": result.loss,
+            "bits_per_byte": self.plan.bits_per_byte(result.loss, "train"),
             "learning_rate": learning_rate,
-            "grad_norm": _finite(result.grad_norm),
+            "grad_norm": result.grad_norm,
             "skipped": result.skipped,
             **self.throughput(self._since_record),
             "train_seconds": progress.train_seconds,
@@ -119,8 +119,8 @@ class TrainingLogger:
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": self._flops(progress),
-            "val_loss": _finite(val_loss),
-            "val_bits_per_byte": _finite(bits),
+            "val_loss": val_loss,
+            "val_bits_per_byte": bits,
             "best": progress.best_step == progress.step,
             "train_seconds": progress.train_seconds,
             "seconds": seconds,
@@ -159,7 +159,7 @@ class TrainingLogger:
             "best_step": progress.best_step,
             "best_val_loss": best,
             "best_val_bits_per_byte": None if best is None else self.plan.bits_per_byte(best, "val"),
-            "last_val_loss": _finite(val_loss),
+            "last_val_loss": val_loss,
             "skipped_steps": progress.skipped_steps,
             **self.throughput(self._whole),
             "memory": memory_in_use(self.machine.device),
@@ -311,7 +311,7 @@ class _JsonLines:
 
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "time": round(time.time(), 3), **fields}
-        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+        line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n"
         text = line if self._at_line_start else "\n" + line
         content = text.encode()
         try:
@@ -389,9 +389,11 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """The same with null for every NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,7 +8,6 @@ are timed one by one and the contestants take turns, so that a machine whose spe
 Without a config the shape is nanoGPT's character model: 6 layers x 384, batch 12 x 256, vocabulary 65.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import statistics
@@ -24,7 +23,7 @@ import torch
 from torch import nn
 
 from configurator import Configuration, load
-from errors import UserError, exit_cleanly
+from errors import ArgumentParser, UserError, exit_cleanly
 from model_builder import build_model
 from training.checkpoint import Training
 from training.device import choose_device, choose_dtype, device_name, device_peak, synchronize
@@ -176,9 +175,7 @@ def report(configuration: Configuration, device: torch.device, contestants: list
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to compare with")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each contestant")
     arguments, rest = parser.parse_known_args()

@@ -141,6 +141,14 @@ def test_only_improvements_are_saved_if_asked(train, tmp_path):
     assert saved == sorted({*improved, 30})
 
 
+def test_a_skipped_step_with_gradient_statistics_is_logged_with_nulls(train, tmp_path):
+    config = tmp_path / "breaks.py"
+    config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=13))
+    assert train(str(config), "--gradient_stats_interval=5").returncode == 0
+    (record,) = [r for r in records(tmp_path / "run", "iter") if r["step"] == 5]
+    assert record["skipped"] and record["loss"] is None and record["gradients"]["blocks.0"]["norm"] is None
+
+
 def test_gradient_statistics_by_layer(train, tmp_path):
     assert train("--gradient_stats_interval=4", "--log_interval=3").returncode == 0
     with_stats = {r["step"]: r for r in records(tmp_path / "run", "iter") if "gradients" in r}

@@ -139,4 +139,5 @@ def memory_in_use(device: torch.device) -> dict[str, int | None]:
     resident = None
     if sys.platform == "linux":
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        peak = max(peak, resident)  # the kernel keeps the two in counters of its own
     return {"allocated": resident, "reserved": None, "peak": peak}

@@ -14,9 +14,10 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from errors import UserError
 
@@ -76,10 +77,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir") from None
+            if not _lock(lock):
+                raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
             for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
                 shutil.rmtree(leftover)
             yield
@@ -116,6 +115,20 @@ class RunFolder:
         doomed = folder.with_name(f".deleting_{folder.name}")  # half deleted, it must not look whole
         folder.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def _lock(file: IO[str], patience: float = 0.2) -> bool:
+    """Whether the file could be locked. A tool that looks whether a run is alive holds it for an instant."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -120,6 +120,7 @@ class Trainer:
         self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
         self.saved_step: int | None = None
+        self.tried_to_save: int | None = None  # the step; a full disk is not asked twice
         self.clock = time.perf_counter()
 
     @property
@@ -219,7 +220,7 @@ class Trainer:
         """Write a checkpoint and delete those that nothing keeps; False if the disk is full."""
         if not self.ranks.is_first:
             return True
-        started = time.perf_counter()
+        started, self.tried_to_save = time.perf_counter(), self.progress.step
         path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration), self.data)
         if path is not None:
             self.saved_step = self.progress.step
@@ -237,7 +238,9 @@ class Trainer:
 
     def end(self, reason: str, code: int) -> int:
         """Save what is not saved yet, write the summary, and say what happened."""
-        saved = self.run.eval_only or self.saved_step == self.progress.step or self.save()
+        step, saved = self.progress.step, True
+        if not self.run.eval_only and self.saved_step != step:
+            saved = self.tried_to_save != step and self.save()
         self.logger.finish(self.progress, reason)
         return code or (0 if saved else 1)
 

@@ -1,0 +1,273 @@
+"""Text from a run's checkpoint.
+
+python sample.py out/quickstart --prompt "def main(" --temperature 0.8 --top_k 200
+python sample.py --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_samples=3
+"""
+
+import argparse
+import codecs
+import io
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import configurator
+from errors import ArgumentParser, UserError, exit_cleanly
+from model_builder import LanguageModel, build_model
+from run_config import RunConfig, check_run
+from training.checkpoint import load_model
+from training.dataset import DATA_FOLDER, open_dataset
+from training.device import choose_device
+from training.ranks import ALONE
+from training.run_folder import RunFolder, read_state
+from training.tokenizers import Tokenizer, tokenizer_from_meta
+
+
+@exit_cleanly
+def main() -> None:
+    arguments = parse_arguments()
+    device = choose_device(arguments.device, ALONE)
+    checkpoint, which = find_checkpoint(run_folder(arguments), arguments.checkpoint)
+    tokenizer = find_tokenizer(checkpoint)
+    start = starting_tokens(tokenizer, arguments.prompt)
+    if arguments.config is not None:
+        configurator.load([arguments.config])
+    model = load(checkpoint, device)
+    print(f"{checkpoint} ({which}), {model.config.name}, on {device.type}", file=sys.stderr)
+
+    how = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    for number in range(arguments.num_samples):
+        if number:
+            print("-" * 20)
+        tokens = generate(model, start, tokenizer, how, arguments.max_new_tokens, generator)
+        pieces = decode_stream(tokenizer, start, tokens)
+        if arguments.no_stream:
+            pieces = iter(["".join(pieces)])
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    positive = number(int, lambda value: value >= 1, "a whole number, at least 1")
+    share = number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+    temperature = number(float, lambda value: 0 <= value < math.inf, "a number, at least 0")
+    seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
+    option = parser.add_argument
+    option("run", nargs="?", type=Path, help="the run's folder, such as out/quickstart")
+    option("--out_dir", type=Path, metavar="RUN", help="the same, as nanoGPT spells it")
+    option("--prompt", "--start", metavar="TEXT", help="to continue, or FILE:path; without it a new document begins")
+    option("--max_new_tokens", type=positive, default=500, metavar="N", help="unless the document ends before (500)")
+    option("--temperature", type=temperature, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
+    option("--top_k", type=positive, default=200, metavar="K", help="only the K likeliest tokens (200)")
+    option("--top_p", type=share, default=1.0, metavar="P", help="only the likeliest that together have P (1: all)")
+    option("--seed", type=seed, default=1337, metavar="N", help="the same seed gives the same text (1337)")
+    option("--num_samples", type=positive, default=1, metavar="N", help="texts (1)")
+    option("--checkpoint", type=checkpoint_choice, metavar="C", help="best, last or a step (best; last if none is)")
+    option("--config", metavar="FILE", help="the run's config.py, if it registers components; it is executed")
+    option("--device", type=device_choice, default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
+    option("--no_stream", action="store_true", help="print each text when it is complete")
+    return parser.parse_args()
+
+
+def number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
+    """An argparse type: a number of one kind within bounds."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan  # which nothing accepts
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return value
+
+    return parse
+
+
+def checkpoint_choice(text: str) -> str | int:
+    if text not in ("best", "last") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is none of: best, last, the number of a step")
+    return int(text) if text.isdecimal() else text
+
+
+def device_choice(text: str) -> str:
+    check_run(RunConfig(device=text))  # the names are those of train.py's key
+    return text
+
+
+def run_folder(arguments: argparse.Namespace) -> RunFolder:
+    path = arguments.run if arguments.out_dir is None else arguments.out_dir
+    if path is None:
+        raise UserError("name a run's folder: python sample.py out/quickstart")
+    if arguments.run is not None and arguments.out_dir is not None:
+        raise UserError(f"two runs, {arguments.run} and {arguments.out_dir}: name one")
+    if not path.is_dir():
+        raise UserError(f"there is no run folder {path}")
+    return RunFolder(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the run left
+
+
+def find_checkpoint(folder: RunFolder, wanted: str | int | None) -> tuple[Path, str]:
+    """A checkpoint of the run, and in a word which one it is. Raises UserError when the run does not have it."""
+    last = folder.last_checkpoint()
+    if last is None:
+        raise UserError(f"{folder.path} has no checkpoint: train.py writes one at evaluations and at the run's end")
+    best = folder.best_checkpoint()
+    if wanted is None:
+        wanted = "last" if best is None else "best"
+    found = {"best": best, "last": last}.get(wanted) if isinstance(wanted, str) else folder.checkpoint_of(wanted)
+    if found is None:
+        steps = ", ".join(str(int(path.name.removeprefix("step_"))) for path in folder.checkpoints())
+        missing = "checkpoint with the lowest validation loss" if wanted == "best" else f"checkpoint of step {wanted}"
+        raise UserError(f"{folder.path} has no {missing}: choose --checkpoint=last, or a step of {steps}")
+    return found, wanted if isinstance(wanted, str) else "as chosen"
+
+
+def find_tokenizer(checkpoint: Path) -> Tokenizer:
+    """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
+    config = read_state(checkpoint)["config"]
+    data = Path(config["data_dir"]) if config.get("data_dir") is not None else DATA_FOLDER
+    dataset = open_dataset(data / config["dataset"], verify=False)
+    model = configurator.from_dict(config)
+    if model.vocab_size is not None and dataset.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{dataset.folder} is not what {checkpoint} was trained on: its vocabulary of {dataset.vocab_size} is "
+            f"larger than the model's {model.vocab_size}"
+        )
+    return tokenizer_from_meta(dataset.tokenizer)
+
+
+def load(checkpoint: Path, device: torch.device) -> LanguageModel:
+    """The checkpoint's model, ready to sample. Raises UserError for one that is damaged.
+
+    Nothing of the run's folder is executed, since it may be a stranger's: a run with components of its own needs its
+    config file named.
+    """
+    try:
+        model = build_model(configurator.from_dict(read_state(checkpoint)["config"]), device)
+    except UserError as error:
+        own = checkpoint.parent.parent / "config.py"
+        raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
+    load_model(checkpoint, model, device)
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; see `distribution`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+def starting_tokens(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
+    """The ids to continue: of the prompt (or of the file in FILE:path), else what a new document begins after."""
+    if prompt is not None and prompt.startswith("FILE:"):
+        prompt = read_prompt(Path(prompt.removeprefix("FILE:")))
+    if prompt:
+        return tokenizer.encode(prompt)
+    if tokenizer.end_of_document is not None:
+        return [tokenizer.end_of_document]
+    try:
+        return tokenizer.encode("\n")
+    except UserError:
+        raise UserError("this dataset has neither ends of documents nor newlines to start after: --prompt") from None
+
+
+def read_prompt(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the prompt {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read the prompt {path}: it is not UTF-8 text") from None
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    start: list[int],
+    tokenizer: Tokenizer,
+    how: Sampling,
+    max_new_tokens: int,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """New tokens one by one, until the document ends (that token is not yielded) or `max_new_tokens` are there.
+
+    The model sees at most the last block_size tokens. Ids that the tokenizer does not have, in a vocabulary that
+    was padded, are never chosen. The draws are made on the CPU, in float64.
+    """
+    device = next(model.parameters()).device
+    context = list(start)
+    for _ in range(max_new_tokens):
+        context = context[-model.config.block_size :]
+        logits = model.next_token_logits(torch.tensor([context], device=device))[0, : tokenizer.vocab_size]
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's output is not finite: its weights are damaged, or the run diverged")
+        token = draw(distribution(logits.cpu(), how), generator)
+        if token == tokenizer.end_of_document:
+            return
+        yield token
+        context.append(token)
+
+
+def distribution(logits: Tensor, how: Sampling) -> Tensor:
+    """Logits (V,) -> probabilities (V,) in float64, of which those that are not to be chosen are 0.
+
+    First the temperature divides the logits (0: all for the likeliest token). Of the result, the `top_k` likeliest
+    tokens stay; of these, the fewest likeliest whose probabilities reach `top_p` (nucleus sampling, Holtzman et al.
+    2020), at least one. Of equals, lower ids are likelier.
+    """
+    logits, order = torch.sort(logits.double(), descending=True, stable=True)
+    if how.temperature == 0:
+        kept = torch.ones(1, dtype=torch.float64)
+    else:
+        kept = torch.softmax((logits[: how.top_k] - logits[0]) / how.temperature, dim=0)
+        if how.top_p < 1:
+            before = kept.cumsum(0) - kept  # the probability of all likelier tokens
+            kept = kept[before < how.top_p]
+    probabilities = torch.zeros(len(logits), dtype=torch.float64)
+    probabilities[order[: len(kept)]] = kept / kept.sum()
+    return probabilities
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """An index into probabilities (V,), at random by them."""
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def decode_stream(tokenizer: Tokenizer, start: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """The text of the start and then of each token; a character that spans tokens comes when it is complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    prompt = [token for token in start if token != tokenizer.end_of_document]
+    yield decoder.decode(tokenizer.decode_bytes(prompt))
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)
+
+
+if __name__ == "__main__":
+    main()
