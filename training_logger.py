@@ -73,7 +73,7 @@ class TrainingLogger:
         if not self.writes:
             return
         self.say(machine_lines(self.machine) + "\n")
-        self._bar.update(progress.step)
+        self._bar.initial = self._bar.n = progress.step  # what is left is foretold from this process's steps
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
         if resumed_from is not None:
             self.event("resume", progress, checkpoint=resumed_from.name, changed=changed)

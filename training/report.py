@@ -4,13 +4,20 @@ import dataclasses
 import textwrap
 
 from configurator import Configuration
+from errors import UserError
+from flops_parameter_counting.memory import training_memory
 from flops_parameter_counting.model_cost import CONVENTIONS
 from training.plan import RunPlan
 
 
 def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str]) -> str:
     """Several paragraphs for the console."""
-    paragraphs = [_architecture(configuration, plan), _length(configuration, plan), _keys(configuration)]
+    paragraphs = [
+        _architecture(configuration, plan),
+        _length(configuration, plan),
+        _memory(configuration),
+        _keys(configuration),
+    ]
     paragraphs += [f"note: {note}" for note in notes]
     return "\n\n".join(paragraphs)
 
@@ -61,6 +68,23 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
     else:
         epoch = plan.windows["train"] / run.sequences_per_step
         lines.append(f"Steps per epoch:       {epoch:,.1f}   Epochs: {plan.length / epoch:.2f}")
+    return "\n".join(lines)
+
+
+def _memory(configuration: Configuration) -> str:
+    run = configuration.run
+    dtypes = ["float32", "bfloat16"] if run.dtype == "auto" else [run.dtype]
+    try:
+        memory = {
+            dtype: training_memory(configuration.model, run.batch_size, dtype, run.activation_checkpointing)
+            for dtype in dtypes
+        }
+    except UserError as error:
+        return f"Memory estimate:       not known: {error}"
+    which = "   ".join(f"{sum(parts.values()) / 1e9:.2f} GB in {dtype}" for dtype, parts in memory.items())
+    lines = [f"Memory estimate:       {which}   (of each process, without PyTorch itself)"]
+    for part in memory[dtypes[0]]:
+        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.3f} GB" for parts in memory.values()))
     return "\n".join(lines)
 
 
