@@ -1,0 +1,204 @@
+"""From a candidate to a config file that train.py runs unchanged.
+
+Tokens become whole steps, rounded down: the figures in the file's comments are those of the run as it will be, and
+its startup report shows the same.
+"""
+
+import dataclasses
+import math
+import os
+import textwrap
+from pathlib import Path
+
+from errors import UserError
+from flops_parameter_counting.grid_search import Candidate, Search
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.scaling_laws import RuleValue, count_parameters
+from model_config import ModelArchitectureConfig
+
+BYTES_VOCABULARY, GPT2_VOCABULARY = 256, 50257
+MICRO_BATCH_TOKENS = 16_384
+FEW_TOKENS = 65_536  # a step with fewer has a noisy second moment, which a longer average steadies
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSizes:
+    """A candidate's tokens as whole steps, and the peak learning rate."""
+
+    gradient_accumulation_steps: int
+    batch_size: int
+    block_size: int
+    max_iters: int
+    learning_rate: float
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.gradient_accumulation_steps * self.batch_size * self.block_size
+
+    @property
+    def tokens(self) -> int:
+        return self.max_iters * self.tokens_per_step
+
+    @property
+    def warmup_iters(self) -> int:
+        return min(2000, self.max_iters // 20)
+
+
+def run_sizes(candidate: Candidate, search: Search, rules: list[RuleValue]) -> RunSizes:
+    """The batch is the geometric mean of what the rules say, in a power of two sequences. The learning rate is the
+    lowest: too high a rate costs more than too low a one, and far below the models that the rules were fitted on,
+    where they part, the lowest trains best (1e13 FLOPs on python_stdlib: 1.25 nats at 0.0075, and 1.45 at 0.026, the
+    rules' mean)."""
+    length = search.space.sequence_length
+    available = int(candidate.tokens) // length  # sequences
+    if available < 1:
+        raise UserError(f"{candidate.tokens:.4g} tokens are less than one sequence of {length}: raise the budget")
+    wanted = 2 ** max(0, round(math.log2(geometric_mean([rule.batch_tokens for rule in rules]) / length)))
+    sequences = min(wanted, 2 ** int(math.log2(available)))
+    batch_size = max(1, min(sequences, MICRO_BATCH_TOKENS // length))
+    batch_size = 2 ** int(math.log2(batch_size))  # divides the sequences
+    return RunSizes(
+        gradient_accumulation_steps=sequences // batch_size,
+        batch_size=batch_size,
+        block_size=length,
+        max_iters=available // sequences,
+        learning_rate=float(f"{min(rule.learning_rate for rule in rules):.2g}"),
+    )
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def choose_dataset(vocab_size: int) -> str:
+    """Bytes are the embedded dataset's, 50,257 tokens and more OpenWebText's. Raises UserError for others."""
+    if vocab_size == BYTES_VOCABULARY:
+        return "python_stdlib"
+    if vocab_size >= GPT2_VOCABULARY:
+        return "openwebtext"
+    raise UserError(f"no dataset with a vocabulary of {vocab_size:,} is known: name it with --dataset")
+
+
+def config_text(candidate: Candidate, search: Search, rules: list[RuleValue], dataset: str, command: str) -> str:
+    """The config file. `command` is what made it."""
+    sizes, model = run_sizes(candidate, search, rules), candidate.config(search.space)
+    paragraphs = [
+        _purpose(sizes, model, search, command),
+        _architecture(model),
+        _data(dataset, model),
+        _steps(sizes, search, model, rules),
+        _learning_rate(sizes, rules),
+        _intervals(sizes),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, command: str) -> str:
+    cost, law = model_cost(model), search.law
+    per_token, n = cost.training_flops(), count_parameters(cost, law.N)
+    predicted = law.loss(n, sizes.tokens, search.unique_tokens)
+    parts = " + ".join(f"{count:,} {part}" for part, count in cost.parameters.items() if count)
+    flops = sizes.tokens * per_token
+    lines = [
+        f"{model.name}: what a budget of {search.budget:.4g} FLOPs buys. Made by",
+        f"  {command}",
+        f"Parameters: {parts} = {cost.n_params:,}",
+        f"FLOPs per token: {per_token:,} (training, full attention, with logits)",
+        f"FLOPs of the run: {sizes.tokens:,} tokens x {per_token:,} = {flops:.4e},",
+        f"  {_of_budget(flops, search)}",
+        f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
+        f"  ({law.name}: {law.source})",
+    ]
+    lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
+    if predicted > math.log(search.space.vocab_size):
+        lines.append("  above ln(vocab_size), which a model has that knows nothing: a ranking, not a loss")
+    return "\n".join(_comment(line) for line in lines)
+
+
+def _comment(line: str) -> str:
+    """In lines that ruff leaves alone; what is continued is indented."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    wrapped = textwrap.wrap(line, 117, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f"# {part}" for part in wrapped)
+
+
+def _of_budget(flops: int, search: Search) -> str:
+    share = f"{100 * flops / search.budget:.2f} % of the budget"
+    if search.is_published:
+        return f"{share}: the published formula counts otherwise"
+    later = " (inference takes its part)" if search.inference_tokens else ""
+    return f"{share}: steps are whole{later}"
+
+
+def _architecture(model: ModelArchitectureConfig) -> str:
+    lines = [
+        f'arch_preset = "{model.arch_preset}"',
+        f"n_layer = {model.n_layer}",
+        f"n_head = {model.n_head}  # of {model.head_dim}",
+        f"num_key_value_heads = {model.kv_heads}",
+        f"n_embd = {model.n_embd}",
+        f"d_ff = {model.d_ff}",
+        f"weight_tying = {model.weight_tying}",
+    ]
+    return "\n".join(lines)
+
+
+def _data(dataset: str, model: ModelArchitectureConfig) -> str:
+    return f'dataset = "{dataset}"  # python data/{dataset}/prepare.py\nvocab_size = {model.vocab_size}'
+
+
+def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rules: list[RuleValue]) -> str:
+    low, high = min(rule.batch_tokens for rule in rules), max(rule.batch_tokens for rule in rules)
+    lines = [
+        f"# {sizes.gradient_accumulation_steps} x {sizes.batch_size} x {sizes.block_size:,} = "
+        f"{sizes.tokens_per_step:,} tokens a step; published rules say {low:,.0f} to {high:,.0f}.",
+        "# If memory is short: half the batch_size and twice the gradient_accumulation_steps are the same step.",
+        f"gradient_accumulation_steps = {sizes.gradient_accumulation_steps}",
+        f"batch_size = {sizes.batch_size}",
+        f"block_size = {sizes.block_size}",
+        "",
+        f"# {sizes.max_iters:,} steps x {sizes.tokens_per_step:,} = {sizes.tokens:,} tokens, "
+        f"{sizes.tokens / model_cost(model).n_params:.2f} a parameter",
+        f"max_iters = {sizes.max_iters}",
+    ]
+    return "\n".join(lines)
+
+
+def _learning_rate(sizes: RunSizes, rules: list[RuleValue]) -> str:
+    said = ", ".join(f"{rule.name} {rule.learning_rate:.2g}" for rule in rules)
+    lines = [
+        f"# The lowest of {said}",
+        f"learning_rate = {sizes.learning_rate!r}",
+        f"min_lr = {sizes.learning_rate / 10:.2g}  # a tenth",
+        'lr_schedule = "cosine"',
+        f"warmup_iters = {sizes.warmup_iters}",
+    ]
+    if sizes.tokens_per_step < FEW_TOKENS:
+        lines.append("beta2 = 0.99  # a step has few tokens")
+    return "\n".join(lines)
+
+
+def _intervals(sizes: RunSizes) -> str:
+    tenth, hundredth = max(1, sizes.max_iters // 10), max(1, sizes.max_iters // 100)
+    return f"eval_interval = {tenth}\neval_iters = 20\nlog_interval = {hundredth}"
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Raises UserError for a config file that cannot be written, or that exists."""
+    if path.suffix != ".py":
+        raise UserError(f"--emit={path}: a config file is a Python file, *.py")
+    if not path.parent.is_dir():
+        raise UserError(f"--emit={path}: there is no folder {path.parent}")
+    if path.exists() and not force:
+        raise UserError(f"--emit={path}: the file exists; --force overwrites it")
+
+
+def write_config(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

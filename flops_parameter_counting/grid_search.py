@@ -1,0 +1,538 @@
+"""From a compute budget to the best (architecture, tokens): every architecture of a space, its cost, a law's loss.
+
+The costs are those of `model_cost`, which is plain arithmetic: a `Grid` holds int64 arrays where a configuration holds
+integers, so that one formula serves one model and millions. By default D is solved from the budget for every
+architecture; `flops_formula="published"` tries the published grid of D instead (published_formula.py).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from errors import UserError, did_you_mean
+from flops_parameter_counting import published_formula
+from flops_parameter_counting.model_cost import ModelCost, model_cost
+from flops_parameter_counting.scaling_laws import Law, count_parameters
+from model_config import ModelArchitectureConfig, resolve_architecture
+
+ARCHITECTURES = ("llama3", "gpt2")  # presets that a space can be made of
+FLOPS_FORMULAS = ("exact", "published")
+CHINCHILLA_RATIO = (0.5, 1.5)  # of D / (20 N)
+SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what the architectures of a space differ in
+MOST_SIZES = 1_000_000  # of one kind
+KEPT = 10_000  # the best candidates that a bootstrap compares
+CHUNK = 1 << 17  # candidates evaluated at a time: small enough for a processor's cache, large enough for numpy
+SHOWS_PROGRESS = 1 << 22  # candidates: one to two seconds
+
+
+class Grid(ModelArchitectureConfig):
+    """A configuration whose n_layer, n_head, n_embd, num_key_value_heads and d_ff are int64 arrays (architectures,)."""
+
+    n_layer: Any
+    n_head: Any
+    n_embd: Any
+    num_key_value_heads: Any
+    d_ff: Any
+
+    @property
+    def kv_heads(self) -> Any:
+        return self.num_key_value_heads
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The space
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """Every combination of these sizes whose heads come out whole.
+
+    `kv_heads` None is multi-head attention. d_ff is int(ffn_expansion_ratio x n_embd).
+    """
+
+    arch: str
+    vocab_size: int
+    sequence_length: int
+    hidden_sizes: Sequence[int]
+    layers: Sequence[int]
+    head_dims: Sequence[int]
+    kv_heads: Sequence[int] | None
+    ffn_expansion_ratio: float
+    weight_tying: bool
+
+    def __post_init__(self) -> None:
+        _check_arch(self.arch)
+        for name in ("hidden_sizes", "layers", "head_dims", "kv_heads"):
+            sizes = getattr(self, name)
+            if sizes is not None and (not 0 < len(sizes) <= MOST_SIZES or min(sizes) < 1):
+                raise UserError(f"{name} must hold 1 to {MOST_SIZES:,} sizes, each 1 or more")
+        if self._bound_on_flops() >= 2**62:
+            raise UserError("the space's largest model is beyond 64-bit arithmetic: take smaller sizes")
+        odd = [size for size in self.head_dims if size % 2]
+        if odd and self.template.position_encoding == "rope":
+            raise UserError(f"head_dims: RoPE rotates pairs, so {odd[0]} cannot be a head dimension; take even ones")
+
+    def _bound_on_flops(self) -> float:
+        """FLOPs per token that no model of the space exceeds, whichever formula counts them."""
+        width, heads = max(self.hidden_sizes), max(self.hidden_sizes) // min(self.head_dims) + 1
+        block = width * (8 * width + 6 * self.ffn_expansion_ratio * width + (4 + 2 * heads) * self.sequence_length)
+        return 3 * (max(self.layers) * block + 2 * self.vocab_size * width)
+
+    @functools.cached_property
+    def template(self) -> ModelArchitectureConfig:
+        """What all architectures of the space share; its sizes mean nothing."""
+        return resolve_architecture(
+            {
+                "arch_preset": self.arch,
+                "vocab_size": self.vocab_size,
+                "block_size": self.sequence_length,
+                "weight_tying": self.weight_tying,
+            }
+        )
+
+    def d_ff(self, n_embd: Any) -> Any:
+        """int(ratio x width), with a small addition that keeps 8/3 x 96 at 256."""
+        return np.maximum(1, np.floor(self.ffn_expansion_ratio * n_embd + 1e-9).astype(np.int64))
+
+    @functools.cached_property
+    def shapes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(n_embd, n_head, key and value heads) of every valid combination, each (shapes,), the widest last."""
+        widths, head_dims = (np.array(sorted(set(sizes)), np.int64) for sizes in (self.hidden_sizes, self.head_dims))
+        kv_heads = np.array(sorted(set(self.kv_heads or [0])), np.int64)
+        axes = np.meshgrid(widths, head_dims, kv_heads, indexing="ij")
+        width, head_dim, kv = (axis.ravel() for axis in axes)
+        n_head = width // head_dim
+        if self.kv_heads is None:
+            kv = n_head
+        valid = (width % head_dim == 0) & (n_head > 0) & (n_head % np.maximum(kv, 1) == 0)
+        if not valid.any():
+            raise UserError(
+                "the space is empty: no hidden size is a head dimension times a number of heads that the key and "
+                "value heads divide; change --hidden_sizes, --head_dims or --kv_heads (--no_gqa: as many as heads)"
+            )
+        return width[valid], n_head[valid], kv[valid]
+
+    def __len__(self) -> int:
+        """Architectures."""
+        return len(self.shapes[0]) * len(set(self.layers))
+
+    def grids(self, chunk: int) -> Iterator[Grid]:
+        """All architectures, at most `chunk` at a time, in a fixed order."""
+        n_embd, n_head, kv = self.shapes
+        layers = np.array(sorted(set(self.layers)), np.int64)
+        shared = dataclasses.asdict(self.template)
+        for start in range(0, len(self), chunk):
+            index = np.arange(start, min(start + chunk, len(self)))
+            shape, layer = np.divmod(index, len(layers))
+            sizes = {"n_layer": layers[layer], "n_embd": n_embd[shape], "n_head": n_head[shape]}
+            sizes |= {"num_key_value_heads": kv[shape], "d_ff": self.d_ff(n_embd[shape])}
+            yield Grid(**(shared | sizes))
+
+
+def _check_arch(arch: str) -> None:
+    if arch not in ARCHITECTURES:
+        raise UserError(f"arch {arch!r} is none of: {', '.join(ARCHITECTURES)}{did_you_mean(arch, ARCHITECTURES)}")
+
+
+def default_space(budget: float, arch: str) -> SearchSpace:
+    """A space around what the budget is likely to buy; the published one from 1.6e20 to 9.9e21 FLOPs with llama3.
+
+    The middle is D = 20 N with C = 6 N D, and 64 of width a layer of 12 H^2 parameters; widths reach from 0.2 or 0.4
+    to 3 times that in steps of a power of two, so that every budget gets some 30 of them.
+    """
+    _check_arch(arch)
+    step, is_llama = _width_step(budget), arch == "llama3"
+    is_large = step >= PUBLISHED_WIDTH_STEP
+    scale = step / PUBLISHED_WIDTH_STEP
+    vocab_size, sequence_length = (128256, 2048) if is_llama and is_large else (50304, 1024)
+    if budget < SMALL_BUDGET:
+        vocab_size, sequence_length = 256, 256
+    small_layers = range(max(2, int(16 * scale)), max(16, int(64 * scale)))
+    return SearchSpace(
+        arch=arch,
+        vocab_size=vocab_size,
+        sequence_length=sequence_length,
+        hidden_sizes=range((4 if is_large else 2) * step, 32 * step, step),
+        layers=range(16, int(64 * scale), int(2 * scale)) if is_large else small_layers,
+        head_dims=(16, 32) if step <= 16 else (32, 64) if step <= 64 else (64, 128),
+        kv_heads=(8,) if is_llama and is_large else None,
+        ffn_expansion_ratio=3.5 if is_llama else 4.0,
+        weight_tying=not is_llama,
+    )
+
+
+def default_aspect_ratio(budget: float) -> tuple[float, float]:
+    """Width over depth: the law ignores shape and FLOPs favour flat models, so the search must not go where neither
+    law nor practice has been. Small models are trained at 20 to 64 (nanoGPT, GPT-2), large ones at up to 200."""
+    if budget < SMALL_BUDGET:
+        return 16, 64
+    return (32, 128) if _width_step(budget) < PUBLISHED_WIDTH_STEP else (32, 256)
+
+
+SMALL_BUDGET = 1e16  # below it bytes and the embedded dataset; above it that would be passed over more than 10 times
+PUBLISHED_WIDTH_STEP = 256
+PUBLISHED_BUDGET = 1.36e21
+
+
+def _width_step(budget: float) -> int:
+    """The power of two that is nearest to a tenth of the likely width, 4 to 16,384."""
+    n_params = math.sqrt(budget / 120)
+    width = (64 * n_params / 12) ** (1 / 3)
+    return 2 ** min(14, max(2, round(math.log2(width / 10))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A budget in FLOPs, a law, a space, and what else the answer must respect.
+
+    The budget pays for training on D tokens and, with `inference_tokens`, for as many tokens of forward passes later
+    (Sardana et al. 2023 minimise this sum at a given loss; here the loss is minimised at a given sum).
+    """
+
+    budget: float
+    law: Law
+    space: SearchSpace
+    flops_formula: str = "exact"
+    tokens_min: float | None = None
+    tokens_max: float | None = None
+    aspect_ratio: tuple[float, float] | None = None
+    enforce_chinchilla: bool = False
+    max_params: float | None = None
+    unique_tokens: float | None = None
+    inference_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget < math.inf:
+            raise UserError(f"a budget of {self.budget:g} FLOPs buys nothing: give a number above 0")
+        if self.flops_formula not in FLOPS_FORMULAS:
+            raise UserError(f"flops_formula {self.flops_formula!r} is none of: {', '.join(FLOPS_FORMULAS)}")
+        if self.flops_formula == "published" and self.space.arch != "llama3":
+            raise UserError(f"the published formula is Llama's: for --arch={self.space.arch} take the exact one")
+        if self.tokens_min is not None and self.tokens_max is not None and self.tokens_min > self.tokens_max:
+            raise UserError(f"tokens_min={self.tokens_min:g} is above tokens_max={self.tokens_max:g}")
+        if self.aspect_ratio is not None and self.aspect_ratio[0] > self.aspect_ratio[1]:
+            raise UserError(f"aspect_ratio {self.aspect_ratio[0]:g}:{self.aspect_ratio[1]:g} ends before it begins")
+
+    @property
+    def is_published(self) -> bool:
+        return self.flops_formula == "published"
+
+
+@dataclasses.dataclass
+class Bound:
+    """What a candidate must satisfy, and what the candidates that met it were like."""
+
+    name: str
+    low: float
+    high: float
+    advice: Callable[["Bound"], str]  # for when it leaves nothing
+    entered: int = 0
+    passed: int = 0
+    smallest: float = math.inf
+    largest: float = -math.inf
+
+    def keep(self, alive: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The mask `alive` without what lies outside, of the shape of `values`."""
+        met = values[alive]
+        if met.size:
+            self.smallest = min(self.smallest, float(met.min()))
+            self.largest = max(self.largest, float(met.max()))
+        alive = alive & (values >= self.low) & (values <= self.high)
+        self.entered += met.size
+        self.passed += int(np.count_nonzero(alive))
+        return alive
+
+    def why_nothing(self) -> str:
+        wanted = f"at least {self.low:.4g}" if self.high == math.inf else f"between {self.low:.4g} and {self.high:.4g}"
+        theirs = f"{self.smallest:.4g} to {self.largest:.4g}"
+        return (
+            f"nothing is feasible: {self.name} must be {wanted}, and the {self.entered:,} candidates that met this "
+            f"bound have {theirs}; {self.advice(self)}"
+        )
+
+
+def _bounds(search: Search) -> dict[str, Bound]:
+    """In the order in which they are applied."""
+    bounds = {}
+    if search.aspect_ratio is not None:
+        bounds["aspect"] = Bound("n_embd / n_layer", *search.aspect_ratio, _advise_on_aspect)
+    if search.max_params is not None:
+        bounds["params"] = Bound("the number of parameters", 0, search.max_params, _advise_on_params)
+    if not search.is_published:
+        low = search.tokens_min or search.space.sequence_length
+        advice = functools.partial(_advise_on_tokens, search)
+        bounds["tokens"] = Bound("the number of tokens", low, search.tokens_max or math.inf, advice)
+    if search.enforce_chinchilla:
+        bounds["chinchilla"] = Bound("D / (20 N)", *CHINCHILLA_RATIO, _advise_on_ratio)
+    if search.is_published:
+        tolerance = published_formula.TOLERANCE
+        bounds["flops"] = Bound("FLOPs / budget", 1 - tolerance, 1 + tolerance, _advise_on_flops)
+    return bounds
+
+
+def _advise_on_aspect(bound: Bound) -> str:
+    return "widen --aspect_ratio, or change --hidden_sizes and --layers"
+
+
+def _advise_on_params(bound: Bound) -> str:
+    return f"raise --max_params to at least {bound.smallest:.4g}, or take smaller --hidden_sizes and --layers"
+
+
+def _advise_on_tokens(search: Search, bound: Bound) -> str:
+    if bound.largest < 0:
+        return "the inference alone costs more than the budget: lower --inference_tokens or raise the budget"
+    if bound.largest < bound.low and not search.inference_tokens and bound.largest > 0:
+        budget = 1.005 * search.budget * bound.low / bound.largest  # rounded up to three digits
+        return f"raise the budget to at least {budget:.3g} FLOPs, lower --tokens_min, or take smaller models"
+    if bound.largest < bound.low:
+        return "raise the budget, lower --tokens_min, or take smaller models"
+    if bound.smallest > bound.high:
+        return "lower the budget, raise --tokens_max, or take larger --hidden_sizes and --layers"
+    return "widen --tokens_min and --tokens_max, or take a finer space"
+
+
+def _advise_on_ratio(bound: Bound) -> str:
+    if bound.smallest > bound.high:
+        return "take larger --hidden_sizes and --layers, lower the budget, or drop --enforce_chinchilla"
+    if bound.largest < bound.low:
+        return "take smaller --hidden_sizes and --layers, raise the budget, or drop --enforce_chinchilla"
+    return "take a finer space, or drop --enforce_chinchilla"
+
+
+def _advise_on_flops(bound: Bound) -> str:
+    return "change --tokens_min and --tokens_max or the sizes, or take --flops_formula=exact, which solves for tokens"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One architecture and the tokens it is trained on.
+
+    `flops` is what the search counts for training: in exact mode the same as `true_flops`, which is in the
+    full-attention convention with logits. In exact mode tokens and FLOPs are integers.
+    """
+
+    loss: float
+    n_params: int
+    tokens: float
+    flops: float
+    true_flops: float
+    true_flops_without_logits: float
+    inference_flops: float
+    flops_per_token: int  # of training, true
+    n_layer: int
+    n_embd: int
+    n_head: int
+    num_key_value_heads: int
+    d_ff: int
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.tokens / self.n_params
+
+    def config(self, space: SearchSpace) -> ModelArchitectureConfig:
+        return dataclasses.replace(space.template, **{name: getattr(self, name) for name in SIZES})
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """`best`: the kept candidates as arrays, best first; `candidates` makes the first of them readable."""
+
+    search: Search
+    best: dict[str, np.ndarray]
+    configs_tried: int
+    passed_chinchilla: int | None  # None: the ratio was not enforced
+    passed_flops: int
+    bounds: dict[str, Bound]
+
+    def candidates(self, top_k: int) -> list[Candidate]:
+        return [self._candidate(index) for index in range(min(top_k, len(self.best["loss"])))]
+
+    def _candidate(self, index: int) -> Candidate:
+        search = self.search
+        sizes: dict[str, Any] = {name: int(self.best[name][index]) for name in SIZES}
+        n_params, forward = int(self.best["n_params"][index]), int(self.best["forward"][index])
+        config = dataclasses.replace(search.space.template, **sizes)
+        cost = model_cost(config)
+        tokens: float = float(self.best["tokens"][index])
+        if not search.is_published:  # again in Python's integers: a double cannot hold every FLOP of a large budget
+            tokens = (int(search.budget) - search.inference_tokens * forward) // (3 * forward)
+        n = count_parameters(cost, search.law.N)
+        return Candidate(
+            loss=float(search.law.loss(n, tokens, search.unique_tokens)),
+            tokens=tokens,
+            flops=3 * forward * tokens,
+            true_flops=cost.training_flops() * tokens,
+            true_flops_without_logits=(cost.training_flops() - 3 * cost.flops["lm_head"]) * tokens,
+            inference_flops=forward * search.inference_tokens,
+            flops_per_token=cost.training_flops(),
+            n_params=n_params,
+            **sizes,
+        )
+
+
+def grid_search(search: Search, keep: int = KEPT) -> Result:
+    """The `keep` best of all candidates. Raises UserError, naming the bound, when nothing is feasible."""
+    bounds = _bounds(search)
+    grid = published_formula.token_grid(search.tokens_min, search.tokens_max) if search.is_published else None
+    chunk = max(1, CHUNK // (1 if grid is None else len(grid)))
+    kept = _Kept(keep)
+    for architectures in _with_progress(search.space.grids(chunk), math.ceil(len(search.space) / chunk)):
+        kept.add(_evaluate(search, architectures, grid, bounds))
+    for bound in bounds.values():
+        if bound.passed == 0:
+            raise UserError(bound.why_nothing())
+    passed_chinchilla = bounds["chinchilla"].passed if "chinchilla" in bounds else None
+    passed_all = list(bounds.values())[-1].passed
+    return Result(search, kept.best(), len(search.space), passed_chinchilla, passed_all, bounds)
+
+
+def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dict[str, Bound]) -> dict[str, np.ndarray]:
+    """The feasible candidates of a chunk, as arrays (candidates,): `loss`, `n_law`, what a Candidate is made of."""
+    if "aspect" in bounds:
+        ratio = grid.n_embd / grid.n_layer
+        grid = _select(grid, bounds["aspect"].keep(np.ones(ratio.shape, bool), ratio))
+    cost = model_cost(grid)
+    forward = _forward_flops(search, grid, cost)[:, None]
+    n_params: Any = cost.n_params
+    n_params = n_params[:, None]
+    if tokens is None:  # every architecture is trained on what the budget buys: (architectures, 1)
+        tokens = (search.budget - search.inference_tokens * forward.astype(float)) / (3 * forward)
+    else:
+        tokens = np.broadcast_to(tokens, (len(n_params), len(tokens)))
+    quantities: dict[str, Callable[[], np.ndarray]] = {
+        "params": lambda: np.broadcast_to(n_params, tokens.shape),
+        "tokens": lambda: tokens,
+        "chinchilla": lambda: tokens / (20 * n_params),
+        "flops": lambda: forward * (3 * tokens + search.inference_tokens) / search.budget,
+    }
+    alive = np.ones(tokens.shape, bool)
+    for name, bound in bounds.items():
+        if name in quantities:
+            alive = bound.keep(alive, quantities[name]())
+    rows, columns = np.nonzero(alive)
+    n_law = np.asarray(count_parameters(cost, search.law.N))[rows]
+    found = {
+        "tokens": tokens[rows, columns] if search.is_published else np.floor(tokens[rows, columns]),
+        "n_law": n_law,
+        "n_params": n_params[rows, 0],
+        "forward": forward[rows, 0],
+    }
+    found["loss"] = search.law.loss(n_law, found["tokens"], search.unique_tokens)
+    return found | {name: getattr(grid, name)[rows] for name in SIZES}
+
+
+def _select(grid: Grid, mask: np.ndarray) -> Grid:
+    return dataclasses.replace(grid, **{name: getattr(grid, name)[mask] for name in SIZES})
+
+
+def _forward_flops(search: Search, grid: Grid, cost: ModelCost) -> Any:
+    """Per token, (architectures,)."""
+    if search.is_published:
+        return published_formula.published_forward_flops(grid, search.space.sequence_length)
+    return cost.forward_flops("full")
+
+
+class _Kept:
+    """The best of what is added, in memory for some multiple of them."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.worst = math.inf  # of the kept ones, once there are as many as wanted
+        self.parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, found: dict[str, np.ndarray]) -> None:
+        if self.worst < math.inf:
+            better = found["loss"] < self.worst
+            found = {name: values[better] for name, values in found.items()}
+        self.parts.append(found)
+        if sum(len(part["loss"]) for part in self.parts) >= 4 * self.limit:
+            self.parts = [self.best()]
+            self.worst = float(self.parts[0]["loss"][-1])
+
+    def best(self) -> dict[str, np.ndarray]:
+        """Sorted by loss; of equals the first added comes first."""
+        together = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+        order = np.argsort(together["loss"], kind="stable")[: self.limit]
+        return {name: values[order] for name, values in together.items()}
+
+
+def _with_progress(chunks: Iterator[Grid], total: int) -> Iterator[Grid]:
+    if total * CHUNK < SHOWS_PROGRESS:
+        return chunks
+    from tqdm import tqdm  # most searches are over before this is imported
+
+    return iter(tqdm(chunks, total=total, unit="chunk", leave=False, disable=None))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How sure the law is
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+    """What the bootstrap draws of a law say about the candidates of a result, best first.
+
+    Arrays (candidates,): `p_best`, the share of draws in which a candidate is the best; `regret`, how much more loss
+    than the draw's best it has, averaged over the draws; `within_noise`, whether it is at least as good as the first
+    one in 5 % of the draws or more. Intervals hold the middle 95 % of the draws: the first candidate's loss, and N
+    and D of each draw's best.
+    """
+
+    p_best: np.ndarray
+    regret: np.ndarray
+    within_noise: np.ndarray
+    loss: tuple[float, float]
+    n_params: tuple[float, float]
+    tokens: tuple[float, float]
+
+
+def uncertainty(result: Result) -> Uncertainty | None:
+    """None for a law without draws."""
+    law, best = result.search.law, result.best
+    if law.draws is None:
+        return None
+    winners, first_losses = [], []
+    regret, as_good = np.zeros(len(best["loss"])), np.zeros(len(best["loss"]))
+    for constants in law.draws:
+        losses = law.drawn(constants).loss(best["n_law"], best["tokens"], result.search.unique_tokens)
+        winners.append(int(losses.argmin()))
+        first_losses.append(losses[0])
+        regret += losses - losses[winners[-1]]
+        as_good += losses <= losses[0]
+    n_draws = len(law.draws)
+    return Uncertainty(
+        p_best=np.bincount(winners, minlength=len(regret)) / n_draws,
+        regret=regret / n_draws,
+        within_noise=as_good / n_draws >= 0.05,
+        loss=_middle_95(first_losses),
+        n_params=_middle_95(best["n_params"][winners]),
+        tokens=_middle_95(best["tokens"][winners]),
+    )
+
+
+def _middle_95(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def at_the_edge(result: Result, candidate: Candidate) -> list[str]:
+    """The sizes in which a candidate is the smallest or largest of its space, as readable lines."""
+    space, lines = result.search.space, []
+    for option, name in (("hidden_sizes", "n_embd"), ("layers", "n_layer")):
+        sizes, value = getattr(space, option), getattr(candidate, name)
+        for end, word in ((min(sizes), "smallest"), (max(sizes), "largest")):
+            if value == end and len(set(sizes)) > 1:
+                lines.append(f"{name} = {value} is the {word} of the space: a wider --{option} may hold a better one")
+    return lines

@@ -1,0 +1,294 @@
+"""What training holds in memory, by part, worked out from what each component keeps for its backward pass.
+
+A micro-batch is B sequences of T tokens. Activations in the residual stream are float32; matrix products and what
+follows them are in the compute dtype, `e` bytes an element: 4, or 2 under autocast, which casts weights and inputs.
+D is n_embd, F d_ff, H query heads and K key-value heads of h.
+
+The figures are those of PyTorch's uncompiled CPU kernels, against whose tensors and allocations a test holds them. A
+GPU's are expected to keep less in three places: RMSNorm (fused, without the normalized copy), dropout masks (one byte
+an element), and attention with dropout (fused, without T x T scores).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from errors import UserError, did_you_mean
+from flops_parameter_counting.component_costs import component_cost
+from flops_parameter_counting.model_cost import model_cost
+from model_config import ModelArchitectureConfig
+
+COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
+# 128,256 vocabulary, 258,000 of a character model's.
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """What the formulas are given."""
+
+    config: ModelArchitectureConfig
+    batch_size: int
+    e: int  # bytes of an element in the compute dtype
+
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.config.block_size
+
+    @property
+    def d_ff(self) -> int:
+        if self.config.d_ff is None:
+            raise ValueError("the architecture is not resolved: call model_config.resolve_architecture")
+        return self.config.d_ff
+
+    def dropout_mask(self, elements: int, e: int) -> int:
+        """Kept as the factor of every element, in the dtype of its input."""
+        return elements * e if self.config.dropout else 0
+
+    def linear_inputs(self, width: int, layers: int = 1) -> int:
+        """The float32 input of `layers` linear layers: one tensor for all, but autocast casts it for each anew."""
+        return self.tokens * width * (4 if self.e == 4 else self.e * layers)
+
+    @property
+    def weight_copies(self) -> int:
+        """Of one block: what autocast casts its matrices to. A matrix takes 2 FLOPs a weight and token."""
+        if self.e == 4:
+            return 0
+        parts = (("mixer", "attention"), ("ffn_type", self.config.ffn_type))
+        costs = [component_cost(kind, name, self.config, self.config.block_size) for kind, name in parts]
+        return self.e * sum(cost.matmul for cost in costs) // 2
+
+
+KeptBytes = Callable[[MicroBatch], int]  # of one instance, for one forward pass
+
+_KEPT: dict[str, dict[str, KeptBytes]] = {}
+
+
+def register_memory(kind: str, *names: str) -> Callable[[KeptBytes], KeptBytes]:
+    """Decorate the formula of the components `names` of one kind: the bytes that one instance keeps for backward.
+
+    What two consumers keep counts once. An activation does not count its output, which the layer after it keeps.
+    """
+
+    def store(function: KeptBytes) -> KeptBytes:
+        for name in names:
+            _KEPT.setdefault(kind, {})[name] = function
+        return function
+
+    return store
+
+
+def kept_bytes(kind: str, name: str, batch: MicroBatch) -> int:
+    """Raises UserError for a component whose memory nobody has written down."""
+    known = _KEPT.get(kind, {})
+    if name not in known:
+        raise UserError(
+            f"the memory of {kind}={name!r} is not known{did_you_mean(name, known)}: "
+            "write it with flops_parameter_counting.memory.register_memory"
+        )
+    return known[name](batch)
+
+
+# Norms
+
+
+@register_memory("normalization", "layernorm", "layernorm_nobias")
+def layernorm(batch: MicroBatch) -> int:
+    """Its input, and a mean and a deviation for each token."""
+    return batch.tokens * 4 * (batch.config.n_embd + 2)
+
+
+@register_memory("normalization", "rmsnorm")
+def rmsnorm(batch: MicroBatch) -> int:
+    """Its input, the normalized input (for the gradient of its weight), and a root mean square for each token."""
+    return batch.tokens * 4 * (2 * batch.config.n_embd + 1)
+
+
+# Activations, besides their output
+
+
+@register_memory("activation", "gelu", "gelu_tanh", "silu", "leaky_relu")
+def smooth_activation(batch: MicroBatch) -> int:
+    """Their input."""
+    return batch.tokens * batch.d_ff * batch.e
+
+
+@register_memory("activation", "relu")
+def relu(batch: MicroBatch) -> int:
+    """The output tells the derivative."""
+    return 0
+
+
+@register_memory("activation", "relu_squared")
+def relu_squared(batch: MicroBatch) -> int:
+    """What is squared."""
+    return batch.tokens * batch.d_ff * batch.e
+
+
+# Positions. ALiBi's bias is kept where it is used, by the backend.
+
+_ROTATES = ("rope",)
+_BIASES_SCORES = ("alibi",)
+
+
+@register_memory("position_encoding", "none", "alibi")
+def nothing(batch: MicroBatch) -> int:
+    return 0
+
+
+@register_memory("position_encoding", "learned_absolute")
+def learned_absolute(batch: MicroBatch) -> int:
+    """The rows that were looked up."""
+    return 8 * batch.config.block_size
+
+
+@register_memory("position_encoding", "rope")
+def rope(batch: MicroBatch) -> int:
+    """Cosines and sines (T, h/2), once for all layers."""
+    return 2 * batch.config.block_size * (batch.config.head_dim // 2) * 4
+
+
+# Attention: the backend keeps what lies between the projections
+
+
+@register_memory("attention_backend", "sdpa")
+def sdpa(batch: MicroBatch) -> int:
+    """Fused: queries, keys, values, output, and the log of each query's normalizer; the mask of a score bias.
+
+    With dropout PyTorch has no fused kernel on the CPU and takes the formula, in float32.
+    """
+    config, e = batch.config, batch.e
+    scores = batch.tokens * config.n_head * config.block_size
+    if config.dropout:
+        return 3 * batch.tokens * 4 * config.n_embd + 3 * scores * 4  # softmax, dropout's mask, dropped weights
+    mask = config.n_head * config.block_size**2 * e if config.position_encoding in _BIASES_SCORES else 0
+    q_and_out, k_and_v = 2 * config.n_embd, 2 * config.kv_heads * config.head_dim
+    return batch.tokens * (q_and_out + k_and_v) * e + batch.tokens * config.n_head * 4 + mask
+
+
+@register_memory("attention_backend", "manual")
+def manual(batch: MicroBatch) -> int:
+    """Queries, keys and values of every query head; the (T, T) future; the float32 softmax, where that is not the
+    weights themselves; the weights; dropout's mask."""
+    config, e = batch.config, batch.e
+    scores = batch.tokens * config.n_head * config.block_size
+    softmax = scores * 4 if e < 4 or config.dropout else 0
+    weights = scores * e + batch.dropout_mask(scores, e)
+    return 3 * batch.tokens * config.n_embd * e + config.block_size**2 + softmax + weights
+
+
+@register_memory("mixer", "attention")
+def attention(batch: MicroBatch) -> int:
+    """The input of the three projections, what the backend keeps, and the input of the output projection, unless that
+    is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head, which is no other
+    layout for a single head."""
+    config = batch.config
+    fused = config.attention_backend == "sdpa" and not config.dropout
+    is_kernels_output = fused and (config.position_encoding not in _ROTATES or config.n_head == 1)
+    return (
+        batch.linear_inputs(config.n_embd, layers=3)
+        + kept_bytes("attention_backend", config.attention_backend, batch)
+        + (0 if is_kernels_output else batch.tokens * config.n_embd * batch.e)
+    )
+
+
+# FFN
+
+
+@register_memory("ffn_type", "standard")
+def standard_ffn(batch: MicroBatch) -> int:
+    """The inputs of the two layers, and what the activation keeps."""
+    config = batch.config
+    return (
+        batch.linear_inputs(config.n_embd)
+        + kept_bytes("activation", config.activation or "gelu", batch)
+        + batch.tokens * batch.d_ff * batch.e
+    )
+
+
+@register_memory("ffn_type", "swiglu", "geglu")
+def gated_ffn(batch: MicroBatch) -> int:
+    """The input of gate and up, what the activation keeps, the two factors and their product."""
+    config = batch.config
+    return (
+        batch.linear_inputs(config.n_embd, layers=2)
+        + kept_bytes("activation", config.activation or "silu", batch)
+        + 3 * batch.tokens * batch.d_ff * batch.e
+    )
+
+
+# The model
+
+
+def block_bytes(batch: MicroBatch) -> int:
+    """What one block keeps: its parts, the masks of the two dropouts into the residual stream, and cast weights."""
+    config = batch.config
+    return (
+        batch.weight_copies
+        + 2 * kept_bytes("normalization", config.normalization, batch)
+        + kept_bytes("mixer", "attention", batch)
+        + kept_bytes("ffn_type", config.ffn_type, batch)
+        + 2 * batch.dropout_mask(batch.tokens * config.n_embd, batch.e)
+    )
+
+
+def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
+    """What is kept at the end of the forward pass: token ids, positions, blocks, final norm.
+
+    With checkpointing, of the blocks only their inputs, and then the larger of what one of them keeps while it is
+    computed again and the cast weights of all, which autocast holds until the loss is there.
+    """
+    config = batch.config
+    stream = batch.tokens * config.n_embd
+    outside = 8 * batch.tokens + batch.dropout_mask(stream, 4)
+    outside += kept_bytes("position_encoding", config.position_encoding, batch)
+    if config.norm_position == "pre":
+        outside += kept_bytes("normalization", config.normalization, batch)
+    if not checkpointing:
+        return outside + config.n_layer * block_bytes(batch)
+    inputs = config.n_layer * 4 * stream
+    if config.position_encoding in _BIASES_SCORES:
+        inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
+    # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
+    again = block_bytes(batch) - (4 * stream if config.norm_position == "pre" or batch.e == 4 else 0)
+    return outside + inputs + max(again, config.n_layer * batch.weight_copies)
+
+
+def loss_bytes(batch: MicroBatch) -> int:
+    """What the head and its loss hold while they run (components/cross_entropy.py): hidden states and their gradient,
+    the gradient of the head's weight, a cast of that weight, and one chunk's rows and logits.
+
+    A chunk is at its largest either in its softmax, with as much scratch as logits, or at the products with its
+    logits' gradient, which are made (and cast to float32) apart from the gradients that they are added to.
+    """
+    config, e = batch.config, batch.e
+    vocab_size = config.vocab_size or 0
+    table = vocab_size * config.n_embd
+    rows = min(batch.tokens, max(1, CHUNK_BYTES // (4 * vocab_size)))
+    cast = 0 if e == 4 else e
+    softmax = rows * vocab_size * 8
+    product = rows * vocab_size * (4 + cast) + max(rows * config.n_embd * e, table * (4 + cast))
+    chunk = rows * config.n_embd * cast + max(softmax, product)
+    return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk
+
+
+def training_memory(
+    config: ModelArchitectureConfig, batch_size: int, dtype: str, activation_checkpointing: bool = False
+) -> dict[str, int]:
+    """Bytes of one process without sharding, by part, for micro-batches of `batch_size` whole sequences.
+
+    `weights`, `gradients` and `optimizer` (AdamW's two moments) are float32; `activations` are those at the end of a
+    forward pass, `loss` what the head adds to them. Their sum is an upper bound of what is held at once: gradients
+    fill up while activations are freed. PyTorch, its allocator and the data come on top.
+    Raises UserError for an unknown vocabulary or a component whose memory is not known.
+    """
+    batch = MicroBatch(config, batch_size, COMPUTE_BYTES[dtype])
+    n_params = model_cost(config).n_params
+    return {
+        "weights": 4 * n_params,
+        "gradients": 4 * n_params,
+        "optimizer": 8 * n_params,
+        "activations": activation_bytes(batch, activation_checkpointing),
+        "loss": loss_bytes(batch),
+    }

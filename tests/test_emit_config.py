@@ -1,0 +1,173 @@
+"""A config that the search writes is the run it promised: the same figures in its comments, the plan and the report."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+from configurator import Configuration, load
+from flops_parameter_counting import detailed_cost_analysis
+from flops_parameter_counting.scaling_laws import LAWS
+from training.plan import RunPlan, plan_run
+from training.schedule import learning_rate
+
+COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"
+
+
+@pytest.fixture
+def emit(capsys, monkeypatch, tmp_path):
+    """`emit(*arguments)`: exit code and what stood on stderr; the config is tmp_path/made.py, the data found.json."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        outputs = [f"--emit={tmp_path / 'made.py'}", f"--json={tmp_path / 'found.json'}"]
+        monkeypatch.setattr(sys, "argv", [str(COMMAND), "--grid_search", *arguments, *outputs])
+        with pytest.raises(SystemExit) as end:
+            detailed_cost_analysis.main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def planned(path) -> tuple[Configuration, RunPlan]:
+    configuration = load([str(path)])
+    return configuration, plan_run(configuration, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "1e11",
+        "1e12 --arch gpt2",
+        "1e13",
+        "3e14 --law hoffmann --unique_tokens 1.1e7",
+        "1e17 --arch gpt2",
+        "1e19 --no_gqa --weight_tying",
+        "1e20 --inference_tokens 1e10 --kv_heads 4 --vocab_size 50304",
+        "1.36e21 --law hoffmann",
+        "1.36e21 --flops_formula published --enforce_chinchilla",
+        "1e24",
+        "--device H100-SXM --devices 8 --days 1 --mfu 0.4",
+    ],
+)
+def test_the_plan_is_the_promise(emit, tmp_path, arguments):
+    """N and FLOPs per token are the candidate's; tokens are its, less what does not fill a step; comments agree."""
+    code, err = emit(*arguments.split())
+    assert code == 0, err
+    found = json.loads((tmp_path / "found.json").read_text())
+    best, lines = found["candidates"][0], (tmp_path / "made.py").read_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    text = " ".join(" ".join(lines).replace("#", "").split())
+    configuration, plan = planned(tmp_path / "made.py")
+    assert plan.cost.n_params == best["n_params"]
+    assert plan.flops_per_token["full"] == best["flops_per_token"]
+    assert 0 <= best["tokens"] - plan.tokens < plan.tokens_per_step
+    assert plan.flops("full") + best["inference_flops"] <= found["budget"]
+    assert f"= {plan.cost.n_params:,} FLOPs per token" in text
+    assert f"FLOPs per token: {plan.flops_per_token['full']:,} " in text
+    assert f"{plan.tokens:,} tokens x {plan.flops_per_token['full']:,} = {plan.flops('full'):.4e}" in text
+    assert f"{plan.length:,} steps x {plan.tokens_per_step:,} = {plan.tokens:,} tokens" in text
+    stated = float(re.search(r"Predicted loss: ([\d.]+)", text).group(1))
+    assert stated == pytest.approx(best["loss"], rel=2e-2) and stated >= best["loss"] - 1e-5, (
+        "fewer tokens, no less loss"
+    )
+    assert arguments in text, "the command that made it"
+    model = configuration.model
+    assert (model.n_layer, model.n_embd, model.n_head, model.kv_heads, model.d_ff) == tuple(
+        best[key] for key in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")
+    )
+
+
+def test_the_prediction_is_that_of_the_rounded_run(emit, tmp_path):
+    emit("1e13", "--law=hoffmann")
+    _, plan = planned(tmp_path / "made.py")
+    predicted = LAWS["hoffmann"].loss(plan.cost.n_params, plan.tokens)
+    assert f"Predicted loss: {predicted:.5f} " in (tmp_path / "made.py").read_text()
+
+
+@pytest.mark.parametrize("budget", ["1e11", "1e13", "1e19", "1e24"])
+def test_batch_and_learning_rate_lie_within_the_rules(emit, tmp_path, budget):
+    emit(budget)
+    rules = json.loads((tmp_path / "found.json").read_text())["training_rules"]
+    configuration, plan = planned(tmp_path / "made.py")
+    run, batches = configuration.run, [rule["batch_tokens"] for rule in rules]
+    assert min(batches) / 2 <= plan.tokens_per_step <= 2 * max(batches), "a power of two of sequences"
+    assert run.sequences_per_step & (run.sequences_per_step - 1) == 0
+    assert run.learning_rate == pytest.approx(min(rule["learning_rate"] for rule in rules), rel=0.05)
+    rates = [learning_rate(run, step, plan.length) for step in range(plan.length)] if plan.length < 10**5 else [0.0]
+    assert max(rates) <= run.learning_rate * (1 + 1e-12)
+    if len(rates) > 1:
+        assert rates[run.warmup_iters] == pytest.approx(run.learning_rate) and rates[-1] < 1.1 * run.min_lr
+
+
+def train(config, tmp_path, data_dir, *keys: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train.py"), str(config), f"--data_dir={data_dir}", "--device=cpu", *keys]
+    return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def test_the_startup_report_shows_the_same_figures(emit, tmp_path):
+    emit("1e13")
+    best = json.loads((tmp_path / "found.json").read_text())["candidates"][0]
+    text = (tmp_path / "made.py").read_text()
+    done = train(tmp_path / "made.py", tmp_path, tmp_path, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert f"Parameters:            {best['n_params']:,}\n" in done.stdout
+    assert f"FLOPs per token:       {best['flops_per_token']:,} (training, full attention" in done.stdout
+    tokens, _, flops = re.search(r"# FLOPs of the run: ([\d,]+) tokens x ([\d,]+) = ([\d.e+]+)", text).groups()
+    assert f"Tokens: {tokens} " in done.stdout and f"FLOPs of the run:      {flops} (full)" in done.stdout
+
+
+def test_a_small_budget_really_trains(emit, tmp_path, data_dir):
+    """The whole run that 1e10 FLOPs buy, with nothing changed but where the data lie."""
+    emit("1e10", "--dataset=tiny")
+    _, plan = planned(tmp_path / "made.py")
+    done = train(tmp_path / "made.py", tmp_path, data_dir, "--dtype=float32", "--out_dir=run", "--eval_iters=1")
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log if line["type"] == "iter"]
+    assert losses[-1] < losses[0] - 0.5, "it learns"
+    assert f"finished at step {plan.length} of {plan.length}" in done.stdout
+
+
+def test_datasets_by_vocabulary(emit, tmp_path):
+    for arguments, dataset in (
+        (["1e13"], "python_stdlib"),
+        (["1e18"], "openwebtext"),
+        (["1e13", "--dataset=mine"], "mine"),
+    ):
+        assert emit(*arguments, "--force")[0] == 0
+        assert planned(tmp_path / "made.py")[0].run.dataset == dataset
+    code, err = emit("1e13", "--vocab_size=65", "--force")
+    assert code == 2 and "name it with --dataset" in err
+
+
+def test_an_existing_file_is_kept(emit, tmp_path):
+    (tmp_path / "made.py").write_text("mine\n")
+    code, err = emit("1e13")
+    assert code == 2 and "made.py: the file exists; --force overwrites it" in err and err.count("\n") == 1
+    assert (tmp_path / "made.py").read_text() == "mine\n" and not (tmp_path / "found.json").exists()
+    assert emit("1e13", "--force")[0] == 0
+    assert planned(tmp_path / "made.py")[1].length > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("1e13 --emit=nowhere/x.py", "there is no folder"),
+        ("1e13 --emit=x.txt", "a config file is a Python file"),
+        ("1e13 --law=nowhere.json", "cannot read the law file"),
+        ("1e20 --max_params=10", "nothing is feasible"),
+    ],
+)
+def test_nothing_is_written_when_anything_is_wrong(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", [str(COMMAND), "--json=x.json", "--emit=y.py", "--grid_search", *arguments.split()]
+    )
+    with pytest.raises(SystemExit) as end:
+        detailed_cost_analysis.main()
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,446 @@
+"""The backward search: the published tables, the exact mode, the command, against loops and closed forms."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import UserError
+from flops_parameter_counting import detailed_cost_analysis, grid_search
+from flops_parameter_counting.grid_search import Search, SearchSpace, default_aspect_ratio, default_space, uncertainty
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.scaling_laws import LAWS, Law
+from model_config import resolve_architecture
+
+COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"
+PUBLISHED_BUDGET = 1.36e21
+
+# loss, parameters (B), tokens (B), layers, width, heads, as the two tables print them
+UNCONSTRAINED = [
+    (2.33512, 1.545, 101.909, 18, 2048, 16),
+    (2.33793, 1.658, 91.818, 20, 2048, 16),
+    (2.342901, 1.771, 81.727, 22, 2048, 16),
+    (2.344803, 1.998, 71.636, 26, 2048, 16),
+    (2.350339, 1.084, 132.182, 54, 1024, 8),
+    (2.350728, 1.023, 142.273, 50, 1024, 8),
+    (2.350778, 0.932, 162.455, 44, 1024, 8),
+    (2.351059, 2.224, 61.545, 30, 2048, 16),
+    (2.351107, 1.145, 122.091, 58, 1024, 8),
+    (2.351597, 2.776, 51.455, 16, 3072, 24),
+]
+CHINCHILLA = [
+    (2.351059, 2.224, 61.545, 30, 2048, 16),
+    (2.351597, 2.776, 51.455, 16, 3072, 24),
+    (2.358454, 2.564, 51.455, 36, 2048, 16),
+    (2.363909, 3.273, 41.364, 20, 3072, 24),
+    (2.370558, 3.017, 41.364, 44, 2048, 16),
+    (2.406585, 2.009, 41.364, 52, 1536, 24),
+    (2.418881, 2.597, 31.273, 38, 2048, 32),
+]
+
+
+def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(COMMAND), *arguments])
+    with pytest.raises(SystemExit) as end:
+        detailed_cost_analysis.main()
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """`command(*arguments)`: what it printed and its JSON, for a search that succeeds."""
+
+    def call(*arguments: str) -> tuple[str, dict]:
+        code, out, err = run(capsys, monkeypatch, *arguments, f"--json={tmp_path / 'found.json'}")
+        assert code == 0, err
+        return out, json.loads((tmp_path / "found.json").read_text())
+
+    return call
+
+
+# The published search
+
+
+@pytest.mark.parametrize(("options", "rows"), [([], UNCONSTRAINED), (["--enforce_chinchilla"], CHINCHILLA)])
+def test_the_published_tables_row_for_row(command, options, rows):
+    out, found = command("--grid_search", "1.36e21", "--flops_formula=published", *options)
+    candidates = found["candidates"]
+    printed = [
+        (
+            *(round(row["loss"], 6), round(row["n_params"] / 1e9, 3), round(row["tokens"] / 1e9, 3)),
+            *(row["n_layer"], row["n_embd"], row["n_head"]),
+        )
+        for row in candidates
+    ]
+    assert printed == rows
+    for loss, n_params, tokens, *_ in rows:
+        assert any(
+            f"{loss:.6f}" in line and f"{n_params:.3f}" in line and f"{tokens:.3f}" in line for line in out.splitlines()
+        )
+    passed = (
+        {"passed_flops": 7, "passed_chinchilla": 11805} if options else {"passed_flops": 51, "passed_chinchilla": None}
+    )
+    assert found["statistics"] == passed | {"configs_tried": 504, "within_noise": None}
+    for heading in ("BEST CONFIG", f"TOP {len(rows)}", "SEARCH STATISTICS", "D/N", "D/(20N)"):
+        assert heading in out
+    best = candidates[0]
+    assert best["tokens_per_parameter"] == pytest.approx(best["tokens"] / best["n_params"])
+    assert best["chinchilla_ratio"] == pytest.approx(best["tokens_per_parameter"] / 20)
+
+
+def test_what_the_published_optimum_really_costs(command):
+    """18 layers x 2048 with 8 KV heads of 128, d_ff 7168, 101.909e9 tokens, written out."""
+    h, f, layers, tokens = 2048, 7168, 18, 1e9 + 10 * (1e12 - 1e9) / 99
+    weights = layers * (2 * h * h + 2 * h * 8 * 128 + 3 * h * f)
+    without_logits = 3 * (2 * weights + layers * 4 * 2048 * h) * tokens
+    with_logits = without_logits + 3 * 2 * 128256 * h * tokens
+    out, found = command("--grid_search", "1.36e21", "--flops_formula=published")
+    best = found["candidates"][0]
+    assert best["true_flops_without_logits"] == pytest.approx(without_logits, rel=1e-12)
+    assert best["true_flops"] == pytest.approx(with_logits, rel=1e-12)
+    assert (f"{without_logits:.4e}", f"{with_logits:.4e}") == ("7.1553e+20", "8.7614e+20")
+    assert "8.7614e+20 with logits (64.4 % of the budget), 7.1553e+20 without" in out
+
+
+def test_other_flags_apply_to_the_published_search(command):
+    every = command("--grid_search", "1.36e21", "--flops_formula=published", "--top_k=60")[1]["candidates"]
+    assert len(every) == 51
+    small = command("--grid_search", "1.36e21", "--flops_formula=published", "--top_k=60", "--max_params=1.6e9")[1]
+    assert small["candidates"] == [row for row in every if row["n_params"] <= 1.6e9]
+    shaped = command("--grid_search", "1.36e21", "--flops_formula=published", "--top_k=60", "--aspect_ratio=32:256")[1]
+    assert shaped["candidates"] == [row for row in every if 32 <= row["n_embd"] / row["n_layer"] <= 256]
+    multi_head = command("--grid_search", "1.36e21", "--flops_formula=published", "--no_gqa")[1]
+    assert multi_head["statistics"]["configs_tried"] == 28 * 24 * 2  # no rule about eight heads
+    assert all(row["num_key_value_heads"] == row["n_head"] for row in multi_head["candidates"])
+
+
+# The exact search
+
+
+def test_what_the_whole_published_budget_buys(command):
+    _, found = command("--grid_search", "1.36e21", "--law=hoffmann")
+    best = found["candidates"][0]
+    assert (best["n_layer"], best["n_embd"], best["n_head"], best["num_key_value_heads"]) == (16, 2560, 40, 8)
+    assert f"{best['n_params']:.3e}" == "2.009e+09" and f"{best['tokens']:.3e}" == "1.226e+11"
+    assert f"{best['loss']:.5f}" == "2.29186"
+    assert 0 <= int(PUBLISHED_BUDGET) - best["flops"] < best["flops_per_token"]
+
+
+def test_the_default_search_compares_itself_with_the_published_one(command):
+    out, found = command("--grid_search", "1.36e21")
+    assert found["law"]["name"] == "besiroglu"
+    assert "7.16e+20 FLOPs without logits (53 %), 8.76e+20 with them (64 % of the budget)" in out
+    assert "1.04e+21, 76 %" in out, "6 N + 12 L H Q T counts the input embedding as a product"
+    assert "16 layers x 2560, 40 heads" in out and "predicted 2.29186" in out
+
+
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
+
+
+@st.composite
+def small_spaces(draw):
+    arch = draw(st.sampled_from(grid_search.ARCHITECTURES))
+    return SearchSpace(
+        arch=arch,
+        vocab_size=draw(st.integers(1, 300)),
+        sequence_length=draw(st.integers(1, 64)),
+        hidden_sizes=[16 * size for size in draw(SIZES)],
+        layers=draw(SIZES),
+        head_dims=[8, 16],
+        kv_heads=draw(st.sampled_from([None, (1,), (1, 2)])),
+        ffn_expansion_ratio=draw(st.sampled_from([1.0, 8 / 3, 3.5, 4.0])),
+        weight_tying=draw(st.booleans()),
+    )
+
+
+def architectures(space: SearchSpace):
+    """Every valid architecture of a space, one by one, as the configuration of a run."""
+    for width, head_dim, layers in itertools.product(space.hidden_sizes, space.head_dims, space.layers):
+        for kv in space.kv_heads or (width // head_dim,):
+            if width % head_dim == 0 and width // head_dim % kv == 0:
+                yield resolve_architecture(
+                    {"arch_preset": space.arch, "n_layer": layers, "n_embd": width, "n_head": width // head_dim}
+                    | {"num_key_value_heads": kv, "d_ff": int(space.ffn_expansion_ratio * width + 1e-9)}
+                    | {"vocab_size": space.vocab_size, "block_size": space.sequence_length}
+                    | {"weight_tying": space.weight_tying}
+                )
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_spaces(), st.floats(1e9, 1e15), st.sampled_from(sorted(LAWS)), st.none() | st.floats(1e3, 1e9))
+def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, unique):
+    """One configuration at a time, through the cost of a single model, with Python's integers."""
+    losses = {}
+    for config in architectures(space):
+        cost = model_cost(config)
+        tokens = int(budget) // cost.training_flops()
+        if tokens >= space.sequence_length:
+            sizes = (config.n_layer, config.n_embd, config.n_head, config.kv_heads)
+            losses[sizes] = float(LAWS[law].loss(cost.n_params, tokens, unique))
+    search = Search(budget, LAWS[law], space, unique_tokens=unique)
+    if not losses:
+        with pytest.raises(UserError, match="nothing is feasible"):
+            grid_search.grid_search(search)
+        return
+    result = grid_search.grid_search(search)
+    found = result.candidates(10_000)
+    assert len(found) == result.passed_flops == len(losses)
+    assert result.configs_tried == len(list(architectures(space)))
+    assert found[0].loss == pytest.approx(min(losses.values()), rel=1e-12)
+    assert [c.loss for c in found] == pytest.approx(sorted(losses.values()), rel=1e-12)
+    for c in found:
+        sizes = (c.n_layer, c.n_embd, c.n_head, c.num_key_value_heads)
+        assert c.loss == pytest.approx(losses[sizes], rel=1e-12)
+        assert 0 <= int(budget) - c.flops < c.flops_per_token, "the budget is met to a token, and never exceeded"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(11, 26), st.floats(1.0, 50), st.sampled_from(grid_search.ARCHITECTURES))
+def test_a_larger_budget_buys_no_worse_a_model(exponent, factor, arch):
+    space = default_space(10**exponent, arch)
+    losses = [
+        grid_search.grid_search(Search(budget, LAWS["besiroglu"], space)).candidates(1)[0].loss
+        for budget in (10**exponent, factor * 10**exponent)
+    ]
+    assert losses[1] <= losses[0]
+
+
+@pytest.mark.parametrize("law", ["hoffmann", "besiroglu"])
+@pytest.mark.parametrize("budget", [1e15, 1e18])
+def test_the_optimum_approaches_the_closed_form(law, budget):
+    """With one token of vocabulary and of context, FLOPs are 6 N but for norms, embedding and scores: the best of a
+    fine space has nearly the N and the loss of the optimum under C = 6 N D (Hoffmann et al. 2022, equation 4)."""
+    space = SearchSpace("llama3", 1, 1, range(16, 2049, 16), range(1, 65), (16,), None, 3.5, True)
+    best = grid_search.grid_search(Search(budget, LAWS[law], space)).candidates(1)[0]
+    n = np.geomspace(1e3, 1e12, 1_000_001)
+    losses = LAWS[law].loss(n, budget / 6 / n)
+    assert best.loss == pytest.approx(losses.min(), rel=2e-3)
+    # Around the optimum the loss is flat: what 0.1 % of loss allows in N bounds how far the best may be.
+    near = n[losses < losses.min() * 1.001]
+    assert near[0] * 0.9 < best.n_params < near[-1] * 1.1
+
+
+@pytest.mark.parametrize("arch", grid_search.ARCHITECTURES)
+@pytest.mark.parametrize("exponent", range(10, 27))
+def test_every_budget_has_a_default_space_with_an_answer(arch, exponent):
+    budget = 10.0**exponent
+    search = Search(budget, LAWS["besiroglu"], default_space(budget, arch), aspect_ratio=default_aspect_ratio(budget))
+    result = grid_search.grid_search(search)
+    best = result.candidates(1)[0]
+    assert result.passed_flops >= 20
+    if exponent >= 13:
+        assert 5 < best.tokens_per_parameter < 100, "the law's optimum lies inside of the space"
+
+
+def test_the_result_does_not_depend_on_the_chunks(monkeypatch):
+    search = Search(1e18, LAWS["hoffmann"], default_space(1e18, "llama3"), max_params=2e8, enforce_chinchilla=True)
+    whole = grid_search.grid_search(search, keep=5)
+    monkeypatch.setattr(grid_search, "CHUNK", 7)
+    in_pieces = grid_search.grid_search(search, keep=5)
+    assert in_pieces.candidates(5) == whole.candidates(5)
+    assert in_pieces.bounds["chinchilla"].passed == whole.passed_chinchilla == whole.passed_flops
+
+
+def test_bounds_hold(command):
+    _, found = command(
+        *"--grid_search 1e18 --top_k 5000 --max_params 1e8 --aspect_ratio 40:90 --enforce_chinchilla".split(),
+        *"--tokens_min 2.1e9 --tokens_max 4e9 --kv_heads 1,2,4 --head_dims 64".split(),
+    )
+    assert len(found["candidates"]) == found["statistics"]["passed_flops"] > 1
+    for row in found["candidates"]:
+        assert row["n_params"] <= 1e8 and 40 <= row["n_embd"] / row["n_layer"] <= 90
+        assert 2.1e9 <= row["tokens"] <= 4e9 and 0.5 <= row["chinchilla_ratio"] <= 1.5
+        assert row["num_key_value_heads"] in (1, 2, 4) and row["n_embd"] == 64 * row["n_head"]
+
+
+def test_scarce_data_is_repeated_or_answered_with_parameters(command):
+    """Muennighoff et al. 2023: excess parameters lose value faster than repetitions (R_N* < R_D*), so that scarce data
+    call for a smaller model and more epochs. A law that borrows only the value of repeated tokens goes the other way,
+    and says what it borrows."""
+    for law, sign in (("muennighoff", 1), ("hoffmann", -1)):
+        plenty = command("--grid_search", "1e19", f"--law={law}")[1]["candidates"][0]
+        out, found = command("--grid_search", "1e19", f"--law={law}", "--unique_tokens=2e8")
+        scarce = found["candidates"][0]
+        assert scarce["loss"] > plenty["loss"]
+        assert sign * scarce["tokens"] > sign * plenty["tokens"]
+        assert ("their value is that of Muennighoff et al. 2023" in out) == (law == "hoffmann")
+        enough = command("--grid_search", "1e19", f"--law={law}", "--unique_tokens=1e12")[1]["candidates"][0]
+        assert enough["n_params"] == plenty["n_params"] and enough["loss"] == pytest.approx(plenty["loss"])
+
+
+def test_inference_moves_the_budget_into_tokens(command):
+    trained = command("--grid_search", "1e20")[1]["candidates"][0]
+    served = command("--grid_search", "1e20", "--inference_tokens=2e10")[1]["candidates"][0]
+    assert served["n_params"] < trained["n_params"]
+    assert served["inference_flops"] == served["flops_per_token"] // 3 * 20_000_000_000
+    spent = served["flops"] + served["inference_flops"]
+    assert 0 <= 10**20 - spent < served["flops_per_token"], "the budget pays for both"
+
+
+def test_the_budget_of_eight_h100_in_ten_days(command):
+    out, found = command("--grid_search", *"--device H100-SXM --devices 8 --days 10 --mfu 0.45".split())
+    assert found["budget"] == pytest.approx(8 * 989.4e12 * 0.45 * 10 * 24 * 3600)
+    assert "x MFU 0.45 x 10 days" in out and "memory is not checked" in out
+
+
+# How sure the law is
+
+
+def a_law(draws) -> Law:
+    return Law("drawn", 1.7, 400.0, 410.0, 0.34, 0.28, "a test", draws=np.array(draws))
+
+
+def test_a_law_that_is_certain_has_one_best():
+    law = a_law([[1.7, 400.0, 410.0, 0.34, 0.28]] * 3)
+    result = grid_search.grid_search(Search(1e18, law, default_space(1e18, "llama3")))
+    sure = uncertainty(result)
+    assert sure.p_best[0] == 1 and sure.p_best.sum() == 1 and sure.regret[0] == 0
+    assert sure.loss[0] == sure.loss[1] == result.candidates(1)[0].loss
+    assert sure.n_params == (result.candidates(1)[0].n_params,) * 2
+
+
+def test_the_bootstrap_is_that_of_a_loop():
+    rng = np.random.default_rng(0)
+    draws = [1.7, 400.0, 410.0, 0.34, 0.28] * rng.normal(1, 0.02, (40, 5))
+    space = default_space(1e17, "gpt2")
+    result = grid_search.grid_search(Search(1e17, a_law(draws), space))
+    sure, candidates = uncertainty(result), result.candidates(10_000)
+    wins, regrets, as_good = [0] * len(candidates), [0.0] * len(candidates), [0] * len(candidates)
+    for e, a, b, alpha, beta in draws:
+        losses = [e + a / c.n_params**alpha + b / c.tokens**beta for c in candidates]
+        wins[losses.index(min(losses))] += 1
+        for index, loss in enumerate(losses):
+            regrets[index] += (loss - min(losses)) / 40
+            as_good[index] += loss <= losses[0]
+    assert sure.p_best.tolist() == pytest.approx([win / 40 for win in wins])
+    assert sure.regret.tolist() == pytest.approx(regrets, abs=1e-12)
+    assert sure.within_noise.tolist() == [count >= 2 for count in as_good]
+    assert max(wins) < 40, "these laws disagree"
+
+
+def test_the_report_of_a_law_with_draws(command, tmp_path):
+    constants = [1.7, 400.0, 410.0, 0.34, 0.28]
+    draws = (constants * np.random.default_rng(1).normal(1, 0.01, (30, 5))).tolist()
+    law = dict(zip(("E", "A", "B", "alpha", "beta"), constants, strict=True)) | {"N": "total", "source": "a test"}
+    (tmp_path / "law.json").write_text(json.dumps(law | {"draws": draws}))
+    out, found = command("--grid_search", "1e18", f"--law={tmp_path / 'law.json'}", "--top_k=2000")
+    assert "95 % interval" in out and "P(best)" in out and "Within the noise" in out
+    assert sum(row["p_best"] for row in found["candidates"]) == pytest.approx(1)
+    low, high = found["intervals"]["loss"]
+    assert low < found["candidates"][0]["loss"] < high
+    within = sum(row["within_noise"] for row in found["candidates"])
+    assert found["statistics"]["within_noise"] == within >= 1
+
+
+def test_a_law_sees_the_n_it_means():
+    """Without the embedding, a small model counts for less, and the same budget goes to another one."""
+    space = default_space(1e17, "llama3")
+    total = grid_search.grid_search(Search(1e17, LAWS["hoffmann"], space)).candidates(1)[0]
+    blocks = Law("blocks", 1.69, 406.4, 410.7, 0.34, 0.28, "a test", N="non_embedding")
+    other = grid_search.grid_search(Search(1e17, blocks, space)).candidates(1)[0]
+    cost = model_cost(other.config(space))
+    n = cost.n_params - cost.parameters["embedding"] - cost.parameters["lm_head"]
+    assert other.loss == pytest.approx(1.69 + 406.4 / n**0.34 + 410.7 / other.tokens**0.28)
+    assert other != total
+
+
+def test_besiroglu_gets_no_interval_and_the_reason(command):
+    out, found = command("--grid_search", "1e18")
+    assert found["intervals"] is None and "not how they vary together" in out
+    assert "that besiroglu was fitted on" in out, "1e18 is outside of the range of the fit"
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "give --grid_search with a budget"),
+        ("--grid_search 0", "'0' is not a number of FLOPs above 0"),
+        ("--grid_search=-1e20", "'-1e20' is not a number of FLOPs above 0"),
+        ("--grid_search nan", "'nan' is not a number"),
+        ("--grid_search lots", "'lots' is not a number"),
+        ("--grid_search", "--device is missing"),
+        ("--grid_search --device H100-SXM --days 3", "--mfu is missing"),
+        ("--grid_search 1e20 --device H100-SXM", "the budget is given twice"),
+        ("--grid_search --device H100 --days 3 --mfu 0.4", "device 'H100' is none of"),
+        ("--grid_search --device V100 --days 3 --mfu 0.4", "V100 does not compute in 'bfloat16'; it has float16"),
+        ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),
+        ("--grid_search 1e20 --law hofman", "did you mean 'hoffmann'?"),
+        ("--grid_search 1e20 --law gone.json", "gone.json: cannot read the law file"),
+        ("--grid_search 1e20 --arch mamba", "arch 'mamba' is none of: llama3, gpt2"),
+        ("--grid_search 1e20 --flops_formula approximate", "is none of: exact, published"),
+        ("--grid_search 1e20 --flops_formula published --arch gpt2", "the published formula is Llama's"),
+        ("--grid_search 1e20 --hidden_sizes 8192:1024:256", "holds no size of 1 or more"),
+        ("--grid_search 1e20 --hidden_sizes 64:128:0", "has a step of 0"),
+        ("--grid_search 1e20 --layers 0,4", "holds no size of 1 or more"),
+        ("--grid_search 1e20 --layers four", "'four' is neither a size nor first:end:step"),
+        ("--grid_search 1e20 --head_dims 63", "RoPE rotates pairs, so 63 cannot be a head dimension"),
+        ("--grid_search 1e20 --hidden_sizes 100 --head_dims 64", "the space is empty"),
+        ("--grid_search 1e20 --no_gqa --kv_heads 8", "contradict each other"),
+        ("--grid_search 1e20 --vocab_size 0", "'0' is not a whole number above 0"),
+        ("--grid_search 1e20 --sequence_length 10.5", "'10.5' is not a whole number above 0"),
+        ("--grid_search 1e20 --top_k 0", "'0' is not a whole number above 0"),
+        ("--grid_search 1e20 --aspect_ratio 256:32", "is not low:high"),
+        ("--grid_search 1e20 --aspect_ratio 32", "'32' is not low:high"),
+        ("--grid_search 1e20 --weight_tying maybe", "neither True nor False"),
+        ("--grid_search 1e20 --tokens_min 2e9 --tokens_max 1e9", "tokens_min=2e+09 is above tokens_max=1e+09"),
+        ("--grid_search 1e20 --json nowhere/x.json", "there is no folder nowhere"),
+        ("--grid_search 1e20 --hidden_sizes 1:100000000", "must hold 1 to 1,000,000 sizes"),
+        ("--grid_search 1e20 --hidden_sizes 64000000000", "beyond 64-bit arithmetic"),
+        ("--grid_search 1e20 --force", "--force is for the config file"),
+        ("--grid_search 1e20 --hiden_sizes 64", "--hiden_sizes"),
+        # nothing feasible: which bound binds, and what would do
+        ("--grid_search 1e13 --hidden_sizes 4096 --head_dims 64 --layers 64", "raise the budget to at least"),
+        ("--grid_search 1e20 --max_params 1e3", "raise --max_params to at least"),
+        ("--grid_search 1e20 --tokens_max 1e6", "raise --tokens_max, or take larger --hidden_sizes"),
+        ("--grid_search 1e20 --aspect_ratio 1000:2000", "n_embd / n_layer must be between 1000 and 2000"),
+        ("--grid_search 1e20 --inference_tokens 1e15", "the inference alone costs more than the budget"),
+        ("--grid_search 1e13 --flops_formula published", "FLOPs / budget must be between 0.98 and 1.02"),
+        ("--grid_search 1e24 --hidden_sizes 64 --layers 2 --no_gqa --enforce_chinchilla", "take larger --hidden_sizes"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, monkeypatch, *arguments.split())
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_that_the_message_names_is_enough(capsys, monkeypatch, command):
+    space = "--hidden_sizes 4096 --head_dims 64 --layers 64".split()
+    _, _, err = run(capsys, monkeypatch, "--grid_search", "1e13", *space)
+    enough = err.partition("at least ")[2].partition("raise the budget to at least ")[2].partition(" FLOPs")[0]
+    assert command("--grid_search", enough, *space)[1]["statistics"]["passed_flops"] >= 1
+    assert run(capsys, monkeypatch, "--grid_search", str(0.98 * float(enough)), *space)[0] == 2
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    script = (
+        "import runpy, sys; sys.modules['torch'] = None; "
+        f"sys.argv = ['x', '--grid_search', '1e18']; runpy.run_path({str(COMMAND)!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "BEST CONFIG" in done.stdout, done.stderr
+
+
+def test_the_json_says_what_was_assumed(command):
+    _, found = command("--grid_search", "1e18", "--vocab_size=32000", "--weight_tying")
+    assert found["space"]["vocab_size"] == 32000 and found["space"]["weight_tying"] is True
+    assert found["budget"] == 1e18 and found["flops_formula"] == "exact" and "logits" in found["convention"]
+    assert {rule["name"] for rule in found["training_rules"]} == {"step_law", "deepseek", "porian", "olmo_ladder"}
+    losses = [row["loss"] for row in found["candidates"]]
+    assert losses == sorted(losses) and len(losses) == 10 and math.isfinite(losses[0])
