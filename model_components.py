@@ -216,6 +216,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: fl
     mask = None
     if score_bias is not None:
         mask = score_bias.masked_fill(_future(q.shape[2], q.device), -torch.inf).to(q.dtype)
+        mask = mask[None]  # (1, H, T, T): with three dimensions no fused kernel takes it
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1]
     )

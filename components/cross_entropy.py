@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits; 128 rows of a 128,256 vocabulary, 13,000 of a character model's
+from flops_parameter_counting.memory import CHUNK_BYTES
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -17,6 +17,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     computed twice, so the cost is that of the plain head and the memory that of one chunk and the two gradients.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if not torch.is_grad_enabled():  # which a Function does not see: it would make the gradients all the same
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 
@@ -53,17 +55,25 @@ def _accumulate(
     loss = torch.zeros((), device=hidden.device)
     for start in range(0, len(targets), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
-        h, target = hidden[rows].to(weight.dtype), targets[rows, None]
-        logits = F.linear(h, weight).float()  # (rows, V)
-        log_normalizer = logits.logsumexp(-1, keepdim=True)
-        loss += (log_normalizer - logits.gather(-1, target)).sum()
-        if hidden_grad is None and weight_grad is None:
-            continue
-        probabilities = logits.sub_(log_normalizer).exp_()
-        minus_one = torch.full_like(target, -1, dtype=probabilities.dtype)
-        logits_grad = probabilities.scatter_add_(-1, target, minus_one).to(weight.dtype)
-        if hidden_grad is not None:
-            hidden_grad[rows] = logits_grad @ weight
-        if weight_grad is not None:
-            weight_grad += logits_grad.T @ h
+        into = None if hidden_grad is None else hidden_grad[rows]
+        loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad)
     return loss / len(targets)
+
+
+def _chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
+) -> Tensor:
+    """The summed loss of a few rows; a function, so that their logits are gone before the next ones are made."""
+    logits = F.linear(hidden, weight).float()  # (rows, V)
+    log_normalizer = logits.logsumexp(-1, keepdim=True)
+    loss = (log_normalizer - logits.gather(-1, targets)).sum()
+    if hidden_grad is None and weight_grad is None:
+        return loss
+    probabilities = logits.sub_(log_normalizer).exp_()
+    minus_one = torch.full_like(targets, -1, dtype=probabilities.dtype)
+    logits_grad = probabilities.scatter_add_(-1, targets, minus_one).to(weight.dtype)
+    if hidden_grad is not None:
+        hidden_grad.copy_(logits_grad @ weight)
+    if weight_grad is not None:
+        weight_grad += logits_grad.T @ hidden
+    return loss

@@ -1,12 +1,12 @@
 # GPT-2 as it was published: learned positions, LayerNorm, tanh GELU, biases, tied head.
 # Parameters: 12 x (4 x 768^2 + 2 x 768 x 3,072) = 84.9M in matrices of the blocks + 50,304 x 768 = 38.6M tied = 124.5M
 
-arch_preset = 'gpt2'
+arch_preset = "gpt2"
 n_layer = 12
 n_head = 12
 n_embd = 768
 
-dataset = 'openwebtext'  # python data/openwebtext/prepare.py
+dataset = "openwebtext"  # python data/openwebtext/prepare.py
 vocab_size = 50304  # GPT-2's 50,257, rounded up to a multiple of 64
 
 # 40 micro-batches x 12 sequences x 1,024 tokens = 491,520 tokens a step
@@ -23,4 +23,3 @@ min_lr = 6e-5
 eval_interval = 250
 eval_iters = 100
 log_interval = 10
-

@@ -1,12 +1,12 @@
 # Llama 2's architecture: RoPE, RMSNorm, SwiGLU, no biases, a head of its own, which takes half of so small a model.
 # Parameters: 12 x (4 x 640^2 + 3 x 640 x 1,792) = 60.95M in the blocks + 2 x 50,304 x 640 = 64.39M = 125.34M
 
-arch_preset = 'llama'
+arch_preset = "llama"
 n_layer = 12
 n_head = 10
 n_embd = 640
 
-dataset = 'openwebtext'  # python data/openwebtext/prepare.py
+dataset = "openwebtext"  # python data/openwebtext/prepare.py
 vocab_size = 50304  # GPT-2's 50,257, rounded up to a multiple of 64
 
 # 40 micro-batches x 12 sequences x 1,024 tokens = 491,520 tokens a step
@@ -23,4 +23,3 @@ min_lr = 6e-5
 eval_interval = 250
 eval_iters = 100
 log_interval = 10
-

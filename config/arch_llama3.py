@@ -1,13 +1,13 @@
 # Llama 3's architecture: as Llama 2, with grouped-query attention, a wider FFN (3.5 x) and RoPE's base at 500,000.
 # Parameters: 11 x (2 x 640^2 + 2 x 640 x 320 + 3 x 640 x 2,240) = 60.8M in the blocks + 2 x 50,304 x 640 = 64.4M = 125.2M
 
-arch_preset = 'llama3'
+arch_preset = "llama3"
 n_layer = 11
 n_head = 10
 num_key_value_heads = 5
 n_embd = 640
 
-dataset = 'openwebtext'  # python data/openwebtext/prepare.py
+dataset = "openwebtext"  # python data/openwebtext/prepare.py
 vocab_size = 50304  # GPT-2's 50,257, rounded up to a multiple of 64
 
 # 40 micro-batches x 12 sequences x 1,024 tokens = 491,520 tokens a step
@@ -24,4 +24,3 @@ min_lr = 6e-5
 eval_interval = 250
 eval_iters = 100
 log_interval = 10
-

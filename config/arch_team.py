@@ -1,12 +1,12 @@
 # RoPE, RMSNorm, SwiGLU and pre-norm at GPT-2's shape, with a tied head.
 # Parameters: 12 x (4 x 768^2 + 3 x 768 x 2,048) = 84.9M in the blocks + 50,304 x 768 = 38.6M tied = 123.6M
 
-arch_preset = 'team'
+arch_preset = "team"
 n_layer = 12
 n_head = 12
 n_embd = 768
 
-dataset = 'openwebtext'  # python data/openwebtext/prepare.py
+dataset = "openwebtext"  # python data/openwebtext/prepare.py
 vocab_size = 50304  # GPT-2's 50,257, rounded up to a multiple of 64
 
 # 40 micro-batches x 12 sequences x 1,024 tokens = 491,520 tokens a step
@@ -23,4 +23,3 @@ min_lr = 6e-5
 eval_interval = 250
 eval_iters = 100
 log_interval = 10
-

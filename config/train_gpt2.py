@@ -2,7 +2,7 @@
 #   python data/openwebtext/prepare.py
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
-dataset = 'openwebtext'
+dataset = "openwebtext"
 
 # 5 * 8 micro-batches x 12 sequences x 1,024 tokens = 491,520 tokens a step, on any number of GPUs
 batch_size = 12

@@ -2,8 +2,8 @@
 #   python data/shakespeare_char/prepare.py
 # On a laptop: --n_layer=4 --n_embd=128 --n_head=4 --block_size=64 --batch_size=12 --max_iters=2000 --dropout=0.0
 
-out_dir = 'out-shakespeare-char'
-dataset = 'shakespeare_char'
+out_dir = "out-shakespeare-char"
+dataset = "shakespeare_char"
 
 # 1 x 64 x 256 = 16,384 tokens a step; 5,000 steps are 82 passes over the data, hence the dropout
 gradient_accumulation_steps = 1

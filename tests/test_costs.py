@@ -17,7 +17,8 @@ from model_components import component, register, registered
 from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
 from training.plan import plan_run
 
-COMPONENTS = [(kind, name) for kind, names in registered().items() for name in names]
+BUILT_IN = registered()  # before any test registers more
+COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names]
 
 TINY = {
     "arch_preset": "custom",
@@ -115,11 +116,11 @@ def count_flops(config: ModelArchitectureConfig, batch: int, length: int, backwa
 @st.composite
 def architectures(draw) -> ModelArchitectureConfig:
     """Any architecture that makes sense, small, with sizes that no two have in common by habit."""
-    position = draw(st.sampled_from(registered()["position_encoding"]))
+    position = draw(st.sampled_from(BUILT_IN["position_encoding"]))
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     n_head = kv_heads * group
     head_dim = draw(st.integers(1, 3)) * (2 if position == "rope" else 1)
-    ffn_type = draw(st.sampled_from(registered()["ffn_type"]))
+    ffn_type = draw(st.sampled_from(BUILT_IN["ffn_type"]))
     keys = {
         "arch_preset": "custom",
         "n_layer": draw(st.integers(1, 3)),
@@ -131,14 +132,14 @@ def architectures(draw) -> ModelArchitectureConfig:
         "vocab_size": draw(st.integers(2, 41)),
         "position_encoding": position,
         "ffn_type": ffn_type,
-        "normalization": draw(st.sampled_from(registered()["normalization"])),
+        "normalization": draw(st.sampled_from(BUILT_IN["normalization"])),
         "norm_position": draw(st.sampled_from(["pre", "post"])),
         "bias": draw(st.booleans()),
         "weight_tying": draw(st.booleans()),
         "attention_backend": "manual",
     }
     if ffn_type not in GATED_FFN_ACTIVATION:
-        keys["activation"] = draw(st.sampled_from(registered()["activation"]))
+        keys["activation"] = draw(st.sampled_from(BUILT_IN["activation"]))
     return resolve_architecture(keys)
 
 
@@ -247,6 +248,14 @@ def test_the_walk_meets_every_kind_that_a_configuration_chooses():
     assert kinds <= set(registered())
 
 
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for registry in (model_components._REGISTRY, component_costs._COSTS):
+        for kind, names in list(registry.items()):
+            monkeypatch.setitem(registry, kind, dict(names))
+
+
 USERS_COMPONENTS = """
 import torch
 from flops_parameter_counting.component_costs import ComponentCost, linear
@@ -254,12 +263,12 @@ from model_components import register
 
 n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31
 attention_backend = "manual"
-normalization = "scaled_norm_of_a_test"
-ffn_type = "one_matrix_of_a_test"
+normalization = "scaled_norm"
+ffn_type = "one_matrix"
 
 
 @register(
-    "normalization", "scaled_norm_of_a_test", cost=lambda config, length: ComponentCost(parameters=config.n_embd + 1)
+    "normalization", "scaled_norm", cost=lambda config, length: ComponentCost(parameters=config.n_embd + 1)
 )
 class ScaledNorm(torch.nn.Module):
     def __init__(self, config):
@@ -274,14 +283,14 @@ class ScaledNorm(torch.nn.Module):
         return self.scale * self.norm(x)
 
 
-@register("ffn_type", "one_matrix_of_a_test", cost=lambda config, length: linear(config.n_embd, config.n_embd, True))
+@register("ffn_type", "one_matrix", cost=lambda config, length: linear(config.n_embd, config.n_embd, True))
 class OneMatrix(torch.nn.Linear):
     def __init__(self, config):
         super().__init__(config.n_embd, config.n_embd)
 """
 
 
-def test_a_users_own_components_are_planned_built_and_counted(tmp_path):
+def test_a_users_own_components_are_planned_built_and_counted(own_registry, tmp_path):
     file = tmp_path / "own.py"
     file.write_text(USERS_COMPONENTS)
     configuration = load([str(file)])
@@ -294,8 +303,7 @@ def test_a_users_own_components_are_planned_built_and_counted(tmp_path):
     assert plan.flops_per_token["full"] * 2 * 8 == counted
 
 
-def test_a_component_without_a_cost_is_refused_by_the_plan(monkeypatch):
-    monkeypatch.setitem(model_components._REGISTRY, "activation", dict(model_components._REGISTRY["activation"]))
+def test_a_component_without_a_cost_is_refused_by_the_plan(own_registry):
     register("activation", "uncounted")(lambda config: torch.nn.Tanh())
     with pytest.raises(UserError, match="activation='uncounted' is none of: gelu"):
         model_cost(resolve_architecture(TINY | {"activation": "uncounted"}))

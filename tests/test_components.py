@@ -1,0 +1,262 @@
+"""Each component against a formula of its own or another's implementation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BloomConfig, LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.models.bloom import modeling_bloom
+from transformers.models.llama import modeling_llama
+
+import model_components
+from configurator import load
+from errors import UserError
+from flops_parameter_counting import component_costs
+from flops_parameter_counting.component_costs import ComponentCost, total
+from model_builder import build_model
+from model_components import component, register, registered, rotate
+from model_config import resolve_architecture
+
+CPU = torch.device("cpu")
+
+
+def built(kind: str, name: str, **keys):
+    """The component of a small model that has it."""
+    sizes = {"arch_preset": "custom", "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53}
+    return component(kind, name)(resolve_architecture(sizes | {kind: name} | keys))
+
+
+# Norms
+
+
+@pytest.mark.parametrize("name", registered()["normalization"])
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_norms_are_their_formulas(name, eps):
+    torch.manual_seed(0)
+    norm = built("normalization", name, norm_eps=eps).double()
+    for parameter in norm.parameters():
+        parameter.data.normal_()
+    x = 3 * torch.randn(5, 7, 32, dtype=torch.float64) + 2
+    centred = x if name == "rmsnorm" else x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight
+    if name == "layernorm":
+        expected = expected + norm.bias
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_rmsnorm_is_hugging_faces():
+    ours, theirs = built("normalization", "rmsnorm", norm_eps=1e-3), modeling_llama.LlamaRMSNorm(32, eps=1e-3)
+    theirs.weight.data.normal_()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 7, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+# Activations
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+        ("gelu_tanh", lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+        ("relu", lambda x: max(x, 0.0)),
+        ("relu_squared", lambda x: max(x, 0.0) ** 2),
+        ("leaky_relu", lambda x: x if x > 0 else 0.01 * x),
+    ],
+)
+def test_activations_are_their_formulas(name, formula):
+    x = torch.linspace(-6, 6, 241, dtype=torch.float64)
+    torch.testing.assert_close(built("activation", name)(x), torch.tensor([formula(v) for v in x.tolist()]).double())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("gelu", "gelu"), ("gelu_tanh", "gelu_new"), ("silu", "silu"), ("relu", "relu"), ("relu_squared", "relu2")],
+)
+def test_activations_are_hugging_faces(ours, theirs):
+    x = torch.randn(1000) * 3
+    torch.testing.assert_close(built("activation", ours)(x), ACT2FN[theirs](x))
+
+
+# Positions
+
+
+@settings(deadline=None)
+@given(n_head=st.integers(1, 130))
+def test_alibi_slopes_are_blooms(n_head):
+    """Also where the number of heads is no power of two."""
+    alibi = built("position_encoding", "alibi", n_head=n_head, n_embd=n_head)
+    theirs = modeling_bloom.build_alibi_tensor(torch.ones(1, 2), n_head, torch.float32)  # (H, 1, 2): slope x position
+    torch.testing.assert_close(alibi.slopes(CPU), theirs[:, 0, 1])
+
+
+def test_alibi_attends_as_bloom_does():
+    """Bloom adds slope x key position; a softmax does not see the difference, which is constant over the keys."""
+    n_head, length = BloomConfig(n_head=6).n_head, 9
+    alibi = built("position_encoding", "alibi", n_head=n_head, n_embd=48)
+    bias = modeling_bloom.build_alibi_tensor(torch.ones(1, length), n_head, torch.float32)  # (H, 1, T)
+    scores = torch.randn(n_head, length, length)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    expected = (scores + bias).masked_fill(future, -torch.inf).softmax(-1)
+    ours = (scores + alibi.score_bias(length, CPU)).masked_fill(future, -torch.inf).softmax(-1)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"] if scaling else "default",
+)
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_rope_is_hugging_faces(scaling, theta):
+    rope = built("position_encoding", "rope", n_embd=256, rope_theta=theta, rope_scaling=scaling)
+    parameters = {"rope_theta": theta, **(scaling or {"rope_type": "default"})}
+    config = LlamaConfig(
+        hidden_size=256, num_attention_heads=4, max_position_embeddings=512, rope_parameters=parameters
+    )
+    length = 300
+    q, k = torch.randn(2, 4, length, 64), torch.randn(2, 4, length, 64)
+    cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(q, torch.arange(length)[None])
+    expected = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+    rotation = rope.rotation(length, CPU)
+    # Angles reach 300 radians, of which float32 keeps 1.5e-5.
+    torch.testing.assert_close(rotate(q, rotation), expected[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rotate(k, rotation), expected[1], rtol=0, atol=1e-4)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    rope = built("position_encoding", "rope")
+    rotation = rope.rotation(16, CPU)
+    q, k = (torch.randn(1, 1, 1, 8).expand(1, 1, 16, 8) for _ in range(2))
+    products = rotate(q, rotation) @ rotate(k, rotation).mT  # (1, 1, T, T)
+    for distance in range(-15, 16):
+        diagonal = products[0, 0].diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    torch.testing.assert_close(rotate(q, rotation).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_rotation_is_in_float32_and_gives_back_the_dtype():
+    rope = built("position_encoding", "rope")
+    q = torch.randn(2, 4, 16, 8)
+    rotated = rotate(q.bfloat16(), rope.rotation(16, CPU))
+    assert rotated.dtype == torch.bfloat16
+    assert torch.equal(rotated, rotate(q.bfloat16().float(), rope.rotation(16, CPU)).bfloat16())
+
+
+def test_learned_positions_are_added():
+    position = built("position_encoding", "learned_absolute")
+    x = torch.randn(3, 5, 32)
+    torch.testing.assert_close(position.embed(x) - x, position.embedding.weight[:5].expand(3, 5, 32))
+
+
+# Attention
+
+
+def attention_by_hand(q, k, v, bias):
+    """Query by query, over its past only."""
+    batch, heads, length, width = q.shape
+    out = torch.empty_like(q)
+    for b in range(batch):
+        for h in range(heads):
+            group = h // (heads // k.shape[1])  # heads that share keys are neighbours, as in Hugging Face's weights
+            for t in range(length):
+                scores = k[b, group, : t + 1] @ q[b, h, t] / math.sqrt(width)
+                if bias is not None:
+                    scores = scores + bias[h, t, : t + 1]
+                out[b, h, t] = scores.softmax(0) @ v[b, group, : t + 1]
+    return out
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("kv_heads", [6, 3, 2, 1])
+@pytest.mark.parametrize("backend", registered()["attention_backend"])
+def test_backends_are_attention_written_by_hand(backend, kv_heads, with_bias):
+    torch.manual_seed(0)
+    q = torch.randn(2, 6, 7, 4, dtype=torch.float64)
+    k, v = torch.randn(2, kv_heads, 7, 4, dtype=torch.float64), torch.randn(2, kv_heads, 7, 4, dtype=torch.float64)
+    bias = torch.randn(6, 7, 7, dtype=torch.float64) if with_bias else None
+    out = component("attention_backend", backend)(q, k, v, bias, 0.0)
+    # manual takes its softmax in float32
+    tolerance = {"rtol": 0.0, "atol": 1e-12 if backend == "sdpa" else 1e-6}
+    torch.testing.assert_close(out, attention_by_hand(q, k, v, bias), **tolerance)
+
+
+# FFN
+
+
+@pytest.mark.parametrize(("name", "gate"), [("swiglu", nn.functional.silu), ("geglu", nn.functional.gelu)])
+def test_gated_ffns(name, gate):
+    ffn = built("ffn_type", name, d_ff=40, bias=True)
+    x = torch.randn(3, 5, 32)
+    expected = ffn.down_proj(gate(ffn.gate_proj(x)) * ffn.up_proj(x))
+    torch.testing.assert_close(ffn(x), expected)
+    assert ffn.gate_proj.weight.shape == ffn.up_proj.weight.shape == (40, 32)
+
+
+# The registry
+
+
+def test_an_unknown_component_names_the_nearest():
+    with pytest.raises(UserError, match=r"normalization='rmsnrom' is none of: layernorm, .*did you mean 'rmsnorm'\?"):
+        component("normalization", "rmsnrom")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for registry in (model_components._REGISTRY, component_costs._COSTS):
+        for kind, names in list(registry.items()):
+            monkeypatch.setitem(registry, kind, dict(names))
+
+
+def test_a_component_is_used_under_each_of_its_names(own_registry):
+    register("activation", "one_name", "another")(lambda config: nn.Tanh())
+    assert isinstance(built("activation", "one_name"), nn.Tanh)
+    assert registered()["activation"][-2:] == ["one_name", "another"]
+
+
+WITHOUT_RESET = """
+import torch
+from flops_parameter_counting.component_costs import ComponentCost
+from model_components import register
+
+n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31
+normalization = "norm_that_cannot_be_initialised"
+
+
+@register("normalization", "norm_that_cannot_be_initialised", cost=lambda config, length: ComponentCost(config.n_embd))
+class Norm(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(config.n_embd))
+"""
+
+
+def test_a_component_that_cannot_initialise_itself_is_refused(own_registry, tmp_path):
+    """Its constructor's values are gone: the model is made without memory first."""
+    file = tmp_path / "own.py"
+    file.write_text(WITHOUT_RESET)
+    configuration = load([str(file)])
+    message = r"blocks\.0\.mixer_norm \(Norm\) has parameters but no reset_parameters\(\)"
+    with pytest.raises(UserError, match=message):
+        build_model(configuration.model, seed=0)
+
+
+def test_costs_add_up():
+    assert total(ComponentCost(1, 20, 300), ComponentCost(4, 50, 600)) == ComponentCost(5, 70, 900)

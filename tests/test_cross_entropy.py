@@ -1,0 +1,178 @@
+"""The head and its loss in one: the numbers of the plain way, in a fraction of its memory."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from components import cross_entropy
+from components.cross_entropy import linear_cross_entropy
+
+
+def plain(hidden, weight, targets):
+    return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2).float(), targets.flatten())
+
+
+def inputs(batch=3, length=17, width=24, vocabulary=101, dtype=torch.float32):
+    torch.manual_seed(0)
+    hidden = torch.randn(batch, length, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=dtype, requires_grad=True)
+    return hidden, weight, torch.randint(vocabulary, (batch, length))
+
+
+def value_and_gradients(function, hidden, weight, targets):
+    loss = function(hidden, weight, targets)
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+def relative_error(value, expected):
+    return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 9),
+    width=st.integers(1, 9),
+    vocabulary=st.integers(2, 40),
+    rows_per_chunk=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vocabulary, rows_per_chunk, dtype):
+    """Against float64 throughout, to what the float32 softmax has of precision. Any number of chunks, the last one
+    short or not."""
+    arguments = inputs(batch, length, width, vocabulary, dtype)
+    hidden, weight, targets = arguments
+    logits = F.linear(hidden.double(), weight.double()).flatten(0, -2)
+    loss = F.cross_entropy(logits, targets.flatten())
+    expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "CHUNK_BYTES", 4 * vocabulary * rows_per_chunk)
+        values = value_and_gradients(linear_cross_entropy, *arguments)
+    for value, exact in zip(values, expected, strict=True):
+        torch.testing.assert_close(value.double(), exact.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_a_float32_scalar_and_gradients_have_their_tensors_dtype():
+    hidden, weight, targets = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows_per_chunk", [7, 1000])
+def test_under_autocast_it_is_as_close_to_the_truth_as_the_plain_way(rows_per_chunk, monkeypatch):
+    """bfloat16 keeps 8 bits; the two round in different orders, so they are compared by their errors."""
+    hidden, weight, targets = inputs(vocabulary=300)
+    exact = value_and_gradients(plain, hidden, weight, targets)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 300 * rows_per_chunk)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
+        theirs = value_and_gradients(plain, hidden, weight, targets)
+    for value, rival, truth in zip(ours, theirs, exact, strict=True):
+        assert relative_error(value, truth) < max(1.25 * relative_error(rival, truth), 2e-3)
+        assert relative_error(value, truth) < 0.02
+
+
+def test_float16_gradients_do_not_vanish():
+    """1 / (rows x vocabulary) is 1.5e-8 here, below float16's least number of 6e-8; a scaler acts only afterwards."""
+    torch.manual_seed(0)
+    hidden = torch.randn(8192, 16, requires_grad=True)
+    weight = (0.02 * torch.randn(8000, 16)).requires_grad_()
+    targets = torch.randint(8000, (8192,))
+    exact = value_and_gradients(plain, hidden, weight, targets)
+    with torch.autocast("cpu", torch.float16):
+        values = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
+    for value, truth in zip(values, exact, strict=True):
+        assert relative_error(value, truth) < 1e-3  # float16 keeps 11 bits
+
+
+def test_a_scaled_loss_scales_the_gradients():
+    """As gradient accumulation and a gradient scaler do."""
+    hidden, weight, targets = inputs()
+    gradients = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    scaled = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets) / 8 * 65536, (hidden, weight))
+    for gradient, by_8192 in zip(gradients, scaled, strict=True):
+        torch.testing.assert_close(by_8192, gradient * 8192, rtol=1e-6, atol=0)
+
+
+def test_gradients_accumulate_over_micro_batches():
+    hidden, weight, targets = inputs(batch=4)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    whole, weight.grad = weight.grad, None
+    for micro in range(4):
+        (linear_cross_entropy(hidden[micro].detach(), weight, targets[micro]) / 4).backward()
+    torch.testing.assert_close(weight.grad, whole)
+
+
+@pytest.mark.parametrize("wanted", ["hidden", "weight"])
+def test_only_the_gradients_that_are_wanted(wanted):
+    hidden, weight, targets = inputs()
+    expected = dict(zip(("hidden", "weight"), value_and_gradients(plain, hidden, weight, targets)[1:], strict=True))
+    one = {"hidden": hidden.detach(), "weight": weight.detach()}
+    one[wanted].requires_grad_()
+    linear_cross_entropy(one["hidden"], one["weight"], targets).backward()
+    torch.testing.assert_close(one[wanted].grad, expected[wanted])
+
+
+def test_without_gradients_it_is_the_loss_alone():
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, plain(hidden, weight, targets).detach())
+
+
+def test_very_large_logits():
+    hidden, weight, targets = inputs()
+    expected = value_and_gradients(plain, 1000 * hidden, weight, targets)
+    values = value_and_gradients(linear_cross_entropy, 1000 * hidden, weight, targets)
+    for value, truth in zip(values, expected, strict=True):
+        assert torch.isfinite(value).all()
+        torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows_per_chunk", [5, 1000])
+def test_it_costs_what_the_plain_head_costs(rows_per_chunk, monkeypatch):
+    hidden, weight, targets = inputs()
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 101 * rows_per_chunk)
+    forward = 2 * 3 * 17 * 24 * 101
+    with FlopCounterMode(display=False) as counter:
+        linear_cross_entropy(hidden, weight, targets).backward()
+    assert counter.get_total_flops() == 3 * forward
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets)
+    assert counter.get_total_flops() == forward
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that any operation returns at once."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_logits_never_exist_as_a_whole(dtype):
+    """With Llama 3's vocabulary: 130 rows at a time are 64 MiB, all 2,048 of them would be a gigabyte."""
+    vocabulary, rows, width = 128256, 2048, 8
+    hidden, weight, targets = inputs(2, rows // 2, width, vocabulary)
+    with LargestTensor() as largest, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        loss = linear_cross_entropy(hidden, weight, targets)
+        loss.backward()
+    assert largest.elements * 4 <= max(cross_entropy.CHUNK_BYTES, 4 * vocabulary * width)
+    assert largest.elements < vocabulary * rows / 10
+    assert loss.item() == pytest.approx(math.log(vocabulary) + width / 2, rel=0.05)  # of normal logits of variance 8

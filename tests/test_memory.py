@@ -1,0 +1,241 @@
+"""The memory estimate against the tensors that autograd keeps and the bytes that PyTorch's allocator hands out."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components import cross_entropy
+from errors import UserError
+from flops_parameter_counting import memory
+from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, kept_bytes, training_memory
+from model_builder import LanguageModel, build_model
+from model_components import registered
+from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
+
+SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
+BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
+DTYPES = ["float32", "bfloat16"]
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu")
+
+
+def autocast(dtype: str):
+    return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def counting_kept_bytes(model: LanguageModel, exclude: tuple[torch.Tensor, ...] = ()):
+    """Collects {storage: bytes} of everything that autograd keeps, except parameters and `exclude`."""
+    outside = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in outside:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def kept_by_model(model: LanguageModel, batch_size: int, dtype: str) -> int:
+    config = model.config
+    tokens = torch.randint(config.vocab_size, (batch_size, config.block_size))
+    with counting_kept_bytes(model) as kept, autocast(dtype):
+        hidden = model.hidden(tokens)
+    assert hidden.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str) -> int:
+    """Besides its input and what the position encoding gives to all blocks."""
+    config = model.config
+    x = 1 * torch.randn(batch_size, config.block_size, config.n_embd, requires_grad=True)  # autocast caches leaves
+    rotation = model.position.rotation(config.block_size, x.device)
+    score_bias = model.position.score_bias(config.block_size, x.device)
+    with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, autocast(dtype):
+        model.blocks[0](x, rotation, score_bias)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", registered()["attention_backend"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_activations_of_the_presets(preset, backend, dtype, dropout):
+    config = resolve_architecture(SMALL | {"arch_preset": preset, "attention_backend": backend, "dropout": dropout})
+    estimate = training_memory(config, 3, dtype)["activations"]
+    assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), 3, dtype), rel=0.05)
+
+
+@st.composite
+def micro_batches(draw):
+    """Any architecture, its sizes in any proportion, and a batch size and dtype."""
+    position = draw(st.sampled_from(["learned_absolute", "rope", "alibi", "none"]))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    head_dim = draw(st.sampled_from([4, 6, 10]))  # of 2: rotated halves of 1 are laid out as no fused kernel takes them
+    keys = {
+        "arch_preset": "custom",
+        "n_layer": draw(st.integers(1, 3)),
+        "n_head": kv_heads * group,
+        "num_key_value_heads": kv_heads,
+        "n_embd": kv_heads * group * head_dim,
+        "d_ff": draw(st.integers(1, 90)),
+        "block_size": draw(st.integers(2, 33)),
+        "vocab_size": 29,
+        "position_encoding": position,
+        "normalization": draw(st.sampled_from(["layernorm", "layernorm_nobias", "rmsnorm"])),
+        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "attention_backend": draw(st.sampled_from(["sdpa", "manual"])),
+        "bias": draw(st.booleans()),
+        "dropout": draw(st.sampled_from([0.0, 0.2])),
+    }
+    ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))
+    keys |= {"ffn_type": ffn} if ffn in GATED_FFN_ACTIVATION else {"activation": ffn}
+    return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
+
+
+@settings(deadline=None, max_examples=100)
+@given(micro_batches())
+def test_activations_of_any_architecture(micro_batch):
+    config, batch_size, dtype = micro_batch
+    estimate = training_memory(config, batch_size, dtype)["activations"]
+    assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), batch_size, dtype), rel=0.05)
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("position", registered()["position_encoding"])
+def test_activations_with_checkpointing(position, dtype, norm_position):
+    """The blocks' inputs at the end of the forward pass, and all that one block keeps when it is computed again."""
+    keys = {"arch_preset": "custom", "position_encoding": position, "norm_position": norm_position, "n_layer": 5}
+    config, batch_size = resolve_architecture(SMALL | keys), 16
+    model = build_model(config, seed=0, activation_checkpointing=True)
+    measured = kept_by_model(model, batch_size, dtype) + kept_by_a_block(model, batch_size, dtype)
+    estimate = training_memory(config, batch_size, dtype, activation_checkpointing=True)["activations"]
+    assert estimate == pytest.approx(measured, rel=0.05)
+    assert estimate < training_memory(config, batch_size, dtype)["activations"] / 2
+
+
+# Peaks, by the allocator's own record
+
+
+def allocation_peak(function) -> int:
+    """The most bytes that were allocated at once since the start of `function`, scratch of kernels included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept_alive = function()
+    del kept_alive
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]  # freed ones are negative
+    return max(itertools.accumulate(sizes))
+
+
+PEAKS = {
+    "small vocabulary": {"arch_preset": "gpt2", "vocab_size": 65},
+    "one chunk of logits": {"arch_preset": "llama", "vocab_size": 5000},
+    "many chunks of logits": {"arch_preset": "llama3", "vocab_size": 40000, "n_layer": 2},
+    "more logits than weights": {"arch_preset": "team", "vocab_size": 30000, "n_embd": 16},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", PEAKS.values(), ids=PEAKS)
+def test_the_peak_of_a_forward_pass_is_activations_and_loss(keys, dtype, monkeypatch):
+    for module in (memory, cross_entropy):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 2**20)  # as for a vocabulary four times larger
+    config = resolve_architecture({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128} | keys)
+    model, tokens = build_model(config, seed=0), torch.randint(config.vocab_size, (4, 128))
+
+    def forward():
+        with autocast(dtype):
+            return model(tokens, tokens)
+
+    estimate = training_memory(config, 4, dtype)
+    forward()  # what the first call alone allocates is none of the model's
+    assert estimate["activations"] + estimate["loss"] == pytest.approx(allocation_peak(forward), rel=0.05)
+
+
+def test_autocast_holds_all_cast_weights_until_the_loss_is_there():
+    """So with checkpointing, a short batch through a wide model is held by its weights' copies."""
+    config = resolve_architecture(
+        {"arch_preset": "llama", "n_layer": 8, "n_embd": 256, "n_head": 4, "block_size": 32, "vocab_size": 65}
+    )
+    model = build_model(config, seed=0, activation_checkpointing=True)
+    tokens = torch.randint(65, (1, 32))
+
+    def forward():
+        with autocast("bfloat16"):
+            return model(tokens, tokens)
+
+    forward()
+    estimate = training_memory(config, 1, "bfloat16", activation_checkpointing=True)
+    assert estimate["activations"] + estimate["loss"] == pytest.approx(allocation_peak(forward), rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_whole_step_stays_within_the_sum(dtype, checkpointing):
+    """Everything but the weights is allocated within the first step, and is there at once only in part."""
+    config = resolve_architecture(
+        {"arch_preset": "team", "n_layer": 4, "n_head": 4, "n_embd": 128}
+        | {
+            "block_size": 128,
+            "vocab_size": 1000,
+        }
+    )
+    model, tokens = build_model(config, seed=0, activation_checkpointing=checkpointing), torch.randint(1000, (4, 128))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+
+    def step():
+        for _ in range(2):  # micro-batches: the second runs beside the gradients of the first
+            with autocast(dtype):
+                loss = model(tokens, tokens)
+            loss.backward()
+        optimizer.step()
+
+    estimate = training_memory(config, 4, dtype, checkpointing)
+    allocated = allocation_peak(step)
+    without_weights = sum(estimate.values()) - estimate["weights"]
+    assert allocated < without_weights
+    assert allocated > max(estimate["gradients"] + estimate["optimizer"], 0.5 * without_weights)
+
+
+def test_weights_gradients_and_optimizer_are_float32():
+    config = resolve_architecture(SMALL)
+    model, tokens = build_model(config, seed=0), torch.randint(211, (1, 48))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(tokens, tokens).backward()
+    optimizer.step()
+    size = {
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "gradients": sum(p.grad.nbytes for p in model.parameters()),
+        "optimizer": sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim > 0),
+    }
+    estimate = training_memory(config, 1, "bfloat16")
+    assert {part: estimate[part] for part in size} == size
+
+
+def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
+    """12 x 1,024 tokens of float32 logits and their gradient would be 12.6 GB."""
+    config = resolve_architecture({"arch_preset": "llama3", "n_embd": 768, "n_head": 12, "vocab_size": 128256})
+    loss = training_memory(config, 12, "bfloat16")["loss"]
+    assert 4 * 128256 * 768 < loss < 2 * 4 * 12 * 1024 * 128256 / 9
+
+
+# The registry
+
+
+def test_every_component_has_its_memory_written():
+    batch = MicroBatch(resolve_architecture(SMALL), 2, COMPUTE_BYTES["float32"])
+    for kind, name in BUILT_IN:
+        assert kept_bytes(kind, name, batch) >= 0
+
+
+def test_a_component_whose_memory_is_not_known_is_named():
+    config = resolve_architecture(SMALL | {"arch_preset": "custom", "normalization": "rmsnrom"})
+    with pytest.raises(UserError, match=r"normalization='rmsnrom' is not known \(did you mean 'rmsnorm'\?\)"):
+        activation_bytes(MicroBatch(config, 2, 4), checkpointing=False)
