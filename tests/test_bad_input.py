@@ -60,6 +60,23 @@ def test_mistakes_are_named_before_torch_is_imported(train, tmp_path, keys, mess
     ] == []
 
 
+def test_a_dry_run_needs_no_torch_and_writes_nothing(train, tmp_path):
+    script = tmp_path / "without_torch.py"
+    script.write_text(WITHOUT_TORCH)
+    done = train("--dry_run", script=script)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "Architecture Name:",
+        "Parameters:",
+        "FLOPs per token:",
+        "Memory estimate:",
+        "Tokens per step:",
+        "Epochs:",
+    ):
+        assert part in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_missing_dataset_names_its_prepare_command(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--dataset=shakespeare_char", f"--data_dir={tmp_path}"],

@@ -104,7 +104,12 @@ def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterr
 
 
 @pytest.mark.parametrize(
-    ("function", "call", "rank"), [("training.step:backward_pass", 6, 1), ("training.checkpoint:save_file", 3, 0)]
+    ("function", "call", "rank"),
+    [
+        ("training.step:backward_pass", 6, 1),
+        ("training.checkpoint:save_file", 3, 0),
+        ("training.evaluation:precision", 3, 1),
+    ],
 )
 def test_two_ranks_continue_bit_for_bit_after_one_was_killed(train, tmp_path, uninterrupted, function, call, rank):
     reference = uninterrupted(2, train)
@@ -123,6 +128,13 @@ def test_two_ranks_train_and_evaluate_as_one_does(train, uninterrupted):
     for step in one:
         assert two[step] == pytest.approx(one[step], rel=1e-4), step
     assert two["eval", 0] == one["eval", 0], "before training, the evaluation is the same to the last bit"
+    lines = [json.loads(line) for line in (uninterrupted(2, train) / "log.jsonl").read_text().splitlines()]
+    hardware = lines[0]["hardware"]
+    timed = [line for line in lines if line["type"] == "iter" and line["mfu"]]
+    assert hardware["ranks"] == 2 and timed
+    for line in timed:
+        assert line["peak_flops_per_second"] == 2 * hardware["peak_flops_per_second_per_device"]
+        assert line["tokens_per_second"] == pytest.approx(256 / (line["step_ms"] / 1000)), "of the global batch"
 
 
 def test_a_finished_run_is_left_alone_and_a_longer_one_continues(train, tmp_path):
