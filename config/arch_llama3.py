@@ -1,5 +1,5 @@
 # Llama 3's architecture: as Llama 2, with grouped-query attention, a wider FFN (3.5 x) and RoPE's base at 500,000.
-# Parameters: 11 x (2 x 640^2 + 2 x 640 x 320 + 3 x 640 x 2,240) = 60.8M in the blocks + 2 x 50,304 x 640 = 64.4M = 125.2M
+# Parameters: 11 x (2 x 640^2 + 2 x 640 x 320 + 3 x 640 x 2,240) = 60.8M in blocks + 2 x 50,304 x 640 = 64.4M = 125.2M
 
 arch_preset = "llama3"
 n_layer = 11
