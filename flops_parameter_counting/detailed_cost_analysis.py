@@ -1,27 +1,31 @@
-"""What a compute budget buys: the architecture and the tokens, and a config file that train.py runs unchanged.
+"""What a model costs, and what a compute budget buys: the architecture, the tokens, and a config file that train.py
+runs unchanged.
 
+  python flops_parameter_counting/detailed_cost_analysis.py --model_config config/arch_llama3.py
+  python flops_parameter_counting/detailed_cost_analysis.py --model_config llama/config.json --sequence_length 4096 \\
+      --device H100-SXM --devices 8 --strategy fsdp --tokens 1e11 --mfu 0.4
+  python flops_parameter_counting/detailed_cost_analysis.py --validate
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e13 --emit config/mine.py
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1.36e21 --law hoffmann --enforce_chinchilla
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search --device H100-SXM --days 10 --mfu 0.45
 
-Sizes are given as 64,128 or as first:end:step, without the end. What is not given follows from the budget.
+Sizes are given as 64,128 or as first:end:step, without the end. What a search is not given follows from its budget.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
 
 from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
-from flops_parameter_counting.devices import DEVICES
+from flops_parameter_counting.devices import Device, dense_peak, device_names, named_device
 from flops_parameter_counting.emit_config import check_target, choose_dataset, config_text, write_config
 from flops_parameter_counting.grid_search import (
     FLOPS_FORMULAS,
@@ -33,26 +37,175 @@ from flops_parameter_counting.grid_search import (
     grid_search,
     uncertainty,
 )
+from flops_parameter_counting.hugging_face_config import Model, read_model
+from flops_parameter_counting.model_report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
 from flops_parameter_counting.published_formula import LAW as PUBLISHED_LAW
 from flops_parameter_counting.scaling_laws import LAWS, find_law
-from flops_parameter_counting.search_report import Report, as_json, as_text, report
+from flops_parameter_counting.search_report import as_json, report
+from flops_parameter_counting.search_report import as_text as search_as_text
 
 FROM_HARDWARE = "from the hardware"
+DEFAULT_DTYPE = "bfloat16"
 DEFAULT_LAW = "besiroglu"  # the published fit of Hoffmann et al.'s data that agrees with their two other approaches
 
 
 @exit_cleanly
 def main() -> int:
-    arguments = parser().parse_args()
-    if arguments.grid_search is None:
-        raise UserError("nothing to do: give --grid_search with a budget in FLOPs, for instance --grid_search 1e13")
-    return search_command(arguments, sys.argv[1:])
+    built = parser()
+    arguments = built.parse_args()
+    asked = [name for name in COMMANDS if getattr(arguments, name)]
+    if not asked:
+        raise UserError(
+            "nothing to do: give --grid_search with a budget in FLOPs, for instance --grid_search 1e13, "
+            "--model_config with a model's configuration, or --validate"
+        )
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} are two commands: give one of them")
+    given = [name for name, value in vars(arguments).items() if value != built.get_default(name)]
+    if foreign := [name for name in given if name not in COMMANDS and not takes(asked[0], name)]:
+        raise UserError(f"--{foreign[0]} says nothing beside --{asked[0]}: drop it")
+    return COMMANDS[asked[0]](arguments, sys.argv[1:])
 
 
 def parser() -> ArgumentParser:
     built = ArgumentParser(__doc__)
+    add_model_arguments(built)
     add_search_arguments(built)
+    add_shared_arguments(built)
     return built
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both commands take
+
+
+def add_shared_arguments(built: ArgumentParser) -> None:
+    group = built.add_argument_group("for both")
+    add = group.add_argument
+    add("--vocab_size", type=whole, help="where a config file leaves it to its dataset")
+    add("--sequence_length", type=whole, help="tokens (default: the model's, or what fits the budget)")
+    add("--json", type=Path, metavar="FILE", help="write everything as data")
+
+    group = built.add_argument_group("hardware: a budget for a search, or where a model is trained")
+    add = group.add_argument
+    add("--device", metavar="NAME", help=", ".join(device_names()))
+    add("--peak_flops", type=positive, help="of a device that is not listed: measured, as train.py prints it")
+    add("--devices", type=whole, help="how many (default: 1)")
+    add("--mfu", type=positive, help="model FLOPs utilisation, full attention, above 0 and at most 1")
+    add("--dtype", help=f"compute dtype: {', '.join(DTYPE_BYTES)} (default: {DEFAULT_DTYPE})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """One device's dense peak, FLOP/s; `device` for one of the table."""
+
+    name: str
+    peak_flops: float
+    device: Device | None
+
+
+def hardware_from(arguments: argparse.Namespace, dtype: str) -> Hardware | None:
+    """What --device or --peak_flops names; None where neither is given. Raises UserError."""
+    if arguments.mfu is not None and arguments.mfu > 1:
+        raise UserError(f"--mfu={arguments.mfu:g} is more than the device can do: give a fraction, such as 0.45")
+    if arguments.device is None:
+        return arguments.peak_flops and Hardware("device of --peak_flops", arguments.peak_flops, None)
+    if arguments.peak_flops is not None:
+        raise UserError("--device and --peak_flops contradict each other: give one of them")
+    device = named_device(arguments.device)
+    return Hardware(arguments.device, dense_peak(device, dtype), device)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_json_target(path: Path | None) -> None:
+    """Raises UserError for a file that cannot be written, before anything is computed."""
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--json={path}: there is no folder {path.parent}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --model_config
+
+
+def add_model_arguments(built: ArgumentParser) -> None:
+    group = built.add_argument_group("what a model costs")
+    add = group.add_argument
+    add(
+        "--model_config",
+        type=Path,
+        metavar="FILE",
+        help="a config file (*.py), or a config.json of Hugging Face or of a run, with comments or without",
+    )
+    add("--micro_batch", type=whole, help="sequences (default: the config file's batch_size, or 1)")
+    add("--activation_checkpointing", action="store_true", default=None, help="keep only each block's input")
+    add("--strategy", help=f"{', '.join(STRATEGIES)}: what the devices share (default: ddp)")
+    add("--tokens", type=positive, help="tokens of the training whose time is asked; with --mfu and a device")
+    built.add_argument("--validate", action="store_true", help="recount public models and small real ones")
+
+
+def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
+    """Read the model, print what it costs, and write it as data if asked."""
+    check_json_target(arguments.json)
+    model = read_model(arguments.model_config, arguments.vocab_size)
+    found = describe(model, setting_from(arguments, model))
+    print(as_text(found))
+    if arguments.json is not None:
+        write_json(arguments.json, found)
+    return 0
+
+
+def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
+    """What the arguments say, then the config file's run, then the defaults. Raises UserError."""
+    run = model.run
+    run_dtype = run.dtype if run is not None and run.dtype != "auto" else DEFAULT_DTYPE
+    dtype = choice("dtype", arguments.dtype or run_dtype, DTYPE_BYTES)
+    hardware = hardware_from(arguments, dtype)
+    wanted = {"tokens": arguments.tokens, "mfu": arguments.mfu}
+    if any(wanted.values()):
+        missing = [name for name, value in wanted.items() if value is None]
+        if missing or hardware is None:
+            lacking = missing[0] if missing else "device"
+            raise UserError(f"the time of a training takes --tokens, --mfu and --device: --{lacking} is missing")
+    device = hardware.device if hardware else None
+    checkpointing = arguments.activation_checkpointing
+    if checkpointing is None:
+        checkpointing = run is not None and run.activation_checkpointing
+    return Setting(
+        sequence_length=arguments.sequence_length,
+        micro_batch=arguments.micro_batch or (run.batch_size if run is not None else 1),
+        dtype=dtype,
+        activation_checkpointing=checkpointing,
+        devices=arguments.devices or 1,
+        strategy=choice("strategy", arguments.strategy or "ddp", STRATEGIES),
+        hardware=hardware.name if hardware else None,
+        peak_flops=hardware.peak_flops if hardware else None,
+        device_memory=device.memory_bytes if device else None,
+        bandwidth=device.bandwidth if device else None,
+        tokens=arguments.tokens,
+        mfu=arguments.mfu,
+    )
+
+
+def choice(option: str, value: str, among: Collection[str]) -> str:
+    if value not in among:
+        raise UserError(f"--{option}={value} is none of: {', '.join(among)}{did_you_mean(value, among)}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --validate
+
+
+def validate_command(arguments: argparse.Namespace, argv: list[str]) -> int:
+    from flops_parameter_counting.validate import validate
+
+    return validate()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,18 +233,16 @@ def add_search_arguments(built: ArgumentParser) -> None:
     )
     add("--enforce_chinchilla", action="store_true", help="only 0.5 <= D / (20 N) <= 1.5")
     add("--unique_tokens", type=positive, help="tokens of the dataset: beyond them training repeats")
+    add("--days", type=positive, help="of the hardware, which then makes the budget")
     add("--inference_tokens", type=positive, help="the budget also pays for so many tokens of inference")
     add("--tokens_min", type=positive)
     add("--tokens_max", type=positive)
     add("--max_params", type=positive)
     add("--top_k", type=whole, default=10, help="candidates to print (default: 10)")
-    add("--json", type=Path, metavar="FILE", help="write everything as data")
 
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
     add("--arch", default="llama3", help="llama3 or gpt2")
-    add("--vocab_size", type=whole)
-    add("--sequence_length", type=whole)
     add("--hidden_sizes", type=sizes, metavar="SIZES", help="1024:8192:256, for instance")
     add("--layers", type=sizes, metavar="SIZES")
     add("--head_dims", type=sizes, metavar="SIZES")
@@ -100,14 +251,6 @@ def add_search_arguments(built: ArgumentParser) -> None:
     add("--ffn_expansion_ratio", type=positive, help="d_ff over n_embd")
     add("--weight_tying", type=boolean, metavar="BOOL", nargs="?", const=True)
     add("--aspect_ratio", type=interval, metavar="LOW:HIGH", help="n_embd / n_layer; 0:inf bounds nothing")
-
-    group = built.add_argument_group("the budget from hardware")
-    add = group.add_argument
-    add("--device", metavar="NAME", help=", ".join(device.name.replace(" ", "-") for device in DEVICES))
-    add("--devices", type=whole, help="how many (default: 1)")
-    add("--days", type=positive)
-    add("--mfu", type=positive, help="model FLOPs utilisation, full attention, above 0 and at most 1")
-    add("--dtype", help="compute dtype: bfloat16 (default), float16, tf32, float32")
 
     group = built.add_argument_group("the config file")
     add = group.add_argument
@@ -125,9 +268,9 @@ def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     result = grid_search(search, keep=max(arguments.top_k, KEPT))
     found = report(result, uncertainty(result), arguments.top_k, notes)
     text = config_text(found.best, search, found.rules, dataset, command(argv)) if emits else None
-    print(as_text(found))
+    print(search_as_text(found))
     if arguments.json is not None:
-        write_json(arguments.json, found)
+        write_json(arguments.json, as_json(found))
     if text is not None:
         write_config(arguments.emit, text)
         print(f"\nwrote {arguments.emit}: python train.py {arguments.emit} --dry_run shows what it will do")
@@ -142,8 +285,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
                 raise UserError(f"--{option} is for the config file: give --emit too")
     else:
         check_target(arguments.emit, arguments.force)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"--json={arguments.json}: there is no folder {arguments.json.parent}")
+    check_json_target(arguments.json)
 
 
 def search_from(arguments: argparse.Namespace) -> tuple[Search, list[str]]:
@@ -182,50 +324,46 @@ def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpa
 
 def budget_from(arguments: argparse.Namespace) -> tuple[float, list[str]]:
     """FLOPs, given or from the hardware, and notes. Raises UserError where both or neither say it."""
-    hardware = {name: getattr(arguments, name) for name in ("device", "devices", "days", "mfu", "dtype")}
+    given = [name for name in (*HARDWARE, "days") if getattr(arguments, name) is not None]
     if arguments.grid_search != FROM_HARDWARE:
-        if given := [name for name, value in hardware.items() if value is not None]:
+        if given:
             raise UserError(f"the budget is given twice: drop --{given[0]} or the number after --grid_search")
         return budget(arguments.grid_search), []
-    if missing := [name for name in ("device", "days", "mfu") if hardware[name] is None]:
+    wanted = ("peak_flops" if "peak_flops" in given else "device", "days", "mfu")
+    if missing := [name for name in wanted if name not in given]:
         raise UserError(f"--grid_search without a number takes the budget from the hardware: --{missing[0]} is missing")
-    if arguments.mfu > 1:
-        raise UserError(f"--mfu={arguments.mfu:g} is more than the device can do: give a fraction, such as 0.45")
-    peak, dtype = device_peak(arguments.device, arguments.dtype or "bfloat16"), arguments.dtype or "bfloat16"
+    dtype = arguments.dtype or DEFAULT_DTYPE
+    hardware = hardware_from(arguments, dtype)
+    assert hardware is not None
+    peak = hardware.peak_flops
     devices = arguments.devices or 1
     flops = devices * peak * arguments.mfu * arguments.days * 86_400
     note = (
-        f"budget = {devices} x {peak:.4g} FLOP/s ({arguments.device}, {dtype}, dense) x MFU {arguments.mfu:g} "
+        f"budget = {devices} x {peak:.4g} FLOP/s ({hardware.name}, {dtype}, dense) x MFU {arguments.mfu:g} "
         f"x {arguments.days:g} days = {flops:.4g}; whether a candidate fits the memory is not checked"
     )
     return flops, [note]
-
-
-def device_peak(name: str, dtype: str) -> float:
-    """Dense FLOP/s of a device of the table by its name, written with spaces, - or _. Raises UserError."""
-    by_name = {plain(device.name): device for device in DEVICES}
-    device = by_name.get(plain(name))
-    if device is None:
-        listed = [known.name.replace(" ", "-") for known in DEVICES]
-        raise UserError(f"device {name!r} is none of: {', '.join(listed)}{did_you_mean(name, listed)}")
-    if dtype not in device.peak_flops:
-        raise UserError(f"{device.name} does not compute in {dtype!r}; it has {', '.join(device.peak_flops)}: --dtype")
-    return device.peak_flops[dtype]
-
-
-def plain(name: str) -> str:
-    return re.sub(r"[-_ ]+", " ", name).strip().lower()
 
 
 def command(argv: list[str]) -> str:
     return shlex.join(["python", "flops_parameter_counting/detailed_cost_analysis.py", *argv])
 
 
-def write_json(path: Path, found: Report) -> None:
-    try:
-        path.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
+SHARED = ("vocab_size", "sequence_length", "json", *HARDWARE)
+OF_A_MODEL = ("micro_batch", "activation_checkpointing", "strategy", "tokens")
+COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "model_config": model_command,
+    "grid_search": search_command,
+    "validate": validate_command,
+}
+
+
+def takes(command: str, option: str) -> bool:
+    """Whether the option says anything to the command."""
+    if command == "grid_search":
+        return option not in OF_A_MODEL
+    return command == "model_config" and option in SHARED + OF_A_MODEL
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
 SHORTER = {
-    "train.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
+    "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
+    "laptop.py --": "--max_iters=3 --eval_iters=1",
     "sample.py": "--max_new_tokens=5",
 }
 
@@ -22,8 +24,8 @@ def first_hour() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command on fewer steps of a smaller model; the resumed run goes on for two more."""
-    for script, keys in SHORTER.items():
-        if script in command:
+    for named, keys in SHORTER.items():
+        if named in command:
             command = re.sub(r"--(max_iters|max_new_tokens)=\S+", "", command) + f" {keys}"
     return command.replace("--max_iters=3", "--max_iters=5") if "--init_from=auto" in command else command
 
@@ -33,8 +35,9 @@ def checkout(tmp_path_factory):
     """The repository's code in a folder of its own, where runs and data may be written."""
     folder = tmp_path_factory.mktemp("checkout")
     for path in ROOT.iterdir():
-        if path.name not in ("data", "out") and not path.name.startswith("."):
+        if path.name not in ("data", "out", "config") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "config", folder / "config")
     prepare = [
         sys.executable,
         str(ROOT / "data/python_stdlib/prepare.py"),

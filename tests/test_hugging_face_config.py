@@ -1,0 +1,358 @@
+"""Configurations of published families: what is counted from a config.json against the models that transformers
+builds from it, and what a mistake in one says."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from errors import UserError
+from flops_parameter_counting.hugging_face_config import (
+    FAMILIES,
+    breakdown,
+    cache_elements,
+    keys_met,
+    model_from_values,
+    palm_scores,
+    read_json,
+    read_model,
+    trainable,
+)
+from flops_parameter_counting.model_cost import model_cost
+from model_config import resolve_architecture
+
+transformers = pytest.importorskip("transformers")
+
+GPT2 = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 31}
+TRANSFORMER = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 31, "max_position_embeddings": 64,
+}  # fmt: skip
+MAMBA2 = {"num_heads": 6, "head_dim": 8, "n_groups": 2, "state_size": 5}
+DEEPSEEK = {
+    **TRANSFORMER, "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_group": 2,
+    "topk_group": 1, "num_experts_per_tok": 3, "n_shared_experts": 2, "first_k_dense_replace": 1, "q_lora_rank": None,
+    "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 3,
+}  # fmt: skip
+SMALL = {
+    "gpt2": GPT2,
+    "llama": {**TRANSFORMER, "attention_bias": True, "head_dim": 8},
+    "mistral": {**TRANSFORMER, "sliding_window": None},
+    "qwen2": TRANSFORMER,
+    "qwen3": {**TRANSFORMER, "head_dim": 8},
+    "mamba": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "state_size": 5, "time_step_rank": 3},
+    "mamba2": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "chunk_size": 4, **MAMBA2},
+    "bamba": {
+        **TRANSFORMER, "attn_layer_indices": [1], "mamba_n_heads": 6, "mamba_d_head": 8, "mamba_n_groups": 2,
+        "mamba_d_state": 5, "mamba_chunk_size": 4,
+    },
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": {**DEEPSEEK, "q_lora_rank": 9},
+}  # fmt: skip
+
+
+def complete(family: str, keys: dict) -> dict:
+    """What transformers writes into config.json, every key of the family among them."""
+    return transformers.AutoConfig.for_model(family, bos_token_id=0, eos_token_id=0, **keys).to_dict()
+
+
+def build(family: str, keys: dict):
+    config = transformers.AutoConfig.for_model(family, bos_token_id=0, eos_token_id=0, **keys)
+    experts = {"experts_implementation": "eager"} if family.startswith("deepseek") else {}
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", **experts).eval()
+
+
+def read(values: dict):
+    return model_from_values(values, "test").architecture
+
+
+def test_every_family_is_tested():
+    assert SMALL.keys() == FAMILIES.keys()
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_of_transformers_model(family, tied):
+    keys = {**SMALL[family], "tie_word_embeddings": tied}
+    counted = sum(parameter.numel() for parameter in build(family, keys).parameters())
+    for values in ({"model_type": family, **keys}, complete(family, keys)):
+        parameters = breakdown(read(values), 16).parameters
+        assert sum(parameters.values()) == counted
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_parameters_of_any_sizes(data):
+    """Llama, Qwen 2 and 3, Bamba and DeepSeek with sizes that share nothing by habit."""
+    draw = data.draw
+    family = draw(st.sampled_from(["llama", "qwen2", "qwen3", "bamba", "deepseek_v2", "deepseek_v3"]))
+    kv_heads, layers = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    keys = {**SMALL[family], "num_hidden_layers": layers, "num_attention_heads": heads}
+    keys |= {"num_key_value_heads": kv_heads, "hidden_size": 24 * heads, "intermediate_size": draw(st.integers(1, 50))}
+    keys |= {"vocab_size": draw(st.integers(2, 50)), "tie_word_embeddings": draw(st.booleans())}
+    if family == "bamba":
+        expand = draw(st.integers(1, 2))
+        keys |= {"mamba_expand": expand, "mamba_d_head": 2 * expand, "mamba_n_heads": 12 * heads}
+        keys |= {"attn_layer_indices": draw(st.lists(st.integers(0, layers - 1), unique=True))}
+    if family.startswith("deepseek"):
+        keys |= {"num_key_value_heads": heads, "first_k_dense_replace": draw(st.integers(0, layers))}
+        keys |= {"q_lora_rank": draw(st.sampled_from([None, 5])), "n_shared_experts": draw(st.integers(1, 3))}
+    with torch.device("meta"):
+        model = build(family, keys)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(breakdown(read({"model_type": family, **keys}), 8).parameters.values()) == counted
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_does_not_meet():
+    cost = breakdown(read({"model_type": "deepseek_v2", **DEEPSEEK}), 8)
+    expert = 3 * 24 * 12  # gate, up, down
+    assert sum(cost.parameters.values()) - sum(cost.active.values()) == 2 * (8 - 3) * expert
+
+
+# FLOPs
+
+
+def counted_flops(family: str, batch: int, length: int) -> dict[str, int]:
+    """Forward, by PyTorch's operator."""
+    tokens = torch.randint(31, (batch, length))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build(family, SMALL[family])(tokens)
+    return {str(operator): flops for operator, flops in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"])
+def test_flops_are_those_that_pytorch_counts(family):
+    cost = breakdown(read({"model_type": family, **SMALL[family]}), 12)
+    counted = counted_flops(family, 2, 12)
+    assert 2 * 12 * sum(cost.forward.values()) == sum(counted.values())
+    assert 2 * 12 * cost.forward["attention_scores"] == counted["aten.bmm"]
+    assert cost.causal == {**cost.forward, "attention_scores": cost.forward["attention_scores"] // 2}
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba"])
+def test_projections_and_convolutions_of_state_spaces_are_those_that_pytorch_counts(family):
+    """The reference implementations convolve three padding positions too, and compute the recurrence in ways of their
+    own, which the counter sees in part: of Mamba's the product that reads the state, half of what is counted here."""
+    parts = breakdown(read({"model_type": family, **SMALL[family]}), 12).forward
+    counted = counted_flops(family, 2, 12)
+    matrices = sum(
+        parts.get(part, 0) for part in ("state_space_projections", "attention_projections", "ffn", "lm_head")
+    )
+    assert 2 * 12 * matrices == counted["aten.mm"]
+    assert 2 * (12 + 3) * parts["convolution"] == counted["aten.convolution"]
+    if family == "mamba":
+        assert 2 * 12 * parts["scan"] == 2 * counted["aten.bmm"]
+
+
+def test_a_token_of_a_state_space_model_costs_the_same_at_any_length():
+    config = read({"model_type": "mamba2", **SMALL["mamba2"]})
+    assert breakdown(config, 7) == breakdown(config, 7000)
+    assert palm_scores(config, 7000) == 0 and cache_elements(config, 7) == cache_elements(config, 7000)
+
+
+@given(length=st.integers(1, 60), window=st.integers(1, 80))
+def test_a_sliding_window_bounds_the_keys_that_a_query_meets(length, window):
+    """Full: as many keys for every query as it may ever meet. Causal: the pairs of the triangle, up to its edge, which
+    the convention halves."""
+    config = read({"model_type": "mistral", **TRANSFORMER, "sliding_window": window})
+    cost = breakdown(config, length)
+    keys = keys_met(config, "sliding_attention", length)
+    pair = 3 * 4 * 24  # layers, FLOPs of a pair for each element of a head, width
+    assert cost.forward["attention_scores"] == pair * min(length, window)
+    pairs = sum(min(query, window) for query in range(1, length + 1))
+    assert cost.causal["attention_scores"] * length == pytest.approx(pair * (pairs - keys / 2), abs=3 * length)
+    assert cache_elements(config, length) == {"keys_and_values": 3 * 2 * keys * 12}
+
+
+def test_qwens_first_layers_have_no_window():
+    keys = {**TRANSFORMER, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
+    config = read({"model_type": "qwen2", **keys})
+    assert [mixer for mixer, _ in config.layers] == ["attention", "attention", "sliding_attention"]
+    assert [mixer for mixer, _ in read(complete("qwen2", keys)).layers] == [mixer for mixer, _ in config.layers]
+    assert all(mixer == "attention" for mixer, _ in read({"model_type": "qwen2", **TRANSFORMER}).layers)
+
+
+# Cache
+
+
+def elements(value) -> int:
+    """Of all tensors in a cache's layer, however it names them."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return sum(map(elements, value.values())) if isinstance(value, dict) else 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mamba", "mamba2", "bamba"])
+def test_the_cache_is_as_large_as_that_of_transformers(family):
+    with torch.no_grad():
+        output = build(family, SMALL[family])(torch.zeros(1, 9, dtype=torch.long), use_cache=True)
+    cache = output.cache_params if family.startswith("mamba") else output.past_key_values
+    held = sum(elements(vars(layer)) for layer in cache.layers)
+    assert sum(cache_elements(read({"model_type": family, **SMALL[family]}), 9).values()) == held
+
+
+def test_latent_attention_caches_one_latent_vector_and_one_rotated_key_a_token():
+    config = read({"model_type": "deepseek_v2", **DEEPSEEK})
+    assert cache_elements(config, 9) == {"latent_keys_and_values": 3 * 9 * (8 + 4)}
+
+
+# What train.py can build
+
+
+def test_llama_and_gpt2_are_architectures_that_train():
+    llama = trainable(read({"model_type": "llama", **TRANSFORMER}))
+    ours = resolve_architecture(
+        {"arch_preset": "llama", "n_layer": 3, "n_head": 4, "num_key_value_heads": 2, "n_embd": 24, "d_ff": 40,
+         "block_size": 64, "vocab_size": 31}
+    )  # fmt: skip
+    assert model_cost(llama) == model_cost(ours)
+    gpt2 = trainable(read({"model_type": "gpt2", **GPT2}))
+    assert model_cost(gpt2).n_params == sum(p.numel() for p in build("gpt2", GPT2).parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mamba", "mamba2", "bamba", "deepseek_v2", "deepseek_v3"])
+def test_what_train_cannot_build_is_known_to_be_so(family):
+    assert trainable(read({"model_type": family, **SMALL[family]})) is None
+
+
+# Files
+
+
+def test_comments_are_no_part_of_json(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{ // one "quoted"\n "a//b": "/* kept */ \\" // kept", /* two\nlines */ "c": [1, 2]}\n// end')
+    assert read_json(file) == {"a//b": '/* kept */ " // kept', "c": [1, 2]}
+    file.write_text('{ /* two\nlines */\n "a": oops}')
+    with pytest.raises(UserError, match="line 3"):
+        read_json(file)
+
+
+def test_a_runs_own_config_json_is_read(tmp_path):
+    from configurator import as_dict, load
+
+    configuration = load(["--n_layer=2", "--n_embd=64", "--n_head=2", "--vocab_size=99"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(as_dict(configuration)))
+    assert read_model(file).architecture == configuration.model
+
+
+def test_the_original_mambas_configuration():
+    """state-spaces/mamba's format: the vocabulary is padded, sizes that are left out are its own defaults."""
+    theirs = {"d_model": 32, "n_layer": 2, "vocab_size": 61, "pad_vocab_size_multiple": 16}
+    ours = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    assert read({**theirs, "ssm_cfg": {}}) == read(ours)
+    details = {"layer": "Mamba2", "d_state": 4, "headdim": 16, "ngroups": 2}
+    sizes = {"state_size": 4, "head_dim": 16, "n_groups": 2, "num_heads": 4, "tie_word_embeddings": True}
+    assert read({**theirs, "ssm_cfg": details}) == read({**ours, **sizes, "model_type": "mamba2"})
+
+
+PUBLIC_FILES = {  # as they stand on the Hugging Face hub: one without a model_type, one with keys of no effect
+    354_823_168: """{"architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "embd_pdrop": 0.1,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "n_ctx": 1024, "n_embd": 1024, "n_head": 16,
+        "n_layer": 24, "n_positions": 1024, "n_special": 0, "predict_special_tokens": true, "resid_pdrop": 0.1,
+        "vocab_size": 50257}""",
+    494_032_768: """{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false, "use_sliding_window": false,
+        "vocab_size": 151936}""",
+    9_780_235_392: """{"architectures": ["BambaForCausalLM"], "attention_dropout": 0.0,
+        "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "bos_token_id": 128000, "eos_token_id": 128001,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+        "mamba_chunk_size": 256, "mamba_conv_bias": true, "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 128,
+        "mamba_dt_rank": 256, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 128, "mamba_proj_bias": false,
+        "model_type": "bamba", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_logits_to_keep": 1, "pad_token_id": 0, "rms_norm_eps": 1e-05, "tie_word_embeddings": false,
+        "transformers_version": "4.47.0.dev0", "use_cache": true, "use_mamba_kernels": true, "vocab_size": 128256}""",
+    128_989_632: """{"d_model": 768, "d_intermediate": 0, "n_layer": 24, "vocab_size": 50277,
+        "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "attn_cfg": {}, "rms_norm": true,
+        "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 16, "tie_embeddings": true}""",
+}
+
+
+@pytest.mark.parametrize("parameters", PUBLIC_FILES)
+def test_public_files_are_read_as_they_are(tmp_path, parameters):
+    file = tmp_path / "config.json"
+    file.write_text(PUBLIC_FILES[parameters])
+    assert sum(breakdown(read_model(file).architecture, 1).parameters.values()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("llama", {"hidden_size": None}, "hidden_size=None: expected a whole number"),
+        ("llama", {"hidden_size": 25, "head_dim": None}, "hidden_size=25 is not divisible by num_attention_heads=4"),
+        ("llama", {"head_dim": None, "num_key_value_heads": 3}, "not divisible by num_key_value_heads=3"),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0: expected a whole number from 1"),
+        ("llama", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000: expected"),
+        ("llama", {"vocab_size": 31.5}, "vocab_size=31.5"),
+        ("llama", {"intermediate_size": "40"}, "intermediate_size='40'"),
+        ("llama", {"hiden_size": 24}, "unknown key 'hiden_size' of a llama configuration (did you mean 'hidden_size'"),
+        ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes': expected true or false"),
+        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True is not counted here"),
+        ("llama", {"model_type": "lama"}, "did you mean 'llama'"),
+        ("gpt2", {"n_ctx": 16}, "n_ctx=16 contradicts n_positions = 32"),
+        ("gpt2", {"n_embd": 15}, "n_embd=15 is not divisible by n_head=2"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types contradicts"),
+        ("mamba", {"intermediate_size": 40}, "intermediate_size=40 contradicts expand x hidden_size = 48"),
+        ("mamba2", {"num_heads": 5}, "num_heads x head_dim = 40 contradicts expand x hidden_size"),
+        ("bamba", {"attn_layer_indices": [3]}, "names a layer that is none of 0 to 2"),
+        ("bamba", {"mamba_d_head": 4}, "mamba_d_head=4 contradicts"),
+        ("deepseek_v2", {"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than n_routed_experts=8"),
+        ("deepseek_v2", {"first_k_dense_replace": 4}, "first_k_dense_replace=4 is more than num_hidden_layers=3"),
+        ("deepseek_v2", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq=2 is not counted here"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_the_name_of_its_key(family, change, message):
+    with pytest.raises(UserError) as refused:
+        read({"model_type": family, **SMALL[family], **change})
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_required_key_is_missed_by_name(family):
+    for key in FAMILIES[family].required:
+        values = {"model_type": family, **SMALL[family]}
+        del values[key]
+        with pytest.raises(UserError, match=f"a {family} configuration needs {key}, which is missing"):
+            read(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "it holds no object"),
+        ("{", "line 1"),
+        ("{}", "no model_type"),
+        ('{"model_type": "llama", "model_type": "gpt2"}', "model_type is given 2 times"),
+        ('{"n_layer": 2, "n_heads": 2}', "unknown key 'n_heads' (did you mean 'n_head'"),
+        ('{"d_model": 8, "n_layer": 1, "vocab_size": 8, "ssm_cfg": {"layer": "Mamba3"}}', "none of: Mamba1, Mamba2"),
+        ('{"d_model": 8, "n_layer": 1, "vocab_size": 8, "ssm_cfg": {"dstate": 4}}', "did you mean 'd_state'"),
+        ('{"d_model": 8, "n_layer": 1, "vocab_size": 8, "ssm_cfg": {}, "attn_layer_idx": [0]}', "attn_layer_idx"),
+        ('{"d_model": 8, "n_layer": 1, "ssm_cfg": {}}', "needs vocab_size"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_model(file)
+    assert str(refused.value).startswith(f"{file}: ") and message in str(refused.value)
+
+
+def test_what_was_assumed_is_noted():
+    notes = " ".join(model_from_values({"model_type": "mistral", **TRANSFORMER}, "m").notes)
+    assert "sliding_window=4096" in notes
+    assert model_from_values({**complete("llama", TRANSFORMER)}, "m").notes == ()
+    deepseek = {"model_type": "deepseek_v3", **DEEPSEEK, "num_nextn_predict_layers": 1}
+    assert any("further tokens are not counted" in note for note in model_from_values(deepseek, "m").notes)
