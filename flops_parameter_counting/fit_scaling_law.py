@@ -1,0 +1,316 @@
+"""Fits a loss law to measured points, as Besiroglu et al. 2024 do, and writes it for --law.
+
+  python flops_parameter_counting/fit_scaling_law.py points.csv --out law.json --png fit.png
+  python flops_parameter_counting/fit_scaling_law.py out/ladder-* --out law.json
+  python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e17 --law law.json
+
+A CSV file has the columns N (or params), D (or tokens) and loss, in nats per token; C may stand in place of N or D, and
+the missing one is that of C = 6 N D. A run's folder gives its parameters, training tokens and last validation loss.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
+
+import numpy as np
+
+from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
+from flops_parameter_counting.law_fitting import (
+    HUBER_DELTA,
+    Fit,
+    HeldOut,
+    Points,
+    bootstrap,
+    fit_law,
+    hold_out,
+    middle_95,
+    optimal_parameters,
+    predicted,
+)
+from flops_parameter_counting.loss_points import Measured, read_points
+from flops_parameter_counting.scaling_laws import CONSTANTS, N_MEANINGS
+
+FEWEST_DRAWS = 40  # 2.5 % of them is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Everything the command says and writes. `draws` is (k, 5), or None; `held_out` is text where there is none."""
+
+    measured: Measured
+    n_meaning: str
+    fit: Fit
+    draws: np.ndarray | None
+    draws_asked: int
+    seed: int
+    held_out: HeldOut | str
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % of the draws, by constant; empty without draws."""
+        if self.draws is None:
+            return {}
+        return {name: middle_95(values) for name, values in zip(CONSTANTS, self.draws.T, strict=True)}
+
+
+@exit_cleanly
+def main() -> int:
+    arguments = parse_arguments()
+    check_outputs(arguments)
+    measured = read_points(arguments.points, arguments.n_meaning)
+    fitted = fit_everything(measured, arguments)
+    picture = draw(fitted) if arguments.png is not None else None
+    print(as_text(fitted))
+    if arguments.out is not None:
+        write_whole(arguments.out, (json.dumps(as_json(fitted), allow_nan=False) + "\n").encode())
+        print(
+            f"\nwrote {arguments.out}: detailed_cost_analysis.py --grid_search FLOPS --law {arguments.out} plans by it"
+        )
+    if picture is not None:
+        write_whole(arguments.png, picture)
+        print(f"wrote {arguments.png}")
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    built = ArgumentParser(__doc__)
+    add = built.add_argument
+    add("points", nargs="+", type=Path, metavar="POINTS", help="CSV files and folders of runs")
+    add("--out", type=Path, metavar="FILE.json", help="write the law")
+    add("--png", type=Path, metavar="FILE.png", help="draw its IsoFLOP curves and residuals")
+    add("--force", action="store_true", help="overwrite these files")
+    add("--n_meaning", default="total", help=f"what N counts: {', '.join(N_MEANINGS)} (default: total)")
+    add("--bootstrap", type=int, default=1000, help=f"resamples: 0, or at least {FEWEST_DRAWS} (default: 1000)")
+    add("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    add(
+        "--holdout", type=float, default=2.0, metavar="FACTOR",
+        help="predict the points with C = 6 N D within this factor of the largest from the others; 1: only the "
+        "largest; 0: none (default: 2)",
+    )  # fmt: skip
+    arguments = built.parse_args()
+    if arguments.n_meaning not in N_MEANINGS:
+        guess = did_you_mean(arguments.n_meaning, N_MEANINGS)
+        raise UserError(f"--n_meaning={arguments.n_meaning} is none of: {', '.join(N_MEANINGS)}{guess}")
+    if arguments.bootstrap != 0 and arguments.bootstrap < FEWEST_DRAWS:
+        raise UserError(
+            f"--bootstrap={arguments.bootstrap} must be 0 or at least {FEWEST_DRAWS}: fewer give no interval"
+        )
+    if arguments.seed < 0:
+        raise UserError(f"--seed={arguments.seed} must be 0 or more")
+    if arguments.holdout != 0 and not 1 <= arguments.holdout < float("inf"):
+        raise UserError(f"--holdout={arguments.holdout:g} must be 1 or more, or 0 to hold nothing out")
+    return arguments
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a file that cannot be written, before anything is computed."""
+    for option, path, suffix in (("out", arguments.out, ".json"), ("png", arguments.png, ".png")):
+        if path is None:
+            continue
+        if path.suffix != suffix:
+            raise UserError(f"--{option}={path}: the file's name must end in {suffix}")
+        if not path.parent.is_dir():
+            raise UserError(f"--{option}={path}: there is no folder {path.parent}")
+        if path.exists() and not arguments.force:
+            raise UserError(f"--{option}={path}: the file exists; --force overwrites it")
+
+
+def fit_everything(measured: Measured, arguments: argparse.Namespace) -> Fitted:
+    """Raises UserError where the points do not support a law."""
+    points = measured.points
+    fit = fit_law(points, progress=True)
+    draws = bootstrap(points, fit, arguments.bootstrap, arguments.seed, progress=True) if arguments.bootstrap else None
+    held_out: HeldOut | str = "not asked for"
+    if arguments.holdout:
+        try:
+            held_out = hold_out(points, arguments.holdout, progress=True)
+        except UserError as error:
+            held_out = f"not possible, without the largest budget {error}"
+    return Fitted(measured, arguments.n_meaning, fit, draws, arguments.bootstrap, arguments.seed, held_out)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The law file
+
+
+def as_json(fitted: Fitted) -> dict[str, Any]:
+    """What scaling_laws.read_law takes; under `fit`, where it is from."""
+    fit, points = fitted.fit, fitted.measured.points
+    law: dict[str, Any] = dict(zip(CONSTANTS, fit.constants.tolist(), strict=True))
+    law["N"] = fitted.n_meaning
+    law["source"] = f"a fit to {len(points)} points of {fitted.measured.source}"
+    law["range"] = {"N": extremes(points.n), "D": extremes(points.d)}
+    law["standard_errors"] = dict(zip(CONSTANTS, fit.standard_errors.tolist(), strict=True))
+    if fitted.draws is not None:
+        law["draws"] = fitted.draws.tolist()
+    held_out: Any = fitted.held_out
+    if isinstance(held_out, HeldOut):
+        held_out = {
+            "from_budget": held_out.from_budget,
+            "fitted": held_out.fitted,
+            "errors_of_log_loss": held_out.errors.tolist(),
+        }
+    law["fit"] = {
+        "method": f"sum of Huber (delta = {HUBER_DELTA:g}) of the residuals of ln L, L-BFGS (Besiroglu et al. 2024)",
+        "starts": fit.starts,
+        "starts_that_reached_the_minimum": fit.reached,
+        "sum_of_huber": fit.objective,
+        "bootstrap": fitted.draws_asked,
+        "seed": fitted.seed,
+        "intervals_95": {name: list(interval) for name, interval in fitted.intervals.items()},
+        "held_out": held_out,
+        "notes": fitted.measured.notes,
+        "points_N_D_loss": np.column_stack([points.n, points.d, points.loss]).tolist(),
+    }
+    return law
+
+
+def extremes(values: np.ndarray) -> list[float]:
+    return [float(values.min()), float(values.max())]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def as_text(fitted: Fitted) -> str:
+    """Several paragraphs for the console."""
+    points, fit = fitted.measured.points, fitted.fit
+    spans = {"N": points.n, "D": points.d, "D/N": points.d / points.n, "C = 6 N D": points.c}
+    listed = "   ".join(f"{name} {values.min():.3g} to {values.max():.3g}" for name, values in spans.items())
+    lines = [
+        f"Points:       {len(points)} of {fitted.measured.source}   N: {N_MEANINGS[fitted.n_meaning]}",
+        f"              {listed}",
+        f"Fit:          {fit.reached:,} of {fit.starts:,} starts reached the minimum, a sum of Huber of "
+        f"{fit.objective:.6g}",
+        f"Residuals:    mean |ln L| {np.abs(fit.residuals).mean():.3%}, largest {np.abs(fit.residuals).max():.3%}",
+        f"Held out:     {held_out_text(fitted.held_out)}",
+        "",
+        "L(N, D) = E + A / N^alpha + B / D^beta, in nats per token",
+        f"  {'':<6}{'':>11}   standard error   95 % of the bootstrap",
+    ]
+    for name, value, error in zip(CONSTANTS, fit.constants, fit.standard_errors, strict=True):
+        low, high = fitted.intervals.get(name, (None, None))
+        interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+        lines.append(f"  {name:<6}{value:>11.4g}   {error:>14.2g}   {interval}".rstrip())
+    lines += ["", *optimum_lines(fitted)]
+    if fitted.draws is None:
+        lines.append("note: without --bootstrap the law has no draws, and a search by it no intervals")
+    elif left_out := fitted.draws_asked - len(fitted.draws):
+        lines.append(
+            f"note: {left_out} of {fitted.draws_asked:,} resamples gave no law (an exponent or E of 0) and are left out"
+        )
+    lines += [f"note: {note}" for note in fitted.measured.notes]
+    return "\n".join(lines)
+
+
+def held_out_text(held_out: HeldOut | str) -> str:
+    if isinstance(held_out, str):
+        return held_out
+    errors = held_out.errors
+    return (
+        f"{len(errors)} points of C >= {held_out.from_budget:.3g}, predicted from the other {held_out.fitted}: "
+        f"mean |error| {np.abs(errors).mean():.3%}, bias {errors.mean():+.3%}"
+    )
+
+
+def optimum_lines(fitted: Fitted) -> list[str]:
+    """What the law says is best at the largest budget, under C = 6 N D."""
+    c = float(fitted.measured.points.c.max())
+    constants = fitted.fit.constants
+    best = optimal_parameters(constants, c)
+    exponent = constants[4] / (constants[3] + constants[4])
+    ratio = c / 6 / best**2
+    intervals = ["", ""]
+    if fitted.draws is not None:
+        drawn = optimal_parameters(fitted.draws, c)
+        both = fitted.draws[:, 4] / fitted.draws[:, 3:].sum(axis=1), c / 6 / drawn**2
+        intervals = [" ({:.3g} to {:.3g})".format(*middle_95(values)) for values in both]
+    return [
+        f"Optimum under C = 6 N D: N ~ C^{exponent:.3f}{intervals[0]}; at C = {c:.3g}: N = {best:.3g}, "
+        f"D/N = {ratio:.3g}{intervals[1]}"
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture
+
+
+def draw(fitted: Fitted) -> bytes:
+    """A PNG: loss over N with the law's curve at each budget, and the residuals over N and over D."""
+    from matplotlib.colors import LogNorm  # half a second, and only a picture needs it
+    from matplotlib.figure import Figure
+
+    points = fitted.measured.points
+    figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
+    axes = figure.subplot_mosaic([["curves", "n"], ["curves", "d"]], width_ratios=[1.5, 1])
+    look: dict[str, Any] = {
+        "c": points.c,
+        "cmap": "viridis",
+        "norm": LogNorm(vmin=points.c.min(), vmax=points.c.max()),
+        "s": 16,
+    }
+    dots = axes["curves"].scatter(points.n, points.loss, zorder=3, **look)
+    draw_curves(axes["curves"], fitted, dots)
+    axes["curves"].set(xscale="log", xlabel="parameters N", ylabel="loss (nats per token)")
+    for name, x, label in (("n", points.n, "parameters N"), ("d", points.d, "training tokens D")):
+        axes[name].axhline(0, color="gray", linewidth=0.8)
+        axes[name].scatter(x, 100 * fitted.fit.residuals, **look)
+        axes[name].set(xscale="log", xlabel=label, ylabel="residual of ln L (%)")
+    axes["n"].set_title("residuals: predicted over measured loss", fontsize=10)
+    for one in axes.values():
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    figure.colorbar(dots, ax=list(axes.values()), label="training FLOPs, C = 6 N D", pad=0.01)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def draw_curves(axes: Any, fitted: Fitted, dots: Any) -> None:
+    """The law's loss over N at each budget, coloured as the `dots`, and the line through the curves' minima."""
+    points, constants = fitted.measured.points, fitted.fit.constants
+    low, high = extremes(points.loss)
+    budgets = budgets_to_draw(points)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    for budget, (first, last) in budgets:
+        n = np.geomspace(first / 1.3, last * 1.3, 200)
+        axes.plot(n, predicted(constants, n, budget / 6 / n), color=dots.to_rgba(budget), linewidth=1.2)
+    c = np.geomspace(budgets[0][0], budgets[-1][0], 50)
+    best = optimal_parameters(constants, c)
+    label = "law's optimum under C = 6 N D"
+    axes.plot(best, predicted(constants, best, c / 6 / best), "k--", linewidth=1, label=label)
+    axes.legend(frameon=False)
+
+
+def budgets_to_draw(points: Points) -> list[tuple[float, list[float]]]:
+    """(C, smallest and largest N) of every IsoFLOP curve: of the budgets that the points share, or, where they do not
+    lie on few budgets, of six between the smallest and the largest."""
+    c = np.sort(points.c)
+    groups = np.split(c, np.flatnonzero(np.diff(np.log(c)) > np.log(1.2)) + 1)
+    if len(groups) > 12 or any(group[-1] > 1.5 * group[0] for group in groups):
+        return [(float(budget), extremes(points.n)) for budget in np.geomspace(c[0], c[-1], 6)]
+    inside = [(points.c >= group[0]) & (points.c <= group[-1]) for group in groups]
+    return [(float(np.median(group)), extremes(points.n[which])) for group, which in zip(groups, inside, strict=True)]
+
+
+if __name__ == "__main__":
+    main()
