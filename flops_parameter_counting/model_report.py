@@ -8,16 +8,16 @@ import math
 from typing import Any
 
 from errors import UserError
-from flops_parameter_counting.hugging_face_config import (
+from flops_parameter_counting.hugging_face_config import Model
+from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, loss_bytes
+from flops_parameter_counting.published_architectures import (
     Breakdown,
-    Model,
     absorbed_scores,
     breakdown,
     cache_elements,
     palm_scores,
     trainable,
 )
-from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, loss_bytes
 from model_config import ModelArchitectureConfig
 
 CONVENTION = "multiply-add 2, backward twice forward, logits included; attention in full unless causal is said"

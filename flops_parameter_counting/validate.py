@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from flops_parameter_counting.hugging_face_config import breakdown, model_from_values
+from flops_parameter_counting.hugging_face_config import model_from_values
+from flops_parameter_counting.published_architectures import breakdown
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 

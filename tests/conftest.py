@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pytest
 
 from training.dataset import DatasetWriter
 from training.tokenizers import tokenizer_from_meta
+
+# A job in the background of a shell ignores SIGINT, and so would the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}

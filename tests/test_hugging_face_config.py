@@ -10,18 +10,9 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import UserError
-from flops_parameter_counting.hugging_face_config import (
-    FAMILIES,
-    breakdown,
-    cache_elements,
-    keys_met,
-    model_from_values,
-    palm_scores,
-    read_json,
-    read_model,
-    trainable,
-)
+from flops_parameter_counting.hugging_face_config import FAMILIES, model_from_values, read_json, read_model
 from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.published_architectures import breakdown, cache_elements, keys_met, palm_scores, trainable
 from model_config import resolve_architecture
 
 transformers = pytest.importorskip("transformers")

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis, validate
 from flops_parameter_counting.devices import DEVICES, find_device
-from flops_parameter_counting.hugging_face_config import Model, breakdown, model_from_values
+from flops_parameter_counting.hugging_face_config import Model, model_from_values
 from flops_parameter_counting.memory import training_memory
 from flops_parameter_counting.model_report import Setting, as_text, describe
+from flops_parameter_counting.published_architectures import breakdown
 from model_config import resolve_architecture
 from training.plan import plan_run
 

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, environment
 from ranks import on_ranks
 from safetensors.torch import load_file
 
@@ -15,13 +18,16 @@ from configurator import load
 from model_builder import build_model
 from training.checkpoint import Training
 from training.dataset import open_dataset
+from training.device import Peak
 from training.evaluation import evaluate
 from training.loader import WindowLoader
 from training.optimizer import build_optimizer
 from training.parallel import parallelize
+from training.plan import plan_run
 from training.ranks import ALONE
 from training.run_folder import Progress
 from training.step import take_step
+from training.trainer import decide_compile
 
 
 def records(run: Path, kind: str) -> list[dict]:
@@ -57,6 +63,28 @@ def test_the_batch_is_what_counts_not_how_it_is_cut(train, tmp_path):
         assert train(*keys, "--eval_interval=100").returncode == 0
     one, two, eight = ([r["loss"] for r in records(tmp_path / name, "iter")] for name in cuts)
     assert two == pytest.approx(one, rel=1e-4) and eight == pytest.approx(one, rel=1e-4)
+
+
+def test_compile_auto_goes_by_the_length_of_the_run():
+    device, peak = torch.device("cpu"), Peak(1e12, "measured")
+    for steps, expected in ((1, False), (10_000_000, True)):
+        configuration = load(f"--n_layer=2 --n_head=2 --n_embd=128 --vocab_size=256 --max_iters={steps}".split())
+        plan = plan_run(configuration, None)
+        compiles, why = decide_compile(configuration.run, plan, ALONE, device, peak)
+        assert compiles == (expected and shutil.which("g++") is not None) and why.startswith("auto: ")
+    as_told = dataclasses.replace(configuration.run, compile=False)
+    assert decide_compile(as_told, plan, ALONE, device, peak) == (False, "as configured")
+
+
+def test_the_config_that_a_run_leaves_reproduces_it(train, tmp_path):
+    assert train("--arch_preset=llama3", "--num_key_value_heads=1", "--seed=5", "--dropout=0.1").returncode == 0
+    command = [sys.executable, str(ROOT / "train.py"), "run/config.py", "--out_dir=again"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, again = ([r["loss"] for r in records(tmp_path / name, "iter")] for name in ("run", "again"))
+    assert again == first
+    saved = json.loads((tmp_path / "again/config.json").read_text())
+    assert saved == json.loads((tmp_path / "run/config.json").read_text()) | {"out_dir": "again"}
 
 
 def test_matrices_decay_and_vectors_do_not():

@@ -1,0 +1,279 @@
+"""What published architectures cost that train.py cannot build yet: experts, latent attention, state spaces.
+
+As component_costs.py and model_cost.py, for the models that hugging_face_config.py reads. No torch.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+from flops_parameter_counting.component_costs import ComponentCost, component_cost, linear, total
+from flops_parameter_counting.model_cost import model_cost
+from model_config import ModelArchitectureConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedArchitecture(ModelArchitectureConfig):
+    """An architecture as a config.json describes it. The keys beyond ModelArchitectureConfig's:"""
+
+    layers: tuple[tuple[str, str | None], ...] = ()  # the mixer and the FFN of each layer
+    biased_projections: str = "none"  # of attention: none, qkv, or all four
+    head_size: int | None = None  # where it is not n_embd / n_head
+    qk_norm: bool = False  # of queries and keys, before RoPE
+    window: int | None = None  # keys that a query of a sliding_attention layer meets at most
+
+    q_lora_rank: int | None = None  # latent attention
+    kv_lora_rank: int = 0
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+
+    n_experts: int = 0
+    n_experts_per_token: int = 0
+    n_shared_experts: int = 0
+    expert_d_ff: int = 0
+
+    d_inner: int = 0  # state spaces
+    d_state: int = 0
+    d_conv: int = 0
+    conv_bias: bool = True
+    dt_rank: int = 0  # Mamba
+    ssm_heads: int = 0  # Mamba-2
+    n_groups: int = 0
+    ssm_bias: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.n_embd // self.n_head
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Costs, as in component_costs.py, where they move when modules of theirs are registered. A mixer or an FFN gives
+# several parts: parameters, and forward FLOPs per token in the full convention.
+
+Parts = dict[str, ComponentCost]
+
+
+def keys_met(config: PublishedArchitecture, mixer: str, sequence_length: int) -> int:
+    """Keys that a query meets in the full convention: all, or what the window holds."""
+    return min(sequence_length, config.window or sequence_length) if mixer == "sliding_attention" else sequence_length
+
+
+def attention(config: PublishedArchitecture, length: int) -> Parts:
+    """`length`: the keys that a query meets."""
+    all_biased = dataclasses.replace(config, bias=config.biased_projections == "all")
+    biases = config.n_head + 2 * config.kv_heads if config.biased_projections == "qkv" else 0
+    return {
+        "attention": total(
+            component_cost("mixer", "attention", all_biased, length),
+            ComponentCost(parameters=biases * config.head_dim),
+        ),
+        "norms": ComponentCost(parameters=2 * config.head_dim * config.qk_norm),
+    }
+
+
+def latent_attention(config: PublishedArchitecture, length: int) -> Parts:
+    """DeepSeek-AI 2024, DeepSeek-V2, section 2.1: keys and values come out of one latent vector a token; the rotary
+    part of the key is shared by all heads. Queries may come out of a latent vector of their own."""
+    bias = config.biased_projections == "all"
+    query_width = config.n_head * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+    value_width = config.n_head * config.v_head_dim
+    if config.q_lora_rank is None:
+        queries = linear(config.n_embd, query_width, bias=False)
+    else:
+        queries = total(linear(config.n_embd, config.q_lora_rank, bias), linear(config.q_lora_rank, query_width, False))
+    return {
+        "attention": total(
+            queries,
+            linear(config.n_embd, config.kv_lora_rank + config.qk_rope_head_dim, bias),
+            linear(config.kv_lora_rank, config.n_head * config.qk_nope_head_dim + value_width, bias=False),
+            ComponentCost(scores=2 * length * (query_width + value_width)),
+            linear(value_width, config.n_embd, bias),
+        ),
+        "norms": ComponentCost(parameters=(config.q_lora_rank or 0) + config.kv_lora_rank),
+    }
+
+
+def _convolution(width: int, config: PublishedArchitecture) -> ComponentCost:
+    """Depthwise and causal: d_conv multiply-adds a channel."""
+    return ComponentCost(parameters=width * (config.d_conv + config.conv_bias), matmul=2 * width * config.d_conv)
+
+
+def _state_products(config: PublishedArchitecture) -> int:
+    """h <- decay h + B x, y = C h: the outer product that is added to the state and the product that reads it, each a
+    multiply-add for every element of the state (d_inner, d_state). The decay is elementwise, like an activation."""
+    return 2 * 2 * config.d_inner * config.d_state
+
+
+def mamba1(config: PublishedArchitecture, length: int) -> Parts:
+    """Gu and Dao 2023, Mamba, section 3: A (d_inner, d_state), D (d_inner)."""
+    d_inner, d_state = config.d_inner, config.d_state
+    return {
+        "state_space_projections": total(
+            linear(config.n_embd, 2 * d_inner, config.ssm_bias),  # x and its gate
+            linear(d_inner, config.dt_rank + 2 * d_state, bias=False),  # the step, B, C
+            linear(config.dt_rank, d_inner, bias=True),
+            linear(d_inner, config.n_embd, config.ssm_bias),
+        ),
+        "convolution": _convolution(d_inner, config),
+        "scan": ComponentCost(parameters=d_inner * d_state + d_inner, matmul=_state_products(config)),
+    }
+
+
+def mamba2(config: PublishedArchitecture, length: int) -> Parts:
+    """Dao and Gu 2024, Transformers are SSMs, section 7: A, D and the step's bias are one number a head. The products
+    are those of the recurrence; the chunked algorithm spends more of them to use matrix units."""
+    convolved = config.d_inner + 2 * config.n_groups * config.d_state  # x, B, C
+    return {
+        "state_space_projections": total(
+            linear(config.n_embd, config.d_inner + convolved + config.ssm_heads, config.ssm_bias),
+            linear(config.d_inner, config.n_embd, config.ssm_bias),
+        ),
+        "convolution": _convolution(convolved, config),
+        "scan": ComponentCost(parameters=3 * config.ssm_heads, matmul=_state_products(config)),
+        "norms": ComponentCost(parameters=config.d_inner),  # of the gated output
+    }
+
+
+def dense_ffn(config: PublishedArchitecture, length: int) -> Parts:
+    return {"ffn": component_cost("ffn_type", config.ffn_type, config, length)}
+
+
+def experts(config: PublishedArchitecture, length: int) -> Parts:
+    """DeepSeek-AI 2024, DeepSeek-V2, section 2.2: gated experts of which a token meets a few, and shared ones."""
+    expert, shared = _expert(config), config.n_shared_experts
+    return {
+        "router": linear(config.n_embd, config.n_experts, bias=False),
+        "experts": ComponentCost(config.n_experts * expert.parameters, config.n_experts_per_token * expert.matmul),
+        "shared_experts": ComponentCost(shared * expert.parameters, shared * expert.matmul),
+    }
+
+
+def _expert(config: PublishedArchitecture) -> ComponentCost:
+    of_expert = dataclasses.replace(config, d_ff=config.expert_d_ff, bias=False)
+    return component_cost("ffn_type", config.ffn_type, of_expert, 1)
+
+
+MIXERS: dict[str, Callable[[PublishedArchitecture, int], Parts]] = {
+    "attention": attention,
+    "sliding_attention": attention,
+    "latent_attention": latent_attention,
+    "mamba1": mamba1,
+    "mamba2": mamba2,
+}
+FFNS: dict[str, Callable[[PublishedArchitecture, int], Parts]] = {"dense": dense_ffn, "experts": experts}
+
+
+# What one layer remembers of a sequence while it is continued, in elements by part; `length`: the keys met.
+
+
+def _attention_cache(config: ModelArchitectureConfig, length: int) -> dict[str, int]:
+    return {"keys_and_values": 2 * length * config.kv_heads * config.head_dim}
+
+
+def _latent_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
+    return {"latent_keys_and_values": length * (config.kv_lora_rank + config.qk_rope_head_dim)}
+
+
+def _mamba1_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
+    return {"state": config.d_inner * config.d_state, "convolution": config.d_inner * config.d_conv}
+
+
+def _mamba2_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
+    convolved = config.d_inner + 2 * config.n_groups * config.d_state
+    return {"state": config.d_inner * config.d_state, "convolution": convolved * config.d_conv}
+
+
+_CACHES: dict[str, Callable[[PublishedArchitecture, int], dict[str, int]]] = {
+    "attention": _attention_cache,
+    "sliding_attention": _attention_cache,
+    "latent_attention": _latent_cache,
+    "mamba1": _mamba1_cache,
+    "mamba2": _mamba2_cache,
+}
+
+
+def cache_elements(config: ModelArchitectureConfig, length: int) -> dict[str, int]:
+    """Elements that a sequence of `length` tokens keeps for the tokens after it, by part, in all layers."""
+    if not isinstance(config, PublishedArchitecture):
+        return {part: config.n_layer * count for part, count in _attention_cache(config, length).items()}
+    elements = Counter[str]()
+    for (mixer, _), layers in Counter(config.layers).items():
+        for part, count in _CACHES[mixer](config, keys_met(config, mixer, length)).items():
+            elements[part] += layers * count
+    return dict(elements)
+
+
+def palm_scores(config: ModelArchitectureConfig, length: int) -> int:
+    """PaLM's 12 L H Q T, training FLOPs per token (Chowdhery et al. 2022, appendix B): L layers with attention, H
+    heads of Q, T tokens. Where queries and values differ in width, Q is their mean."""
+    if not isinstance(config, PublishedArchitecture):
+        return 12 * config.n_layer * config.n_embd * length
+    widths = {"latent_attention": config.head_dim + config.v_head_dim, "mamba1": 0, "mamba2": 0}
+    return sum(6 * config.n_head * widths.get(mixer, 2 * config.head_dim) * length for mixer, _ in config.layers)
+
+
+def absorbed_scores(config: ModelArchitectureConfig, length: int) -> int:
+    """FLOPs that decoding a token adds to those of a forward pass: latent attention decodes on the latent vectors
+    themselves, with the matrices that expand them multiplied into queries and outputs (DeepSeek-V2, section 2.1.2)."""
+    if not isinstance(config, PublishedArchitecture):
+        return 0
+    expanded = config.head_dim + config.v_head_dim
+    latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+    layers = sum(mixer == "latent_attention" for mixer, _ in config.layers)
+    return layers * 2 * length * config.n_head * (latent - expanded)
+
+
+def trainable(config: ModelArchitectureConfig) -> ModelArchitectureConfig | None:
+    """The same architecture as one that train.py builds; None where it cannot."""
+    if not isinstance(config, PublishedArchitecture):
+        return config
+    fields = [field.name for field in dataclasses.fields(ModelArchitectureConfig)]
+    plain = ModelArchitectureConfig(**{name: getattr(config, name) for name in fields})
+    same = (
+        set(config.layers) == {("attention", "dense")}
+        and config.head_dim == plain.head_dim
+        and config.biased_projections == ("all" if config.bias else "none")
+        and not config.qk_norm
+    )
+    return plain if same else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """Parameters by part, those that a token meets, and forward FLOPs per token by part in the two conventions."""
+
+    parameters: dict[str, int]
+    active: dict[str, int]
+    forward: dict[str, int]
+    causal: dict[str, int]
+
+
+def breakdown(config: ModelArchitectureConfig, length: int) -> Breakdown:
+    """The cost of any model that `read_model` reads, over whole sequences of `length` tokens. Raises UserError."""
+    if not isinstance(config, PublishedArchitecture):
+        cost = model_cost(config, length)
+        causal = cost.flops | {"attention_scores": cost.flops["attention_scores"] // 2}
+        return Breakdown(cost.parameters, cost.parameters, cost.flops, causal)
+    outside = model_cost(dataclasses.replace(config, n_layer=0), length)
+    parameters, forward = Counter(outside.parameters), Counter(outside.flops)
+    masked, idle = Counter[str](), Counter[str]()
+    for (mixer, ffn), layers in Counter(config.layers).items():
+        keys = keys_met(config, mixer, length)
+        parts = [*MIXERS[mixer](config, keys).items(), *(FFNS[ffn](config, length).items() if ffn else ())]
+        for part, cost_of_part in parts:
+            parameters[part] += layers * cost_of_part.parameters
+            forward["attention_projections" if part == "attention" else part] += layers * cost_of_part.matmul
+            forward["attention_scores"] += layers * cost_of_part.scores
+            # of `length` x `keys` pairs, a triangle of keys x keys / 2 lies in the future or before the sequence
+            masked["attention_scores"] += layers * cost_of_part.scores * keys // (2 * length)
+        norm = component_cost("normalization", config.normalization, config, length)
+        parameters["norms"] += layers * (2 if ffn else 1) * norm.parameters
+        if ffn == "experts":
+            idle["experts"] += layers * (config.n_experts - config.n_experts_per_token) * _expert(config).parameters
+    return Breakdown(
+        parameters=dict(parameters),
+        active={part: count - idle[part] for part, count in parameters.items()},
+        forward=dict(forward),
+        causal={part: flops - masked[part] for part, flops in forward.items()},
+    )
