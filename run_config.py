@@ -57,7 +57,9 @@ class RunConfig:
     wsd_decay_fraction: float = key(0.2, "share of lr_decay_iters in which wsd decays", above=0)
 
     eval_interval: int = key(2000, "steps between evaluations", at_least=1, group="Evaluation and checkpoints")
-    eval_iters: int = key(200, "batches of an evaluation: the same validation windows every time", at_least=1)
+    eval_iters: int = key(
+        200, "batches of an evaluation: the same validation windows every time, fewer if the split is short", at_least=1
+    )
     eval_only: bool = key(False, "evaluate once and exit")
     always_save_checkpoint: bool = key(True, "save at every evaluation; False: only where the loss improved")
     checkpoint_interval: int = key(

@@ -183,7 +183,8 @@ def main() -> None:
     if configuration.model.vocab_size is None:
         raise UserError("give --vocab_size: the benchmark reads no dataset")
     device = choose_device(configuration.run.device, ALONE)
-    torch.set_float32_matmul_precision("high" if configuration.run.tf32 else "highest")
+    tf32 = configuration.run.tf32 and device.type == "cuda"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     contestants = choose_contestants(configuration, device, arguments.nanogpt)
     compare(contestants, random_batches(configuration, device, arguments.steps + 3), device)
     report(configuration, device, contestants)

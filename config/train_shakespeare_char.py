@@ -1,4 +1,4 @@
-# A character-level model of Shakespeare, with nanoGPT's settings: minutes on a GPU. First:
+# A character-level model of Shakespeare, with nanoGPT's settings. First:
 #   python data/shakespeare_char/prepare.py
 # On a laptop: --n_layer=4 --n_embd=128 --n_head=4 --block_size=64 --batch_size=12 --max_iters=2000 --dropout=0.0
 

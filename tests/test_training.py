@@ -180,6 +180,17 @@ def test_too_many_skipped_steps_stop_the_run_with_a_whole_checkpoint(train, tmp_
     assert all(value.isfinite().all() for value in saved.values())
 
 
+def test_a_run_that_stopped_for_skipped_steps_can_be_resumed(train, tmp_path):
+    config = tmp_path / "breaks.py"
+    config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=1000))
+    assert train(str(config), "--max_skipped_steps=3", "--max_iters=12").returncode == 1
+    config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=9))  # mended
+    done = train(str(config), "--max_skipped_steps=3", "--max_iters=12", "--init_from=resume")
+    assert done.returncode == 0, done.stderr
+    assert records(tmp_path / "run", "summary")[-1]["step"] == 12
+    assert not any(record["skipped"] for record in records(tmp_path / "run", "iter") if record["step"] > 7)
+
+
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(train, tmp_path):
     script = tmp_path / "full_disk.py"
     script.write_text(

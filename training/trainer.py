@@ -32,7 +32,7 @@ from training.schedule import learning_rate
 from training.step import take_step
 from training_logger import Machine, TrainingLogger
 
-WORTH_COMPILING_SECONDS = 600  # of estimated training; compiling the blocks takes up to a minute
+WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     """
     run = configuration.run
     device = choose_device(run.device, ranks)
-    torch.set_float32_matmul_precision("high" if run.tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
     with process_group(ranks, device, run.backend):
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
         machine = describe_machine(configuration, plan, ranks, device, saved)
@@ -136,6 +136,8 @@ class Trainer:
             changed += changed_keys(state["data"], self.data)
             load_checkpoint(checkpoint, self.training, self.device)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
+            if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
+                self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
         if self.ranks.is_first:
             configurator.write(self.configuration, self.folder.path)
