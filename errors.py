@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and how every command reports it."""
+"""The errors that end a command with one line, and how every command reports them."""
 
 import argparse
 import difflib
@@ -13,10 +13,15 @@ class UserError(Exception):
     """A mistake of the user's: one line that says what was wrong and what to do."""
 
 
+class RunFailure(Exception):
+    """A run that others have ended, such as a lost rank: one line that says what happened, or none."""
+
+
 def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
-    Under torchrun every rank meets the same mistake; only the first of each machine reports it.
+    Under torchrun every rank meets the same mistake; only the first of each machine reports it. A RunFailure is one
+    line of the rank that raises it, and exit code 1.
     """
 
     @functools.wraps(command)
@@ -27,6 +32,12 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
             code = 2
+        except RunFailure as error:
+            if str(error):
+                print(f"error: {error}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # at once: threads wait in exchanges that never end
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             code = 130

@@ -94,18 +94,20 @@ class LanguageModel(nn.Module):
         """
         torch.manual_seed(seed)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                residual = isinstance(module, ResidualProjection)
-                std = INIT_STD / math.sqrt(2 * self.config.n_layer) if residual else INIT_STD
-                module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std))
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    module.bias.zero_()
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise UserError(
-                    f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them"
-                )
+            self.init_module(name, module)
+
+    def init_module(self, name: str, module: nn.Module) -> None:
+        """One module's own parameters, not its children's."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            residual = isinstance(module, ResidualProjection)
+            std = INIT_STD / math.sqrt(2 * self.config.n_layer) if residual else INIT_STD
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        elif (reset := getattr(module, "reset_parameters", None)) is not None:
+            reset()
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise UserError(f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them")
 
 
 def build_model(

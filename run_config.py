@@ -65,7 +65,7 @@ class RunConfig:
     checkpoint_interval: int = key(
         0, "also save every so many steps; 0: only at evaluations and at the end", at_least=0
     )
-    keep_last: int = key(1, "newest checkpoints to keep", at_least=1)
+    keep_last: int = key(2, "newest checkpoints to keep; the older one is for when the last is damaged", at_least=1)
     keep_best: bool = key(True, "keep the checkpoint with the lowest validation loss")
     keep_every: int = key(0, "keep every checkpoint whose step is a multiple of this; 0: none", at_least=0)
 
@@ -87,13 +87,36 @@ class RunConfig:
         "auto", "compile each block; auto: when the run is long enough to pay for it", choices=(True, False, "auto")
     )
     activation_checkpointing: bool = key(False, "keep only each block's input, recompute the rest in backward")
+
+    use_zero1: bool = key(
+        False, "share the optimizer's state among the ranks (ZeRO stage 1)", group="Many ranks (docs/distributed.md)"
+    )
+    use_fsdp: bool = key(False, "share weights, gradients and optimizer state among the ranks (FSDP2, ZeRO stage 3)")
+    fsdp_reshard_after_forward: bool = key(
+        True, "give gathered weights back before backward; False keeps them for the step (ZeRO stage 2's trade)"
+    )
+    fsdp_cpu_offload: bool = key(False, "keep FSDP's parts, and update them, in main memory")
+    fsdp_replicas: int = key(1, "copies of the model, each divided over ranks / replicas (hybrid sharding)", at_least=1)
+    fsdp_reduce_dtype: str = key(
+        "float32", "in which FSDP sums gradients over ranks: float32 or bfloat16", choices=("float32", "bfloat16")
+    )
+    tensor_parallel: int = key(1, "neighbouring ranks that share every layer; FSDP or DDP over the others", at_least=1)
     backend: str = key(
         "auto", "process-group backend: auto is nccl on CUDA and gloo on CPU", choices=("auto", "nccl", "gloo")
     )
+    comm_timeout: int = key(
+        600, "seconds that a rank waits for another before the run ends and names it", at_least=1, below=10**6
+    )
+    world_size: int | None = key(None, "ranks that a dry run reports on; None: those that torchrun started", at_least=1)
 
     @property
     def sequences_per_step(self) -> int:
         return self.gradient_accumulation_steps * self.batch_size
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no rank has all of the training state."""
+        return self.use_zero1 or self.use_fsdp or self.tensor_parallel > 1
 
 
 def check_run(config: RunConfig) -> None:
@@ -109,5 +132,19 @@ def check_run(config: RunConfig) -> None:
         raise UserError(
             f"lr_decay_iters={config.lr_decay_iters} is before the end of warmup_iters={config.warmup_iters}"
         )
+    if config.world_size is not None and not config.dry_run:
+        raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
+    _check_strategy(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
         raise UserError(f"device={config.device!r} is none of: auto, cpu, cuda, cuda:N, mps")
+
+
+def _check_strategy(config: RunConfig) -> None:
+    if config.use_zero1 and config.use_fsdp:
+        raise UserError("use_zero1 and use_fsdp exclude each other: FSDP divides the optimizer's state already")
+    if config.use_zero1 and config.tensor_parallel > 1:
+        raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
+        if getattr(config, name) != defaults[name] and not config.use_fsdp:
+            raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")

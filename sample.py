@@ -25,7 +25,7 @@ from training.checkpoint import load_model
 from training.dataset import DATA_FOLDER, open_dataset
 from training.device import choose_device
 from training.ranks import ALONE
-from training.run_folder import RunFolder, read_state
+from training.run_folder import RunFolder, checkpoint_choice, existing_run, read_state, saved_configuration
 from training.tokenizers import Tokenizer, tokenizer_from_meta
 
 
@@ -33,7 +33,7 @@ from training.tokenizers import Tokenizer, tokenizer_from_meta
 def main() -> None:
     arguments = parse_arguments()
     device = choose_device(arguments.device, ALONE)
-    checkpoint, which = find_checkpoint(run_folder(arguments), arguments.checkpoint)
+    checkpoint, which = run_folder(arguments).find(arguments.checkpoint)
     tokenizer = find_tokenizer(checkpoint)
     start = starting_tokens(tokenizer, arguments.prompt)
     if arguments.config is not None:
@@ -99,12 +99,6 @@ def number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], descripti
     return parse
 
 
-def checkpoint_choice(text: str) -> str | int:
-    if text not in ("best", "last") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is none of: best, last, the number of a step")
-    return int(text) if text.isdecimal() else text
-
-
 def device_choice(text: str) -> str:
     check_run(RunConfig(device=text))  # the names are those of train.py's key
     return text
@@ -116,41 +110,22 @@ def run_folder(arguments: argparse.Namespace) -> RunFolder:
         raise UserError("name a run's folder: python sample.py out/quickstart")
     if arguments.run is not None and arguments.out_dir is not None:
         raise UserError(f"two runs, {arguments.run} and {arguments.out_dir}: name one")
-    if not path.is_dir():
-        raise UserError(f"there is no run folder {path}")
-    return RunFolder(path)
+    return existing_run(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the run left
 
 
-def find_checkpoint(folder: RunFolder, wanted: str | int | None) -> tuple[Path, str]:
-    """A checkpoint of the run, and in a word which one it is. Raises UserError when the run does not have it."""
-    last = folder.last_checkpoint()
-    if last is None:
-        raise UserError(f"{folder.path} has no checkpoint: train.py writes one at evaluations and at the run's end")
-    best = folder.best_checkpoint()
-    if wanted is None:
-        wanted = "last" if best is None else "best"
-    found = {"best": best, "last": last}.get(wanted) if isinstance(wanted, str) else folder.checkpoint_of(wanted)
-    if found is None:
-        steps = ", ".join(str(int(path.name.removeprefix("step_"))) for path in folder.checkpoints())
-        missing = "checkpoint with the lowest validation loss" if wanted == "best" else f"checkpoint of step {wanted}"
-        raise UserError(f"{folder.path} has no {missing}: choose --checkpoint=last, or a step of {steps}")
-    return found, wanted if isinstance(wanted, str) else "as chosen"
-
-
 def find_tokenizer(checkpoint: Path) -> Tokenizer:
     """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
-    config = read_state(checkpoint)["config"]
-    data = Path(config["data_dir"]) if config.get("data_dir") is not None else DATA_FOLDER
-    dataset = open_dataset(data / config["dataset"], verify=False)
-    model = configurator.from_dict(config)
-    if model.vocab_size is not None and dataset.vocab_size > model.vocab_size:
+    saved = saved_configuration(read_state(checkpoint))
+    data = Path(saved.run.data_dir) if saved.run.data_dir is not None else DATA_FOLDER
+    dataset = open_dataset(data / saved.run.dataset, verify=False)
+    if dataset.vocab_size > (saved.model.vocab_size or 0):
         raise UserError(
             f"{dataset.folder} is not what {checkpoint} was trained on: its vocabulary of {dataset.vocab_size} is "
-            f"larger than the model's {model.vocab_size}"
+            f"larger than the model's {saved.model.vocab_size}"
         )
     return tokenizer_from_meta(dataset.tokenizer)
 
@@ -162,11 +137,11 @@ def load(checkpoint: Path, device: torch.device) -> LanguageModel:
     config file named.
     """
     try:
-        model = build_model(configurator.from_dict(read_state(checkpoint)["config"]), device)
+        model = build_model(saved_configuration(read_state(checkpoint)).model, device)
     except UserError as error:
         own = checkpoint.parent.parent / "config.py"
         raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
-    load_model(checkpoint, model, device)
+    load_model(checkpoint, model)
     return model.eval()
 
 

@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from errors import UserError, exit_cleanly
 from training.dataset import DATA_FOLDER, Dataset, open_dataset
 from training.interrupts import StopRequest
 from training.plan import RunPlan, check_ranks, plan_run
-from training.ranks import Ranks, ranks_from_environment
+from training.ranks import Ranks, ranks_from_environment, restarts
 from training.report import plan_notes, startup_report
 from training.run_folder import RunFolder, read_state
 
@@ -24,12 +25,12 @@ FREE_TO_CHANGE = ("arch_preset", "attention_backend", "dropout")
 @exit_cleanly
 def main() -> int:
     configuration = load(sys.argv[1:])
-    ranks = ranks_from_environment()
+    ranks = ranks_from_environment(configuration.run.tensor_parallel)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:
         configuration = with_vocabulary(configuration, dataset.vocab_size)
     plan = plan_run(configuration, dataset)
-    check_ranks(configuration, ranks.size)
+    check_ranks(configuration, configuration.run.world_size or ranks.size)
     if ranks.is_first:
         notes = plan_notes(configuration, plan, dataset.vocab_size if dataset else None)
         print(startup_report(configuration, plan, notes), flush=True)
@@ -39,15 +40,15 @@ def main() -> int:
     stop = StopRequest(announce=ranks.is_first)
     folder = RunFolder(configuration.run_dir)
     with folder.hold() if ranks.is_first else contextlib.nullcontext():
-        checkpoint = where_to_start(configuration, folder, ranks)
-        if checkpoint is not None and is_finished(checkpoint, configuration, plan):
+        checkpoints = where_to_start(configuration, folder, ranks)
+        if checkpoints and is_finished(checkpoints[0], configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
 
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
-        return train(configuration, dataset, plan, folder, checkpoint, ranks, stop)
+        return train(configuration, dataset, plan, folder, checkpoints, ranks, stop)
 
 
 def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
@@ -59,31 +60,47 @@ def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
     return open_dataset(path, verify=ranks.local_rank == 0)  # one process of a machine reads the files through
 
 
-def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks) -> Path | None:
-    """The checkpoint to resume from, or None for scratch. Raises UserError where that would lose or mix up a run."""
-    start, checkpoint = configuration.run.init_from, folder.last_checkpoint()
-    if start == "scratch":
-        if ranks.is_first and (folder.log.exists() or checkpoint):
+def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks) -> list[Path]:
+    """The checkpoints that the run can be resumed from, newest first; none for scratch.
+
+    Raises UserError where that would lose or mix up a run. A run that torchrun has started again continues.
+    """
+    start, existing = configuration.run.init_from, folder.checkpoints()
+    if start == "scratch" and restarts() == 0:
+        if ranks.is_first and (folder.log.exists() or existing):
             raise UserError(
                 f"{folder.path} holds a run already: --init_from=auto continues it, another --out_dir keeps it"
             )
-        return None
-    if checkpoint is None:
+        return []
+    if not existing:
         if start == "resume":
             raise UserError(
                 f"{folder.path} has no checkpoint to resume from: --init_from=auto starts from scratch then"
             )
-        return None
-    saved = from_dict(read_state(checkpoint)["config"])
+        return []
+    newest, state = first_readable(list(reversed(existing)))
+    saved = from_dict(state["config"])
     comparable = dataclasses.replace(saved, **{key: getattr(configuration.model, key) for key in FREE_TO_CHANGE})
     if differing := differences(comparable, configuration.model):
-        raise UserError(f"{checkpoint} is of another architecture: {', '.join(differing)}; choose another --out_dir")
-    return checkpoint
+        raise UserError(f"{newest} is of another architecture: {', '.join(differing)}; choose another --out_dir")
+    return list(reversed(existing))
+
+
+def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first whose state is whole, and that. Raises UserError if none is."""
+    reasons = []
+    for checkpoint in checkpoints:
+        try:
+            return checkpoint, read_state(checkpoint)
+        except UserError as error:
+            reasons.append(str(error))
+    raise UserError(f"no checkpoint is whole: {'; '.join(reasons)}")
 
 
 def is_finished(checkpoint: Path, configuration: Configuration, plan: RunPlan) -> bool:
     """Whether a resumed run would have nothing to do."""
-    return not configuration.run.eval_only and read_state(checkpoint)["progress"]["step"] >= plan.length
+    step = int(checkpoint.name.removeprefix("step_"))
+    return not configuration.run.eval_only and step >= plan.length
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import configurator
 from configurator import Configuration
 from errors import UserError
 from flops_parameter_counting.model_cost import CONVENTIONS
+from training.checkpoint import Saved
 from training.dataset import Dataset
 from training.device import Peak, memory_in_use
 from training.plan import RunPlan
@@ -130,15 +131,26 @@ class TrainingLogger:
         best = " (best so far)" if record["best"] else ""
         self.say(f"Eval {progress.step} │ validation loss {val_loss:.4f} │ bpb {_number(bits, '.3f')}{best}")
 
-    def checkpoint(self, progress: Progress, path: Path | None, seconds: float) -> None:
-        """`path` is None when the disk was full."""
+    def checkpoint(self, saved: Saved) -> None:
+        """When it is in place, or could not be written because the disk is full."""
         if not self.writes:
             return
-        if path is None:
-            self.event("checkpoint_failed", progress, reason="no space left on the disk")
+        if saved.path is None:
+            self.event("checkpoint_failed", saved.progress, reason="no space left on the disk")
             self.say("warning: no disk space for a checkpoint; the run goes on, the last good one is kept")
             return
-        self._log.write("checkpoint", step=progress.step, path=path.name, seconds=seconds)
+        self._log.write(
+            "checkpoint",
+            step=saved.progress.step,
+            path=saved.path.name,
+            seconds=saved.seconds,
+            stall_seconds=saved.stall_seconds,
+        )
+
+    def damaged(self, progress: Progress, checkpoint: Path, reason: str) -> None:
+        """A newer checkpoint than the one that the run continues from, which could not be used."""
+        self.event("damaged_checkpoint", progress, checkpoint=checkpoint.name, reason=reason)
+        self.say(f"warning: {reason}; it is kept as damaged_{checkpoint.name}, the run continues from an earlier one")
 
     def event(self, name: str, progress: Progress, **fields: Any) -> None:
         if self.writes:

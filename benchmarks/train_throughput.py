@@ -24,11 +24,11 @@ from torch import nn
 
 from configurator import Configuration, load
 from errors import ArgumentParser, UserError, exit_cleanly
-from model_builder import build_model
 from training.checkpoint import Training
 from training.device import choose_device, choose_dtype, device_name, device_peak, synchronize
 from training.loader import Batch
 from training.optimizer import build_optimizer
+from training.parallel import parallelize
 from training.plan import plan_run
 from training.ranks import ALONE
 from training.run_folder import Progress
@@ -56,12 +56,9 @@ class Contestant:
 def ours(configuration: Configuration, device: torch.device, dtype: str, compiled: bool) -> tuple[nn.Module, Step]:
     """This project's model and training step."""
     run = configuration.run
-    model = build_model(configuration.model, device, run.seed, run.activation_checkpointing)
+    model, _ = parallelize(configuration, None, ALONE, device, dtype, compiled)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    training = Training(model, build_optimizer(model.parameters(), run), scaler, Progress())
-    if compiled:
-        for block in model.blocks:
-            block.compile()
+    training = Training(model, build_optimizer(model, run), scaler, Progress())
 
     def step(batch: Batch) -> float:
         micro_batches: Iterator[Batch] = iter([batch] * run.gradient_accumulation_steps)

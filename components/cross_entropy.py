@@ -1,9 +1,12 @@
 """The LM head and its loss in one step, a few rows at a time, so that the logits never exist as a whole."""
 
+import dataclasses
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn import functional as F
 
 from flops_parameter_counting.memory import CHUNK_BYTES
@@ -15,24 +18,43 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     hidden (..., D), weight (V, D), targets (...) of ids below V. The products run in autocast's dtype, the softmax in
     float32. The gradients are made together with the loss, chunk by chunk: no logits are kept and none are
     computed twice, so the cost is that of the plain head and the memory that of one chunk and the two gradients.
+
+    A weight that is distributed by its rows, with hidden states distributed over the same ranks in any way, gives the
+    same on every rank; the ranks exchange two numbers a row.
     """
+    vocabulary = None
+    if isinstance(weight, DTensor) and isinstance(hidden, DTensor):
+        mesh = weight.device_mesh
+        hidden = hidden.redistribute(mesh, [Replicate()]).to_local(grad_placements=[Partial()])
+        weight = weight.to_local()
+        vocabulary = _VocabularyShard(mesh.get_local_rank() * weight.shape[0], mesh.get_group())
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not torch.is_grad_enabled():  # which a Function does not see: it would make the gradients all the same
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class _VocabularyShard:
+    """The rows of the head that this rank has, of equally many on each rank of the group."""
+
+    first: int
+    group: dist.ProcessGroup
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocabulary: _VocabularyShard | None
+    ) -> Tensor:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        wants_hidden, wants_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
         with torch.autocast(device, enabled=False):
-            loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad)
+            loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad, vocabulary)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.rows = len(targets)
         return loss
@@ -41,11 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         scale = loss_grad / ctx.rows
         gradients = [None if grad is None else grad.mul_(scale.to(grad.dtype)) for grad in ctx.saved_tensors]
-        return *gradients, None
+        return *gradients, None, None
 
 
 def _accumulate(
-    hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+    vocabulary: _VocabularyShard | None,
 ) -> Tensor:
     """The mean loss; the gradients of the sum are written into the given buffers.
 
@@ -56,24 +83,46 @@ def _accumulate(
     for start in range(0, len(targets), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
         into = None if hidden_grad is None else hidden_grad[rows]
-        loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad)
+        loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad, vocabulary)
     return loss / len(targets)
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+    vocabulary: _VocabularyShard | None,
 ) -> Tensor:
     """The summed loss of a few rows; a function, so that their logits are gone before the next ones are made."""
     logits = F.linear(hidden, weight).float()  # (rows, V)
-    log_normalizer = logits.logsumexp(-1, keepdim=True)
-    loss = (log_normalizer - logits.gather(-1, targets)).sum()
+    here = torch.ones_like(targets, dtype=torch.bool)  # (rows, 1), whether the target is in this vocabulary
+    if vocabulary is not None:
+        targets = targets - vocabulary.first
+        here = (targets >= 0) & (targets < weight.shape[0])
+        targets = targets.where(here, 0)
+    log_normalizer = logits.logsumexp(-1, keepdim=True)  # (rows, 1)
+    target_logits = logits.gather(-1, targets) * here
+    if vocabulary is not None:
+        log_normalizer, target_logits = _of_all_vocabulary(log_normalizer, target_logits, vocabulary.group)
+    loss = (log_normalizer - target_logits).sum()
     if hidden_grad is None and weight_grad is None:
         return loss
     probabilities = logits.sub_(log_normalizer).exp_()
-    minus_one = torch.full_like(targets, -1, dtype=probabilities.dtype)
-    logits_grad = probabilities.scatter_add_(-1, targets, minus_one).to(weight.dtype)
+    logits_grad = probabilities.scatter_add_(-1, targets, -here.to(probabilities.dtype)).to(weight.dtype)
     if hidden_grad is not None:
         hidden_grad.copy_(logits_grad @ weight)
     if weight_grad is not None:
         weight_grad += logits_grad.T @ hidden
     return loss
+
+
+def _of_all_vocabulary(
+    log_normalizer: Tensor, target_logits: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """From those of one rank's vocabulary, each (rows, 1), those of the whole one."""
+    mine = torch.stack((log_normalizer, target_logits))
+    every = mine.new_empty(dist.get_world_size(group), *mine.shape)  # (ranks, 2, rows, 1)
+    dist.all_gather(list(every), mine, group=group)
+    return every[:, 0].logsumexp(0), every[:, 1].sum(0)

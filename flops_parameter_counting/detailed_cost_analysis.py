@@ -8,6 +8,7 @@ runs unchanged.
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e13 --emit config/mine.py
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1.36e21 --law hoffmann --enforce_chinchilla
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search --device H100-SXM --days 10 --mfu 0.45
+  python flops_parameter_counting/detailed_cost_analysis.py --backward_config config/backward_h100.jsonc
 
 Sizes are given as 64,128 or as first:end:step, without the end. What a search is not given follows from its budget.
 """
@@ -25,9 +26,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
 
 from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
-from flops_parameter_counting.devices import Device, dense_peak, device_names, named_device
+from flops_parameter_counting.backward_config import answer
+from flops_parameter_counting.backward_config import as_text as backward_as_text
+from flops_parameter_counting.devices import dense_peak, device_names, named_device
 from flops_parameter_counting.emit_config import check_target, choose_dataset, config_text, write_config
 from flops_parameter_counting.grid_search import (
+    DEFAULT_LAW,
     FLOPS_FORMULAS,
     KEPT,
     Search,
@@ -45,8 +49,7 @@ from flops_parameter_counting.search_report import as_json, report
 from flops_parameter_counting.search_report import as_text as search_as_text
 
 FROM_HARDWARE = "from the hardware"
-DEFAULT_DTYPE = "bfloat16"
-DEFAULT_LAW = "besiroglu"  # the published fit of Hoffmann et al.'s data that agrees with their two other approaches
+DEFAULT_DTYPE = Setting.dtype
 
 
 @exit_cleanly
@@ -57,7 +60,8 @@ def main() -> int:
     if not asked:
         raise UserError(
             "nothing to do: give --grid_search with a budget in FLOPs, for instance --grid_search 1e13, "
-            "--model_config with a model's configuration, or --validate"
+            "--model_config with a model's configuration, --backward_config with a file of model and machines, "
+            "or --validate"
         )
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} are two commands: give one of them")
@@ -71,20 +75,21 @@ def parser() -> ArgumentParser:
     built = ArgumentParser(__doc__)
     add_model_arguments(built)
     add_search_arguments(built)
+    add_backward_argument(built)
     add_shared_arguments(built)
     return built
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What both commands take
+# What several commands take
 
 
 def add_shared_arguments(built: ArgumentParser) -> None:
-    group = built.add_argument_group("for both")
+    group = built.add_argument_group("for a model and for a search")
     add = group.add_argument
     add("--vocab_size", type=whole, help="where a config file leaves it to its dataset")
     add("--sequence_length", type=whole, help="tokens (default: the model's, or what fits the budget)")
-    add("--json", type=Path, metavar="FILE", help="write everything as data")
+    add("--json", type=Path, metavar="FILE", help="write everything as data (--backward_config too)")
 
     group = built.add_argument_group("hardware: a budget for a search, or where a model is trained")
     add = group.add_argument
@@ -93,27 +98,39 @@ def add_shared_arguments(built: ArgumentParser) -> None:
     add("--devices", type=whole, help="how many (default: 1)")
     add("--mfu", type=positive, help="model FLOPs utilisation, full attention, above 0 and at most 1")
     add("--dtype", help=f"compute dtype: {', '.join(DTYPE_BYTES)} (default: {DEFAULT_DTYPE})")
+    add("--device_memory", type=positive, metavar="GB", help="of a device that is not listed")
+    add("--micro_batch", type=whole, help="sequences (default: the config file's batch_size, or 1)")
+    add("--activation_checkpointing", action="store_true", default=None, help="keep only each block's input")
+    add(
+        "--strategy",
+        help=f"{', '.join(STRATEGIES)}: what the devices share (default: ddp for a model; for a search on several "
+        "devices fsdp, under which the largest models fit)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """One device's dense peak, FLOP/s; `device` for one of the table."""
+    """One device: dense peak, FLOP/s; memory, bytes; bandwidth, bytes per second. None: not known."""
 
-    name: str
-    peak_flops: float
-    device: Device | None
+    name: str | None
+    peak_flops: float | None
+    memory: float | None
+    bandwidth: float | None = None
 
 
-def hardware_from(arguments: argparse.Namespace, dtype: str) -> Hardware | None:
-    """What --device or --peak_flops names; None where neither is given. Raises UserError."""
+def hardware_from(arguments: argparse.Namespace, dtype: str) -> Hardware:
+    """What --device names, or --peak_flops and --device_memory say. Raises UserError."""
     if arguments.mfu is not None and arguments.mfu > 1:
         raise UserError(f"--mfu={arguments.mfu:g} is more than the device can do: give a fraction, such as 0.45")
     if arguments.device is None:
-        return arguments.peak_flops and Hardware("device of --peak_flops", arguments.peak_flops, None)
-    if arguments.peak_flops is not None:
-        raise UserError("--device and --peak_flops contradict each other: give one of them")
+        name = None if arguments.peak_flops is None else "device of --peak_flops"
+        memory = None if arguments.device_memory is None else 1e9 * arguments.device_memory
+        return Hardware(name, arguments.peak_flops, memory)
+    for option in ("peak_flops", "device_memory"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--device and --{option} contradict each other: give one of them")
     device = named_device(arguments.device)
-    return Hardware(arguments.device, dense_peak(device, dtype), device)
+    return Hardware(arguments.device, dense_peak(device, dtype), device.memory_bytes, device.bandwidth)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -127,6 +144,8 @@ def check_json_target(path: Path | None) -> None:
     """Raises UserError for a file that cannot be written, before anything is computed."""
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--json={path}: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise UserError(f"--json={path} is a folder: name a file")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,9 +161,6 @@ def add_model_arguments(built: ArgumentParser) -> None:
         metavar="FILE",
         help="a config file (*.py), or a config.json of Hugging Face or of a run, with comments or without",
     )
-    add("--micro_batch", type=whole, help="sequences (default: the config file's batch_size, or 1)")
-    add("--activation_checkpointing", action="store_true", default=None, help="keep only each block's input")
-    add("--strategy", help=f"{', '.join(STRATEGIES)}: what the devices share (default: ddp)")
     add("--tokens", type=positive, help="tokens of the training whose time is asked; with --mfu and a device")
     built.add_argument("--validate", action="store_true", help="recount public models and small real ones")
 
@@ -153,6 +169,8 @@ def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Read the model, print what it costs, and write it as data if asked."""
     check_json_target(arguments.json)
     model = read_model(arguments.model_config, arguments.vocab_size)
+    if model.architecture.vocab_size is None and model.run is None:
+        raise UserError(f"{arguments.model_config}: the key vocab_size is missing")
     found = describe(model, setting_from(arguments, model))
     print(as_text(found))
     if arguments.json is not None:
@@ -169,10 +187,9 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
     wanted = {"tokens": arguments.tokens, "mfu": arguments.mfu}
     if any(wanted.values()):
         missing = [name for name, value in wanted.items() if value is None]
-        if missing or hardware is None:
+        if missing or hardware.peak_flops is None:
             lacking = missing[0] if missing else "device"
             raise UserError(f"the time of a training takes --tokens, --mfu and --device: --{lacking} is missing")
-    device = hardware.device if hardware else None
     checkpointing = arguments.activation_checkpointing
     if checkpointing is None:
         checkpointing = run is not None and run.activation_checkpointing
@@ -183,10 +200,10 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         activation_checkpointing=checkpointing,
         devices=arguments.devices or 1,
         strategy=choice("strategy", arguments.strategy or "ddp", STRATEGIES),
-        hardware=hardware.name if hardware else None,
-        peak_flops=hardware.peak_flops if hardware else None,
-        device_memory=device.memory_bytes if device else None,
-        bandwidth=device.bandwidth if device else None,
+        hardware=hardware.name,
+        peak_flops=hardware.peak_flops,
+        device_memory=hardware.memory,
+        bandwidth=hardware.bandwidth,
         tokens=arguments.tokens,
         mfu=arguments.mfu,
     )
@@ -232,9 +249,9 @@ def add_search_arguments(built: ArgumentParser) -> None:
         help=f"{' or '.join(FLOPS_FORMULAS)} (which reproduces the published tables)",
     )
     add("--enforce_chinchilla", action="store_true", help="only 0.5 <= D / (20 N) <= 1.5")
-    add("--unique_tokens", type=positive, help="tokens of the dataset: beyond them training repeats")
+    add("--unique_tokens", type=whole, help="tokens of the dataset: beyond them training repeats")
     add("--days", type=positive, help="of the hardware, which then makes the budget")
-    add("--inference_tokens", type=positive, help="the budget also pays for so many tokens of inference")
+    add("--inference_tokens", type=whole, help="the budget also pays for so many tokens of inference")
     add("--tokens_min", type=positive)
     add("--tokens_max", type=positive)
     add("--max_params", type=positive)
@@ -290,7 +307,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 
 def search_from(arguments: argparse.Namespace) -> tuple[Search, list[str]]:
     """The search that the arguments describe, and what must be said about its budget."""
-    budget, notes = budget_from(arguments)
+    budget, training, notes = budget_from(arguments)
     published = arguments.flops_formula == "published"
     aspect_ratio = arguments.aspect_ratio
     if aspect_ratio is None and not published:
@@ -306,7 +323,8 @@ def search_from(arguments: argparse.Namespace) -> tuple[Search, list[str]]:
         enforce_chinchilla=arguments.enforce_chinchilla,
         max_params=arguments.max_params,
         unique_tokens=arguments.unique_tokens,
-        inference_tokens=int(arguments.inference_tokens or 0),
+        inference_tokens=arguments.inference_tokens or 0,
+        training=training,
     )
     return search, notes
 
@@ -322,27 +340,68 @@ def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpa
     return dataclasses.replace(default, **given)
 
 
-def budget_from(arguments: argparse.Namespace) -> tuple[float, list[str]]:
-    """FLOPs, given or from the hardware, and notes. Raises UserError where both or neither say it."""
+def budget_from(arguments: argparse.Namespace) -> tuple[float, Setting | None, list[str]]:
+    """FLOPs, given or from the hardware; how the hardware trains; and notes. Raises UserError where both or neither
+    say the budget."""
     given = [name for name in (*HARDWARE, "days") if getattr(arguments, name) is not None]
     if arguments.grid_search != FROM_HARDWARE:
         if given:
             raise UserError(f"the budget is given twice: drop --{given[0]} or the number after --grid_search")
-        return budget(arguments.grid_search), []
+        if foreign := [name for name in ON_DEVICES if getattr(arguments, name) is not None]:
+            raise UserError(
+                f"--{foreign[0]} says nothing beside --grid_search with a number: memory is asked where the budget "
+                "comes from the hardware; drop it"
+            )
+        return budget(arguments.grid_search), None, []
     wanted = ("peak_flops" if "peak_flops" in given else "device", "days", "mfu")
     if missing := [name for name in wanted if name not in given]:
         raise UserError(f"--grid_search without a number takes the budget from the hardware: --{missing[0]} is missing")
-    dtype = arguments.dtype or DEFAULT_DTYPE
+    dtype = choice("dtype", arguments.dtype or DEFAULT_DTYPE, DTYPE_BYTES)
     hardware = hardware_from(arguments, dtype)
-    assert hardware is not None
-    peak = hardware.peak_flops
+    assert hardware.peak_flops is not None
     devices = arguments.devices or 1
-    flops = devices * peak * arguments.mfu * arguments.days * 86_400
-    note = (
-        f"budget = {devices} x {peak:.4g} FLOP/s ({hardware.name}, {dtype}, dense) x MFU {arguments.mfu:g} "
-        f"x {arguments.days:g} days = {flops:.4g}; whether a candidate fits the memory is not checked"
+    flops = float(devices) * hardware.peak_flops * arguments.mfu * arguments.days * 86_400
+    if not 0 < flops < math.inf:
+        raise UserError(f"the hardware's budget of {flops:g} FLOPs is beyond arithmetic: check --devices and --days")
+    training = Setting(
+        micro_batch=arguments.micro_batch or 1,
+        dtype=dtype,
+        activation_checkpointing=bool(arguments.activation_checkpointing),
+        devices=devices,
+        strategy=choice("strategy", arguments.strategy or ("fsdp" if devices > 1 else "ddp"), STRATEGIES),
+        hardware=hardware.name,
+        device_memory=hardware.memory,
     )
-    return flops, [note]
+    notes = [
+        f"budget = {devices} x {hardware.peak_flops:.4g} FLOP/s ({hardware.name}, {dtype}, dense) x MFU "
+        f"{arguments.mfu:g} x {arguments.days:g} days = {flops:.4g}"
+    ]
+    if hardware.memory is None:
+        notes.append("whether a candidate fits the device's memory is not checked: --device_memory says what it has")
+    return flops, training, notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --backward_config
+
+
+def add_backward_argument(built: ArgumentParser) -> None:
+    group = built.add_argument_group("what given machines make of a given model")
+    add = group.add_argument
+    add("--backward_config", type=Path, metavar="FILE.jsonc", help="config/backward_h100.jsonc shows its sections")
+
+
+def backward_command(arguments: argparse.Namespace, argv: list[str]) -> int:
+    check_json_target(arguments.json)
+    found = answer(arguments.backward_config)
+    print(backward_as_text(found))
+    if arguments.json is not None:
+        write_json(arguments.json, found)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands
 
 
 def command(argv: list[str]) -> str:
@@ -350,11 +409,12 @@ def command(argv: list[str]) -> str:
 
 
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
-SHARED = ("vocab_size", "sequence_length", "json", *HARDWARE)
-OF_A_MODEL = ("micro_batch", "activation_checkpointing", "strategy", "tokens")
+ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
+OF_A_MODEL = ("vocab_size", "sequence_length", "json", "tokens", *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "model_config": model_command,
     "grid_search": search_command,
+    "backward_config": backward_command,
     "validate": validate_command,
 }
 
@@ -362,12 +422,14 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 def takes(command: str, option: str) -> bool:
     """Whether the option says anything to the command."""
     if command == "grid_search":
-        return option not in OF_A_MODEL
-    return command == "model_config" and option in SHARED + OF_A_MODEL
+        return option != "tokens"
+    return option in {"model_config": OF_A_MODEL, "backward_config": ("json",)}.get(command, ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Values on the command line
+
+MOST = 10**18  # of anything that is counted
 
 
 def converter(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -409,6 +471,8 @@ def whole(text: str) -> int:
     value = number(text, "a whole number above 0")
     if value != int(value):
         raise ValueError(f"{text!r} is not a whole number above 0")
+    if value > MOST:
+        raise ValueError(f"{text!r} is above {MOST:,}")
     return int(value)
 
 

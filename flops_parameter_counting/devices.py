@@ -114,7 +114,7 @@ def named_device(name: str) -> Device:
             return device
     if _plain(name) == "cpu":
         raise UserError(
-            "the peak of a CPU is measured, not tabled: give what train.py prints at its start as --peak_flops"
+            "the peak of a CPU is measured, not tabled: give what train.py prints at its start as peak_flops"
         )
     names = device_names()
     raise UserError(f"device {name!r} is none of: {', '.join(names)}{did_you_mean(name, names)}")
@@ -123,7 +123,9 @@ def named_device(name: str) -> Device:
 def dense_peak(device: Device, dtype: str) -> float:
     """FLOP/s. Raises UserError for a dtype that the device lacks."""
     if dtype not in device.peak_flops:
-        raise UserError(f"{device.name} does not compute in {dtype!r}; it has {', '.join(device.peak_flops)}: --dtype")
+        raise UserError(
+            f"{device.name} does not compute in {dtype!r}; it has {', '.join(device.peak_flops)}: take one as dtype"
+        )
     return device.peak_flops[dtype]
 
 

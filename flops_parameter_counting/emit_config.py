@@ -11,8 +11,9 @@ import textwrap
 from pathlib import Path
 
 from errors import UserError
-from flops_parameter_counting.grid_search import Candidate, Search
+from flops_parameter_counting.grid_search import Candidate, Search, memory_of
 from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.model_report import Setting
 from flops_parameter_counting.scaling_laws import RuleValue, count_parameters
 from model_config import ModelArchitectureConfig
 
@@ -45,23 +46,29 @@ class RunSizes:
 
 
 def run_sizes(candidate: Candidate, search: Search, rules: list[RuleValue]) -> RunSizes:
-    """The batch is the geometric mean of what the rules say, in a power of two sequences. The learning rate is the
-    lowest: too high a rate costs more than too low a one, and far below the models that the rules were fitted on,
-    where they part, the lowest trains best (1e13 FLOPs on python_stdlib: 1.25 nats at 0.0075, and 1.45 at 0.026, the
-    rules' mean)."""
+    """The batch is the geometric mean of what the rules say, in a power of two sequences; on several devices, in as
+    many micro-batches for each, none larger than the search counted memory with. The learning rate is the lowest: too
+    high a rate costs more than too low a one, and far below the models that the rules were fitted on, where they
+    part, the lowest trains best (1e13 FLOPs on python_stdlib: 1.25 nats at 0.0075, and 1.45 at 0.026, the rules'
+    mean)."""
     length = search.space.sequence_length
     available = int(candidate.tokens) // length  # sequences
     if available < 1:
         raise UserError(f"{candidate.tokens:.4g} tokens are less than one sequence of {length}: raise the budget")
     wanted = 2 ** max(0, round(math.log2(geometric_mean([rule.batch_tokens for rule in rules]) / length)))
     sequences = min(wanted, 2 ** int(math.log2(available)))
-    batch_size = max(1, min(sequences, MICRO_BATCH_TOKENS // length))
+    most = MICRO_BATCH_TOKENS // length if search.training is None else search.training.micro_batch
+    batch_size = max(1, min(sequences, most))
     batch_size = 2 ** int(math.log2(batch_size))  # divides the sequences
+    devices = 1 if search.training is None else search.training.devices  # each takes as many micro-batches of a step
+    accumulation = max(1, round(sequences // batch_size / devices)) * devices
+    if accumulation * batch_size > available:
+        raise UserError(f"{candidate.tokens:.4g} tokens are less than one step of {devices:,} devices: take fewer")
     return RunSizes(
-        gradient_accumulation_steps=sequences // batch_size,
+        gradient_accumulation_steps=accumulation,
         batch_size=batch_size,
         block_size=length,
-        max_iters=available // sequences,
+        max_iters=available // (accumulation * batch_size),
         learning_rate=float(f"{min(rule.learning_rate for rule in rules):.2g}"),
     )
 
@@ -90,6 +97,8 @@ def config_text(candidate: Candidate, search: Search, rules: list[RuleValue], da
         _learning_rate(sizes, rules),
         _intervals(sizes),
     ]
+    if search.training is not None and (keys := _on_devices(search.training)):
+        paragraphs.append(keys)
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -110,9 +119,19 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
         f"  ({law.name}: {law.source})",
     ]
     lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
+    if search.training is not None:
+        training = dataclasses.replace(search.training, micro_batch=sizes.batch_size)
+        lines.append(f"Memory: {memory_of(model, training) / 1e9:,.2f} GB{_devices(training)}")
     if predicted > math.log(search.space.vocab_size):
         lines.append("  above ln(vocab_size), which a model has that knows nothing: a ranking, not a loss")
     return "\n".join(_comment(line) for line in lines)
+
+
+def _devices(training: Setting) -> str:
+    of = "" if training.device_memory is None else f" of {training.device_memory / 1e9:,g} GB"
+    if training.devices == 1:
+        return f"{of} on one {training.hardware}"
+    return f"{of} on each of {training.devices:,} x {training.hardware}, {training.strategy}"
 
 
 def _comment(line: str) -> str:
@@ -181,6 +200,17 @@ def _learning_rate(sizes: RunSizes, rules: list[RuleValue]) -> str:
 def _intervals(sizes: RunSizes) -> str:
     tenth, hundredth = max(1, sizes.max_iters // 10), max(1, sizes.max_iters // 100)
     return f"eval_interval = {tenth}\neval_iters = 20\nlog_interval = {hundredth}"
+
+
+def _on_devices(training: Setting) -> str:
+    """What the memory was counted with, where it is not what train.py does by itself."""
+    key = {"zero1": "use_zero1", "fsdp": "use_fsdp"}.get(training.strategy) if training.devices > 1 else None
+    lines = [] if key is None else [f"{key} = True  # on {training.devices:,} devices: torchrun"]
+    if training.activation_checkpointing:
+        lines.append("activation_checkpointing = True")
+    if training.dtype != "bfloat16":  # which dtype = "auto" takes on such devices
+        lines.append('dtype = "float32"' if training.dtype == "tf32" else f'dtype = "{training.dtype}"')
+    return "\n".join(lines)
 
 
 def check_target(path: Path, force: bool) -> None:

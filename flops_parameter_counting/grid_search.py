@@ -8,25 +8,29 @@ architecture; `flops_formula="published"` tries the published grid of D instead 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from errors import UserError, did_you_mean
 from flops_parameter_counting import published_formula
 from flops_parameter_counting.model_cost import ModelCost, model_cost
+from flops_parameter_counting.model_report import Setting, memory_per_device
 from flops_parameter_counting.scaling_laws import Law, count_parameters
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 ARCHITECTURES = ("llama3", "gpt2")  # presets that a space can be made of
 FLOPS_FORMULAS = ("exact", "published")
+DEFAULT_LAW = "besiroglu"  # the published fit of Hoffmann et al.'s data that agrees with their two other approaches
 CHINCHILLA_RATIO = (0.5, 1.5)  # of D / (20 N)
 SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what the architectures of a space differ in
 MOST_SIZES = 1_000_000  # of one kind
 KEPT = 10_000  # the best candidates that a bootstrap compares
 CHUNK = 1 << 17  # candidates evaluated at a time: small enough for a processor's cache, large enough for numpy
-SHOWS_PROGRESS = 1 << 22  # candidates: one to two seconds
+SHOWS_PROGRESS = 1 << 22  # candidates: about a second
+
+_Item = TypeVar("_Item")
 
 
 class Grid(ModelArchitectureConfig):
@@ -208,6 +212,7 @@ class Search:
     max_params: float | None = None
     unique_tokens: float | None = None
     inference_tokens: int = 0
+    training: Setting | None = None  # on which devices and how, where what they hold is asked
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < math.inf:
@@ -238,12 +243,16 @@ class Bound:
     passed: int = 0
     smallest: float = math.inf
     largest: float = -math.inf
+    sizes_of_smallest: dict[str, int] = dataclasses.field(default_factory=dict)  # of its architecture
 
-    def keep(self, alive: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The mask `alive` without what lies outside, of the shape of `values`."""
+    def keep(self, alive: np.ndarray, values: np.ndarray, grid: Grid) -> np.ndarray:
+        """The mask `alive` without what lies outside, of the shape of `values`: (architectures,) or (..., tokens)."""
         met = values[alive]
+        if met.size and met.min() < self.smallest:
+            self.smallest = float(met.min())
+            row = np.nonzero(alive & (values == self.smallest))[0][0]
+            self.sizes_of_smallest = {name: int(getattr(grid, name)[row]) for name in SIZES}
         if met.size:
-            self.smallest = min(self.smallest, float(met.min()))
             self.largest = max(self.largest, float(met.max()))
         alive = alive & (values >= self.low) & (values <= self.high)
         self.entered += met.size
@@ -251,12 +260,15 @@ class Bound:
         return alive
 
     def why_nothing(self) -> str:
-        wanted = f"at least {self.low:.4g}" if self.high == math.inf else f"between {self.low:.4g} and {self.high:.4g}"
-        theirs = f"{self.smallest:.4g} to {self.largest:.4g}"
-        return (
-            f"nothing is feasible: {self.name} must be {wanted}, and the {self.entered:,} candidates that met this "
-            f"bound have {theirs}; {self.advice(self)}"
-        )
+        if self.high == math.inf:
+            wanted = f"at least {self.low:.4g}"
+        else:
+            wanted = f"between {self.low:.4g} and {self.high:.4g}" if self.low else f"at most {self.high:.4g}"
+        theirs = f"the one candidate that came to this bound has {self.smallest:.4g}"
+        if self.entered > 1:
+            reach = f"{self.smallest:.4g} to {self.largest:.4g}"
+            theirs = f"the {self.entered:,} candidates that came to this bound have {reach}"
+        return f"nothing is feasible: {self.name} must be {wanted}, and {theirs}; {self.advice(self)}"
 
 
 def _bounds(search: Search) -> dict[str, Bound]:
@@ -266,6 +278,9 @@ def _bounds(search: Search) -> dict[str, Bound]:
         bounds["aspect"] = Bound("n_embd / n_layer", *search.aspect_ratio, _advise_on_aspect)
     if search.max_params is not None:
         bounds["params"] = Bound("the number of parameters", 0, search.max_params, _advise_on_params)
+    if search.training is not None and search.training.device_memory is not None:
+        gigabytes, advice = search.training.device_memory / 1e9, functools.partial(_advise_on_memory, search)
+        bounds["memory"] = Bound("the memory of a device in GB", 0, gigabytes, advice)
     if not search.is_published:
         low = search.tokens_min or search.space.sequence_length
         advice = functools.partial(_advise_on_tokens, search)
@@ -284,6 +299,33 @@ def _advise_on_aspect(bound: Bound) -> str:
 
 def _advise_on_params(bound: Bound) -> str:
     return f"raise --max_params to at least {bound.smallest:.4g}, or take smaller --hidden_sizes and --layers"
+
+
+def _advise_on_memory(search: Search, bound: Bound) -> str:
+    """What lets the lightest architecture in: one change, or all together on so many more devices."""
+    sizes: dict[str, Any] = bound.sizes_of_smallest
+    config = dataclasses.replace(search.space.template, **sizes)
+
+    def fits(**changes: Any) -> bool:
+        assert search.training is not None
+        training = dataclasses.replace(search.training, **changes)
+        return memory_per_device(config, model_cost(config).parameters, config.block_size, training)["fits"]
+
+    remedies: dict[str, dict[str, Any]] = {
+        "--micro_batch 1": {"micro_batch": 1},
+        "--activation_checkpointing": {"activation_checkpointing": True},
+        "--strategy fsdp": {"strategy": "fsdp"},
+    }
+    enough = [option for option, change in remedies.items() if fits(**change)]
+    if enough:
+        return f"{config.name}, the lightest, fits with {' or with '.join(enough)}"
+    together = {name: value for change in remedies.values() for name, value in change.items()}
+    devices = search.training.devices if search.training else 1
+    for factor in (2**power for power in range(17)):
+        if fits(**together, devices=factor * devices):
+            more = f" on {factor} times the --devices for 1/{factor} of the --days" if factor > 1 else ""
+            return f"{config.name}, the lightest, fits with {' '.join(remedies)}{more}"
+    return "take smaller --hidden_sizes, --layers or --vocab_size, or a shorter --sequence_length"
 
 
 def _advise_on_tokens(search: Search, bound: Bound) -> str:
@@ -320,7 +362,8 @@ class Candidate:
     """One architecture and the tokens it is trained on.
 
     `flops` is what the search counts for training: in exact mode the same as `true_flops`, which is in the
-    full-attention convention with logits. In exact mode tokens and FLOPs are integers.
+    full-attention convention with logits. In exact mode tokens and FLOPs are integers. `memory_per_device` is
+    bytes in training, None where the search names no devices.
     """
 
     loss: float
@@ -336,6 +379,7 @@ class Candidate:
     n_head: int
     num_key_value_heads: int
     d_ff: int
+    memory_per_device: int | None
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -357,7 +401,9 @@ class Result:
     bounds: dict[str, Bound]
 
     def candidates(self, top_k: int) -> list[Candidate]:
-        return [self._candidate(index) for index in range(min(top_k, len(self.best["loss"])))]
+        indices = range(min(top_k, len(self.best["loss"])))
+        shown = _with_progress(indices, len(indices), "candidate", 100 * len(indices))  # one by one, in integers
+        return [self._candidate(index) for index in shown]
 
     def _candidate(self, index: int) -> Candidate:
         search = self.search
@@ -379,7 +425,13 @@ class Result:
             flops_per_token=cost.training_flops(),
             n_params=n_params,
             **sizes,
+            memory_per_device=None if search.training is None else memory_of(config, search.training),
         )
+
+
+def memory_of(config: ModelArchitectureConfig, training: Setting) -> int:
+    """Bytes of one device while it trains the model."""
+    return memory_per_device(config, model_cost(config).parameters, config.block_size, training)["total"]
 
 
 def grid_search(search: Search, keep: int = KEPT) -> Result:
@@ -388,7 +440,8 @@ def grid_search(search: Search, keep: int = KEPT) -> Result:
     grid = published_formula.token_grid(search.tokens_min, search.tokens_max) if search.is_published else None
     chunk = max(1, CHUNK // (1 if grid is None else len(grid)))
     kept = _Kept(keep)
-    for architectures in _with_progress(search.space.grids(chunk), math.ceil(len(search.space) / chunk)):
+    chunks, candidates = math.ceil(len(search.space) / chunk), len(search.space) * (1 if grid is None else len(grid))
+    for architectures in _with_progress(search.space.grids(chunk), chunks, "chunk", candidates):
         kept.add(_evaluate(search, architectures, grid, bounds))
     for bound in bounds.values():
         if bound.passed == 0:
@@ -402,7 +455,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
     """The feasible candidates of a chunk, as arrays (candidates,): `loss`, `n_law`, what a Candidate is made of."""
     if "aspect" in bounds:
         ratio = grid.n_embd / grid.n_layer
-        grid = _select(grid, bounds["aspect"].keep(np.ones(ratio.shape, bool), ratio))
+        grid = _select(grid, bounds["aspect"].keep(np.ones(ratio.shape, bool), ratio, grid))
     cost = model_cost(grid)
     forward = _forward_flops(search, grid, cost)[:, None]
     n_params: Any = cost.n_params
@@ -413,6 +466,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
         tokens = np.broadcast_to(tokens, (len(n_params), len(tokens)))
     quantities: dict[str, Callable[[], np.ndarray]] = {
         "params": lambda: np.broadcast_to(n_params, tokens.shape),
+        "memory": lambda: np.broadcast_to(_gigabytes(search, grid, cost)[:, None], tokens.shape),
         "tokens": lambda: tokens,
         "chinchilla": lambda: tokens / (20 * n_params),
         "flops": lambda: forward * (3 * tokens + search.inference_tokens) / search.budget,
@@ -420,7 +474,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
     alive = np.ones(tokens.shape, bool)
     for name, bound in bounds.items():
         if name in quantities:
-            alive = bound.keep(alive, quantities[name]())
+            alive = bound.keep(alive, quantities[name](), grid)
     rows, columns = np.nonzero(alive)
     n_law = np.asarray(count_parameters(cost, search.law.N))[rows]
     found = {
@@ -442,6 +496,14 @@ def _forward_flops(search: Search, grid: Grid, cost: ModelCost) -> Any:
     if search.is_published:
         return published_formula.published_forward_flops(grid, search.space.sequence_length)
     return cost.forward_flops("full")
+
+
+def _gigabytes(search: Search, grid: Grid, cost: ModelCost) -> np.ndarray:
+    """What one device holds in training, (architectures,). In floats: 64-bit integers end at 9e9 GB."""
+    assert search.training is not None
+    real = dataclasses.replace(grid, **{name: getattr(grid, name).astype(float) for name in SIZES})
+    parameters: Any = {part: np.asarray(count, float) for part, count in cost.parameters.items()}
+    return memory_per_device(real, parameters, search.space.sequence_length, search.training)["total"] / 1e9
 
 
 class _Kept:
@@ -468,12 +530,13 @@ class _Kept:
         return {name: values[order] for name, values in together.items()}
 
 
-def _with_progress(chunks: Iterator[Grid], total: int) -> Iterator[Grid]:
-    if total * CHUNK < SHOWS_PROGRESS:
-        return chunks
+def _with_progress(items: Iterable[_Item], total: int, unit: str, work: int) -> Iterable[_Item]:
+    """With a bar on a terminal's stderr, where the `work` of all items, in candidates, takes a while."""
+    if work < SHOWS_PROGRESS:
+        return items
     from tqdm import tqdm  # most searches are over before this is imported
 
-    return iter(tqdm(chunks, total=total, unit="chunk", leave=False, disable=None))
+    return tqdm(items, total=total, unit=f" {unit}", leave=False, disable=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -505,7 +568,8 @@ def uncertainty(result: Result) -> Uncertainty | None:
         return None
     winners, first_losses = [], []
     regret, as_good = np.zeros(len(best["loss"])), np.zeros(len(best["loss"]))
-    for constants in law.draws:
+    work = len(law.draws) * (2_000 + len(best["loss"])) // 16  # beside a candidate of the search, a loss is cheap
+    for constants in _with_progress(law.draws, len(law.draws), "draw", work):
         losses = law.drawn(constants).loss(best["n_law"], best["tokens"], result.search.unique_tokens)
         winners.append(int(losses.argmin()))
         first_losses.append(losses[0])

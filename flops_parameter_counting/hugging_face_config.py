@@ -70,11 +70,13 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     return _read_family(FAMILIES[model_type], model_type, values, name)
 
 
-_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_STRING = r'"(?:\\.|[^"\\])*"'
+_STRING_OR_COMMENT = re.compile(_STRING + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_STRING_OR_LAST_COMMA = re.compile(_STRING + r"|,(?=\s*[}\]])", re.DOTALL)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, with // and /* */ comments or without. Raises UserError."""
+    """A JSON object, with // and /* */ comments and a comma after the last item or without. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -82,13 +84,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError("cannot read it: it is not UTF-8 text") from None
 
-    def without_comments(match: re.Match) -> str:
+    def blank(match: re.Match) -> str:
         return match[0] if match[0].startswith('"') else re.sub(r"[^\n]", " ", match[0])  # lines keep their numbers
 
+    text = _STRING_OR_LAST_COMMA.sub(blank, _STRING_OR_COMMENT.sub(blank, text))
     try:
-        values = json.loads(_STRING_OR_COMMENT.sub(without_comments, text), object_pairs_hook=_without_duplicates)
+        values = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(f"line {error.lineno}: {error.msg}") from None
+    except ValueError:  # Python reads no whole number of more than some thousand digits
+        raise UserError("a number in it is too long") from None
     except RecursionError:
         raise UserError("it is nested too deeply") from None
     if not isinstance(values, dict):

@@ -2,7 +2,8 @@
 
 A micro-batch is B sequences of T tokens. Activations in the residual stream are float32; matrix products and what
 follows them are in the compute dtype, `e` bytes an element: 4, or 2 under autocast, which casts weights and inputs.
-D is n_embd, F d_ff, H query heads and K key-value heads of h.
+D is n_embd, F d_ff, H query heads and K key-value heads of h. Like the costs, every formula is plain arithmetic: it
+takes the arrays of a search's grid (grid_search.Grid) as it takes the integers of one configuration.
 
 The figures are those of PyTorch's uncompiled CPU kernels, against whose tensors and allocations a test holds them. A
 GPU's are expected to keep less in three places: RMSNorm (fused, without the normalized copy), dropout masks (one byte
@@ -11,13 +12,19 @@ an element), and attention with dropout (fused, without T x T scores).
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
 from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.sharding import Mesh, Parameters, mesh_of, parameters
 from model_config import ModelArchitectureConfig
+from run_config import RunConfig
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+REDUCE_BYTES = {"float32": 4, "bfloat16": 2}
 
 # The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
 # 128,256 vocabulary, 258,000 of a character model's.
@@ -31,6 +38,8 @@ class MicroBatch:
     config: ModelArchitectureConfig
     batch_size: int
     e: int  # bytes of an element in the compute dtype
+    tensor: int = 1  # ranks that share every layer
+    weights_are_cast: bool = False  # by FSDP, in gathering them: autocast has nothing to copy
 
     @property
     def tokens(self) -> int:
@@ -53,11 +62,16 @@ class MicroBatch:
     @property
     def weight_copies(self) -> int:
         """Of one block: what autocast casts its matrices to. A matrix takes 2 FLOPs a weight and token."""
-        if self.e == 4:
+        if self.e == 4 or self.weights_are_cast:
             return 0
         parts = (("mixer", "attention"), ("ffn_type", self.config.ffn_type))
         costs = [component_cost(kind, name, self.config, self.config.block_size) for kind, name in parts]
-        return self.e * sum(cost.matmul for cost in costs) // 2
+        return self.e * sum(cost.matmul for cost in costs) // 2 // self.tensor
+
+    @property
+    def stream_part(self) -> int:
+        """Elements of the residual stream that this rank has: with tensor parallelism a part of the sequence."""
+        return self.tokens * self.config.n_embd // self.tensor
 
 
 KeptBytes = Callable[[MicroBatch], int]  # of one instance, for one forward pass
@@ -185,11 +199,11 @@ def attention(batch: MicroBatch) -> int:
     layout for a single head."""
     config = batch.config
     fused = config.attention_backend == "sdpa" and not config.dropout
-    is_kernels_output = fused and (config.position_encoding not in _ROTATES or config.n_head == 1)
+    is_copied = not fused or (config.position_encoding in _ROTATES and config.n_head > 1)
     return (
         batch.linear_inputs(config.n_embd, layers=3)
         + kept_bytes("attention_backend", config.attention_backend, batch)
-        + (0 if is_kernels_output else batch.tokens * config.n_embd * batch.e)
+        + batch.tokens * config.n_embd * batch.e * is_copied
     )
 
 
@@ -222,15 +236,23 @@ def gated_ffn(batch: MicroBatch) -> int:
 
 
 def block_bytes(batch: MicroBatch) -> int:
-    """What one block keeps: its parts, the masks of the two dropouts into the residual stream, and cast weights."""
+    """What one block keeps: its parts, the masks of the two dropouts into the residual stream, and cast weights.
+
+    Tensor-parallel ranks share all of it but the inputs of the mixer and the FFN, which each gathers and keeps whole
+    (Korthikanti et al. 2022, section 4.2.2, would keep the part and gather again).
+    """
     config = batch.config
-    return (
-        batch.weight_copies
-        + 2 * kept_bytes("normalization", config.normalization, batch)
+    divided = (
+        2 * kept_bytes("normalization", config.normalization, batch)
         + kept_bytes("mixer", "attention", batch)
         + kept_bytes("ffn_type", config.ffn_type, batch)
         + 2 * batch.dropout_mask(batch.tokens * config.n_embd, batch.e)
     )
+    if batch.tensor == 1:
+        return batch.weight_copies + divided
+    ffn_inputs = 1 if config.ffn_type == "standard" else 2
+    whole = batch.linear_inputs(config.n_embd, layers=3) + batch.linear_inputs(config.n_embd, layers=ffn_inputs)
+    return batch.weight_copies + (divided - whole) // batch.tensor + whole
 
 
 def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
@@ -240,19 +262,18 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     computed again and the cast weights of all, which autocast holds until the loss is there.
     """
     config = batch.config
-    stream = batch.tokens * config.n_embd
-    outside = 8 * batch.tokens + batch.dropout_mask(stream, 4)
+    outside = 8 * batch.tokens + batch.dropout_mask(batch.stream_part, 4)
     outside += kept_bytes("position_encoding", config.position_encoding, batch)
     if config.norm_position == "pre":
-        outside += kept_bytes("normalization", config.normalization, batch)
+        outside += kept_bytes("normalization", config.normalization, batch) // batch.tensor
     if not checkpointing:
         return outside + config.n_layer * block_bytes(batch)
-    inputs = config.n_layer * 4 * stream
+    inputs = config.n_layer * 4 * batch.stream_part
     if config.position_encoding in _BIASES_SCORES:
         inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
-    again = block_bytes(batch) - (4 * stream if config.norm_position == "pre" or batch.e == 4 else 0)
-    return outside + inputs + max(again, config.n_layer * batch.weight_copies)
+    again = block_bytes(batch) - (4 * batch.stream_part if config.norm_position == "pre" or batch.e == 4 else 0)
+    return outside + inputs + _larger(again, config.n_layer * batch.weight_copies)
 
 
 def loss_bytes(batch: MicroBatch) -> int:
@@ -263,14 +284,19 @@ def loss_bytes(batch: MicroBatch) -> int:
     logits' gradient, which are made (and cast to float32) apart from the gradients that they are added to.
     """
     config, e = batch.config, batch.e
-    vocab_size = config.vocab_size or 0
+    vocab_size = (config.vocab_size or 0) // batch.tensor
     table = vocab_size * config.n_embd
     rows = min(batch.tokens, max(1, CHUNK_BYTES // (4 * vocab_size)))
     cast = 0 if e == 4 else e
     softmax = rows * vocab_size * 8
-    product = rows * vocab_size * (4 + cast) + max(rows * config.n_embd * e, table * (4 + cast))
-    chunk = rows * config.n_embd * cast + max(softmax, product)
+    product = rows * vocab_size * (4 + cast) + _larger(rows * config.n_embd * e, table * (4 + cast))
+    chunk = rows * config.n_embd * cast + _larger(softmax, product)
     return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """Of two integers, or elementwise where there are arrays."""
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
 
 
 def training_memory(
@@ -292,3 +318,34 @@ def training_memory(
         "activations": activation_bytes(batch, activation_checkpointing),
         "loss": loss_bytes(batch),
     }
+
+
+def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
+    """Bytes of the first of `world_size` ranks, by part, as `training_memory` has them for one process; the others
+    hold as much, or less where rows do not divide by the ranks.
+
+    ZeRO-1 divides `optimizer`, FSDP `weights` and `gradients` too (in main memory if they are offloaded), over the
+    ranks of one replica; tensor parallelism divides them all, activations and the loss's table before. `gathered` is
+    what FSDP brings together to compute. `dtype` is the compute dtype.
+    Raises UserError for an unknown vocabulary or a component whose memory is not known.
+    """
+    mesh = mesh_of(run, world_size)
+    own = parameters(config).of_tensor_rank(mesh.tensor)
+    state = sum(parameter.part(mesh.shards) for parameter in own.all)
+    moments = sum(parameter.part(mesh.data) for parameter in own.all) if run.use_zero1 else state
+    parts = {"weights": 4 * state, "gradients": 4 * state, "optimizer": 8 * moments}
+    if run.use_fsdp:
+        parts["gathered"] = gathered_bytes(own, run, mesh, COMPUTE_BYTES[dtype])
+    batch = MicroBatch(config, run.batch_size, COMPUTE_BYTES[dtype], mesh.tensor, weights_are_cast=run.use_fsdp)
+    parts["activations"] = activation_bytes(batch, run.activation_checkpointing)
+    parts["loss"] = loss_bytes(batch)
+    return parts
+
+
+def gathered_bytes(own: Parameters, run: RunConfig, mesh: Mesh, e: int) -> int:
+    """What lies outside the blocks, whole, in float32, and its gradient; in the compute dtype, the weights of the
+    block that computes and of the one that is fetched ahead, or of all blocks if they are not given back; and a
+    block's gradients, in that dtype and in the one they are reduced in."""
+    block, root = (sum(mesh.shards * p.part(mesh.shards) for p in group) for group in (own.block, own.root))
+    blocks = min(2, own.layers) if run.fsdp_reshard_after_forward else own.layers
+    return 8 * root + e * (blocks + 1) * block + REDUCE_BYTES[run.fsdp_reduce_dtype] * block

@@ -4,7 +4,6 @@ Every figure is `breakdown`'s or follows from it by the formula that stands at i
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from errors import UserError
@@ -69,7 +68,7 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
             "active_by_part": _without_zeros(cost.active),
         },
         "flops_per_token": _flops(model.architecture, cost, length),
-        "memory": _memory(model.architecture, cost, length, setting),
+        "memory": memory_per_device(model.architecture, cost.parameters, length, setting),
         "cache": _cache(model.architecture, length, setting),
         "decoding": _decoding(model.architecture, cost, length, setting),
         "time": _time(cost, setting),
@@ -122,18 +121,21 @@ def _flops(config: ModelArchitectureConfig, cost: Breakdown, length: int) -> dic
 # Memory
 
 
-def _memory(config: ModelArchitectureConfig, cost: Breakdown, length: int, setting: Setting) -> dict[str, Any]:
+def memory_per_device(
+    config: ModelArchitectureConfig, parameters: dict[str, int], length: int, setting: Setting
+) -> dict[str, Any]:
     """Bytes of one device in training, by part: each strategy divides its parts among the devices, rounded up.
 
+    `parameters` are the model's by part. Both may be those of a search's grid, and the bytes are then its arrays.
     Activations and loss are memory.py's where train.py can build the model, and otherwise not known.
     """
-    n = sum(cost.parameters.values())
+    n = sum(parameters.values())
     parts = {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
     for part in STRATEGIES[setting.strategy]:
-        parts[part] = math.ceil(parts[part] / setting.devices)
+        parts[part] = -(-parts[part] // setting.devices)
     gathers = setting.strategy == "fsdp" and setting.devices > 1
     if gathers:
-        parts["gathered"] = _gathered(config, cost, setting)
+        parts["gathered"] = _gathered(config, parameters, setting)
     activations, not_known = _activations(config, length, setting, gathers)
     parts |= activations
     total = sum(parts.values())
@@ -152,20 +154,12 @@ def _memory(config: ModelArchitectureConfig, cost: Breakdown, length: int, setti
     }
 
 
-def _gathered(config: ModelArchitectureConfig, cost: Breakdown, setting: Setting) -> int:
+def _gathered(config: ModelArchitectureConfig, parameters: dict[str, int], setting: Setting) -> int:
     """What FSDP brings together for a moment, in the compute dtype: what lies outside the blocks, the weights of a
     block and of the one that is fetched ahead, and a block's gradients."""
-    outside = sum(cost.parameters.get(part, 0) for part in ("embedding", "position", "lm_head"))
-    block = math.ceil((sum(cost.parameters.values()) - outside) / config.n_layer)
+    outside = sum(parameters.get(part, 0) for part in ("embedding", "position", "lm_head"))
+    block = -(-(sum(parameters.values()) - outside) // config.n_layer)
     return DTYPE_BYTES[setting.dtype] * (outside + 3 * block)
-
-
-class _GatheredBatch(MicroBatch):
-    """Under FSDP the gathered weights are in the compute dtype already: autocast copies none."""
-
-    @property
-    def weight_copies(self) -> int:
-        return 0
 
 
 def _activations(
@@ -175,8 +169,8 @@ def _activations(
     plain = trainable(config)
     if plain is None:
         return {}, "activations are known for architectures that train.py builds only"
-    kind = _GatheredBatch if gathers else MicroBatch
-    batch = kind(dataclasses.replace(plain, block_size=length), setting.micro_batch, DTYPE_BYTES[setting.dtype])
+    plain, e = dataclasses.replace(plain, block_size=length), DTYPE_BYTES[setting.dtype]
+    batch = MicroBatch(plain, setting.micro_batch, e, weights_are_cast=gathers)
     try:
         held = activation_bytes(batch, setting.activation_checkpointing)
     except UserError as error:  # a component of the user's own whose memory nobody has written down

@@ -179,12 +179,13 @@ def read_law(path: Path) -> Law:
     except ValueError as error:
         raise UserError(f"{path}: the law file is not JSON: {' '.join(str(error).splitlines())}") from None
     try:
-        return _law_from(values, path.stem)
+        return law_from(values, path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _law_from(values: Any, name: str) -> Law:
+def law_from(values: Any, name: str) -> Law:
+    """The law of a law file's content, called `name` unless it says another. Raises UserError."""
     if not isinstance(values, dict):
         raise UserError("a law file is one JSON object")
     for key in values:

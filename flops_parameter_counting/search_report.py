@@ -16,8 +16,9 @@ from flops_parameter_counting.grid_search import (
     grid_search,
 )
 from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.model_report import Setting
 from flops_parameter_counting.published_formula import LAW
-from flops_parameter_counting.scaling_laws import LAWS, N_MEANINGS, RuleValue, count_parameters, training_rules
+from flops_parameter_counting.scaling_laws import LAWS, N_MEANINGS, Law, RuleValue, count_parameters, training_rules
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"
 
@@ -50,17 +51,25 @@ def report(result: Result, uncertainty: Uncertainty | None, top_k: int, notes: l
 
 
 def _assumptions(result: Result) -> list[str]:
-    search, law = result.search, result.search.law
+    search = result.search
+    notes = notes_on_law(search.law, result.best["loss"][0], search.space.vocab_size, search.unique_tokens)
+    if search.aspect_ratio is None:
+        notes.append("the law ignores shape and nothing bounds n_embd / n_layer here: --aspect_ratio does")
+    if search.law.draws is not None and result.passed_flops > len(result.best["loss"]):
+        notes.append(f"P(best), regret and the intervals compare the best {len(result.best['loss']):,} candidates only")
+    return notes
+
+
+def notes_on_law(law: Law, loss: float, vocab_size: int, unique_tokens: float | None) -> list[str]:
+    """What must be said about a loss that the law predicts."""
     notes = ["losses are in nats per token of the law's own tokenizer and data; they do not transfer to others"]
-    uniform = math.log(search.space.vocab_size)
-    if result.best["loss"][0] > uniform:
+    uniform = math.log(vocab_size)
+    if loss > uniform:
         notes.append(
             f"the predicted loss is above ln(vocabulary) = {uniform:.3f}, which a model has that knows nothing: "
             "as a loss it means nothing here, only as a ranking"
         )
-    if search.aspect_ratio is None:
-        notes.append("the law ignores shape and nothing bounds n_embd / n_layer here: --aspect_ratio does")
-    if search.unique_tokens is not None and law.repeats is None:
+    if unique_tokens is not None and law.repeats is None:
         notes.append(
             f"repeated tokens: {law.name} says nothing about them; their value is that of Muennighoff et al. 2023, "
             "whose law (--law muennighoff) also discounts parameters beyond what the unique tokens are best for"
@@ -70,8 +79,6 @@ def _assumptions(result: Result) -> list[str]:
         if law.standard_errors:
             why = "its source gives a standard error of each constant, not how they vary together"
         notes.append(f"no interval, P(best) or regret for {law.name}: {why}; a fitted law (--law FILE.json) has them")
-    elif result.passed_flops > len(result.best["loss"]):
-        notes.append(f"P(best), regret and the intervals compare the best {len(result.best['loss']):,} candidates only")
     return notes
 
 
@@ -125,11 +132,18 @@ def as_json(found: Report) -> dict[str, Any]:
             "passed_flops": found.result.passed_flops,
             "within_noise": None if uncertain is None else int(uncertain.within_noise.sum()),
         },
+        "memory": search.training and _memory_as_dict(found.result, search.training),
         "intervals": uncertain and {name: getattr(uncertain, name) for name in ("loss", "n_params", "tokens")},
         "training_rules": [dataclasses.asdict(rule) for rule in found.rules],
         "comparison": found.comparison,
         "notes": found.notes,
     }
+
+
+def _memory_as_dict(result: Result, training: Setting) -> dict[str, Any]:
+    names = ("strategy", "devices", "micro_batch", "dtype", "activation_checkpointing", "hardware", "device_memory")
+    bound = result.bounds.get("memory")
+    return {name: getattr(training, name) for name in names} | {"passed": bound and bound.passed}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,7 +176,16 @@ def _assumed(found: Report) -> str:
         lines.append("                n_embd / n_layer {:g} to {:g}".format(*search.aspect_ratio))
     if search.unique_tokens is not None:
         lines.append(f"Unique tokens:  {search.unique_tokens:.4g}; further ones are repetitions")
+    if search.training is not None:
+        lines.append(f"Memory:         {_memory(search.training)}")
     return "\n".join(lines)
+
+
+def _memory(training: Setting) -> str:
+    limit = "not bounded" if training.device_memory is None else f"at most {training.device_memory / 1e9:,g} GB"
+    on = "the one device" if training.devices == 1 else f"each of {training.devices:,} devices, {training.strategy}"
+    checkpointing = ", activation checkpointing" if training.activation_checkpointing else ""
+    return f"{limit} on {on} (micro-batch {training.micro_batch}, {training.dtype}{checkpointing}, AdamW)"
 
 
 def _inference(search: Search) -> str:
@@ -211,6 +234,8 @@ def _best(found: Report) -> str:
         f"{best.true_flops_without_logits:.4e} without",
         f"  FLOPs per token  {best.flops_per_token:,} (training, full attention, with logits)",
     ]
+    if best.memory_per_device is not None:
+        lines.append(f"  Memory           {best.memory_per_device / 1e9:,.2f} GB a device")
     if search.inference_tokens:
         lines.append(f"  Inference        {best.inference_flops:.4e} ({_share(best.inference_flops, search)})")
     return "\n".join(lines)
@@ -238,7 +263,9 @@ def _table(found: Report) -> str:
     lines = [
         f"TOP {len(found.candidates)}",
         f"   #      loss  {'N (' + n_letter + ')':>9}  {'D (' + d_letter + ')':>10}       D/N  D/(20N)"
-        "  layers   width  heads   KV    d_ff       FLOPs" + ("" if sure is None else "  P(best)    regret  noise"),
+        "  layers   width  heads   KV    d_ff       FLOPs"
+        + ("" if found.best.memory_per_device is None else "  GB/device")
+        + ("" if sure is None else "  P(best)    regret  noise"),
     ]
     for index, row in enumerate(found.candidates):
         ratio = row.tokens_per_parameter
@@ -247,6 +274,8 @@ def _table(found: Report) -> str:
             f"{ratio:>8.2f}  {ratio / 20:>7.3f}  {row.n_layer:>6}  {row.n_embd:>6}  {row.n_head:>5}  "
             f"{row.num_key_value_heads:>3}  {row.d_ff:>6}  {row.flops:.4e}"
         )
+        if row.memory_per_device is not None:
+            line += f"  {row.memory_per_device / 1e9:>9,.2f}"
         if sure is not None:
             within = "yes" if sure.within_noise[index] else "no"
             line += f"  {sure.p_best[index]:>7.3f}  {sure.regret[index]:>8.5f}  {within:>5}"
@@ -263,7 +292,7 @@ def _statistics(found: Report) -> str:
     lines += [
         f"  {bound.name}: {bound.passed:,} of {bound.entered:,} within the bound"
         for name, bound in result.bounds.items()
-        if name in ("aspect", "params") and bound.passed < bound.entered
+        if name in ("aspect", "params", "memory") and bound.passed < bound.entered
     ]
     if found.uncertainty is not None:
         lines.append(

@@ -1,6 +1,7 @@
 """Run a test's body on n gloo ranks of this machine."""
 
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from training.parallel import process_group
+from run_config import RunConfig
+from training.collectives import process_group
 from training.ranks import Ranks
 
 
@@ -23,12 +25,13 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
     context = mp.get_context("spawn")
     results = context.Manager().dict()
     mp.spawn(_one_rank, args=(size, port, results, body, arguments), nprocs=size)
-    return [results[rank] for rank in range(size)]
+    return [pickle.loads(results[rank]) for rank in range(size)]
 
 
 def _one_rank(rank: int, size: int, port: int, results: Any, body: Callable, arguments: tuple) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     ranks = Ranks(rank, rank, size)
-    with process_group(ranks, torch.device("cpu"), "gloo"):
-        results[rank] = body(ranks, *arguments)
+    with process_group(ranks, torch.device("cpu"), RunConfig(use_fsdp=True)):  # a group for one rank too
+        # As bytes: multiprocessing would keep a file open for every tensor.
+        results[rank] = pickle.dumps(body(ranks, *arguments))

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
@@ -127,14 +126,16 @@ def test_a_damaged_dataset_is_refused(train, data_dir, tmp_path):
     assert "train.bin is damaged: its checksum" in refused(train, f"--data_dir={tmp_path / 'data'}")
 
 
-def test_a_damaged_checkpoint_is_named(train, tmp_path):
+def test_checkpoints_that_are_all_damaged_are_named(train, tmp_path):
     assert train().returncode == 0
-    last: Path = max((tmp_path / "run/checkpoints").iterdir())
-    whole = (last / "model.safetensors").read_bytes()
-    (last / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert f"{last.name}/model.safetensors is damaged" in refused(train, "--init_from=auto", "--max_iters=20")
-    (last / "state.json").write_text(json.dumps({"progress": {}})[:-3])
-    assert "is not a readable checkpoint" in refused(train, "--init_from=auto", "--max_iters=20")
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        (tensors,) = checkpoint.glob("*.safetensors")
+        tensors.write_bytes(tensors.read_bytes()[: tensors.stat().st_size // 2])
+    message = refused(train, "--init_from=auto", "--max_iters=20")
+    assert "no checkpoint is whole" in message and f"{tensors.name} is damaged: its checksum" in message
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        (checkpoint / "state.json").write_text(json.dumps({"progress": {}})[:-3])
+    assert "no checkpoint is whole" in refused(train, "--init_from=auto", "--max_iters=20")
 
 
 @pytest.mark.parametrize("extra", ["wandb", "tensorboard"])

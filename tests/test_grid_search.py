@@ -1,5 +1,7 @@
 """The backward search: the published tables, the exact mode, the command, against loops and closed forms."""
 
+import dataclasses
+import io
 import itertools
 import json
 import math
@@ -12,10 +14,13 @@ from conftest import ROOT, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configurator import load
 from errors import UserError
-from flops_parameter_counting import detailed_cost_analysis, grid_search
+from flops_parameter_counting import detailed_cost_analysis, grid_search, law_fitting
 from flops_parameter_counting.grid_search import Search, SearchSpace, default_aspect_ratio, default_space, uncertainty
+from flops_parameter_counting.hugging_face_config import Model
 from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.model_report import Setting, describe
 from flops_parameter_counting.scaling_laws import LAWS, Law
 from model_config import resolve_architecture
 
@@ -289,7 +294,166 @@ def test_inference_moves_the_budget_into_tokens(command):
 def test_the_budget_of_eight_h100_in_ten_days(command):
     out, found = command("--grid_search", *"--device H100-SXM --devices 8 --days 10 --mfu 0.45".split())
     assert found["budget"] == pytest.approx(8 * 989.4e12 * 0.45 * 10 * 24 * 3600)
-    assert "x MFU 0.45 x 10 days" in out and "memory is not checked" in out
+    assert "x MFU 0.45 x 10 days" in out
+    assert "at most 80 GB on each of 8 devices, fsdp (micro-batch 1, bfloat16, AdamW)" in out, (
+        "what was assumed is said"
+    )
+    assert 0 < found["memory"]["passed"] < 504 and found["memory"]["strategy"] == "fsdp"
+    assert all(row["memory_per_device"] <= 80e9 for row in found["candidates"])
+
+
+# What fits the devices
+
+TRAININGS = [
+    Setting(device_memory=30e9),
+    Setting(device_memory=12e9, activation_checkpointing=True, micro_batch=3),
+    Setting(device_memory=5e9, devices=7, strategy="fsdp", micro_batch=2),
+    Setting(device_memory=20e9, devices=4, strategy="zero1", dtype="float32"),
+]
+
+
+@pytest.mark.parametrize("arch", grid_search.ARCHITECTURES)
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: f"{training.strategy}, {training.dtype}")
+def test_only_what_fits_is_kept_and_all_of_it(arch, training):
+    """Against --model_config's figure of each architecture by itself."""
+    space = default_space(1e20, arch)
+
+    def candidates(training):
+        result = grid_search.grid_search(Search(1e20, LAWS["besiroglu"], space, training=training))
+        return result, result.candidates(10_000)
+
+    result, kept = candidates(training)
+    fitting = []
+    for candidate in candidates(None)[1]:
+        memory = describe(Model("one", "test", candidate.config(space)), training)["memory"]
+        if memory["fits"]:
+            fitting.append(dataclasses.replace(candidate, memory_per_device=memory["total"]))
+    assert kept == fitting
+    assert result.bounds["memory"].entered > result.bounds["memory"].passed == len(kept) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--device A6000 --mfu 0.4 --days 2",
+        "--device H100-SXM --devices 8 --mfu 0.45 --days 10 --micro_batch 6 --activation_checkpointing",
+        "--peak_flops 1e12 --mfu 0.3 --days 4 --device_memory 4 --arch gpt2 --dtype float32 --micro_batch 8",
+        "--device V100 --devices 6 --strategy zero1 --dtype float16 --mfu 0.3 --days 8",
+    ],
+)
+def test_the_emitted_config_needs_what_was_promised(capsys, monkeypatch, command, tmp_path, options):
+    """Its own batch, checkpointing and sharing: `--model_config` on the same devices counts what the search did."""
+    emitted = tmp_path / "made.py"
+    _, found = command("--grid_search", *options.split(), "--vocab_size=50304", f"--emit={emitted}")
+    memory, best = found["memory"], found["candidates"][0]
+    machines = [f"--devices={memory['devices']}", f"--strategy={memory['strategy']}"]
+    machines += [f"--device_memory={memory['device_memory'] / 1e9}", f"--micro_batch={memory['micro_batch']}"]
+    _, asked = command("--model_config", str(emitted), *machines)
+    assert asked["memory"]["total"] == best["memory_per_device"] and asked["memory"]["fits"] is True
+    _, as_it_is = command("--model_config", str(emitted), *machines[:3])
+    assert as_it_is["memory"]["total"] <= best["memory_per_device"] and as_it_is["memory"]["micro_batch"] >= 1
+    run = load([str(emitted)]).run
+    assert run.gradient_accumulation_steps % memory["devices"] == 0
+    shares = {"fsdp": run.use_fsdp, "zero1": run.use_zero1, "ddp": not run.use_fsdp and not run.use_zero1}
+    assert shares[memory["strategy"]]
+    assert f"# Memory: {as_it_is['memory']['total'] / 1e9:,.2f} GB of" in emitted.read_text()
+
+
+def test_a_device_of_unknown_memory_bounds_nothing_and_says_so(command):
+    options = "--grid_search --peak_flops 5e13 --days 30 --mfu 0.4".split()
+    out, free = command(*options)
+    assert "memory is not checked: --device_memory says what it has" in out
+    assert free["memory"]["passed"] is None and free["candidates"][0]["memory_per_device"] > 8e9
+    out, bounded = command(*options, "--device_memory=8")
+    assert "not checked" not in out and "the memory of a device in GB: " in out
+    assert all(row["memory_per_device"] <= 8e9 for row in bounded["candidates"])
+    assert command("--grid_search", "1e18")[1]["candidates"][0]["memory_per_device"] is None
+
+
+def test_what_the_message_on_memory_advises_is_enough(capsys, monkeypatch, command):
+    """Each of the remedies that it names, on the architecture that it names."""
+    space = "--hidden_sizes 2048:4096:1024 --head_dims 64,128 --layers 24,32 --vocab_size 50304 --no_gqa".split()
+    machines = "--grid_search --device A100-40GB --mfu 0.4 --aspect_ratio 0:inf".split()
+
+    def refusal(*options: str) -> str:
+        code, _, err = run(capsys, monkeypatch, *machines, *space, *options)
+        assert code == 2 and "the memory of a device in GB must be at most 40" in err, err
+        return err
+
+    err = refusal("--days=16", "--micro_batch=16")
+    assert "24L-16H-2048D" in err and "fits with --micro_batch 1 or with --activation_checkpointing\n" in err
+    for remedy in (["--micro_batch=1"], ["--micro_batch=16", "--activation_checkpointing"]):
+        assert command(*machines, *space, "--days=16", *remedy)[1]["candidates"][0]["n_layer"] == 24
+    err = refusal("--days=16", "--devices=4", "--strategy=ddp", "--vocab_size=400000")
+    assert "fits with --strategy fsdp\n" in err
+    command(*machines, *space, "--days=16", "--devices=4", "--strategy=fsdp", "--vocab_size=400000")
+    err = refusal("--days=16", "--layers=128")
+    assert (
+        "fits with --micro_batch 1 --activation_checkpointing --strategy fsdp on 4 times the --devices for 1/4" in err
+    )
+    spread = "--micro_batch 1 --activation_checkpointing --strategy fsdp".split()
+    command(*machines, *space, *spread, "--layers=128", "--devices=4", "--days=4")
+    refusal(*spread, "--layers=128", "--devices=2", "--days=8")
+    assert "take smaller --hidden_sizes" in refusal("--days=16", "--vocab_size=30000000")
+
+
+# Long work
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch, work) -> str:
+    """What `work` writes to a stderr that is a terminal."""
+    terminal = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        work()
+    return terminal.getvalue()
+
+
+def a_long_search() -> None:
+    space = SearchSpace("llama3", 100, 8, range(8, 8008, 8), range(1, 1201), (8,), (1,), 3.5, True)
+    grid_search.grid_search(Search(1e20, LAWS["besiroglu"], space))
+
+
+def a_long_bootstrap() -> None:
+    draws = np.array([1.7, 400.0, 410.0, 0.34, 0.28]) * np.random.default_rng(0).normal(1, 0.01, (20_000, 5))
+    search = Search(1e18, a_law(draws), default_space(1e18, "llama3"))
+    uncertainty(grid_search.grid_search(search))
+
+
+def points() -> law_fitting.Points:
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e8, 1e11, 6)))
+    return law_fitting.Points(n, d, LAWS["hoffmann"].loss(n, d))
+
+
+def a_fit() -> None:
+    law_fitting.fit_law(points(), starts=law_fitting.grid_of_starts()[::100], progress=True)
+
+
+def a_bootstrap_of_a_fit() -> None:
+    fit = law_fitting.fit_law(points(), starts=law_fitting.grid_of_starts()[::100])
+    law_fitting.bootstrap(points(), fit, 40, seed=0, progress=True)
+
+
+@pytest.mark.parametrize(
+    ("work", "unit"),
+    [(a_long_search, "chunk"), (a_long_bootstrap, "draw"), (a_fit, "starts"), (a_bootstrap_of_a_fit, "resamples")],
+)
+def test_long_work_shows_a_bar_on_a_terminal_only(monkeypatch, capsys, work, unit):
+    monkeypatch.setattr(grid_search, "SHOWS_PROGRESS", 1 << 20)  # a quarter, for the test's sake
+    shown = on_a_terminal(monkeypatch, work)
+    assert "0%|" in shown and f" {unit}" in shown, shown
+    work()
+    assert capsys.readouterr().err == ""
+
+
+def test_short_searches_show_none(monkeypatch):
+    search = Search(1e18, LAWS["besiroglu"], default_space(1e18, "llama3"))
+    assert on_a_terminal(monkeypatch, lambda: grid_search.grid_search(search)) == ""
 
 
 # How sure the law is
@@ -373,6 +537,17 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search", "--device is missing"),
         ("--grid_search --device H100-SXM --days 3", "--mfu is missing"),
         ("--grid_search 1e20 --device H100-SXM", "the budget is given twice"),
+        ("--grid_search 1e20 --device_memory 80", "--device_memory says nothing beside --grid_search with a number"),
+        ("--grid_search 1e20 --tokens 1e9", "--tokens says nothing beside --grid_search"),
+        ("--grid_search --device L4 --days 3 --mfu 0.4 --device_memory 24", "--device_memory contradict each other"),
+        ("--grid_search --device L4 --days 3 --mfu 0.4 --strategy fdsp", "(did you mean 'fsdp'?)"),
+        ("--grid_search --device L4 --days 3 --mfu 0.4 --micro_batch 0", "'0' is not a whole number above 0"),
+        ("--grid_search --peak_flops 1e12 --days 3 --mfu 0.4 --dtype bf16", "did you mean 'bfloat16'?"),
+        ("--grid_search --peak_flops 1e12 --days 3 --mfu 0.4 --device_memory nan", "'nan' is not a number above 0"),
+        ("--grid_search --device L4 --days 1e308 --mfu 0.4", "beyond arithmetic"),
+        ("--grid_search 1e20 --inference_tokens 0.5", "'0.5' is not a whole number above 0"),
+        ("--grid_search 1e20 --top_k 1e30", "'1e30' is above"),
+        ("--grid_search 1e20 --json /", "is a folder"),
         ("--grid_search --device H100 --days 3 --mfu 0.4", "device 'H100' is none of"),
         ("--grid_search --device V100 --days 3 --mfu 0.4", "V100 does not compute in 'bfloat16'; it has float16"),
         ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),

@@ -43,7 +43,7 @@ def signalled_run(folder: Path, function: str, call: int, number: int, rank: int
 @pytest.mark.parametrize(
     ("function", "call", "number", "step"),
     [
-        ("training.trainer:build_model", 1, signal.SIGTERM, 0),  # before the first step
+        ("training.trainer:parallelize", 1, signal.SIGTERM, 0),  # before the first step
         ("training.step:backward_pass", 6, signal.SIGINT, 6),  # the step is finished
         ("training.evaluation:precision", 6, signal.SIGTERM, 4),  # the second evaluation is not
     ],

@@ -1,17 +1,23 @@
 """The memory estimate against the tensors that autograd keeps and the bytes that PyTorch's allocator hands out."""
 
 import contextlib
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.tensor import DTensor
 
 from components import cross_entropy
 from errors import UserError
 from flops_parameter_counting import memory
+from flops_parameter_counting.grid_search import SIZES, Grid
 from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, kept_bytes, training_memory
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.model_report import STRATEGIES, Setting, memory_per_device
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
@@ -26,14 +32,19 @@ def autocast(dtype: str):
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextlib.contextmanager
 def counting_kept_bytes(model: LanguageModel, exclude: tuple[torch.Tensor, ...] = ()):
-    """Collects {storage: bytes} of everything that autograd keeps, except parameters and `exclude`."""
-    outside = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
+    """Collects {storage: bytes} of everything that autograd keeps on this rank, except parameters and `exclude`."""
+    outside = {local(tensor.detach()).untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor):
-        storage = tensor.untyped_storage()
+        storage = local(tensor.detach()).untyped_storage()
         if storage.data_ptr() not in outside:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
         return tensor
@@ -224,6 +235,52 @@ def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
     config = resolve_architecture({"arch_preset": "llama3", "n_embd": 768, "n_head": 12, "vocab_size": 128256})
     loss = training_memory(config, 12, "bfloat16")["loss"]
     assert 4 * 128256 * 768 < loss < 2 * 4 * 12 * 1024 * 128256 / 9
+
+
+# A whole grid at once
+
+
+@st.composite
+def grids(draw):
+    """Architectures of the same components: their configurations, and the same as arrays."""
+    config, batch_size, _ = draw(micro_batches())
+    shapes = draw(st.lists(st.tuples(*[st.integers(1, 9)] * 5), min_size=1, max_size=4))
+    configs = [
+        dataclasses.replace(
+            config,
+            n_layer=layers,
+            n_head=kv * group,
+            num_key_value_heads=kv,
+            n_embd=2 * half * kv * group,
+            d_ff=7 * d_ff,
+        )
+        for layers, kv, group, half, d_ff in shapes
+    ]
+    arrays = {name: np.array([getattr(one, name) for one in configs]) for name in SIZES}
+    return configs, Grid(**(dataclasses.asdict(config) | arrays)), batch_size
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    grids(),
+    st.sampled_from([*COMPUTE_BYTES, "tf32"]),
+    st.sampled_from(list(STRATEGIES)),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from([np.int64, float]),
+)
+def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy, devices, checkpointing, kind):
+    """To the byte, in integers and in floats, with every component, strategy and dtype."""
+    configs, grid, batch_size = made
+    training = Setting(
+        micro_batch=batch_size, dtype=dtype, strategy=strategy, devices=devices, activation_checkpointing=checkpointing
+    )
+    grid = dataclasses.replace(grid, **{name: getattr(grid, name).astype(kind) for name in SIZES})
+    parts = memory_per_device(grid, model_cost(grid).parameters, grid.block_size, training)["by_part"]
+    for index, config in enumerate(configs):
+        alone = memory_per_device(config, model_cost(config).parameters, config.block_size, training)["by_part"]
+        assert all(type(size) is int for size in alone.values())
+        assert {part: np.broadcast_to(size, len(configs))[index] for part, size in parts.items()} == alone
 
 
 # The registry

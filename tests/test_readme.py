@@ -80,5 +80,5 @@ def test_links_lead_somewhere(document):
 def test_the_index_names_every_document():
     index = (ROOT / "docs/README.md").read_text()
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(
-        re.findall(r"\]\((\w+\.md)\)", index)
+        re.findall(r"\]\(([\w.]+\.md)\)", index)
     )

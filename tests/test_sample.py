@@ -10,16 +10,17 @@ import sys
 
 import pytest
 import torch
+from checkpoints import weights
 from conftest import BYTES, ROOT, environment
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from test_run_logs import run_train
 
 import sample
 from configurator import from_dict
 from model_builder import build_model
 from training.dataset import DatasetWriter
+from training.run_folder import read_state, write_state
 from training.tokenizers import tokenizer_from_meta
 
 BYTE_TOKENIZER = tokenizer_from_meta(BYTES)
@@ -184,7 +185,7 @@ def test_a_greedy_text_is_the_argmax_of_the_checkpoint_step_by_step(folder, data
     checkpoint = folder / "out/small/checkpoints/step_00000012"
     assert str(checkpoint.relative_to(folder)) in done.stderr.decode()
     model = build_model(from_dict(json.loads((checkpoint / "state.json").read_text())["config"]))
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    model.load_state_dict(weights(checkpoint))
     ids = list(prompt.encode())
     for _ in range(20):
         ids.append(int(model(torch.tensor([ids[-32:]]))[0, -1].argmax()))
@@ -230,10 +231,10 @@ def test_the_checkpoint_that_is_asked_for(say, folder):
 
 def test_a_run_without_its_best_checkpoint_gives_its_last_one_and_says_so(say, folder, tmp_path):
     run = shutil.copytree(folder / "out/small", tmp_path / "run")
-    state = run / "checkpoints/step_00000012/state.json"
-    content = json.loads(state.read_text())
-    content["progress"]["best_step"] = 10
-    state.write_text(json.dumps(content))
+    checkpoint = run / "checkpoints/step_00000012"
+    state = read_state(checkpoint)
+    state["progress"]["best_step"] = 10
+    write_state(checkpoint, state)
     assert "step_00000012 (last)" in say(run, "--max_new_tokens=1")[2]
     code, _, error = say(run, "--checkpoint=best")
     assert code == 2 and "choose --checkpoint=last, or a step of 4, 8, 12" in error
@@ -344,7 +345,7 @@ def test_a_dataset_of_characters_names_what_it_cannot_encode(say, tmp_path):
 
 def test_a_damaged_checkpoint_is_one_line(say, folder, tmp_path):
     run = shutil.copytree(folder / "out/small", tmp_path / "run")
-    weights = run / "checkpoints/step_00000012/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    (tensors,) = (run / "checkpoints/step_00000012").glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:1000])
     code, _, errors = say(run, "--checkpoint=last")
-    assert code == 2 and "model.safetensors is damaged" in errors and len(errors.splitlines()) == 1
+    assert code == 2 and f"{tensors.name} is damaged" in errors and len(errors.splitlines()) == 1

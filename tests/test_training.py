@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import weights
 from conftest import ROOT, environment
 from ranks import on_ranks
-from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from configurator import load
 from model_builder import build_model
@@ -22,7 +23,6 @@ from training.device import Peak
 from training.evaluation import evaluate
 from training.loader import WindowLoader
 from training.optimizer import build_optimizer
-from training.parallel import parallelize
 from training.plan import plan_run
 from training.ranks import ALONE
 from training.run_folder import Progress
@@ -52,8 +52,8 @@ def test_every_precision_and_compiled_blocks_train_alike(train, tmp_path, keys):
     (run,) = records(tmp_path / "run", "run")
     assert run["compile"] if "compile" in keys[0] else f"--dtype={run['dtype']}" == keys[0], "the key reached the run"
     assert other == pytest.approx(plain, rel=1e-4 if "compile" in keys[0] else 0.02)
-    weights = load_file(tmp_path / "run/checkpoints/step_00000030/model.safetensors")
-    assert {value.dtype for value in weights.values()} == {torch.float32}
+    saved = weights(tmp_path / "run/checkpoints/step_00000030")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
 
 
 def test_the_batch_is_what_counts_not_how_it_is_cut(train, tmp_path):
@@ -161,11 +161,7 @@ def test_a_step_without_finite_gradients_never_reaches_the_weights(train, tmp_pa
     assert [r["step"] for r in records(tmp_path / "run", "iter") if r["skipped"]] == [5, 6]
     (summary,) = records(tmp_path / "run", "summary")
     assert summary["skipped_steps"] == 2 and summary["step"] == 12
-    before, after, next_ = [
-        load_file(tmp_path / f"run/checkpoints/step_{step:08d}/{part}.safetensors")
-        for step in (4, 6, 7)
-        for part in ("model",)
-    ]
+    before, after, next_ = [weights(tmp_path / f"run/checkpoints/step_{step:08d}") for step in (4, 6, 7)]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not all(torch.equal(before[name], next_[name]) for name in before)
     assert all(value.isfinite().all() for value in next_.values())
@@ -176,7 +172,7 @@ def test_too_many_skipped_steps_stop_the_run_with_a_whole_checkpoint(train, tmp_
     config.write_text(NAN_FROM_THE_FIFTH_CALL.format(first=9, last=1000))
     done = train(str(config), "--max_skipped_steps=3", "--max_iters=50")
     assert done.returncode == 1 and "3 steps in a row had no finite gradient" in done.stdout
-    saved = load_file(tmp_path / "run/checkpoints/step_00000007/model.safetensors")
+    saved = weights(tmp_path / "run/checkpoints/step_00000007")
     assert all(value.isfinite().all() for value in saved.values())
 
 
@@ -196,13 +192,14 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(train, tmp_path):
     script.write_text(
         f"import errno, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import train, training.checkpoint as checkpoint\n"
-        "original, calls = checkpoint.save_file, 0\n"
-        "def save_file(tensors, path):\n"
+        "original, calls = checkpoint._Writer.write_data, 0\n"
+        "def write_data(*arguments):\n"
         "    global calls\n"
         "    calls += 1\n"
-        "    original(tensors, path)\n"
-        "    if calls == 4: raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "checkpoint.save_file = save_file\n"
+        "    written = original(*arguments)\n"
+        "    if calls == 2: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    return written\n"
+        "checkpoint._Writer.write_data = write_data\n"
         "train.main()\n"
     )
     done = train("--max_iters=10", script=script)
@@ -280,7 +277,7 @@ def small_training(seed: int = 0, accumulation: int = 4) -> tuple[Training, obje
     )
     model = build_model(configuration.model, seed=seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Training(model, build_optimizer(model.parameters(), configuration.run), scaler, Progress()), configuration
+    return Training(model, build_optimizer(model, configuration.run), scaler, Progress()), configuration
 
 
 def _evaluated(ranks, folder: Path) -> float | None:
@@ -298,7 +295,7 @@ def test_the_evaluation_is_the_same_for_any_number_of_ranks(data_dir):
 def _buckets_of_a_step(ranks) -> list[int]:
     """The gradient buckets that travel in one step of two micro-batches a rank."""
     training, configuration = small_training()
-    model = parallelize(training.model, ranks, torch.device("cpu"))
+    model = DistributedDataParallel(training.model)
     travelled = []
 
     def count(state, bucket):
@@ -309,17 +306,8 @@ def _buckets_of_a_step(ranks) -> list[int]:
 
     model.register_comm_hook(None, count)
     tokens = torch.randint(0, 256, (2, 16))
-    take_step(
-        training,
-        model,
-        iter([(tokens, tokens)] * 2),
-        configuration.run,
-        1e-3,
-        ranks,
-        torch.device("cpu"),
-        "float32",
-        False,
-    )
+    batches, run = iter([(tokens, tokens)] * 2), configuration.run
+    take_step(training, model, batches, run, 1e-3, ranks, torch.device("cpu"), "float32", False)
     return travelled
 
 

@@ -1,13 +1,15 @@
 """The validation loss: on the same windows every time, and the same number for any number of ranks."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from training.collectives import largest_over_ranks, sum_over_ranks
 from training.device import precision
 from training.loader import WindowLoader
-from training.parallel import sum_over_ranks
+from training.parallel import give_back_weights
 from training.ranks import Ranks
 
 WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of several seeds compare
@@ -27,19 +29,25 @@ def evaluate(
     """Mean loss in nats per token over the first `batches` batches (or all the split has); None if a rank must stop.
 
     Each batch belongs to one rank. The ranks exchange the list of batch losses, not a partial sum, and everyone adds
-    them in the same order: rounding does not depend on who computed what.
+    them in the same order: rounding does not depend on who computed what. All take equally many turns, as strategies
+    need whose forward pass is an exchange; who has no batch left computes one again that is another's.
     """
     batch_size = min(batch_size, loader.n_windows)
     batches = min(batches, loader.n_windows // batch_size)
-    losses = torch.zeros(batches + 1, dtype=torch.float64)  # the last one counts ranks that were interrupted
+    device_of_losses = device if device.type == "cuda" else "cpu"  # mps has no float64
+    losses = torch.zeros(batches, dtype=torch.float64, device=device_of_losses)
+    mine, interrupted = ranks.share(range(batches)), False
     model.eval()
-    for batch in ranks.share(range(batches)):
-        if stop_requested():
-            losses[-1] = 1
+    for turn in range(math.ceil(batches / ranks.data_size)):
+        interrupted = bool(largest_over_ranks(torch.tensor(int(stop_requested()), device=device_of_losses), ranks))
+        if interrupted:
             break
+        batch = mine[turn] if turn < len(mine) else 0
         tokens, targets = loader.batch(batch * batch_size, batch_size)
         with precision(device, dtype):
-            losses[batch] = model(tokens.to(device), targets.to(device)).item()
+            loss = model(tokens.to(device), targets.to(device))
+        if turn < len(mine):
+            losses[batch] = loss
     model.train()
-    losses = sum_over_ranks(losses.to(device) if device.type == "cuda" else losses, ranks).cpu()
-    return None if losses[-1] else losses[:-1].mean().item()
+    give_back_weights(model)
+    return None if interrupted else sum_over_ranks(losses, ranks).mean().item()

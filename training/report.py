@@ -5,19 +5,26 @@ import textwrap
 
 from configurator import Configuration
 from errors import UserError
-from flops_parameter_counting.memory import training_memory
+from flops_parameter_counting.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.memory import rank_memory
 from flops_parameter_counting.model_cost import CONVENTIONS
+from flops_parameter_counting.sharding import mesh_of
 from training.plan import RunPlan
 
+OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 
-def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str]) -> str:
-    """Several paragraphs for the console."""
+
+def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:
+    """Several paragraphs for the console; those on memory and communication are of one of `world_size` ranks, which
+    can share the run (training.plan.check_ranks)."""
     paragraphs = [
         _architecture(configuration, plan),
         _length(configuration, plan),
-        _memory(configuration),
-        _keys(configuration),
+        _memory(configuration, world_size),
     ]
+    if world_size > 1:
+        paragraphs.append(_communication(configuration, plan, world_size))
+    paragraphs.append(_keys(configuration))
     paragraphs += [f"note: {note}" for note in notes]
     return "\n\n".join(paragraphs)
 
@@ -76,20 +83,50 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def _memory(configuration: Configuration) -> str:
-    run = configuration.run
-    dtypes = ["float32", "bfloat16"] if run.dtype == "auto" else [run.dtype]
+def _dtypes(configuration: Configuration) -> list[str]:
+    """What the run may compute in: `auto` is decided on the device."""
+    dtype = configuration.run.dtype
+    return ["float32", "bfloat16"] if dtype == "auto" else [dtype]
+
+
+def _memory(configuration: Configuration, world_size: int) -> str:
+    run, dtypes = configuration.run, _dtypes(configuration)
     try:
-        memory = {
-            dtype: training_memory(configuration.model, run.batch_size, dtype, run.activation_checkpointing)
-            for dtype in dtypes
-        }
+        memory = {dtype: rank_memory(configuration.model, run, world_size, dtype) for dtype in dtypes}
     except UserError as error:
         return f"Memory estimate:       not known: {error}"
-    which = "   ".join(f"{sum(parts.values()) / 1e9:.2f} GB in {dtype}" for dtype, parts in memory.items())
-    lines = [f"Memory estimate:       {which}   (of each process, without PyTorch itself)"]
+    elsewhere = OFFLOADED if run.fsdp_cpu_offload else ()
+    which = "   ".join(
+        f"{sum(size for part, size in parts.items() if part not in elsewhere) / 1e9:.2f} GB in {dtype}"
+        for dtype, parts in memory.items()
+    )
+    of_what = "each process" if world_size == 1 else f"each of {world_size:,} ranks"
+    lines = [f"Memory estimate:       {which}   (of {of_what}, without PyTorch itself)"]
     for part in memory[dtypes[0]]:
-        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.3f} GB" for parts in memory.values()))
+        where = "   in main memory" * (part in elsewhere)
+        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.3f} GB" for parts in memory.values()) + where)
+    return "\n".join(lines)
+
+
+def _communication(configuration: Configuration, plan: RunPlan, world_size: int) -> str:
+    """In the same columns as memory; bytes a token are those of all ranks together over the tokens of a step."""
+    run = configuration.run
+    sent = {
+        dtype: sent_by_part(step_exchanges(configuration.model, run, world_size, dtype))
+        for dtype in _dtypes(configuration)
+    }
+    totals = {dtype: sum(parts.values()) for dtype, parts in sent.items()}
+    mesh = mesh_of(run, world_size)
+    which = "   ".join(f"{total / 1e9:.3f} GB in {dtype}" for dtype, total in totals.items())
+    lines = [
+        f"Ranks:                 {world_size:,} = {mesh.replicas:,} replicas x {mesh.shards:,} shards of one x "
+        f"{mesh.tensor:,} that share every layer",
+        f"Sent in a step:        {which}   (by each rank, ring algorithms)",
+    ]
+    for part in next(iter(sent.values())):
+        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.6f} GB" for parts in sent.values()))
+    by_token = "".join(f"{world_size * total / plan.tokens_per_step:14,.1f}   " for total in totals.values())
+    lines.append(f"  {'bytes a token':<21}{by_token.rstrip()}   (of all ranks)")
     return "\n".join(lines)
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from run_config import RunConfig
 from training.checkpoint import Training
+from training.collectives import sum_over_ranks
 from training.device import precision
 from training.loader import Batch
-from training.parallel import sum_over_ranks, without_gradient_sync
+from training.parallel import settle_gradients, whole, without_gradient_sync
 from training.ranks import Ranks
 
 
@@ -42,16 +43,18 @@ def take_step(
     weights nor optimizer state.
     """
     loss_sum = backward_pass(training, model, batches, run, ranks, device, dtype)
+    settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     parameters = [p for p in training.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(total_norm).to(device)
     stats = gradient_stats(training.model) if wants_gradient_stats else None
     mean_loss = sum_over_ranks(loss_sum, ranks) / run.gradient_accumulation_steps
     loss, grad_norm = torch.stack((mean_loss, norm)).tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         if run.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, run.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, run.grad_clip, total_norm)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate
         training.scaler.step(training.optimizer)
@@ -75,7 +78,7 @@ def backward_pass(
     for micro in micro_batches:
         tokens, targets = next(batches)
         torch.manual_seed(_dropout_seed(run, training.progress.step, micro))
-        with without_gradient_sync(model, wanted=micro != micro_batches[-1]):
+        with without_gradient_sync(model, run, wanted=micro != micro_batches[-1]):
             with precision(device, dtype):
                 loss = model(tokens, targets)
             training.scaler.scale(loss / len(micro_batches)).backward()
@@ -95,7 +98,7 @@ def gradient_stats(model: nn.Module) -> dict[str, dict[str, float]]:
         parts = name.split(".")
         layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
         if parameter.grad is not None:
-            layers.setdefault(layer, []).append(parameter.grad.float().flatten())
+            layers.setdefault(layer, []).append(whole(parameter.grad).float().flatten())
     stats = {}
     for layer, gradients in layers.items():
         flat = torch.cat(gradients)

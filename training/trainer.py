@@ -15,16 +15,17 @@ import torch
 
 import configurator
 from configurator import Configuration
-from model_builder import build_model
 from run_config import RunConfig
-from training.checkpoint import Training, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
+from training.collectives import from_first_rank, largest_over_ranks, process_group
 from training.dataset import Dataset
 from training.device import Peak, choose_device, choose_dtype, device_name, device_peak
 from training.evaluation import WINDOW_SEED, evaluate
 from training.interrupts import StopRequest
 from training.loader import Batch, WindowLoader, prefetch
+from training.lost_ranks import Watch, naming_lost_ranks
 from training.optimizer import build_optimizer
-from training.parallel import from_first_rank, largest_over_ranks, parallelize, process_group
+from training.parallel import device_mesh, parallelize, settle_buckets
 from training.plan import RunPlan
 from training.ranks import Ranks
 from training.run_folder import Progress, RunFolder, read_state
@@ -40,11 +41,11 @@ def train(
     dataset: Dataset,
     plan: RunPlan,
     folder: RunFolder,
-    checkpoint: Path | None,
+    checkpoints: list[Path],
     ranks: Ranks,
     stop: StopRequest,
 ) -> int:
-    """Run from scratch, or from a checkpoint, to the end; returns the process's exit code.
+    """Run from scratch, or from the first whole one of the checkpoints, to the end; returns the process's exit code.
 
     0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps or when the last
     checkpoint could not be written.
@@ -52,11 +53,12 @@ def train(
     run = configuration.run
     device = choose_device(run.device, ranks)
     torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
-    with process_group(ranks, device, run.backend):
+    with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
+        checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
         machine = describe_machine(configuration, plan, ranks, device, saved)
-        trainer = Trainer(configuration, dataset, plan, folder, ranks, machine, stop)
-        trainer.start(checkpoint, dataset)
+        trainer = Trainer(configuration, dataset, plan, folder, ranks, machine, stop, watch)
+        trainer.start(checkpoint, damaged, dataset)
         return trainer.run_to_the_end()
 
 
@@ -102,46 +104,50 @@ class Trainer:
         ranks: Ranks,
         machine: Machine,
         stop: StopRequest,
+        watch: Watch,
     ):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
-        self.ranks, self.machine, self.device, self.stop = ranks, machine, machine.device, stop
+        self.ranks, self.machine, self.device, self.stop, self.watch = ranks, machine, machine.device, stop, watch
         block_size = configuration.model.block_size
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
         self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
-        model = build_model(configuration.model, self.device, self.run.seed, self.run.activation_checkpointing)
+        mesh = device_mesh(self.run, ranks, self.device)
+        model, self.model = parallelize(configuration, mesh, ranks, self.device, machine.dtype, machine.compile)
+        optimizer = build_optimizer(model, self.run, mesh)
         scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == "float16")
-        progress = Progress(compile=machine.compile, dtype=machine.dtype)
-        self.training = Training(model, build_optimizer(model.parameters(), self.run), scaler, progress)
-        if machine.compile:
-            for block in model.blocks:
-                block.compile()
-        self.model = parallelize(model, ranks, self.device)
+        self.training = Training(model, optimizer, scaler, Progress(compile=machine.compile, dtype=machine.dtype))
+        self.checkpointer = Checkpointer(folder, self.training, ranks, configurator.as_dict(configuration), self.data)
         self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
         self.saved_step: int | None = None
-        self.tried_to_save: int | None = None  # the step; a full disk is not asked twice
+        self.last_saved: Saved | None = None
         self.clock = time.perf_counter()
 
     @property
     def progress(self) -> Progress:
         return self.training.progress
 
-    def start(self, checkpoint: Path | None, dataset: Dataset) -> None:
-        """Load the checkpoint, if there is one, and open the log."""
+    def start(self, checkpoint: Path | None, damaged: dict[Path, str], dataset: Dataset) -> None:
+        """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
+        settle_buckets(self.model, self.run.batch_size, self.configuration.model.block_size, self.device)
         changed: list[str] = []
         if checkpoint is not None:
             state = read_state(checkpoint)
             changed = changed_keys(state["config"], configurator.as_dict(self.configuration))
             changed += changed_keys(state["data"], self.data)
-            load_checkpoint(checkpoint, self.training, self.device)
+            load_checkpoint(checkpoint, self.training)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
             if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
                 self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
         if self.ranks.is_first:
             configurator.write(self.configuration, self.folder.path)
+            for path in damaged:
+                self.folder.set_damaged_aside(path)
         self.logger.start(self.progress, checkpoint, changed, dataset)
+        for path, reason in damaged.items():
+            self.logger.damaged(self.progress, path, reason)
 
     def run_to_the_end(self) -> int:
         """The loop: evaluate and save when it is time, look for a signal, take a step."""
@@ -151,6 +157,7 @@ class Trainer:
                 evaluated = self.evaluation_is_due() and self.evaluate()
                 if self.save_is_due(evaluated):
                     self.save()
+                self.settle(wait=False)
                 if number := self.agreed_signal():
                     return self.end(signal.Signals(number).name, 128 + number)
                 if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
@@ -170,6 +177,7 @@ class Trainer:
 
     def take_step(self, batches: Iterator[Batch]) -> None:
         progress, run = self.progress, self.run
+        self.watch.place = f"step {progress.step + 1:,}"
         rate = learning_rate(run, progress.step, self.plan.length)
         wants_stats = bool(run.gradient_stats_interval) and (progress.step + 1) % run.gradient_stats_interval == 0
         result = take_step(
@@ -196,6 +204,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate and note the result; False if a signal came in between."""
         started, progress = time.perf_counter(), self.progress
+        self.watch.place = f"the evaluation after step {progress.step:,}"
         loss = evaluate(
             self.training.model, self.val_data, self.run.eval_iters, self.run.batch_size,
             self.ranks, self.device, self.machine.dtype, lambda: bool(self.stop),
@@ -218,19 +227,29 @@ class Trainer:
         by_interval = run.checkpoint_interval and step % run.checkpoint_interval == 0
         return bool(by_interval) and self.saved_step != step
 
-    def save(self) -> bool:
-        """Write a checkpoint and delete those that nothing keeps; False if the disk is full."""
-        if not self.ranks.is_first:
-            return True
-        started, self.tried_to_save = time.perf_counter(), self.progress.step
-        path = save_checkpoint(self.folder, self.training, configurator.as_dict(self.configuration), self.data)
-        if path is not None:
-            self.saved_step = self.progress.step
-            best_step = self.progress.best_step if self.run.keep_best else None
-            self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
+    def save(self) -> None:
+        """Begin to write a checkpoint; the copy pauses training, the disk does not."""
+        self.settle(wait=True)
+        step = self.progress.step
+        if self.saved_step == step:  # before it was evaluated: the tensors are the same
+            existing = self.folder.checkpoint_of(step)
+            if existing is not None and self.ranks.is_first:
+                self.checkpointer.update(existing)
+            return
+        self.checkpointer.start()
+        self.saved_step = step
         self.clock = time.perf_counter()
-        self.logger.checkpoint(self.progress, path, self.clock - started)
-        return path is not None
+
+    def settle(self, wait: bool) -> None:
+        """Put a checkpoint in place that has been written, and delete those that nothing keeps."""
+        saved = self.checkpointer.settle(wait)
+        if saved is None:
+            return
+        self.last_saved = saved
+        if self.ranks.is_first and saved.path is not None:
+            best_step = saved.progress.best_step if self.run.keep_best else None
+            self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
+        self.logger.checkpoint(saved)
 
     def agreed_signal(self) -> int:
         """The number of a signal that reached any rank, the same on all of them; 0 for none."""
@@ -240,11 +259,14 @@ class Trainer:
 
     def end(self, reason: str, code: int) -> int:
         """Save what is not saved yet, write the summary, and say what happened."""
-        step, saved = self.progress.step, True
-        if not self.run.eval_only and self.saved_step != step:
-            saved = self.tried_to_save != step and self.save()
+        if not self.run.eval_only:
+            if self.saved_step != self.progress.step:
+                self.save()
+            self.settle(wait=True)
+        self.checkpointer.close()
         self.logger.finish(self.progress, reason)
-        return code or (0 if saved else 1)
+        disk_was_full = self.ranks.is_first and self.last_saved is not None and self.last_saved.path is None
+        return code or int(disk_was_full)
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,0 +1,300 @@
+"""A run's checkpoint as one file, and back.
+
+python checkpoint.py export out/quickstart model.safetensors
+python checkpoint.py export out/quickstart weights.safetensors --weights_only --checkpoint=best
+python checkpoint.py import model.safetensors out/copy
+python train.py out/copy/config.py --init_from=resume
+
+The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
+each whole however many ranks had parts of it. Its metadata has the rest of the checkpoint as JSON: `progress`,
+`config`, `data` and, unless it holds the weights only, `scaler`. Neither direction executes anything that it reads.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import configurator
+from configurator import Configuration
+from errors import ArgumentParser, UserError, exit_cleanly
+from model_builder import build_model
+from training.checkpoint import OPTIMIZER, load_tensors, tensors_of
+from training.ranks import ALONE
+from training.run_folder import (
+    Progress,
+    RunFolder,
+    check_state,
+    checkpoint_choice,
+    checksum,
+    damage,
+    existing_run,
+    read_state,
+    saved_configuration,
+)
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+AT_ONCE = 1 << 28  # bytes of tensors in memory, or one tensor if it is larger
+NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the tensors are written
+
+
+@exit_cleanly
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.command == "export":
+        export_checkpoint(arguments.run, arguments.file, arguments.checkpoint, arguments.weights_only, arguments.force)
+    else:
+        import_checkpoint(arguments.file, arguments.run, arguments.config, arguments.force)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="export | import")
+    export = commands.add_parser("export", description="A checkpoint of a run, to one file.")
+    export.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
+    export.add_argument("file", type=Path, help="to write, such as model.safetensors")
+    export.add_argument("--checkpoint", type=checkpoint_choice, default="last", help="best, last or a step (last)")
+    export.add_argument("--weights_only", action="store_true", help="leave out what only training needs")
+    export.add_argument("--force", action="store_true", help="replace the file")
+    back = commands.add_parser("import", description="A file that export wrote, to the folder of a new run.")
+    back.add_argument("file", type=Path, help="such as model.safetensors")
+    back.add_argument("run", type=Path, help="the new run's folder, such as out/copy")
+    back.add_argument("--config", metavar="FILE", help="its config.py, if it registers components; it is executed")
+    back.add_argument("--force", action="store_true", help="replace the run in that folder, all of it")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Export
+
+
+def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bool, force: bool) -> None:
+    """Write a checkpoint's whole tensors and its state to one file, a part at a time, aside and renamed."""
+    checkpoint, which = existing_run(run).find(wanted)
+    if file.is_dir() or (file.exists() and not force):
+        raise UserError(f"{file} is there already: " + ("name a file" if file.is_dir() else "--force replaces it"))
+    if checkpoint.resolve() in file.resolve().parents:
+        raise UserError(f"{file} would be one of the checkpoint's own files: write it elsewhere")
+    if wrong := damage(checkpoint, ALONE):
+        raise UserError(wrong)
+    tensors, state = tensors_of(checkpoint), read_state(checkpoint)
+    if weights_only:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with told(f"cannot write {file}"):
+            with aside.open("wb") as out:
+                write_safetensors(out, checkpoint, tensors, {key: json.dumps(state[key]) for key in kept})
+                out.flush()
+                os.fsync(out.fileno())
+            aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    print(f"{checkpoint} ({which}) -> {file}: {contents(tensors)}, {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def write_safetensors(out: Any, checkpoint: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The format, as safetensors itself would write it, but without all tensors in memory: the length of the header,
+    the header, and the tensors one after another, those of larger elements first so that each is aligned.
+
+    The metadata gains the checksum of everything after the header.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata, "checksum": "crc32:00000000"}}
+    offset = 0
+    for name in names:
+        end = offset + tensors[name].nbytes
+        header[name] = {
+            "dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [offset, end]
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(struct.pack("<Q", len(text)) + text)
+    crc = 0
+    for content in contents_of(checkpoint, names, tensors):
+        crc = zlib.crc32(content, crc)
+        out.write(content)
+    out.seek(8 + text.index(NO_CHECKSUM.encode()))
+    out.write(f'"checksum":"crc32:{crc:08x}"'.encode())
+
+
+def contents_of(checkpoint: Path, names: list[str], tensors: dict[str, Tensor]) -> Iterator[memoryview]:
+    """The bytes of the tensors, in the order of the names."""
+    for group in groups(names, tensors):
+        values = {name: torch.empty_like(tensors[name], device="cpu") for name in group}
+        load_tensors(checkpoint, values)
+        for name in group:
+            yield values.pop(name).reshape(-1).view(torch.uint8).numpy().data
+
+
+def groups(names: list[str], tensors: dict[str, Tensor]) -> Iterator[list[str]]:
+    """The names, in their order, in lists that may be in memory together."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        if group and size + tensors[name].nbytes > AT_ONCE:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += tensors[name].nbytes
+    if group:
+        yield group
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Import
+
+
+def import_checkpoint(file: Path, run: Path, config: str | None, force: bool) -> None:
+    """Make a run's folder whose one checkpoint is the file, aside and renamed."""
+    if not force and run.exists() and not (run.is_dir() and not any(run.iterdir())):
+        raise UserError(f"{run} is there already: choose another folder; --force replaces the run in it")
+    tensors, state = read_file(file)
+    configuration = configuration_of(state, run, config)
+    progress, whole = Progress(**state["progress"]), "scaler" in state
+    check_tensors(file, tensors, configuration, needs_optimizer=whole and progress.has_updated)
+    if not whole:  # as of a run that was stopped before its first step
+        start = Progress(compile=progress.compile, dtype=progress.dtype)
+        state |= {"progress": dataclasses.asdict(start), "scaler": {}}
+    step = state["progress"]["step"]
+    folder = RunFolder(run.absolute().with_name(f".{run.absolute().name}.{os.getpid()}"))
+    try:
+        with told(f"cannot write {run}"):
+            content = folder.aside(step)
+            content.mkdir(parents=True)
+            with file.open("rb") as source, (content / "model.safetensors").open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 22)
+                copy.flush()
+                os.fsync(copy.fileno())
+            check_content(content / "model.safetensors", state.pop("checksum"), file)
+            files = {"model.safetensors": checksum(content / "model.safetensors")}
+            folder.put_in_place(step, state | {"files": files})
+            configurator.write(configuration, folder.path)
+            put_in_place(folder.path, run)
+    finally:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    print(f"{file} -> {run}: {contents(tensors)} after {progress.step:,} steps")
+    print(f"text: python sample.py {run}")
+    command = f"python train.py {run}/config.py --init_from=resume"
+    if whole:
+        print(f"training goes on as if it had not stopped: {command}")
+    else:
+        print(
+            "the file has weights only: training cannot go on where it stopped, but begins anew at step 0 from these "
+            f"weights, with a new optimizer and schedule: {command}"
+        )
+
+
+def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What an exported file says that it holds: tensors on the meta device, and the state with the `checksum`."""
+    try:
+        with safe_open(file, "pt") as content:
+            metadata, names = content.metadata() or {}, content.keys()
+            if foreign := sorted({"progress", "config", "data", "checksum"} - metadata.keys()):
+                raise UserError(f"{file} has no {foreign[0]!r} in its metadata: checkpoint.py did not write it")
+            slices = {name: content.get_slice(name) for name in names}  # nothing is read yet
+            tensors = {
+                name: torch.empty(part.get_shape(), dtype=TYPES[part.get_dtype()], device="meta")
+                for name, part in slices.items()
+            }
+        parts = {key: json.loads(metadata[key]) for key in ("progress", "config", "data", "scaler") if key in metadata}
+        check_state({"scaler": {}, "files": {}, **parts})
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise UserError(f"cannot read {file} as safetensors: {reason}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    return tensors, {**parts, "checksum": metadata["checksum"]}
+
+
+def configuration_of(state: dict[str, Any], run: Path, config: str | None) -> Configuration:
+    """The configuration that the file was trained with, for the new folder. A config file that has components of its
+    own is executed if it is named, and not otherwise."""
+    code = configurator.load([config]).carried_code if config is not None else ""
+    saved = saved_configuration(state)
+    keys = dataclasses.replace(saved.run, out_dir=str(run))
+    return dataclasses.replace(saved, run=keys, config_file=Path("config.py"), carried_code=code)
+
+
+def check_tensors(file: Path, tensors: dict[str, Tensor], configuration: Configuration, needs_optimizer: bool) -> None:
+    """Raises UserError unless they are the model's, with its optimizer's if that is needed."""
+    try:
+        model = build_model(configuration.model, "meta").state_dict()
+    except UserError as error:
+        raise UserError(f"{error}; if the run has components of its own: --config with its config.py") from None
+    for name, expected in model.items():
+        if name not in tensors:
+            raise UserError(f"{file} has no tensor {name}: it is not of the model that its config describes")
+        if (tensors[name].shape, tensors[name].dtype) != (expected.shape, expected.dtype):
+            raise UserError(
+                f"{file}: {name} is {list(tensors[name].shape)} of {tensors[name].dtype}, the model that its config "
+                f"describes has {list(expected.shape)} of {expected.dtype}"
+            )
+    rest = tensors.keys() - model.keys()
+    if unknown := sorted(name for name in rest if not name.startswith(OPTIMIZER)):
+        raise UserError(f"{file}: the model that its config describes has no tensor {unknown[0]}")
+    if needs_optimizer and not rest:
+        raise UserError(f"{file} has no optimizer state, although it is not of weights only: export it anew")
+
+
+def check_content(copy: Path, expected: str, file: Path) -> None:
+    with copy.open("rb") as content:
+        (header,) = struct.unpack("<Q", content.read(8))
+    found = checksum(copy, start=8 + header)
+    if found != expected:
+        raise UserError(f"{file} is damaged: the checksum of its tensors is {found}, not {expected}")
+
+
+def put_in_place(new: Path, run: Path) -> None:
+    """Rename a folder; a run that is there is replaced, unless it is alive."""
+    if not run.is_dir() or not any(run.iterdir()):
+        new.rename(run)
+        return
+    if not (RunFolder(run).log.exists() or RunFolder(run).checkpoints()):
+        raise UserError(f"{run} is not the folder of a run: choose another")
+    with RunFolder(run).hold():
+        old = run.rename(new.with_name(f"{new.name}.old"))
+        new.rename(run)
+        shutil.rmtree(old)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both say
+
+
+def contents(tensors: dict[str, Tensor]) -> str:
+    parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.startswith(OPTIMIZER))
+    optimizer = any(name.startswith(OPTIMIZER) for name in tensors)
+    what = "model and optimizer" if optimizer else "weights only"
+    return f"{what}, {parameters:,} parameters"
+
+
+@contextlib.contextmanager
+def told(failure: str) -> Iterator[None]:
+    """What the system refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{failure}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()

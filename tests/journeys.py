@@ -1,0 +1,88 @@
+"""A model on its way from checkpoint to checkpoint, as every rank sees it. (No conftest here: what ranks send back is
+unpickled in a thread, where that cannot be imported.)"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from checkpoints import same
+from test_parallel import CPU, build, small_configuration
+
+import configurator
+from training.checkpoint import Checkpointer, Training, load_checkpoint
+from training.collectives import from_first_rank
+from training.dataset import open_dataset
+from training.loader import WindowLoader
+from training.optimizer import optimizer_tensors
+from training.parallel import whole
+from training.ranks import Ranks
+from training.run_folder import RunFolder
+from training.step import take_step
+
+STEPS = 2  # before each save, and after it
+
+
+@dataclasses.dataclass
+class Hop:
+    """What one rank saw of a model that was loaded from a checkpoint (or begun), saved, trained on, and resumed."""
+
+    held: dict[str, torch.Tensor]  # whole, when it was saved
+    losses: list[float]  # of the steps after that
+    norms: list[float]
+    samples: int
+    resumed_exactly: bool  # the same steps again, from the saved checkpoint, with the same strategy
+
+
+def everything(training: Training) -> dict[str, torch.Tensor]:
+    """Copies of all tensors, whole, on every rank."""
+    parts = dict(training.model.named_parameters())
+    parts |= {f"optimizer.{name}": x for name, x in optimizer_tensors(training.model, training.optimizer).items()}
+    return {name: whole(part.detach()).clone() for name, part in parts.items()}
+
+
+def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: Path) -> Hop:
+    configuration = small_configuration(*keys)
+    otherwise = small_configuration(*keys, "--seed=99")  # other weights, so that all must come from the checkpoint
+    run, model = configuration.run, configuration.model
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    loader = WindowLoader(open_dataset(data), "train", model.block_size, run.seed)
+
+    def steps(training: Training, wrapped: torch.nn.Module) -> tuple[list[float], list[float]]:
+        results = []
+        for _ in range(STEPS):
+            first = training.progress.samples
+            batches = (
+                loader.batch(first + micro * run.batch_size, run.batch_size)
+                for micro in ranks.share(range(run.gradient_accumulation_steps))
+            )
+            rate = run.learning_rate
+            results.append(take_step(training, wrapped, batches, run, rate, ranks, CPU, "float32", False))
+            training.progress.step += 1
+            training.progress.samples += run.sequences_per_step
+        return [result.loss for result in results], [result.grad_norm for result in results]
+
+    training, wrapped = build(configuration if source is None else otherwise, ranks)
+    if source is None:
+        steps(training, wrapped)
+    else:
+        load_checkpoint(source, training)
+    held, samples = everything(training), training.progress.samples
+    save(training, ranks, configuration, target)
+    after = steps(training, wrapped)
+    resumed, wrapped = build(otherwise, ranks)
+    load_checkpoint(RunFolder(target).checkpoints()[0], resumed)
+    exactly = steps(resumed, wrapped) == after and same(everything(resumed), everything(training))
+    return Hop(held, *after, samples, exactly)
+
+
+def save(training: Training, ranks: Ranks, configuration: configurator.Configuration, target: Path) -> None:
+    checkpointer = Checkpointer(RunFolder(target), training, ranks, configurator.as_dict(configuration), {})
+    checkpointer.start()
+    saved = checkpointer.settle(wait=True)
+    checkpointer.close()
+    assert saved is not None and (saved.path is not None or not ranks.is_first)
+    from_first_rank(torch.zeros(1), ranks)  # in place before any rank reads it
+
+
+def all_hops(ranks: Ranks, hops: list[tuple[list[str], Path | None, Path]], data: Path) -> list[Hop]:
+    return [hop(ranks, keys, source, target, data) for keys, source, target in hops]

@@ -1,0 +1,236 @@
+"""What the ranks send in a step, counted in real steps against the closed forms."""
+
+import collections
+import dataclasses
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from ranks import on_ranks
+from test_memory import micro_batches
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.distributed import CollectiveBytes
+from configurator import Configuration, load
+from flops_parameter_counting.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.memory import rank_memory
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.sharding import parameters
+from model_builder import LanguageModel
+from training.checkpoint import Training
+from training.optimizer import build_optimizer
+from training.parallel import device_mesh, parallelize, settle_buckets
+from training.plan import plan_run
+from training.ranks import Ranks
+from training.report import startup_report
+from training.run_folder import Progress
+from training.step import take_step
+
+CPU = torch.device("cpu")
+SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2".split()
+ACCUMULATION = "--gradient_accumulation_steps=8"  # several micro-batches on each data rank
+
+GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
+LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]
+POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
+ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+
+ZERO1 = ["--use_zero1=True"]
+FSDP = ["--use_fsdp=True"]
+ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
+HYBRID = [*FSDP, "--fsdp_replicas=2"]
+OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
+TENSOR = ["--tensor_parallel=2"]
+CHECKPOINTING = "--activation_checkpointing=True"
+BF16 = "--dtype=bfloat16"
+
+CASES = [
+    *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
+    *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
+    (2, [*FSDP, BF16, *LLAMA]),
+    (2, [*ZERO2, BF16, "--fsdp_reduce_dtype=bfloat16", *ODD]),
+    (2, [*FSDP, CHECKPOINTING, *GPT2]),
+    (2, [*OFFLOAD, *LLAMA]),
+    *[(2, [*TENSOR, *model]) for model in (GPT2, LLAMA, POST_NORM)],
+    *[(2, [*TENSOR, BF16, CHECKPOINTING, *model]) for model in (LLAMA, POST_NORM)],
+    (4, [*HYBRID, *ODD]),
+    (4, [*HYBRID, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
+    *[(4, [*TENSOR, *model]) for model in (GPT2, LLAMA)],
+    (4, ["--tensor_parallel=4", *GPT2]),
+    *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
+    (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
+]
+
+
+def small_configuration(*keys: str) -> Configuration:
+    chosen = {key.partition("=")[0]: key for key in [*SIZES, ACCUMULATION, "--device=cpu", "--dtype=float32", *keys]}
+    return load(list(chosen.values()))
+
+
+def prepared_step(configuration: Configuration, ranks: Ranks):
+    """A function that takes a training step, as train.py does, on any tokens."""
+    run, model_config = configuration.run, configuration.model
+    mesh = device_mesh(run, ranks, CPU)
+    model, wrapped = parallelize(configuration, mesh, ranks, CPU, run.dtype, compiles=False)
+    optimizer = build_optimizer(model, run, mesh)
+    settle_buckets(wrapped, run.batch_size, model_config.block_size, CPU)
+    training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), Progress())
+    tokens = torch.randint(model_config.vocab_size or 0, (run.batch_size, model_config.block_size))
+
+    def step() -> None:
+        batches = iter([(tokens, tokens)] * run.gradient_accumulation_steps)
+        take_step(training, wrapped, batches, run, 1e-3, ranks, CPU, run.dtype, False)
+
+    return training, wrapped, step
+
+
+@dataclasses.dataclass
+class Counted:
+    payload: dict[tuple[str, int], int]  # bytes by kind and size of the group
+    calls: int
+    seen_by_the_backend: int
+
+
+def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
+    """Of the second step of each case: DDP agrees on its buckets in the first."""
+    results = []
+    for keys in cases:
+        configuration = small_configuration(*keys)
+        *_, step = prepared_step(
+            configuration, dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        )
+        step()
+        with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
+            step()
+        seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
+        results.append(Counted(dict(counter.payload), counter.calls, seen))
+    return results
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """`counted(size, keys)`: what each rank took part in. All cases of a number of ranks run in the same processes."""
+    known: dict[int, list[list[Counted]]] = {}
+
+    def get(size: int, keys: list[str]) -> list[Counted]:
+        cases = [keys for ranks, keys in CASES if ranks == size]
+        if size not in known:
+            known[size] = on_ranks(size, counted_steps, cases)
+        return [of_rank[cases.index(keys)] for of_rank in known[size]]
+
+    return get
+
+
+def named(value) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+@pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
+def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
+    """To the byte, by kind of collective and size of the group, scalars included; and nothing passes uncounted."""
+    configuration = small_configuration(*keys)
+    expected: collections.Counter[tuple[str, int]] = collections.Counter()
+    for exchange in step_exchanges(configuration.model, configuration.run, size, configuration.run.dtype):
+        expected[exchange.kind, exchange.ranks] += exchange.payload
+    for of_rank in counted(size, keys):
+        assert of_rank.payload == expected
+        assert of_rank.calls == of_rank.seen_by_the_backend
+
+
+# The closed forms against the papers' figures
+
+
+def sent(size: int, *keys: str, dtype: str = "float32") -> float:
+    """Bytes by one rank, less the scalars."""
+    configuration = small_configuration(*keys)
+    exchanges = step_exchanges(configuration.model, configuration.run, size, dtype)
+    return sum(exchange.sent for exchange in exchanges if exchange.part != "scalars")
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_volumes_of_the_zero_paper(size):
+    """Rajbhandari et al. 2020, section 7, in units of (n-1)/n 4N; every size here divides by the ranks."""
+    unit = (size - 1) / size * 4 * model_cost(small_configuration(*GPT2).model).n_params
+    one_each = f"--gradient_accumulation_steps={size}"
+    assert sent(size, *GPT2) == pytest.approx(2 * unit)
+    assert sent(size, *GPT2, *ZERO1) == pytest.approx(3 * unit)
+    assert sent(size, *GPT2, *ZERO2, one_each) == pytest.approx(2 * unit)
+    assert unit * 2.5 < sent(size, *GPT2, *FSDP, one_each) < 3 * unit, "what is outside the blocks is gathered once"
+    assert sent(size, *GPT2, *FSDP, "--n_layer=99", one_each) == pytest.approx(
+        3 * (size - 1) / size * 4 * model_cost(small_configuration(*GPT2, "--n_layer=99").model).n_params, rel=0.01
+    )
+
+
+def test_replicas_take_the_traffic_off_the_slower_links():
+    """Of gradients, only a shard leaves the group of ranks that share a replica, and that once a step."""
+    keys = [*LLAMA, *FSDP, "--gradient_accumulation_steps=16"]
+    configuration = small_configuration(*keys, "--fsdp_replicas=4")
+    between = [one for one in step_exchanges(configuration.model, configuration.run, 8, "float32") if one.ranks == 4]
+    assert {one.kind for one in between} == {"all_reduce"}
+    assert sum(one.sent for one in between) == pytest.approx(
+        2 * 3 / 4 * 4 * model_cost(configuration.model).n_params / 2
+    )
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_layer_under_tensor_parallelism_sends_four_all_reduces(ranks):
+    """Shoeybi et al. 2019: two of batch x sequence x width forward, two backward; along the sequence the same bytes
+    (Korthikanti et al. 2022, section 4.2.2). In bfloat16, three quarters: inputs stay float32."""
+    keys = [*GPT2, f"--tensor_parallel={ranks}", "--gradient_accumulation_steps=1", "--batch_size=64"]
+    for dtype, share in (("float32", 1), ("bfloat16", 3 / 4)):
+        deeper, shallower = (sent(ranks, *keys, f"--n_layer={n}", dtype=dtype) for n in (4, 3))
+        norms = 2 * (ranks - 1) / ranks * 4 * 4 * 32  # the gradients of two norms' weights and biases
+        all_reduce = 2 * (ranks - 1) / ranks * 4 * 64 * 16 * 32
+        assert deeper - shallower - norms == pytest.approx(4 * share * all_reduce)
+
+
+def test_one_rank_sends_nothing():
+    assert all(not sent(1, *strategy, *LLAMA) for strategy in ([], ZERO1, FSDP))
+
+
+@settings(deadline=None, max_examples=60)
+@given(micro_batches())
+def test_the_shapes_are_those_of_the_model(micro_batch):
+    config, _, _ = micro_batch
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    shapes = sorted((p.shape[0], p.shape[1] if p.dim() == 2 else 1) for p in model.parameters())
+    assert sorted((p.rows, p.width) for p in parameters(config).all) == shapes
+
+
+# The dry run
+
+
+def report_of(size: int, *keys: str) -> str:
+    configuration = small_configuration(*keys)
+    return startup_report(configuration, plan_run(configuration, None), [], size)
+
+
+def test_the_report_says_what_a_rank_of_64_holds_and_sends():
+    keys = [*LLAMA, *FSDP, "--fsdp_replicas=8", "--gradient_accumulation_steps=128"]
+    configuration, text = small_configuration(*keys), report_of(64, *keys)
+    parts = sent_by_part(step_exchanges(configuration.model, configuration.run, 64, "float32"))
+    assert "Ranks:                 64 = 8 replicas x 8 shards of one x 1 that share every layer\n" in text
+    assert "(of each of 64 ranks, without PyTorch itself)" in text
+    for part, size in parts.items():
+        assert re.search(rf"^  {part} +{size / 1e9:.6f} GB$", text, flags=re.MULTILINE)
+    for part, size in rank_memory(configuration.model, configuration.run, 64, "float32").items():
+        assert re.search(rf"^  {part} +{size / 1e9:.3f} GB$", text, flags=re.MULTILINE)
+    by_token = 64 * sum(parts.values()) / (128 * 2 * 16)
+    assert re.search(rf"^  bytes a token +{by_token:,.1f}   \(of all ranks\)$", text, flags=re.MULTILINE)
+
+
+def test_the_report_of_one_process_has_nothing_to_send():
+    assert "Sent in a step" not in report_of(1, *GPT2) and "(of each process, without" in report_of(1, *GPT2)
+
+
+def test_the_report_says_what_is_in_main_memory():
+    keys = [*LLAMA, *OFFLOAD, "--n_embd=2048", "--vocab_size=32000"]
+    text = report_of(8, *keys)
+    total = float(re.search(r"Memory estimate: +([\d.]+) GB", text)[1])
+    parts = {
+        part: float(size) for part, size in re.findall(r"^  (\w+) +([\d.]+) GB(?= *in main|$)", text, re.MULTILINE)
+    }
+    assert len(re.findall("in main memory$", text, re.MULTILINE)) == 3
+    assert total < sum(parts.values()) or total == 0

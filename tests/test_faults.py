@@ -1,0 +1,164 @@
+"""Lost ranks, lost launchers, restarts: what is said, and that nothing is lost."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkpoints import last_checkpoint, same, tensors
+from conftest import ROOT, SMALL, environment
+from test_resume import KEYS, curve, same_end
+
+from errors import UserError
+from training.run_folder import RunFolder
+
+# A run in which something happens when one rank begins its n-th step.
+FAULTY_RUN = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import training.trainer as trainer
+original, calls = trainer.take_step, 0
+
+def take_step(*arguments):
+    global calls
+    calls += 1
+    if calls == {step} and os.environ["RANK"] == "{rank}" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        {fault}
+    return original(*arguments)
+
+trainer.take_step = take_step
+import train
+train.main()
+"""
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+FREEZE = "os.kill(os.getpid(), signal.SIGSTOP)"
+HANG = "time.sleep(1000)"
+CRASH = "raise ValueError('a bug')"
+
+
+def start(folder: Path, data: Path, *keys: str, ranks: int = 2, script: Path = ROOT / "train.py") -> subprocess.Popen:
+    """The small run of test_resume under torchrun, in a session of its own."""
+    given = {key.partition("=")[0]: key for key in [*SMALL, *KEYS, f"--data_dir={data}", "--out_dir=run", *keys]}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "--max_restarts=1"]
+    if "--comm_timeout" in given:
+        launcher.remove("--max_restarts=1")
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), *given.values()],
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def read_until(process: subprocess.Popen, pattern: str) -> str:
+    """The line in which the pattern appears. The test's own time limit ends a wait in vain."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"{pattern!r} is not in:\n{''.join(seen)}")
+
+
+def kill_everything(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until_free(run: Path) -> None:
+    """Until no live run holds the folder."""
+    for _ in range(600):
+        try:
+            with RunFolder(run).hold():
+                return
+        except UserError:
+            time.sleep(0.1)
+    raise AssertionError(f"{run} is still held")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = start(folder, data_dir)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("fault", "ranks", "lost", "message"),
+    [
+        (KILL, 4, 1, r"rank 1 has gone in step 6: .*--init_from=auto"),
+        (KILL, 2, 0, r"rank 0 has gone in step 6"),
+        (FREEZE, 2, 1, r"rank 1 has gone in step 6"),
+        (HANG, 2, 1, r"rank 1 has not come to an exchange of step 6 in 5 s"),
+        (CRASH, 2, 1, r"rank 1 has gone in step 6"),
+    ],
+    ids=["killed", "killed first", "frozen", "hung", "crashed"],
+)
+def test_the_error_names_the_lost_rank_and_the_step(data_dir, tmp_path, fault, ranks, lost, message):
+    script = tmp_path / "faulty_run.py"
+    script.write_text(FAULTY_RUN.format(root=str(ROOT), step=6, rank=lost, fault=fault))
+    keys = ["--comm_timeout=5", "--gradient_accumulation_steps=4"]
+    process = start(tmp_path, data_dir, *keys, ranks=ranks, script=script)
+    try:
+        line = read_until(process, r"^error: ")
+        assert re.search(message, line), line
+        assert last_checkpoint(tmp_path / "run").name in ("step_00000003", "step_00000004")  # it may be under way
+    finally:
+        kill_everything(process)
+
+
+def test_torchrun_starts_a_failed_run_again_and_it_continues_by_itself(data_dir, tmp_path, uninterrupted):
+    script = tmp_path / "faulty_run.py"
+    script.write_text(FAULTY_RUN.format(root=str(ROOT), step=6, rank=1, fault=KILL))
+    process = start(tmp_path, data_dir, script=script)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert re.search("resumed at step [34]", output)
+    assert curve(tmp_path / "run/log.jsonl") == curve(uninterrupted / "log.jsonl")
+    assert same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["launcher and ranks", "the launcher alone"])
+def test_the_launcher_is_killed(data_dir, tmp_path, uninterrupted, everything):
+    process = start(tmp_path, data_dir)
+    read_until(process, "^Iter 5 ")
+    if everything:
+        kill_everything(process)
+    else:
+        process.kill()  # the ranks live on, and may finish the run
+        process.wait()
+    wait_until_free(tmp_path / "run")
+    again = start(tmp_path, data_dir, "--init_from=auto")
+    assert again.wait(timeout=120) == 0
+    assert curve(tmp_path / "run/log.jsonl") == curve(uninterrupted / "log.jsonl")
+    assert same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", [(), ("--use_fsdp=True",)], ids=["ddp", "fsdp"])
+def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_path, strategy):
+    """At random ones, two seconds apart on average: in the start-up, in steps, evaluations, saves."""
+    keys = [*strategy, "--max_iters=600", "--checkpoint_interval=3", "--eval_interval=20", "--log_interval=10"]
+    whole = start(tmp_path, data_dir, *keys, "--out_dir=whole")
+    assert whole.wait(timeout=600) == 0
+    rng, kills = random.Random(0), 0
+    while kills < 50:
+        process = start(tmp_path, data_dir, *keys, "--init_from=auto")
+        read_until(process, "^(Iter|Device)")
+        time.sleep(rng.uniform(0, 2))
+        if process.poll() is not None:
+            break
+        kill_everything(process)
+        kills += 1
+    last = start(tmp_path, data_dir, *keys, "--init_from=auto")
+    assert last.wait(timeout=600) == 0
+    assert kills >= 20, "a machine so fast needs a longer run"
+    assert curve(tmp_path / "run/log.jsonl") == curve(tmp_path / "whole/log.jsonl")
+    assert same(*(tensors(last_checkpoint(tmp_path / name)) for name in ("run", "whole")))

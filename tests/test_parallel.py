@@ -1,0 +1,196 @@
+"""The same numbers under every strategy and on any number of ranks."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import same
+from ranks import on_ranks
+
+from configurator import Configuration, load
+from training.checkpoint import Training
+from training.dataset import open_dataset
+from training.evaluation import evaluate
+from training.loader import WindowLoader
+from training.optimizer import build_optimizer, optimizer_tensors
+from training.parallel import device_mesh, parallelize, settle_buckets, whole
+from training.ranks import Ranks
+from training.run_folder import Progress
+from training.step import backward_pass, settle_gradients, take_step
+
+CPU = torch.device("cpu")
+STEPS = 20
+SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256".split()
+# Adam divides gradients by their root mean square, which would lift the rounding of those that are zero but for it (the
+# bias of keys) to the size of a step. With this epsilon what is compared is the strategy and not that.
+RUN = """
+--batch_size=2 --gradient_accumulation_steps=4 --learning_rate=1e-3 --adam_eps=1e-3 --decay_lr=False --eval_iters=7
+--dtype=float32
+""".split()
+
+GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
+LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]  # RoPE, RMSNorm, SwiGLU, an untied head
+POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
+ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+
+
+def small_configuration(*keys: str) -> Configuration:
+    given = {key.partition("=")[0]: key for key in [*SIZES, *RUN, *keys]}
+    return load(list(given.values()))
+
+
+def build(configuration: Configuration, ranks: Ranks) -> tuple[Training, torch.nn.Module]:
+    run = configuration.run
+    mesh = device_mesh(run, ranks, CPU)
+    model, wrapped = parallelize(configuration, mesh, ranks, CPU, run.dtype, compiles=run.compile is True)
+    optimizer = build_optimizer(model, run, mesh)
+    settle_buckets(wrapped, run.batch_size, configuration.model.block_size, CPU)
+    scaler = torch.amp.GradScaler("cpu", enabled=run.dtype == "float16")
+    return Training(model, optimizer, scaler, Progress()), wrapped
+
+
+@dataclasses.dataclass
+class Trained:
+    gradients: dict[str, torch.Tensor]  # of the first step
+    losses: list[float]
+    norms: list[float]
+    parameters: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    evaluations: tuple[float, float]
+
+
+def trained(ranks: Ranks, keys: list[str], data: Path) -> Trained:
+    """What came of STEPS steps, whole, as this rank sees it."""
+    configuration = small_configuration(*keys)
+    run, model = configuration.run, configuration.model
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    dataset = open_dataset(data)
+    loader = WindowLoader(dataset, "train", model.block_size, run.seed)
+
+    def batches(step: int):
+        for micro in ranks.share(range(run.gradient_accumulation_steps)):
+            yield loader.batch(step * run.sequences_per_step + micro * run.batch_size, run.batch_size)
+
+    def evaluated() -> float:
+        windows = WindowLoader(dataset, "val", model.block_size, 0)
+        return evaluate(training.model, windows, run.eval_iters, 3, ranks, CPU, run.dtype, lambda: False)
+
+    training, wrapped = build(configuration, ranks)
+    before = evaluated()
+    backward_pass(training, wrapped, batches(0), run, ranks, CPU, run.dtype)
+    settle_gradients(training.model)
+    scale = training.scaler.get_scale()
+    gradients = {name: whole(p.grad) / scale for name, p in training.model.named_parameters()}
+    training.optimizer.zero_grad()
+
+    results = []
+    for step in range(STEPS):
+        rate = run.learning_rate
+        results.append(take_step(training, wrapped, batches(step), run, rate, ranks, CPU, run.dtype, False))
+        training.progress.step += 1
+    return Trained(
+        gradients,
+        [result.loss for result in results],
+        [result.grad_norm for result in results],
+        {name: whole(p.detach()) for name, p in training.model.named_parameters()},
+        {name: whole(value) for name, value in optimizer_tensors(training.model, training.optimizer).items()},
+        (before, evaluated()),
+    )
+
+
+DDP: list[str] = []
+ZERO1 = ["--use_zero1=True"]
+FSDP = ["--use_fsdp=True"]
+ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
+HYBRID = [*FSDP, "--fsdp_replicas=2"]
+OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
+TENSOR = ["--tensor_parallel=2"]
+
+BF16, F16 = "--dtype=bfloat16", "--dtype=float16"
+
+Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
+CASES: list[Case] = [
+    *[(1, DDP, model) for model in (ODD, POST_NORM)],
+    *[(1, DDP, [*model, dtype]) for model, dtype in ((GPT2, BF16), (LLAMA, BF16), (GPT2, F16))],
+    *[(n, keys, model) for n in (1, 2, 4) for keys in (DDP, ZERO1, FSDP, ZERO2) for model in (GPT2, LLAMA)],
+    *[(n, keys, ODD) for n in (2, 4) for keys in (ZERO1, FSDP)],
+    *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],
+    *[(2, [*FSDP, "--activation_checkpointing=True"], LLAMA)],
+    *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2, LLAMA, POST_NORM)],
+    *[(4, [*TENSOR, *FSDP], model) for model in (GPT2, LLAMA)],
+    *[(2, [*TENSOR, "--activation_checkpointing=True"], LLAMA)],
+    *[(2, keys, [*model, BF16]) for keys in (FSDP, TENSOR) for model in (GPT2, LLAMA)],
+    (2, FSDP, [*GPT2, F16]),
+]
+
+
+def named(case: Case) -> str:
+    size, strategy, model = case
+    return f"{size} ranks {' '.join([*strategy, *model])}"
+
+
+def all_trained(ranks: Ranks, cases: list[list[str]], data: Path) -> list[Trained]:
+    return [trained(ranks, keys, data) for keys in cases]
+
+
+@pytest.fixture(scope="module")
+def results(data_dir):
+    """`results(size, keys)`: what each rank got. All cases of a number of ranks run in the same processes."""
+    known: dict[int, list[list[Trained]]] = {}
+
+    def get(size: int, keys: list[str]) -> list[Trained]:
+        cases = [[*strategy, *model] for ranks, strategy, model in CASES if ranks == size]
+        if size not in known:
+            known[size] = on_ranks(size, all_trained, cases, data_dir / "tiny")
+        return [of_rank[cases.index(keys)] for of_rank in known[size]]
+
+    return get
+
+
+@pytest.mark.parametrize(("size", "strategy", "model"), CASES, ids=map(named, CASES))
+def test_every_strategy_trains_as_one_process_does(size, strategy, model, results):
+    """To a few times the rounding of float32, 1.2e-7. With a compute dtype of 16 bits later steps round differently, as
+    anything does that changes one bit; and tensor parallel ranks round their parts of each sum before they add them.
+    """
+    (alone,) = results(1, model)
+    halves = {BF16: torch.bfloat16, F16: torch.float16}
+    half = next((halves[key] for key in model if key in halves), None)
+    for one in results(size, [*strategy, *model]):
+        differences = compare(one, alone)
+        if half is None:
+            assert max(differences.values()) <= 1e-6, differences
+        elif strategy == TENSOR:
+            assert differences["gradients"] <= torch.finfo(half).eps
+        else:
+            assert differences["gradients"] <= 1e-6
+            assert differences["losses"] <= torch.finfo(half).eps / 10
+
+
+@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["GPT-2", "Llama 3"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
+    for sharded, plain in zip(results(size, [*ZERO1, *model]), results(size, [*DDP, *model]), strict=True):
+        assert sharded.losses == plain.losses and sharded.norms == plain.norms
+        assert sharded.evaluations == plain.evaluations
+        assert same(sharded.parameters, plain.parameters) and same(sharded.moments, plain.moments)
+
+
+def compare(one: Trained, other: Trained) -> dict[str, float]:
+    """The largest differences: relative to the largest element of its tensor for tensors, relative for numbers."""
+
+    def tensors(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+        assert ones.keys() == others.keys()
+        return max(((ones[n] - x).abs().max() / x.abs().max().clamp(min=1e-4)).item() for n, x in others.items())
+
+    def numbers(ones: Sequence[float], others: Sequence[float]) -> float:
+        return max(abs(a - b) / b for a, b in zip(ones, others, strict=True))
+
+    return {
+        "gradients": tensors(one.gradients, other.gradients),
+        "losses": numbers(one.losses, other.losses),
+        "norms": numbers(one.norms, other.norms),
+        "parameters": tensors(one.parameters, other.parameters),
+        "evaluation": numbers(one.evaluations, other.evaluations),
+    }

@@ -1,0 +1,181 @@
+"""What each rank holds, measured on real ranks against the closed forms."""
+
+import dataclasses
+
+import pytest
+import torch
+from ranks import on_ranks
+from test_communication import (
+    BF16,
+    CHECKPOINTING,
+    CPU,
+    FSDP,
+    GPT2,
+    HYBRID,
+    LLAMA,
+    ODD,
+    OFFLOAD,
+    POST_NORM,
+    TENSOR,
+    ZERO1,
+    ZERO2,
+    prepared_step,
+    small_configuration,
+)
+from test_memory import allocation_peak, counting_kept_bytes, local
+
+from flops_parameter_counting.memory import rank_memory
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.model_report import Setting, memory_per_device
+from training.device import precision
+from training.parallel import settle_gradients
+from training.ranks import Ranks
+from training.step import backward_pass
+from training.zero import ZeroOptimizer
+
+
+def named(value) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+CASES = [
+    *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
+    (2, [*ZERO2, *LLAMA]),
+    (2, [*FSDP, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
+    (2, [*OFFLOAD, *LLAMA]),
+    (4, [*HYBRID, *ODD]),
+    *[(size, [*TENSOR, *model]) for size in (2, 4) for model in (GPT2, LLAMA)],
+    (4, [*TENSOR, *FSDP, *GPT2]),
+]
+# So large a batch that the few bytes which no formula counts do not matter.
+BIG = ["--n_embd=64", "--block_size=48", "--batch_size=3"]
+ACTIVATIONS = [
+    [*TENSOR, *dtype, *model] for dtype in ([], [BF16]) for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING])
+]
+
+
+def held_after_backward(ranks: Ranks, cases: list[list[str]]) -> list[dict[str, int]]:
+    """Bytes of parameters, gradients and moments, of this rank."""
+    return [held(dataclasses.replace(ranks), small_configuration(*keys)) for keys in cases]
+
+
+def held(ranks, configuration) -> dict[str, int]:
+    run, model_config = configuration.run, configuration.model
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    training, wrapped, step = prepared_step(configuration, ranks)
+    step()
+    tokens = torch.zeros(run.batch_size, model_config.block_size, dtype=torch.long)
+    backward_pass(training, wrapped, iter([(tokens, tokens)] * 99), run, ranks, CPU, run.dtype)
+    settle_gradients(training.model)
+    model, optimizer = training.model, training.optimizer
+    states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
+    return {
+        "weights": sum(local(p.detach()).nbytes for p in model.parameters()),
+        "gradients": sum(local(p.grad).nbytes for p in model.parameters()),
+        "optimizer": sum(local(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
+    }
+
+
+@pytest.fixture(scope="module")
+def measured():
+    known: dict[int, list[list[dict[str, int]]]] = {}
+
+    def get(size: int, keys: list[str]) -> list[dict[str, int]]:
+        cases = [keys for ranks, keys in CASES if ranks == size]
+        if size not in known:
+            known[size] = on_ranks(size, held_after_backward, cases)
+        return [of_rank[cases.index(keys)] for of_rank in known[size]]
+
+    return get
+
+
+@pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
+def test_the_state_of_a_rank(size, keys, measured):
+    """The first rank's to the byte; no other has more, and together they have every copy of the model once."""
+    configuration = small_configuration(*keys)
+    run, n_params = configuration.run, model_cost(configuration.model).n_params
+    found = measured(size, keys)
+    estimate = rank_memory(configuration.model, run, size, run.dtype)
+    assert {part: estimate[part] for part in found[0]} == found[0]
+    for part, held in found[0].items():
+        assert max(one[part] for one in found) == held
+    shards = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
+    for part, is_divided in shards.items():
+        if run.tensor_parallel == 1:
+            copies = run.fsdp_replicas if is_divided else size
+            assert sum(one[part] for one in found) == copies * {"optimizer": 8}.get(part, 4) * n_params
+
+
+@pytest.mark.parametrize(("strategy", "keys"), [("ddp", []), ("zero1", ZERO1), ("fsdp", FSDP)])
+def test_the_planner_says_the_same(strategy, keys):
+    """But for what FSDP gathers, of which it knows less, and rows that do not divide by the ranks."""
+    configuration = small_configuration(*keys, *LLAMA, BF16)
+    model = configuration.model
+    setting = Setting(devices=4, strategy=strategy, micro_batch=configuration.run.batch_size)
+    planned = memory_per_device(model, model_cost(model).parameters, model.block_size, setting)["by_part"]
+    mine = rank_memory(model, configuration.run, 4, "bfloat16")
+    assert planned.keys() == mine.keys()
+    assert {part: size for part, size in planned.items() if part != "gathered"} == {
+        part: size for part, size in mine.items() if part != "gathered"
+    }
+
+
+def kept_by_tensor_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
+    """Bytes that autograd keeps of the model without its loss, and of a block that is computed again."""
+    return [kept_on_a_rank(ranks, small_configuration(*keys, *BIG)) for keys in cases]
+
+
+def kept_on_a_rank(ranks, configuration) -> int:
+    run, model_config = configuration.run, configuration.model
+    training, _, _ = prepared_step(configuration, dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel))
+    model = training.model
+    tokens = torch.randint(256, (run.batch_size, model_config.block_size))
+    with counting_kept_bytes(model) as kept, precision(CPU, run.dtype):
+        model.hidden(tokens)
+    total = sum(size for size, _ in kept.values())
+    if not run.activation_checkpointing:
+        return total
+    part = model_config.block_size // run.tensor_parallel
+    x = 1 * torch.randn(run.batch_size, part, model_config.n_embd, requires_grad=True)
+    rotation = model.position.rotation(model_config.block_size, CPU)
+    with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, precision(CPU, run.dtype):
+        model.blocks[0](x, rotation, None)
+    return total + sum(size for size, _ in kept.values())
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS)
+
+
+@pytest.mark.parametrize("keys", ACTIVATIONS, ids=named)
+def test_activations_under_tensor_parallelism(keys, kept):
+    configuration = small_configuration(*keys, *BIG)
+    estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
+    for of_rank in kept:
+        assert estimate == pytest.approx(of_rank[ACTIVATIONS.index(keys)], rel=0.05)
+
+
+# Wide enough that weights, and not only activations, take memory.
+WIDE = ["--n_layer=6", "--n_embd=128", "--batch_size=4", "--block_size=64", "--vocab_size=1000"]
+PEAKS = [[*strategy, *dtype, *LLAMA] for strategy in (FSDP, ZERO2, ZERO1, TENSOR) for dtype in ([], [BF16])]
+
+
+def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
+    peaks = []
+    for keys in cases:
+        configuration = small_configuration(*keys, *WIDE)
+        of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        _, _, step = prepared_step(configuration, of_case)
+        peaks.append(allocation_peak(step))
+    return peaks
+
+
+def test_a_whole_step_stays_within_the_sum():
+    """The first one, which allocates gradients and moments too, but not the weights: they were there before."""
+    results = on_ranks(2, peaks_of_a_step, PEAKS)
+    for keys, *peaks in zip(PEAKS, *results, strict=True):
+        configuration = small_configuration(*keys, *WIDE)
+        estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)
+        without_weights = sum(estimate.values()) - estimate["weights"]
+        assert 0.5 * without_weights < max(peaks) < 1.001 * without_weights  # beside it, AdamW's count of steps
