@@ -12,11 +12,10 @@ from typing import Any
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from errors import UserError, exit_cleanly
 from training.dataset import DATA_FOLDER, Dataset, open_dataset
-from training.interrupts import StopRequest
 from training.plan import RunPlan, check_ranks, plan_run
-from training.ranks import Ranks, ranks_from_environment, restarts
+from training.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from training.report import plan_notes, startup_report
-from training.run_folder import RunFolder, read_state
+from training.run_folder import RunFolder, damage, read_state, step_of
 
 # May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean.
 FREE_TO_CHANGE = ("arch_preset", "attention_backend", "dropout")
@@ -30,14 +29,14 @@ def main() -> int:
     if dataset is not None:
         configuration = with_vocabulary(configuration, dataset.vocab_size)
     plan = plan_run(configuration, dataset)
-    check_ranks(configuration, configuration.run.world_size or ranks.size)
+    world_size = configuration.run.world_size or ranks.size
+    check_ranks(configuration, world_size)
     if ranks.is_first:
         notes = plan_notes(configuration, plan, dataset.vocab_size if dataset else None)
-        print(startup_report(configuration, plan, notes), flush=True)
+        print(startup_report(configuration, plan, notes, world_size), flush=True)
     if configuration.run.dry_run or dataset is None:
         return 0
 
-    stop = StopRequest(announce=ranks.is_first)
     folder = RunFolder(configuration.run_dir)
     with folder.hold() if ranks.is_first else contextlib.nullcontext():
         checkpoints = where_to_start(configuration, folder, ranks)
@@ -48,7 +47,7 @@ def main() -> int:
 
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
-        return train(configuration, dataset, plan, folder, checkpoints, ranks, stop)
+        return train(configuration, dataset, plan, folder, checkpoints, ranks)
 
 
 def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
@@ -99,8 +98,8 @@ def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:
 
 def is_finished(checkpoint: Path, configuration: Configuration, plan: RunPlan) -> bool:
     """Whether a resumed run would have nothing to do."""
-    step = int(checkpoint.name.removeprefix("step_"))
-    return not configuration.run.eval_only and step >= plan.length
+    is_last = not configuration.run.eval_only and step_of(checkpoint) >= plan.length
+    return is_last and damage(checkpoint, ALONE) is None
 
 
 if __name__ == "__main__":

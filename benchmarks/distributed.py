@@ -1,4 +1,5 @@
-"""What each strategy costs on the GPUs of this machine, or on two processes of its CPU: speed, memory, bytes sent.
+"""What each strategy costs on the GPUs of this machine, or on two processes of its CPU: speed, memory, bytes sent, and
+how long a checkpoint stalls it.
 
     python benchmarks/distributed.py
     python benchmarks/distributed.py config/quickstart.py --vocab_size=256 --ranks 4 --gradient_accumulation_steps=8
@@ -14,6 +15,7 @@ import os
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,14 +34,14 @@ from benchmarks.train_throughput import merge, random_batches
 from configurator import Configuration, load
 from errors import ArgumentParser, UserError, exit_cleanly
 from flops_parameter_counting.communication import Exchange
-from training.checkpoint import Training
+from training.checkpoint import Checkpointer, Training
 from training.collectives import process_group
 from training.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
 from training.optimizer import build_optimizer, optimizer_tensors
 from training.parallel import device_mesh, parallelize, settle_buckets
 from training.plan import check_ranks
 from training.ranks import Ranks
-from training.run_folder import Progress
+from training.run_folder import Progress, RunFolder
 from training.step import take_step
 
 MODEL = "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=256 --batch_size=4".split()
@@ -117,11 +119,14 @@ def nbytes(tensors: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Bytes of one rank: weights and moments, the most that its process or GPU held, and what it sends in a step."""
+    """Bytes of one rank: weights and moments, the most that its process or GPU held, and what it sends in a step; then
+    the seconds in which a checkpoint pauses training, and until it is in place."""
 
     state: int
     peak: int
     sent: float
+    stall: float
+    save: float
 
 
 def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, compiles: bool) -> Callable[[], Training]:
@@ -154,7 +159,7 @@ def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, co
     return step
 
 
-def cost(ranks: Ranks, device: torch.device, configuration: Configuration) -> Cost:
+def cost(ranks: Ranks, device: torch.device, configuration: Configuration, folder: str) -> Cost:
     """Of a strategy alone, not compiled: PyTorch's operators are seen, those of a compiled graph are not."""
     step = prepare(configuration, ranks, device, compiles=False)
     step()
@@ -167,7 +172,20 @@ def cost(ranks: Ranks, device: torch.device, configuration: Configuration) -> Co
     held = [parameter.detach() for parameter in training.model.parameters()] + list(moments)
     state = sum((value.to_local() if isinstance(value, DTensor) else value).nbytes for value in held)
     sent = sum(Exchange("", kind, size, payload).sent for (kind, size), payload in counter.payload.items())
-    return Cost(state, peak, sent)
+    return Cost(state, peak, sent, *saving(training, ranks, RunFolder(Path(folder))))
+
+
+def saving(training: Training, ranks: Ranks, folder: RunFolder) -> tuple[float, float]:
+    """Seconds of stall and of all of it, of the second checkpoint: the first one allocates what the copies lie in."""
+    checkpointer = Checkpointer(folder, training, ranks, {}, {})
+    for number in range(2):
+        training.progress.step = number
+        checkpointer.start()
+        saved = checkpointer.settle(wait=True)
+        dist.barrier()
+    checkpointer.close()
+    assert saved is not None
+    return saved.stall_seconds, saved.seconds
 
 
 def race(
@@ -237,13 +255,17 @@ def report(
 ) -> None:
     """Medians; memory of the rank that holds the most; the ratio is of speed, to DDP's."""
     ddp = statistics.median(seconds["DDP"])
-    columns = f"{'tokens/s':>12}{'of DDP':>9}{'state MB':>11}{'peak MB':>10}{'sent MB/step':>14}"
-    print(f"{'':<26}{columns}   (of a rank; weights and moments are its state)")
+    columns = f"{'tokens/s':>10}{'of DDP':>8}{'state MB':>10}{'peak MB':>9}{'sent MB/step':>14}{'save s':>8}"
+    print(f"{'':<24}{columns}{'stall s':>9}{'of a step':>11}   (of a rank; weights and moments are its state)")
     for name, configuration in configurations.items():
         tokens = configuration.run.sequences_per_step * configuration.model.block_size
         median = statistics.median(seconds[name])
         state, peak, sent = (max(getattr(one, what) for one in costs[name]) / 1e6 for what in ("state", "peak", "sent"))
-        print(f"{name:<26}{tokens / median:>12,.0f}{ddp / median:>9.2f}{state:>11,.1f}{peak:>10,.1f}{sent:>14,.1f}")
+        stall, save = (max(getattr(one, what) for one in costs[name]) for what in ("stall", "save"))
+        print(
+            f"{name:<24}{tokens / median:>10,.0f}{ddp / median:>8.2f}{state:>10,.1f}{peak:>9,.1f}{sent:>14,.1f}"
+            f"{save:>8.2f}{stall:>9.3f}{100 * stall / median:>10.1f}%"
+        )
 
 
 @exit_cleanly
@@ -261,7 +283,10 @@ def main() -> None:
     base = next(iter(configurations.values()))
     if base.model.vocab_size is None:
         raise UserError("give --vocab_size: the benchmark reads no dataset")
-    costs = {name: on_ranks(size, base, cost, one) for name, one in configurations.items()}
+    costs = {}
+    for name, one in configurations.items():
+        with tempfile.TemporaryDirectory() as folder:
+            costs[name] = on_ranks(size, base, cost, one, folder)
     seconds = on_ranks(size, base, race, configurations, arguments.steps)[0]
     device = choose_device(base.run.device, Ranks(0, 0, 1))
     dtype = choose_dtype(base.run.dtype, device)

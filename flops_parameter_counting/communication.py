@@ -6,8 +6,8 @@ part send (n-1)/n S on average (Thakur et al. 2005). gloo has no reduce-scatter 
 instead; the figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
-sends 2 S, FSDP 3 S, less what travels in two bytes; ZeRO-1 sends 3 S, S more than the paper's, because it reduces
-gradients as DDP does, to the same bits.
+sends 2 S, FSDP 3 S, less what travels in two bytes and what is not gathered again for the backward pass; ZeRO-1 sends
+3 S, S more than the paper's, because it reduces gradients as DDP does, to the same bits.
 
 Counted is what `training.step.take_step` sends. Beside it a run asks before every step whether a signal came (8 bytes,
 reduced over all ranks), and sends a few numbers for an evaluation and every weight as often as a forward pass does.
@@ -16,7 +16,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 import dataclasses
 
 from flops_parameter_counting.memory import COMPUTE_BYTES, REDUCE_BYTES
-from flops_parameter_counting.sharding import Mesh, Parameters, mesh_of, parameters
+from flops_parameter_counting.sharding import Mesh, Parameters, elements, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from run_config import RunConfig
 
@@ -92,20 +92,21 @@ def _zero1(step: Step) -> list[Exchange]:
 
 
 def _fsdp(step: Step) -> list[Exchange]:
-    """Blocks are gathered for the forward pass and, if they were given back, for the backward pass, in the compute
-    dtype; what lies outside once, in float32. Gradients are reduced and divided after every micro-batch, because whole
-    ones have no place (Rajbhandari et al. 2020, section 7.2); among replicas, once a step.
+    """Blocks' mixers and FFNs are gathered for the forward pass and, all but the last block's if they were given back,
+    for the backward pass, in the compute dtype; what lies outside, norms included, once, in float32. Gradients are
+    reduced and divided after every micro-batch, because whole ones have no place (Rajbhandari et al. 2020, section
+    7.2); among replicas, once a step.
 
     Every parameter is padded to as many rows as the ranks divide.
     """
     run, mesh, micro_batches = step.run, step.mesh, step.micro_batches
-    block = step.own.layers * sum(mesh.shards * parameter.part(mesh.shards) for parameter in step.own.block)
-    root = sum(mesh.shards * parameter.part(mesh.shards) for parameter in step.own.root)
-    gathers = micro_batches if run.fsdp_reshard_after_forward else 1
-    passes = 2 if run.fsdp_reshard_after_forward else 1
-    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * (block + root)
+    blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.blocks, step.own.root))
+    gathers, twice = 1, 0
+    if run.fsdp_reshard_after_forward:
+        gathers, twice = micro_batches, blocks - blocks // step.own.layers
+    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * (blocks + root)
     return [
-        Exchange("weights", "all_gather", mesh.shards, gathers * (passes * step.e * block + 4 * root)),
+        Exchange("weights", "all_gather", mesh.shards, gathers * (step.e * (blocks + twice) + 4 * root)),
         Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
         Exchange("gradients", "all_reduce", mesh.replicas, reduced // mesh.shards),
     ]
@@ -138,17 +139,15 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
 
 def _norm_gradients(step: Step) -> list[Exchange]:
     """A norm sees part of the sequence on each tensor-parallel rank: its gradient is summed, once a step, or before
-    FSDP, which has a part in data parallelism too, takes it: after every micro-batch, as the weight was gathered."""
-    once = step.mesh.data == 1
-    e = step.e if step.run.use_fsdp else 4
-    block, root = (sum(p.size for p in group if p.divided == "sequence") for group in (step.own.block, step.own.root))
-    size = (1 if once else step.micro_batches) * (e * step.own.layers * block + 4 * root)
-    return [Exchange("gradients", "all_reduce", step.mesh.tensor, size)]
+    FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
+    norms = elements(parameter for parameter in step.own.root if parameter.divided == "sequence")
+    times = 1 if step.mesh.data == 1 else step.micro_batches
+    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
 
 
 def _small(step: Step) -> list[Exchange]:
     """The loss, and for the gradients' global norm that of each parameter, once along each way it is divided."""
-    mesh, norms = step.mesh, 4 * len(step.own.all)
+    mesh, norms = step.mesh, 4 * sum(parameter.copies for parameter in step.own.all)
     return [
         Exchange("scalars", "all_reduce", mesh.tensor, norms),
         Exchange("scalars", "all_reduce", mesh.shards, norms),

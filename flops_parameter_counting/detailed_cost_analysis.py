@@ -162,6 +162,14 @@ def add_model_arguments(built: ArgumentParser) -> None:
         help="a config file (*.py), or a config.json of Hugging Face or of a run, with comments or without",
     )
     add("--tokens", type=positive, help="tokens of the training whose time is asked; with --mfu and a device")
+    add(
+        "--tensor_parallel",
+        type=whole,
+        metavar="N",
+        help="devices that share every layer, as the config key of the name",
+    )
+    add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
+    add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
     built.add_argument("--validate", action="store_true", help="recount public models and small real ones")
 
 
@@ -190,6 +198,12 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         if missing or hardware.peak_flops is None:
             lacking = missing[0] if missing else "device"
             raise UserError(f"the time of a training takes --tokens, --mfu and --device: --{lacking} is missing")
+    strategy = choice("strategy", arguments.strategy or "ddp", STRATEGIES)
+    for option in ("fsdp_replicas", "fsdp_cpu_offload"):
+        if getattr(arguments, option) is not None and strategy != "fsdp":
+            raise UserError(f"--{option} is for FSDP: add --strategy fsdp")
+    if arguments.tensor_parallel is not None and strategy == "zero1":
+        raise UserError("--strategy zero1 and --tensor_parallel exclude each other: take --strategy fsdp beside it")
     checkpointing = arguments.activation_checkpointing
     if checkpointing is None:
         checkpointing = run is not None and run.activation_checkpointing
@@ -199,7 +213,10 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         dtype=dtype,
         activation_checkpointing=checkpointing,
         devices=arguments.devices or 1,
-        strategy=choice("strategy", arguments.strategy or "ddp", STRATEGIES),
+        strategy=strategy,
+        tensor_parallel=arguments.tensor_parallel or 1,
+        fsdp_replicas=arguments.fsdp_replicas or 1,
+        fsdp_cpu_offload=bool(arguments.fsdp_cpu_offload),
         hardware=hardware.name,
         peak_flops=hardware.peak_flops,
         device_memory=hardware.memory,
@@ -410,7 +427,8 @@ def command(argv: list[str]) -> str:
 
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
-OF_A_MODEL = ("vocab_size", "sequence_length", "json", "tokens", *HARDWARE, *ON_DEVICES)
+OF_A_MODEL_ONLY = ("tokens", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
+OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "model_config": model_command,
     "grid_search": search_command,
@@ -422,7 +440,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 def takes(command: str, option: str) -> bool:
     """Whether the option says anything to the command."""
     if command == "grid_search":
-        return option != "tokens"
+        return option not in OF_A_MODEL_ONLY
     return option in {"model_config": OF_A_MODEL, "backward_config": ("json",)}.get(command, ())
 
 

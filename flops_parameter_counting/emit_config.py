@@ -13,7 +13,7 @@ from pathlib import Path
 from errors import UserError
 from flops_parameter_counting.grid_search import Candidate, Search, memory_of
 from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import Setting
+from flops_parameter_counting.model_report import STRATEGIES, Setting
 from flops_parameter_counting.scaling_laws import RuleValue, count_parameters
 from model_config import ModelArchitectureConfig
 
@@ -204,8 +204,8 @@ def _intervals(sizes: RunSizes) -> str:
 
 def _on_devices(training: Setting) -> str:
     """What the memory was counted with, where it is not what train.py does by itself."""
-    key = {"zero1": "use_zero1", "fsdp": "use_fsdp"}.get(training.strategy) if training.devices > 1 else None
-    lines = [] if key is None else [f"{key} = True  # on {training.devices:,} devices: torchrun"]
+    where = f"  # on {training.devices:,} devices: torchrun" if training.devices > 1 else ""
+    lines = [f"{key} = {value}{where}" for key, value in STRATEGIES[training.strategy].items()]
     if training.activation_checkpointing:
         lines.append("activation_checkpointing = True")
     if training.dtype != "bfloat16":  # which dtype = "auto" takes on such devices

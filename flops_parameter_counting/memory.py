@@ -18,13 +18,13 @@ import numpy as np
 
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.sharding import Mesh, Parameters, mesh_of, parameters
+from flops_parameter_counting.sharding import Mesh, Parameters, elements, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from run_config import RunConfig
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REDUCE_BYTES = {"float32": 4, "bfloat16": 2}
+OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 
 # The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
 # 128,256 vocabulary, 258,000 of a character model's.
@@ -299,53 +299,57 @@ def _larger(a: Any, b: Any) -> Any:
     return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
 
 
-def training_memory(
-    config: ModelArchitectureConfig, batch_size: int, dtype: str, activation_checkpointing: bool = False
-) -> dict[str, int]:
-    """Bytes of one process without sharding, by part, for micro-batches of `batch_size` whole sequences.
-
-    `weights`, `gradients` and `optimizer` (AdamW's two moments) are float32; `activations` are those at the end of a
-    forward pass, `loss` what the head adds to them. Their sum is an upper bound of what is held at once: gradients
-    fill up while activations are freed. PyTorch, its allocator and the data come on top.
-    Raises UserError for an unknown vocabulary or a component whose memory is not known.
-    """
-    batch = MicroBatch(config, batch_size, COMPUTE_BYTES[dtype])
-    n_params = model_cost(config).n_params
-    return {
-        "weights": 4 * n_params,
-        "gradients": 4 * n_params,
-        "optimizer": 8 * n_params,
-        "activations": activation_bytes(batch, activation_checkpointing),
-        "loss": loss_bytes(batch),
-    }
-
-
 def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
-    """Bytes of the first of `world_size` ranks, by part, as `training_memory` has them for one process; the others
-    hold as much, or less where rows do not divide by the ranks.
+    """Bytes of the first of `world_size` ranks, by part, for `run`'s strategy, micro-batches and checkpointing; the
+    others hold as much, or less where rows do not divide by the ranks.
 
-    ZeRO-1 divides `optimizer`, FSDP `weights` and `gradients` too (in main memory if they are offloaded), over the
-    ranks of one replica; tensor parallelism divides them all, activations and the loss's table before. `gathered` is
-    what FSDP brings together to compute. `dtype` is the compute dtype.
-    Raises UserError for an unknown vocabulary or a component whose memory is not known.
+    `state_memory` and `working_memory` say what the parts are. Their sum is an upper bound of what is held at once:
+    gradients fill up while activations are freed. PyTorch, its allocator and the data come on top. `dtype` is the
+    compute dtype. Raises UserError for an unknown vocabulary or a component whose memory is not known.
     """
-    mesh = mesh_of(run, world_size)
-    own = parameters(config).of_tensor_rank(mesh.tensor)
-    state = sum(parameter.part(mesh.shards) for parameter in own.all)
-    moments = sum(parameter.part(mesh.data) for parameter in own.all) if run.use_zero1 else state
+    mesh, e = mesh_of(run, world_size), COMPUTE_BYTES[dtype]
+    return state_memory(parameters(config), run, mesh, e) | working_memory(config, run, mesh, e)
+
+
+def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
+    """`weights`, `gradients` and `optimizer` (AdamW's two moments) are float32. ZeRO-1 divides the last, FSDP all of
+    them (in main memory if they are offloaded: OFFLOADED), over the ranks of one replica; tensor parallelism divides
+    them before. `gathered` is what FSDP brings together to compute: beside tensor parallelism replicas are exchanged
+    through it, too, and then all weights are there twice."""
+    own = whole.of_tensor_rank(mesh.tensor)
+    blocks, root = (elements(group, mesh.shards) for group in (own.blocks, own.root))
+    state = blocks + root
+    moments = elements(own.all, mesh.data) if run.use_zero1 else state
     parts = {"weights": 4 * state, "gradients": 4 * state, "optimizer": 8 * moments}
+    layers, shards = own.layers, mesh.shards
     if run.use_fsdp:
-        parts["gathered"] = gathered_bytes(own, run, mesh, COMPUTE_BYTES[dtype])
-    batch = MicroBatch(config, run.batch_size, COMPUTE_BYTES[dtype], mesh.tensor, weights_are_cast=run.use_fsdp)
-    parts["activations"] = activation_bytes(batch, run.activation_checkpointing)
-    parts["loss"] = loss_bytes(batch)
+        parts["gathered"] = _gathered(shards * blocks, shards * root, layers, run, e)
+    elif mesh.tensor > 1 and mesh.data > 1:
+        keeping = dataclasses.replace(run, fsdp_reshard_after_forward=False)
+        parts["gathered"] = _gathered(shards * blocks, shards * root, layers, keeping, e=4)
     return parts
 
 
-def gathered_bytes(own: Parameters, run: RunConfig, mesh: Mesh, e: int) -> int:
-    """What lies outside the blocks, whole, in float32, and its gradient; in the compute dtype, the weights of the
-    block that computes and of the one that is fetched ahead, or of all blocks if they are not given back; and a
-    block's gradients, in that dtype and in the one they are reduced in."""
-    block, root = (sum(mesh.shards * p.part(mesh.shards) for p in group) for group in (own.block, own.root))
-    blocks = min(2, own.layers) if run.fsdp_reshard_after_forward else own.layers
-    return 8 * root + e * (blocks + 1) * block + REDUCE_BYTES[run.fsdp_reduce_dtype] * block
+def _gathered(blocks: int, root: int, layers: int, run: RunConfig, e: int) -> int:
+    """Of so many elements in the mixers and FFNs of all blocks and in the `root`, which lies outside: that, whole, in
+    float32, and its gradient; in the compute dtype, the weights of the block that computes and of the one that is
+    fetched ahead, or of all blocks if they are not given back; and a block's gradients, in that dtype and in the one
+    they are reduced in."""
+    block = blocks // layers
+    weights = (2 - (layers == 1)) * block if run.fsdp_reshard_after_forward else blocks
+    return 8 * root + e * (weights + block) + REDUCE_BYTES[run.fsdp_reduce_dtype] * block
+
+
+def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
+    """`activations` are those at the end of a forward pass, `loss` what the head adds to them. Tensor parallelism
+    divides them, too, but for what each rank gathers of them."""
+    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, weights_are_cast=run.use_fsdp)
+    return {"activations": activation_bytes(batch, run.activation_checkpointing), "loss": loss_bytes(batch)}
+
+
+def training_memory(
+    config: ModelArchitectureConfig, batch_size: int, dtype: str, activation_checkpointing: bool = False
+) -> dict[str, int]:
+    """`rank_memory` of one process, which shares nothing."""
+    run = RunConfig(batch_size=batch_size, activation_checkpointing=activation_checkpointing)
+    return rank_memory(config, run, 1, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 from errors import UserError
 from flops_parameter_counting.hugging_face_config import Model
-from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, loss_bytes
+from flops_parameter_counting.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
 from flops_parameter_counting.published_architectures import (
     Breakdown,
     absorbed_scores,
@@ -17,25 +17,24 @@ from flops_parameter_counting.published_architectures import (
     palm_scores,
     trainable,
 )
+from flops_parameter_counting.sharding import check_mesh, mesh_of, parameters, parameters_of_parts
 from model_config import ModelArchitectureConfig
+from run_config import RunConfig
 
 CONVENTION = "multiply-add 2, backward twice forward, logits included; attention in full unless causal is said"
 DTYPE_BYTES = {**COMPUTE_BYTES, "tf32": 4}  # TF32 is an arithmetic; what it computes with is stored in float32
 
-# Which parts of the training state each strategy divides among the devices.
-STRATEGIES: dict[str, tuple[str, ...]] = {
-    "ddp": (),
-    "zero1": ("optimizer",),
-    "fsdp": ("weights", "gradients", "optimizer"),
-}
+# What each strategy is called in a config file (docs/distributed.md).
+STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "zero1": {"use_zero1": True}, "fsdp": {"use_fsdp": True}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """Where and how the model is trained and decoded. `sequence_length` None: the model's.
 
-    `peak_flops` is one device's dense peak in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory`
-    (bytes) and `bandwidth` (bytes per second) are known for devices of the table.
+    `tensor_parallel`, `fsdp_replicas` and `fsdp_cpu_offload` are the run's keys of these names. `peak_flops` is one
+    device's dense peak in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth`
+    (bytes per second) are known for devices of the table.
     """
 
     sequence_length: int | None = None
@@ -44,12 +43,27 @@ class Setting:
     activation_checkpointing: bool = False
     devices: int = 1
     strategy: str = "ddp"
+    tensor_parallel: int = 1
+    fsdp_replicas: int = 1
+    fsdp_cpu_offload: bool = False
     hardware: str | None = None
     peak_flops: float | None = None
     device_memory: float | None = None
     bandwidth: float | None = None
     tokens: float | None = None
     mfu: float | None = None
+
+    @property
+    def run(self) -> RunConfig:
+        """The keys with which train.py trains so."""
+        return RunConfig(
+            batch_size=self.micro_batch,
+            activation_checkpointing=self.activation_checkpointing,
+            tensor_parallel=self.tensor_parallel,
+            fsdp_replicas=self.fsdp_replicas,
+            fsdp_cpu_offload=self.fsdp_cpu_offload,
+            **STRATEGIES[self.strategy],
+        )
 
 
 def describe(model: Model, setting: Setting) -> dict[str, Any]:
@@ -122,60 +136,47 @@ def _flops(config: ModelArchitectureConfig, cost: Breakdown, length: int) -> dic
 
 
 def memory_per_device(
-    config: ModelArchitectureConfig, parameters: dict[str, int], length: int, setting: Setting
+    config: ModelArchitectureConfig, parts: dict[str, int], length: int, setting: Setting
 ) -> dict[str, Any]:
-    """Bytes of one device in training, by part: each strategy divides its parts among the devices, rounded up.
+    """Bytes of one device in training, by part (memory.py says what they are), and which of them it does not hold
+    itself.
 
-    `parameters` are the model's by part. Both may be those of a search's grid, and the bytes are then its arrays.
-    Activations and loss are memory.py's where train.py can build the model, and otherwise not known.
+    `parts` are the model's parameters by part. The sizes of `config` may be those of a search's grid, and the bytes
+    are then its arrays. Of what train.py cannot build the state is known, and activations and loss are not.
+    Raises UserError where so many devices cannot share the model.
     """
-    n = sum(parameters.values())
-    parts = {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
-    for part in STRATEGIES[setting.strategy]:
-        parts[part] = -(-parts[part] // setting.devices)
-    gathers = setting.strategy == "fsdp" and setting.devices > 1
-    if gathers:
-        parts["gathered"] = _gathered(config, parameters, setting)
-    activations, not_known = _activations(config, length, setting, gathers)
-    parts |= activations
-    total = sum(parts.values())
+    run, plain, e = setting.run, trainable(config), DTYPE_BYTES[setting.dtype]
+    if plain is None and setting.tensor_parallel > 1:
+        raise UserError("tensor parallelism is known for architectures that train.py builds only: drop tensor_parallel")
+    check_mesh(dataclasses.replace(config, block_size=length), run, setting.devices)
+    mesh = mesh_of(run, setting.devices)
+    whole = parameters_of_parts(parts, config.n_layer) if plain is None else parameters(plain, parts)
+    by_part = state_memory(whole, run, mesh, e)
+    not_known: str | None = "activations are known for architectures that train.py builds only"
+    if plain is not None:
+        try:
+            by_part |= working_memory(dataclasses.replace(plain, block_size=length), run, mesh, e)
+            not_known = None
+        except UserError as error:  # a component of the user's own whose memory nobody has written down
+            not_known = str(error)
+    in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
+    total = sum(size for part, size in by_part.items() if part not in in_main_memory)
     fits = None if setting.device_memory is None or not_known else total <= setting.device_memory
     return {
         "strategy": setting.strategy,
         "devices": setting.devices,
+        "tensor_parallel": setting.tensor_parallel,
+        "fsdp_replicas": setting.fsdp_replicas,
         "micro_batch": setting.micro_batch,
         "dtype": setting.dtype,
         "activation_checkpointing": setting.activation_checkpointing,
-        "by_part": parts,
+        "by_part": by_part,
+        "in_main_memory": in_main_memory,
         "total": total,
         "not_known": not_known,
         "device_memory": setting.device_memory,
         "fits": fits,
     }
-
-
-def _gathered(config: ModelArchitectureConfig, parameters: dict[str, int], setting: Setting) -> int:
-    """What FSDP brings together for a moment, in the compute dtype: what lies outside the blocks, the weights of a
-    block and of the one that is fetched ahead, and a block's gradients."""
-    outside = sum(parameters.get(part, 0) for part in ("embedding", "position", "lm_head"))
-    block = -(-(sum(parameters.values()) - outside) // config.n_layer)
-    return DTYPE_BYTES[setting.dtype] * (outside + 3 * block)
-
-
-def _activations(
-    config: ModelArchitectureConfig, length: int, setting: Setting, gathers: bool
-) -> tuple[dict[str, int], str | None]:
-    """Bytes by part, or the reason why they are not known."""
-    plain = trainable(config)
-    if plain is None:
-        return {}, "activations are known for architectures that train.py builds only"
-    plain, e = dataclasses.replace(plain, block_size=length), DTYPE_BYTES[setting.dtype]
-    batch = MicroBatch(plain, setting.micro_batch, e, weights_are_cast=gathers)
-    try:
-        held = activation_bytes(batch, setting.activation_checkpointing)
-    except UserError as error:  # a component of the user's own whose memory nobody has written down
-        return {}, str(error)
-    return {"activations": held, "loss": loss_bytes(batch)}, None
 
 
 def _cache(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
@@ -281,18 +282,28 @@ def _flops_text(flops: dict[str, Any]) -> str:
 
 def _memory_text(memory: dict[str, Any]) -> str:
     checkpointing = ", activation checkpointing" if memory["activation_checkpointing"] else ""
-    devices = "1 device" if memory["devices"] == 1 else f"each of {memory['devices']} devices, {memory['strategy']}"
     lines = [
-        f"MEMORY OF TRAINING {memory['total'] / 1e9:,.2f} GB on {devices} "
+        f"MEMORY OF TRAINING {memory['total'] / 1e9:,.2f} GB on {_devices(memory)} "
         f"(micro-batch {memory['micro_batch']}, {memory['dtype']}{checkpointing}; master weights float32, AdamW)"
     ]
-    lines += [f"  {part:<26}{size / 1e9:>22,.3f} GB" for part, size in memory["by_part"].items()]
+    for part, size in memory["by_part"].items():
+        where = "  in main memory" if part in memory["in_main_memory"] else ""
+        lines.append(f"  {part:<26}{size / 1e9:>22,.3f} GB{where}")
     if memory["not_known"]:
         lines.append(f"  without activations:      {memory['not_known']}")
     if memory["fits"] is not None:
         verdict = "fits" if memory["fits"] else "does not fit"
         lines.append(f"  {verdict} in the device's {memory['device_memory'] / 1e9:,.0f} GB")
     return "\n".join(lines)
+
+
+def _devices(memory: dict[str, Any]) -> str:
+    if memory["devices"] == 1:
+        return "1 device"
+    tensor, replicas = memory["tensor_parallel"], memory["fsdp_replicas"]
+    layers = f", {tensor} share every layer" if tensor > 1 else ""
+    copies = f", {replicas} replicas" if replicas > 1 else ""
+    return f"each of {memory['devices']} devices, {memory['strategy']}{copies}{layers}"
 
 
 def _decoding_text(cache: dict[str, Any], decoding: dict[str, Any]) -> str:

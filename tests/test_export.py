@@ -3,13 +3,17 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
 from checkpoints import command, last_checkpoint, same, tensors, training
+from conftest import ROOT, environment
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_resume import curve
+from test_run_logs import run_train
 
 import checkpoint
 import sample
@@ -159,8 +163,6 @@ def test_weights_alone_can_be_sampled_and_training_begins_anew_and_that_is_said(
 
 def test_a_checkpoint_from_before_the_first_step_goes_there_and_back(data_dir, tmp_path, runs):
     """An optimizer has no state then, and there is nothing to refuse."""
-    script = "import signal, train\nsignal.raise_signal(signal.SIGTERM)\n"
-    del script
     assert training(data_dir, tmp_path / "run", *KEYS, "--max_iters=0").returncode == 0
     assert call("export", tmp_path / "run", tmp_path / "file.safetensors").returncode == 0
     assert call("import", tmp_path / "file.safetensors", tmp_path / "copy").returncode == 0
@@ -183,20 +185,13 @@ def test_a_run_with_components_of_its_own(data_dir, tmp_path):
         "        return torch.cos(x)\n"
         "activation = 'cosine'\n"
     )
-    import model_components
-
-    assert training(data_dir, tmp_path / "run", str(own), "--max_iters=2").returncode == 0
-    file = tmp_path / "file.safetensors"
+    assert run_train(data_dir, tmp_path / "run", str(own), "--max_iters=2") == 0
+    file, copy = tmp_path / "file.safetensors", tmp_path / "copy"
     assert call("export", tmp_path / "run", file).returncode == 0
-    forget = model_components.REGISTRY["activation"] if hasattr(model_components, "REGISTRY") else None
-    assert forget is not None
-    forget.pop("cosine")
-    assert "--config with its config.py" in error("import", file, tmp_path / "copy")
-    assert call("import", file, tmp_path / "copy", f"--config={own}").returncode == 0
-    forget.pop("cosine")
-    assert "class Cosine" in (tmp_path / "copy/config.py").read_text()
-    assert load([str(tmp_path / "copy/config.py")]).model.activation == "cosine"
-    forget.pop("cosine")
+    assert "--config with its config.py" in error("import", file, copy)
+    process = [sys.executable, ROOT / "checkpoint.py", "import", file, copy, f"--config={own}"]
+    assert subprocess.run(process, env=environment(), timeout=60, capture_output=True).returncode == 0
+    assert "class Cosine" in (copy / "config.py").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,7 +235,7 @@ def test_nothing_that_is_there_is_overwritten_unless_forced(exported, runs, tmp_
         (["export", "begun", "x.safetensors", "--checkpoint=newest"], "'newest' is none of: best, last"),
         (
             ["export", "begun", "x.safetensors", "--checkpoint=5"],
-            "no checkpoint of step 5: choose --checkpoint=last, or",
+            "no checkpoint of step 5: choose --checkpoint=last",
         ),
         (["export", "begun", "whole"], "whole is there already: name a file"),
         (["export", "begun", "no/folder/x.safetensors"], "cannot write no/folder/x.safetensors: No such file"),
@@ -322,8 +317,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(exported, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    arguments = (
-        [exported / "begun", tmp_path / "x"] if to == "export" else [exported / "file.safetensors", tmp_path / "x"]
-    )
-    assert f"cannot write {tmp_path}/x: No space left on device" in error(to, *arguments)
+    source = exported / ("begun" if to == "export" else "file.safetensors")
+    assert f"cannot write {tmp_path}/x: No space left on device" in error(to, source, tmp_path / "x")
     assert left_in(tmp_path) == []

@@ -42,3 +42,33 @@ def test_memory_of_a_step_stays_within_its_estimate():
     parts = training_memory(configuration.model, 8, "bfloat16")
     estimate = sum(parts.values()) - parts["optimizer"]
     assert 0.5 * estimate < torch.cuda.max_memory_allocated() < 1.05 * estimate
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "strategy",
+    [["--use_zero1=True"], ["--use_fsdp=True"], ["--use_fsdp=True", "--fsdp_cpu_offload=True"]],
+    ids=" ".join,
+)
+def test_a_strategy_trains_as_one_gpu_does(train, tmp_path, strategy, dtype):
+    """On all GPUs that there are, with NCCL; a checkpoint and its resume included."""
+    gpus = torch.cuda.device_count()
+    keys = ["--device=cuda", "--tf32=False", f"--dtype={dtype}", "--decay_lr=False", "--learning_rate=1e-3"]
+    keys += [f"--gradient_accumulation_steps={2 * gpus}"]
+    assert train(*keys, "--out_dir=plain").returncode == 0
+    done = train(*keys, *strategy, "--max_iters=8", ranks=gpus)
+    assert done.returncode == 0, done.stderr
+    done = train(*keys, *strategy, "--init_from=resume", ranks=gpus)
+    assert done.returncode == 0, done.stderr
+    plain, other = ([r["loss"] for r in records(tmp_path / name, "iter")] for name in ("plain", "run"))
+    assert other == pytest.approx(plain, rel=1e-4 if dtype == "float32" else 0.01)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_share_every_layer(train, tmp_path):
+    keys = ["--device=cuda", "--tf32=False", "--vocab_size=256"]
+    assert train(*keys, "--out_dir=plain").returncode == 0
+    done = train(*keys, "--tensor_parallel=2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    plain, other = ([r["loss"] for r in records(tmp_path / name, "iter")] for name in ("plain", "run"))
+    assert other == pytest.approx(plain, rel=1e-4)

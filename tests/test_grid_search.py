@@ -384,9 +384,9 @@ def test_what_the_message_on_memory_advises_is_enough(capsys, monkeypatch, comma
     assert "24L-16H-2048D" in err and "fits with --micro_batch 1 or with --activation_checkpointing\n" in err
     for remedy in (["--micro_batch=1"], ["--micro_batch=16", "--activation_checkpointing"]):
         assert command(*machines, *space, "--days=16", *remedy)[1]["candidates"][0]["n_layer"] == 24
-    err = refusal("--days=16", "--devices=4", "--strategy=ddp", "--vocab_size=400000")
+    err = refusal("--days=16", "--devices=4", "--strategy=ddp", "--layers=48")
     assert "fits with --strategy fsdp\n" in err
-    command(*machines, *space, "--days=16", "--devices=4", "--strategy=fsdp", "--vocab_size=400000")
+    command(*machines, *space, "--days=16", "--devices=4", "--strategy=fsdp", "--layers=48")
     err = refusal("--days=16", "--layers=128")
     assert (
         "fits with --micro_batch 1 --activation_checkpointing --strategy fsdp on 4 times the --devices for 1/4" in err

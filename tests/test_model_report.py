@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import load
+from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis, validate
 from flops_parameter_counting.devices import DEVICES, find_device
 from flops_parameter_counting.hugging_face_config import Model, model_from_values
-from flops_parameter_counting.memory import training_memory
+from flops_parameter_counting.memory import rank_memory, training_memory
 from flops_parameter_counting.model_report import Setting, as_text, describe
 from flops_parameter_counting.published_architectures import breakdown
+from flops_parameter_counting.sharding import parameters
 from model_config import resolve_architecture
 from training.plan import plan_run
 
@@ -109,9 +111,11 @@ def test_strategies_divide_what_they_share(devices, dtype):
     )
     assert ddp == alone
     shared = {"zero1": (zero1, ["optimizer"]), "fsdp": (fsdp, ["weights", "gradients", "optimizer"])}
+    a_row_of_each = sum(p.copies * p.width for p in parameters(SMALL).all)
     for held, parts in shared.values():
         for part in parts:
-            assert 0 <= held[part] * devices - alone[part] < devices
+            bytes_each = {"optimizer": 8}.get(part, 4)
+            assert 0 <= held[part] * devices - alone[part] <= (devices - 1) * bytes_each * a_row_of_each
     assert {part: zero1[part] for part in zero1 if part != "optimizer"} == {
         part: alone[part] for part in alone if part != "optimizer"
     }
@@ -121,8 +125,20 @@ def test_strategies_divide_what_they_share(devices, dtype):
     assert casts == (2 * (blocks["attention"] + blocks["ffn"]) if dtype.endswith("16") else 0)
 
 
-def test_fsdp_on_one_device_gathers_nothing():
-    assert small(strategy="fsdp")["memory"]["by_part"] == small()["memory"]["by_part"]
+def test_the_planner_tells_what_the_dry_run_tells(command, tmp_path):
+    """Of the same keys: tensor parallelism, replicas and state in main memory among them."""
+    file = str(ROOT / "config/full_llama3_8b.py")
+    sharing = ["--strategy=fsdp", "--tensor_parallel=2", "--fsdp_replicas=2", "--fsdp_cpu_offload"]
+    code, out, found = command("--model_config", file, "--devices=16", *sharing, f"--json={tmp_path / 'found.json'}")
+    assert code == 0, out
+    keys = ["--use_fsdp=True", "--tensor_parallel=2", "--fsdp_replicas=2", "--fsdp_cpu_offload=True"]
+    configuration = load([file, *keys])
+    parts = rank_memory(configuration.model, configuration.run, 16, "bfloat16")
+    assert "on each of 16 devices, fsdp, 2 replicas, 2 share every layer" in out
+    assert out.count("  in main memory") == 3
+    assert found["memory"]["by_part"] == parts
+    assert found["memory"]["total"] == parts["gathered"] + parts["activations"] + parts["loss"]
+    assert parts["weights"] * 16 > 2 * 4 * found["parameters"]["total"], "two copies"
 
 
 def test_what_train_cannot_build_has_its_state_and_no_activations():
@@ -132,6 +148,10 @@ def test_what_train_cannot_build_has_its_state_and_no_activations():
     assert found["memory"]["by_part"] == {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
     assert found["memory"]["not_known"] and found["memory"]["fits"] is None
     assert "without activations" in as_text(found)
+    shared = describe(mamba, Setting(devices=4, strategy="fsdp"))["memory"]["by_part"]
+    assert 4 * n <= 4 * shared["weights"] < 4 * n + 4 * 4 * 4 and shared["gathered"] > 8 * 61 * 32
+    with pytest.raises(UserError, match="tensor parallelism is known for architectures"):
+        describe(mamba, Setting(devices=4, tensor_parallel=2))
 
 
 # Decoding
@@ -249,6 +269,12 @@ def test_the_command_starts_without_torch_and_in_half_a_second():
         (f"--model_config {ROOT}/config/quickstart.py", "vocab_size is not known"),
         (f"--model_config {CONFIG} --sequence_length 2048", "learned positions for 1024 tokens and no more"),
         (f"--model_config {CONFIG} --strategy zero4", "--strategy=zero4 is none of: ddp, zero1, fsdp"),
+        (f"--model_config {CONFIG} --fsdp_replicas 2 --devices 4", "--fsdp_replicas is for FSDP: add --strategy fsdp"),
+        (f"--model_config {CONFIG} --fsdp_cpu_offload", "--fsdp_cpu_offload is for FSDP: add --strategy fsdp"),
+        (f"--model_config {CONFIG} --tensor_parallel 2 --devices 4 --strategy zero1", "exclude each other"),
+        (f"--model_config {CONFIG} --tensor_parallel 4 --devices 6", "6 ranks are no multiple of tensor_parallel x"),
+        (f"--model_config {CONFIG} --tensor_parallel 5 --devices 5", "tensor_parallel=5 does not divide n_head=12"),
+        ("--grid_search 1e20 --tensor_parallel 2", "--tensor_parallel says nothing beside --grid_search: drop it"),
         (f"--model_config {CONFIG} --dtype bf16", "--dtype=bf16 is none of: float32, bfloat16"),
         (f"--model_config {CONFIG} --device V100", "V100 does not compute in 'bfloat16'; it has float16, float32"),
         (f"--model_config {CONFIG} --device A6000 --dtype float64", "--dtype=float64 is none of"),

@@ -1,5 +1,6 @@
 """The README's first hour is run as it stands, only shorter; its config file and its links too."""
 
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
+from configurator import load
+from training.plan import check_ranks
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "TRAINING_GUIDE.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
@@ -71,7 +76,23 @@ def test_the_config_file_with_a_component_of_its_own(checkout):
     assert done.returncode == 0 and "finished at step 2" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("document", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
+def train_commands() -> list[str]:
+    """Those of the guides, which need more ranks, data or hours than a test has."""
+    texts = [(ROOT / name).read_text() for name in ("README.md", "TRAINING_GUIDE.md", "docs/distributed.md")]
+    blocks = [block for text in texts for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if re.match(r"(python|torchrun) (.* )?train\.py config/", line)})
+
+
+@pytest.mark.parametrize("command", train_commands())
+def test_the_guides_train_commands_are_accepted(command):
+    launcher, _, keys = command.partition("train.py ")
+    configuration = load([str(ROOT / key) if key.startswith("config/") else key for key in keys.split()])
+    numbers = {name: int(number) for name, number in re.findall(r"--(nnodes|nproc_per_node)=(\d+)", launcher)}
+    check_ranks(configuration, configuration.run.world_size or math.prod(numbers.values()))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target

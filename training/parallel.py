@@ -10,6 +10,8 @@
 """
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -66,6 +68,8 @@ def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMes
     if not run.is_sharded:
         return None
     replicas = run.fsdp_replicas if run.use_fsdp else ranks.data_size
+    # It warns that a norm over two axes of the mesh takes two exchanges, of one number each.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     shape = (replicas, ranks.data_size // replicas, run.tensor_parallel)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
 
@@ -81,11 +85,13 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     reduce_dtype = getattr(torch, run.fsdp_reduce_dtype)
     compute = getattr(torch, dtype) if run.use_fsdp and dtype != "float32" else None
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if run.fsdp_cpu_offload else OffloadPolicy()
+    # A projection's output is a view, which matters to who writes into it; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     for block in model.blocks:
         # Backward begins with the last block, which would be gathered again at once.
         reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
-        parts = [block.mixer, block.ffn]
+        parts = [block.get_submodule("mixer"), block.get_submodule("ffn")]
         fully_shard(parts, mesh=data, reshard_after_forward=reshards, mp_policy=policy, offload_policy=offload)
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=policy, offload_policy=offload)

@@ -6,12 +6,10 @@ import textwrap
 from configurator import Configuration
 from errors import UserError
 from flops_parameter_counting.communication import sent_by_part, step_exchanges
-from flops_parameter_counting.memory import rank_memory
+from flops_parameter_counting.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.model_cost import CONVENTIONS
 from flops_parameter_counting.sharding import mesh_of
 from training.plan import RunPlan
-
-OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 
 
 def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:

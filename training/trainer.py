@@ -43,7 +43,6 @@ def train(
     folder: RunFolder,
     checkpoints: list[Path],
     ranks: Ranks,
-    stop: StopRequest,
 ) -> int:
     """Run from scratch, or from the first whole one of the checkpoints, to the end; returns the process's exit code.
 
@@ -54,6 +53,7 @@ def train(
     device = choose_device(run.device, ranks)
     torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
     with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
+        stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
         machine = describe_machine(configuration, plan, ranks, device, saved)

@@ -1,0 +1,133 @@
+"""How train.py answers a wish for a strategy: what it costs on ranks that are not there, and why one cannot be had."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, environment
+
+from configurator import load
+from flops_parameter_counting.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.memory import rank_memory
+from flops_parameter_counting.model_cost import model_cost
+
+SIZES = "--n_layer=4 --n_head=8 --n_embd=1024 --num_key_value_heads=4 --block_size=64 --batch_size=2".split()
+MODEL = ["--arch_preset=llama3", *SIZES, "--dtype=bfloat16", "--gradient_accumulation_steps=128"]
+FSDP = "--use_fsdp=True"
+
+
+def parts_of(text: str, heading: str) -> dict[str, float]:
+    """In GB, the rows below a line of the report."""
+    (block,) = re.findall(rf"^{heading}.*\n((?:  .*\n)+)", text, flags=re.MULTILINE)
+    return {name: float(size) for name, size in re.findall(r"^  (\w+) +([\d.]+) GB", block, flags=re.MULTILINE)}
+
+
+def rounded(parts: dict[str, float], decimals: int) -> dict[str, float]:
+    return {part: round(size / 1e9, decimals) for part, size in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "ranks"),
+    [
+        ([FSDP], "1 replicas x 64 shards of one x 1 that share every layer"),
+        (["--use_zero1=True"], "64 replicas x 1 shards of one x 1 that share every layer"),
+        ([FSDP, "--tensor_parallel=4"], "1 replicas x 16 shards of one x 4 that share every layer"),
+    ],
+    ids=["FSDP", "ZeRO-1", "tensor parallel x FSDP"],
+)
+def test_a_dry_run_tells_what_64_ranks_would_hold_and_send(train, keys, ranks):
+    done = train("--dry_run", "--world_size=64", *MODEL, *keys)
+    assert done.returncode == 0, done.stderr
+    configuration = load([*MODEL, "--vocab_size=256", *keys])
+    model, run = configuration.model, configuration.run
+    memory = rank_memory(model, run, 64, "bfloat16")
+    sent = sent_by_part(step_exchanges(model, run, 64, "bfloat16"))
+    assert f"Ranks:                 64 = {ranks}\n" in done.stdout
+    assert parts_of(done.stdout, "Memory estimate:") == rounded(memory, 3)
+    assert parts_of(done.stdout, "Sent in a step:") == rounded(sent, 6)
+    state = 8 if run.use_zero1 else 16
+    whole = state * model_cost(model).n_params  # every size here divides by the ranks, of the state all but norms
+    divided = memory["optimizer"] + (0 if run.use_zero1 else memory["weights"] + memory["gradients"])
+    assert divided == pytest.approx(whole / 64, rel=1e-3)
+
+
+FOUR = ["--gradient_accumulation_steps=4", "--n_head=4", "--n_embd=32"]
+TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["--world_size=2"], "world_size=2 is for --dry_run=True"),
+        (
+            [*FOUR, "--dry_run", "--world_size=6", "--tensor_parallel=4"],
+            "6 ranks are no multiple of tensor_parallel x fsdp_replicas = 4 x 1",
+        ),
+        (
+            ["--dry_run", "--world_size=6", FSDP, "--fsdp_replicas=4"],
+            "6 ranks are no multiple of tensor_parallel x fsdp_replicas = 1 x 4",
+        ),
+        (
+            ["--dry_run", "--world_size=64", FSDP],
+            "gradient_accumulation_steps=2 is not divisible by the 64 ranks that share a step's micro-batches",
+        ),
+        ([*TENSOR, "--n_head=2"], "tensor_parallel=4 does not divide n_head=2: change one of them"),
+        ([*TENSOR, "--num_key_value_heads=2"], "tensor_parallel=4 does not divide num_key_value_heads=2"),
+        ([*TENSOR, "--vocab_size=258"], "tensor_parallel=4 does not divide vocab_size=258"),
+        ([*TENSOR, "--d_ff=66"], "tensor_parallel=4 does not divide d_ff=66"),
+        ([*TENSOR, "--position_encoding=alibi"], "tensor_parallel does not share ALiBi's slopes"),
+        ([*TENSOR, "--dropout=0.1"], "tensor_parallel needs dropout=0"),
+        (["--use_zero1=True", FSDP], "use_zero1 and use_fsdp exclude each other"),
+        ([*TENSOR, "--use_zero1=True"], "use_zero1 and tensor_parallel exclude each other"),
+        (["--fsdp_cpu_offload=True"], "fsdp_cpu_offload=True is for FSDP: add --use_fsdp=True"),
+        (["--fsdp_replicas=2"], "fsdp_replicas=2 is for FSDP: add --use_fsdp=True"),
+        (["--fsdp_reshard_after_forward=False"], "fsdp_reshard_after_forward=False is for FSDP"),
+        (["--fsdp_reduce_dtype=bfloat16", "--use_zero1=True"], "fsdp_reduce_dtype='bfloat16' is for FSDP"),
+    ],
+)
+def test_a_strategy_that_cannot_be_is_one_line(train, tmp_path, keys, message):
+    done = train(*keys)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# Under torchrun
+
+
+def one_line_of_two_ranks(done: subprocess.CompletedProcess) -> str:
+    """torchrun's own exit code is 1, and its report has those of the ranks: 2, or -15 of one that it ended itself."""
+    codes = set(re.findall(r"exitcode *: (-?\d+)", done.stderr))
+    assert done.returncode == 1 and {"2"} <= codes <= {"2", "-15"}
+    (line,) = re.findall(r"^.*error: .*$", done.stderr, flags=re.MULTILINE)
+    return line
+
+
+def test_ranks_that_do_not_factor_are_told_once(train):
+    line = one_line_of_two_ranks(train("--use_fsdp=True", "--fsdp_replicas=4", ranks=2))
+    assert line == "error: 2 ranks are no multiple of tensor_parallel x fsdp_replicas = 1 x 4"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="this machine has GPUs enough")
+def test_more_ranks_than_gpus_are_told_once(train):
+    line = one_line_of_two_ranks(train("--device=cuda", ranks=2))
+    if torch.cuda.is_available():
+        assert "2 GPUs are wanted here, but PyTorch sees 1; start fewer processes" in line
+    else:
+        assert "device='cuda' needs an NVIDIA GPU that PyTorch sees; --device=cpu runs anywhere" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_rendezvous_is_told_once(data_dir, tmp_path, rank):
+    """As a script that sets the ranks itself would start them: only the first one of the machine speaks."""
+    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    env = {name: value for name, value in environment().items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--dataset=tiny", f"--data_dir={data_dir}", "--out_dir=run"],
+        cwd=tmp_path, env=env | told, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    line = "error: WORLD_SIZE=2, but MASTER_ADDR and MASTER_PORT do not say where the ranks meet: start them with "
+    assert done.stderr == (f"{line}torchrun\n" if rank == 0 else "")
