@@ -14,12 +14,11 @@ quickstart: .venv/installed
 	@echo "loss curve: out/quickstart/loss.png"
 	@echo "checkpoint: out/quickstart/checkpoints"
 
-# One thread a process: two pytest workers with two threads each would fight for two cores.
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2
 
 docs: .venv/installed
 	$(BIN)/python configurator.py > docs/configuration.md

@@ -1,12 +1,16 @@
 """The errors that end a command with one line, and how every command reports them."""
 
 import argparse
+import contextlib
 import difflib
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+SECONDS_TO_REPORT = 10  # for the first rank, which may still be reading its dataset through
 
 
 class UserError(Exception):
@@ -20,8 +24,8 @@ class RunFailure(Exception):
 def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
-    Under torchrun every rank meets the same mistake; only the first of each machine reports it. A RunFailure is one
-    line of the rank that raises it, and exit code 1.
+    Under torchrun every rank meets the same mistake, and the first of each machine reports it: the others leave it the
+    time to. A RunFailure is one line of the rank that raises it, and exit code 1.
     """
 
     @functools.wraps(command)
@@ -29,8 +33,10 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
         try:
             code = command()
         except UserError as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                with contextlib.suppress(KeyboardInterrupt):
+                    time.sleep(SECONDS_TO_REPORT)  # torchrun ends all ranks when one has ended, this one too
+            print(f"error: {error}", file=sys.stderr)
             code = 2
         except RunFailure as error:
             if str(error):

@@ -1,14 +1,7 @@
-"""What a checkpoint holds, whole, whoever wrote it; and the commands that read checkpoints, called in this process."""
+"""What a checkpoint holds, whole, whoever wrote it."""
 
-import contextlib
-import dataclasses
-import io
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -35,45 +28,3 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """To the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@dataclasses.dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(main: Callable[[], None], *arguments: object) -> Done:
-    """A command's `main` with these arguments, much faster than as a process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, kept_signals():
-        patch.setattr(sys, "argv", ["the command", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-            main()
-    if isinstance(end.value.code, int):
-        code = end.value.code
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def training(data_dir: Path, run: Path, *keys: str) -> Done:
-    """train.py on the small model of conftest; later keys replace earlier ones."""
-    from conftest import SMALL
-
-    import train
-
-    given = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={run}", *keys]
-    return command(train.main, *{key.partition("=")[0]: key for key in given}.values())
-
-
-@contextlib.contextmanager
-def kept_signals() -> Iterator[None]:
-    """train.py takes SIGINT and SIGTERM for the rest of its process's life."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -1,15 +1,20 @@
 """What several tests need: a small dataset, and the commands as real subprocesses."""
 
+import functools
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # leaves the second core to the other test worker; read by torch
 
+import pytest
+from commands import Done, command
+
+import train as train_command
 from training.dataset import DatasetWriter
 from training.tokenizers import tokenizer_from_meta
 
@@ -41,21 +46,45 @@ SMALL = """
 """.split()
 
 
-@pytest.fixture
-def train(data_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """`train(*keys, ranks=1, script="train.py")` runs a small model in `tmp_path`; later keys replace earlier ones."""
+def training(data_dir: Path, run: Path | str, *keys: str) -> Done:
+    """train.py in this process, on a small model; later keys replace earlier ones."""
+    return command(train_command.main, *small_run(data_dir, f"--out_dir={run}", *keys))
 
-    def run(*keys: str, ranks: int = 1, script: str | Path = ROOT / "train.py") -> subprocess.CompletedProcess:
+
+def small_run(data_dir: Path, *keys: str) -> list[str]:
+    given = [*SMALL, f"--data_dir={data_dir}", *keys]
+    return list({key.partition("=")[0]: key for key in given}.values())
+
+
+@pytest.fixture
+def train(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`train(*keys, ranks=1, script="train.py")` runs a small model in `tmp_path`: in this process, unless there are
+    several ranks or another script."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*keys: str, ranks: int = 1, script: Path | None = None) -> Done:
+        if ranks == 1 and script is None:
+            return training(data_dir, "run", *keys)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-        given = {key.partition("=")[0]: key for key in [*SMALL, f"--data_dir={data_dir}", "--out_dir=run", *keys]}
-        return subprocess.run(
-            [sys.executable, *launcher, str(script), *given.values()],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
+        done = subprocess.run(
+            [sys.executable, *launcher, script or ROOT / "train.py", *small_run(data_dir, "--out_dir=run", *keys)],
+            env=environment(), capture_output=True, text=True, timeout=120,
         )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
 
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def peak_measured_once() -> Iterator[None]:
+    """A run on a CPU measures its peak for half a second."""
+    from training import device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "measure_matmul", functools.cache(device.measure_matmul))
+        yield
+
+
 def environment() -> dict[str, str]:
-    """Subprocesses find the project and leave the second core to the other test worker."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """Subprocesses find the project."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}

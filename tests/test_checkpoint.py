@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import command, last_checkpoint, same, tensors, training
-from conftest import ROOT
+from checkpoints import last_checkpoint, same, tensors
+from commands import command
+from conftest import ROOT, training
 from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops

@@ -24,7 +24,7 @@ from training.optimizer import build_optimizer
 from training.parallel import device_mesh, parallelize, settle_buckets
 from training.plan import plan_run
 from training.ranks import Ranks
-from training.report import startup_report
+from training.report import bytes_text, startup_report
 from training.run_folder import Progress
 from training.step import take_step
 
@@ -216,11 +216,11 @@ def test_the_report_says_what_a_rank_of_64_holds_and_sends():
     assert "Ranks:                 64 = 8 replicas x 8 shards of one x 1 that share every layer\n" in text
     assert "(of each of 64 ranks, without PyTorch itself)" in text
     for part, size in parts.items():
-        assert re.search(rf"^  {part} +{size / 1e9:.6f} GB$", text, flags=re.MULTILINE)
+        assert re.search(rf"^  {part} +{bytes_text(size)}$", text, flags=re.MULTILINE)
     for part, size in rank_memory(configuration.model, configuration.run, 64, "float32").items():
-        assert re.search(rf"^  {part} +{size / 1e9:.3f} GB$", text, flags=re.MULTILINE)
+        assert re.search(rf"^  {part} +{bytes_text(size)}$", text, flags=re.MULTILINE)
     by_token = 64 * sum(parts.values()) / (128 * 2 * 16)
-    assert re.search(rf"^  bytes a token +{by_token:,.1f}   \(of all ranks\)$", text, flags=re.MULTILINE)
+    assert re.search(rf"^  bytes a token +{by_token:,.1f} B   \(of all ranks\)$", text, flags=re.MULTILINE)
 
 
 def test_the_report_of_one_process_has_nothing_to_send():
@@ -230,9 +230,14 @@ def test_the_report_of_one_process_has_nothing_to_send():
 def test_the_report_says_what_is_in_main_memory():
     keys = [*LLAMA, *OFFLOAD, "--n_embd=2048", "--vocab_size=32000"]
     text = report_of(8, *keys)
-    total = float(re.search(r"Memory estimate: +([\d.]+) GB", text)[1])
-    parts = {
-        part: float(size) for part, size in re.findall(r"^  (\w+) +([\d.]+) GB(?= *in main|$)", text, re.MULTILINE)
-    }
-    assert len(re.findall("in main memory$", text, re.MULTILINE)) == 3
-    assert total < sum(parts.values()) or total == 0
+    memory = rank_memory(small_configuration(*keys).model, small_configuration(*keys).run, 8, "float32")
+    offloaded = {"weights", "gradients", "optimizer"}
+    assert set(re.findall(r"^  (\w+) .* in main memory$", text, re.MULTILINE)) == offloaded
+    on_the_device = sum(size for part, size in memory.items() if part not in offloaded)
+    assert f"Memory estimate:       {bytes_text(on_the_device)} in float32   (of each of 8 ranks" in text
+
+
+def test_sizes_are_printed_to_four_digits():
+    sizes = [0, 7, 999, 1000, 12_346, 1_004_000_000, 465_931_598_000, 7.5e14]
+    printed = ["0 B", "7 B", "999 B", "1.000 kB", "12.35 kB", "1.004 GB", "465.9 GB", "750.0 TB"]
+    assert [bytes_text(size) for size in sizes] == printed

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 import torch
-from checkpoints import command, last_checkpoint, same, tensors, training
-from conftest import ROOT, environment
+from checkpoints import last_checkpoint, same, tensors
+from commands import command
+from conftest import ROOT, environment, training
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_resume import curve

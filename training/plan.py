@@ -6,7 +6,7 @@ import math
 from configurator import Configuration
 from errors import UserError
 from flops_parameter_counting.model_cost import CONVENTIONS, ModelCost, model_cost
-from model_config import ModelArchitectureConfig
+from flops_parameter_counting.sharding import check_mesh
 from training.dataset import Dataset
 from training.schedule import run_length
 
@@ -58,36 +58,10 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
 def check_ranks(configuration: Configuration, world_size: int) -> None:
     """Raises UserError when so many ranks cannot share the run as its keys say."""
     run = configuration.run
-    if world_size % (run.tensor_parallel * run.fsdp_replicas):
-        raise UserError(
-            f"{world_size} ranks are no multiple of tensor_parallel x fsdp_replicas = {run.tensor_parallel} x "
-            f"{run.fsdp_replicas}"
-        )
-    if run.tensor_parallel > 1:
-        _check_tensor_parallel(configuration.model, run.tensor_parallel)
+    check_mesh(configuration.model, run, world_size)
     accumulation, sharers = run.gradient_accumulation_steps, world_size // run.tensor_parallel
     if accumulation % sharers:
         raise UserError(
             f"gradient_accumulation_steps={accumulation} is not divisible by the {sharers} ranks that share "
             f"a step's micro-batches: take a multiple, for instance {math.ceil(accumulation / sharers) * sharers}"
-        )
-
-
-def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
-    """What tensor-parallel ranks divide must divide evenly: a head, a column or a row belongs to one of them."""
-    shared = {
-        "n_head": model.n_head,
-        "num_key_value_heads": model.kv_heads,
-        "d_ff": model.d_ff,
-        "vocab_size": model.vocab_size,
-        "block_size": model.block_size,
-    }
-    for name, size in shared.items():
-        if (size or 0) % ranks:
-            raise UserError(f"tensor_parallel={ranks} does not divide {name}={size}: change one of them")
-    if model.position_encoding == "alibi":
-        raise UserError("tensor_parallel does not share ALiBi's slopes among ranks: take another position_encoding")
-    if model.dropout:
-        raise UserError(
-            "tensor_parallel needs dropout=0: ranks that hold different parts of a sequence would drop the same places"
         )

@@ -1,6 +1,7 @@
 """The startup report: what will be trained, what it costs, and every key in force. Text only; no torch."""
 
 import dataclasses
+import math
 import textwrap
 
 from configurator import Configuration
@@ -95,14 +96,14 @@ def _memory(configuration: Configuration, world_size: int) -> str:
         return f"Memory estimate:       not known: {error}"
     elsewhere = OFFLOADED if run.fsdp_cpu_offload else ()
     which = "   ".join(
-        f"{sum(size for part, size in parts.items() if part not in elsewhere) / 1e9:.2f} GB in {dtype}"
+        f"{bytes_text(sum(size for part, size in parts.items() if part not in elsewhere))} in {dtype}"
         for dtype, parts in memory.items()
     )
     of_what = "each process" if world_size == 1 else f"each of {world_size:,} ranks"
     lines = [f"Memory estimate:       {which}   (of {of_what}, without PyTorch itself)"]
     for part in memory[dtypes[0]]:
         where = "   in main memory" * (part in elsewhere)
-        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.3f} GB" for parts in memory.values()) + where)
+        lines.append(f"  {part:<21}" + "".join(f"{bytes_text(parts[part]):>17}" for parts in memory.values()) + where)
     return "\n".join(lines)
 
 
@@ -115,17 +116,26 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     }
     totals = {dtype: sum(parts.values()) for dtype, parts in sent.items()}
     mesh = mesh_of(run, world_size)
-    which = "   ".join(f"{total / 1e9:.3f} GB in {dtype}" for dtype, total in totals.items())
+    which = "   ".join(f"{bytes_text(total)} in {dtype}" for dtype, total in totals.items())
     lines = [
         f"Ranks:                 {world_size:,} = {mesh.replicas:,} replicas x {mesh.shards:,} shards of one x "
         f"{mesh.tensor:,} that share every layer",
         f"Sent in a step:        {which}   (by each rank, ring algorithms)",
     ]
     for part in next(iter(sent.values())):
-        lines.append(f"  {part:<21}" + "".join(f"{parts[part] / 1e9:14.6f} GB" for parts in sent.values()))
-    by_token = "".join(f"{world_size * total / plan.tokens_per_step:14,.1f}   " for total in totals.values())
-    lines.append(f"  {'bytes a token':<21}{by_token.rstrip()}   (of all ranks)")
+        lines.append(f"  {part:<21}" + "".join(f"{bytes_text(parts[part]):>17}" for parts in sent.values()))
+    by_token = "".join(f"{world_size * total / plan.tokens_per_step:15,.1f} B" for total in totals.values())
+    lines.append(f"  {'bytes a token':<21}{by_token}   (of all ranks)")
     return "\n".join(lines)
+
+
+def bytes_text(size: float) -> str:
+    """To four digits, in decimal units: "465.9 GB"."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            digits = 3 - math.floor(math.log10(size / scale))
+            return f"{size / scale:,.{max(digits, 0)}f} {unit}"
+    return f"{size:,.0f} B"
 
 
 def _keys(configuration: Configuration) -> str:
