@@ -14,6 +14,7 @@ Paths are relative to the file. `answer` gives data, and `as_text` makes them re
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from configurator import KEYS
 from errors import UserError, did_you_mean
 from flops_parameter_counting.devices import dense_peak, named_device
 from flops_parameter_counting.grid_search import DEFAULT_LAW
-from flops_parameter_counting.hugging_face_config import Model, model_from_values, read_json, read_model
+from flops_parameter_counting.hugging_face_config import Model, model_from_values, read_model
+from flops_parameter_counting.json_files import read_json
 from flops_parameter_counting.law_fitting import middle_95
 from flops_parameter_counting.model_cost import ModelCost
 from flops_parameter_counting.model_report import CONVENTION, DTYPE_BYTES, STRATEGIES, Setting, describe
@@ -45,6 +47,7 @@ class Question:
     law: Law
     unique_tokens: int | None = None
     epochs: float | None = None
+    law_option: str = DEFAULT_LAW  # what --law takes for it
 
     @property
     def flops(self) -> float:
@@ -78,7 +81,7 @@ def _fraction(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not value.isprintable():
         raise UserError("expected a text in quotes")
     return value
 
@@ -133,6 +136,7 @@ def _question(values: dict[str, Any], folder: Path) -> Question:
         hours=gear["available_hours"],
         mfu=efficiency["mfu"],
         law=_law(values.get("scaling_law", DEFAULT_LAW), folder),
+        law_option=_law_option(values.get("scaling_law", DEFAULT_LAW), folder),
         unique_tokens=dataset.get("unique_tokens"),
         epochs=dataset.get("epochs"),
     )
@@ -191,7 +195,7 @@ def _hardware(gear: dict[str, Any]) -> dict[str, Any]:
 def _architecture(value: Any, folder: Path) -> Model:
     try:
         if isinstance(value, str):
-            model = read_model(folder / value)
+            model = read_model(folder / _text(value))
         elif isinstance(value, dict):
             model = model_from_values(value, "the architecture")
         else:
@@ -209,12 +213,19 @@ def _architecture(value: Any, folder: Path) -> Model:
 def _law(value: Any, folder: Path) -> Law:
     try:
         if isinstance(value, str):
-            return find_law(str(folder / value) if value.endswith(".json") else value)
+            return find_law(_law_option(value, folder))
         if isinstance(value, dict):
             return law_from(value, "the law of the file")
         raise UserError("expected a law's name, its file or an object of its constants")
     except UserError as error:
         raise UserError(f"scaling_law: {error}") from None
+
+
+def _law_option(value: Any, folder: Path) -> str:
+    """What --law takes: a name, a file's path, and for constants a file that the reader makes of them."""
+    if not isinstance(value, str):
+        return "law.json"
+    return str(folder / value) if value.endswith(".json") else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,18 +350,35 @@ def _optimum(question: Question, n: int, per_token: int, allowed: int | None, lo
 
 
 def _search(question: Question) -> str:
-    """The options of the search for a better architecture on the same machines."""
-    setting = question.setting
-    options = {"device": setting.hardware}
+    """The command that searches a better architecture for the same machines, law and data: in the space of this one
+    alone it finds this one, on as many tokens."""
+    setting, model = question.setting, question.model.architecture
+    options: dict[str, Any] = {"device": setting.hardware}
     try:
         named_device(str(setting.hardware))
     except UserError:
-        options = {"peak_flops": f"{setting.peak_flops:.12g}"}
-    options |= {"devices": str(setting.devices), "days": f"{question.hours / 24:.12g}", "mfu": f"{question.mfu:.12g}"}
-    options["dtype"] = setting.dtype
-    if question.unique_tokens is not None:
-        options["unique_tokens"] = str(question.unique_tokens)
-    return "--grid_search " + " ".join(f"--{name} {value}" for name, value in options.items())
+        options = {"peak_flops": _shortest(setting.peak_flops)}
+        if setting.device_memory is not None:
+            options["device_memory"] = _shortest(setting.device_memory / 1e9)
+    options |= {"devices": setting.devices, "days": _shortest(question.hours / 24), "mfu": _shortest(question.mfu)}
+    options |= {"dtype": setting.dtype, "micro_batch": setting.micro_batch, "law": question.law_option}
+    options |= {"arch": "gpt2" if model.position_encoding == "learned_absolute" else "llama3"}
+    options |= {"vocab_size": model.vocab_size, "sequence_length": setting.sequence_length or model.block_size}
+    options["weight_tying"] = model.weight_tying
+    if question.unique_tokens is not None and question.epochs is not None:
+        options |= {
+            "unique_tokens": question.unique_tokens,
+            "tokens_max": int(question.unique_tokens * question.epochs),
+        }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    if setting.activation_checkpointing:
+        words.append("--activation_checkpointing")
+    return shlex.join(["python", "flops_parameter_counting/detailed_cost_analysis.py", "--grid_search", *words])
+
+
+def _shortest(value: float | None) -> str:
+    """As Python reads it again to the last bit."""
+    return repr(value).removesuffix(".0")
 
 
 def _notes(question: Question, n: int, tokens: int, loss: float) -> list[str]:
@@ -428,6 +456,7 @@ def _loss_text(found: dict[str, Any]) -> str:
     loss, best, law = found["loss"], found["optimum"], found["law"]
     interval = loss["interval_95"]
     sure = "" if interval is None else "   95 % interval {:.5f} to {:.5f}".format(*interval)
+    of_constants = ", with scaling_law saved as law.json:" if "--law law.json" in found["search"] else ":"
     lines = [f"PREDICTED LOSS {loss['predicted']:.6f}{sure}", f"  {law['name']}: {law['source']}"]
     if loss["worth_in_unique_tokens"] is not None:
         worth = f"{loss['worth_in_unique_tokens']:.4g}"
@@ -437,7 +466,8 @@ def _loss_text(found: dict[str, Any]) -> str:
         f"{best['loss']:.6f},",
         f"  at as many FLOPs a token and parameter; this N is {best['n_over_optimum']:.3g} times that, and costs "
         f"{best['loss_above_optimum']:.6f}",
-        f"  an architecture for these machines: {found['search']}",
+        "  an architecture for these machines" + of_constants,
+        f"    {found['search']}",
     ]
     return "\n".join(lines)
 

@@ -15,8 +15,9 @@ Sizes are given as 64,128 or as first:end:step, without the end. What a search i
 
 import argparse
 import dataclasses
-import json
+import functools
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection
@@ -29,7 +30,7 @@ from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
 from flops_parameter_counting.backward_config import answer
 from flops_parameter_counting.backward_config import as_text as backward_as_text
 from flops_parameter_counting.devices import dense_peak, device_names, named_device
-from flops_parameter_counting.emit_config import check_target, choose_dataset, config_text, write_config
+from flops_parameter_counting.emit_config import choose_dataset, config_text
 from flops_parameter_counting.grid_search import (
     DEFAULT_LAW,
     FLOPS_FORMULAS,
@@ -43,20 +44,24 @@ from flops_parameter_counting.grid_search import (
 )
 from flops_parameter_counting.hugging_face_config import Model, read_model
 from flops_parameter_counting.model_report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
+from flops_parameter_counting.outputs import check_target, write_json, write_whole
 from flops_parameter_counting.published_formula import LAW as PUBLISHED_LAW
 from flops_parameter_counting.scaling_laws import LAWS, find_law
 from flops_parameter_counting.search_report import as_json, report
 from flops_parameter_counting.search_report import as_text as search_as_text
+from run_config import RunConfig
 
 FROM_HARDWARE = "from the hardware"
+TOP_K = 10
 DEFAULT_DTYPE = Setting.dtype
 
 
 @exit_cleanly
 def main() -> int:
-    built = parser()
-    arguments = built.parse_args()
-    asked = [name for name in COMMANDS if getattr(arguments, name)]
+    check_signs(sys.argv[1:])
+    arguments = parser().parse_args()
+    given = [name for name, value in vars(arguments).items() if value is not None]  # no option has another default
+    asked = [name for name in COMMANDS if name in given]
     if not asked:
         raise UserError(
             "nothing to do: give --grid_search with a budget in FLOPs, for instance --grid_search 1e13, "
@@ -65,7 +70,6 @@ def main() -> int:
         )
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} are two commands: give one of them")
-    given = [name for name, value in vars(arguments).items() if value != built.get_default(name)]
     if foreign := [name for name in given if name not in COMMANDS and not takes(asked[0], name)]:
         raise UserError(f"--{foreign[0]} says nothing beside --{asked[0]}: drop it")
     return COMMANDS[asked[0]](arguments, sys.argv[1:])
@@ -94,7 +98,12 @@ def add_shared_arguments(built: ArgumentParser) -> None:
     group = built.add_argument_group("hardware: a budget for a search, or where a model is trained")
     add = group.add_argument
     add("--device", metavar="NAME", help=", ".join(device_names()))
-    add("--peak_flops", type=positive, help="of a device that is not listed: measured, as train.py prints it")
+    add(
+        "--peak_flops",
+        type=positive,
+        help="of a device that is not listed, such as a CPU: FLOP/s of a large matrix product in the compute dtype, "
+        "which train.py measures and prints when it starts",
+    )
     add("--devices", type=whole, help="how many (default: 1)")
     add("--mfu", type=positive, help="model FLOPs utilisation, full attention, above 0 and at most 1")
     add("--dtype", help=f"compute dtype: {', '.join(DTYPE_BYTES)} (default: {DEFAULT_DTYPE})")
@@ -103,7 +112,7 @@ def add_shared_arguments(built: ArgumentParser) -> None:
     add("--activation_checkpointing", action="store_true", default=None, help="keep only each block's input")
     add(
         "--strategy",
-        help=f"{', '.join(STRATEGIES)}: what the devices share (default: ddp for a model; for a search on several "
+        help=f"{', '.join(STRATEGIES)}: what the devices share (default: the config file's; for a search on several "
         "devices fsdp, under which the largest models fit)",
     )
 
@@ -133,21 +142,6 @@ def hardware_from(arguments: argparse.Namespace, dtype: str) -> Hardware:
     return Hardware(arguments.device, dense_peak(device, dtype), device.memory_bytes, device.bandwidth)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-def check_json_target(path: Path | None) -> None:
-    """Raises UserError for a file that cannot be written, before anything is computed."""
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"--json={path}: there is no folder {path.parent}")
-    if path is not None and path.is_dir():
-        raise UserError(f"--json={path} is a folder: name a file")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # --model_config
 
@@ -170,19 +164,21 @@ def add_model_arguments(built: ArgumentParser) -> None:
     )
     add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
     add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
-    built.add_argument("--validate", action="store_true", help="recount public models and small real ones")
+    built.add_argument(
+        "--validate", action="store_true", default=None, help="recount public models and small real ones"
+    )
 
 
 def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Read the model, print what it costs, and write it as data if asked."""
-    check_json_target(arguments.json)
+    check_target("json", arguments.json)
     model = read_model(arguments.model_config, arguments.vocab_size)
-    if model.architecture.vocab_size is None and model.run is None:
+    if model.architecture.vocab_size is None:
         raise UserError(f"{arguments.model_config}: the key vocab_size is missing")
     found = describe(model, setting_from(arguments, model))
-    print(as_text(found))
     if arguments.json is not None:
         write_json(arguments.json, found)
+    print(as_text(found))
     return 0
 
 
@@ -198,11 +194,11 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         if missing or hardware.peak_flops is None:
             lacking = missing[0] if missing else "device"
             raise UserError(f"the time of a training takes --tokens, --mfu and --device: --{lacking} is missing")
-    strategy = choice("strategy", arguments.strategy or "ddp", STRATEGIES)
+    sharing = sharing_from(arguments, run)
     for option in ("fsdp_replicas", "fsdp_cpu_offload"):
-        if getattr(arguments, option) is not None and strategy != "fsdp":
+        if getattr(arguments, option) is not None and sharing["strategy"] != "fsdp":
             raise UserError(f"--{option} is for FSDP: add --strategy fsdp")
-    if arguments.tensor_parallel is not None and strategy == "zero1":
+    if arguments.tensor_parallel is not None and sharing["strategy"] == "zero1":
         raise UserError("--strategy zero1 and --tensor_parallel exclude each other: take --strategy fsdp beside it")
     checkpointing = arguments.activation_checkpointing
     if checkpointing is None:
@@ -212,18 +208,32 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         micro_batch=arguments.micro_batch or (run.batch_size if run is not None else 1),
         dtype=dtype,
         activation_checkpointing=checkpointing,
-        devices=arguments.devices or 1,
-        strategy=strategy,
-        tensor_parallel=arguments.tensor_parallel or 1,
-        fsdp_replicas=arguments.fsdp_replicas or 1,
-        fsdp_cpu_offload=bool(arguments.fsdp_cpu_offload),
+        **sharing,
         hardware=hardware.name,
         peak_flops=hardware.peak_flops,
         device_memory=hardware.memory,
         bandwidth=hardware.bandwidth,
         tokens=arguments.tokens,
         mfu=arguments.mfu,
+        of_file=run or RunConfig(),
     )
+
+
+def sharing_from(arguments: argparse.Namespace, run: RunConfig | None) -> dict[str, Any]:
+    """What the devices share: the arguments', then the config file's, of which --strategy leaves tensor parallelism."""
+    run = run or RunConfig()
+    strategy = next((name for name, keys in STRATEGIES.items() if any(getattr(run, key) for key in keys)), "ddp")
+    if arguments.strategy is not None:
+        strategy = choice("strategy", arguments.strategy, STRATEGIES)
+        run = dataclasses.replace(run, fsdp_replicas=1, fsdp_cpu_offload=False)
+    tensor, replicas = arguments.tensor_parallel or run.tensor_parallel, arguments.fsdp_replicas or run.fsdp_replicas
+    return {
+        "strategy": strategy,
+        "tensor_parallel": tensor,
+        "fsdp_replicas": replicas,
+        "fsdp_cpu_offload": arguments.fsdp_cpu_offload or run.fsdp_cpu_offload,
+        "devices": arguments.devices or run.world_size or tensor * replicas,
+    }
 
 
 def choice(option: str, value: str, among: Collection[str]) -> str:
@@ -262,26 +272,25 @@ def add_search_arguments(built: ArgumentParser) -> None:
     )
     add(
         "--flops_formula",
-        default="exact",
-        help=f"{' or '.join(FLOPS_FORMULAS)} (which reproduces the published tables)",
+        help=f"{' or '.join(FLOPS_FORMULAS)} (which reproduces the published tables; default: exact)",
     )
-    add("--enforce_chinchilla", action="store_true", help="only 0.5 <= D / (20 N) <= 1.5")
+    add("--enforce_chinchilla", action="store_true", default=None, help="only 0.5 <= D / (20 N) <= 1.5")
     add("--unique_tokens", type=whole, help="tokens of the dataset: beyond them training repeats")
     add("--days", type=positive, help="of the hardware, which then makes the budget")
     add("--inference_tokens", type=whole, help="the budget also pays for so many tokens of inference")
     add("--tokens_min", type=positive)
     add("--tokens_max", type=positive)
     add("--max_params", type=positive)
-    add("--top_k", type=whole, default=10, help="candidates to print (default: 10)")
+    add("--top_k", type=whole, help=f"candidates to print (default: {TOP_K})")
 
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
-    add("--arch", default="llama3", help="llama3 or gpt2")
+    add("--arch", help="llama3 or gpt2 (default: llama3)")
     add("--hidden_sizes", type=sizes, metavar="SIZES", help="1024:8192:256, for instance")
     add("--layers", type=sizes, metavar="SIZES")
     add("--head_dims", type=sizes, metavar="SIZES")
     add("--kv_heads", type=sizes, metavar="SIZES", help="key and value heads")
-    add("--no_gqa", action="store_true", help="as many key and value heads as heads")
+    add("--no_gqa", action="store_true", default=None, help="as many key and value heads as heads")
     add("--ffn_expansion_ratio", type=positive, help="d_ff over n_embd")
     add("--weight_tying", type=boolean, metavar="BOOL", nargs="?", const=True)
     add("--aspect_ratio", type=interval, metavar="LOW:HIGH", help="n_embd / n_layer; 0:inf bounds nothing")
@@ -290,23 +299,26 @@ def add_search_arguments(built: ArgumentParser) -> None:
     add = group.add_argument
     add("--emit", type=Path, metavar="FILE.py", help="write the best candidate as a config file")
     add("--dataset", help="its dataset (default: python_stdlib for bytes, openwebtext for GPT-2's vocabulary)")
-    add("--force", action="store_true", help="overwrite it")
+    add("--data_dir", metavar="DIR", help="where datasets lie, as the config key (default: the repository's data)")
+    add("--force", action="store_true", default=None, help="overwrite it")
 
 
 def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
-    """Search, print, and write what was asked for; nothing is written when anything is wrong."""
+    """Search, write what was asked for, and print; nothing is written when anything is wrong."""
     check_outputs(arguments)
     search, notes = search_from(arguments)
-    emits = arguments.emit is not None
-    dataset = arguments.dataset or (choose_dataset(search.space.vocab_size) if emits else "")
-    result = grid_search(search, keep=max(arguments.top_k, KEPT))
-    found = report(result, uncertainty(result), arguments.top_k, notes)
-    text = config_text(found.best, search, found.rules, dataset, command(argv)) if emits else None
-    print(search_as_text(found))
+    emits, top_k, text = arguments.emit is not None, arguments.top_k or TOP_K, ""
+    dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size) if emits else None
+    result = grid_search(search, keep=max(top_k, KEPT))
+    found = report(result, uncertainty(result), top_k, notes)
+    if dataset is not None:
+        text = config_text(found.best, search, found.rules, dataset, command(argv))
     if arguments.json is not None:
         write_json(arguments.json, as_json(found))
-    if text is not None:
-        write_config(arguments.emit, text)
+    if emits:
+        write_whole(arguments.emit, text.encode())
+    print(search_as_text(found))
+    if emits:
         print(f"\nwrote {arguments.emit}: python train.py {arguments.emit} --dry_run shows what it will do")
     return 0
 
@@ -314,36 +326,41 @@ def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Raises UserError for a file that cannot be written, before anything is computed."""
     if arguments.emit is None:
-        for option in ("dataset", "force"):
-            if getattr(arguments, option):
+        for option in ("dataset", "data_dir", "force"):
+            if getattr(arguments, option) is not None:
                 raise UserError(f"--{option} is for the config file: give --emit too")
-    else:
-        check_target(arguments.emit, arguments.force)
-    check_json_target(arguments.json)
+    check_target("emit", arguments.emit, ".py", bool(arguments.force))
+    check_target("json", arguments.json)
 
 
 def search_from(arguments: argparse.Namespace) -> tuple[Search, list[str]]:
     """The search that the arguments describe, and what must be said about its budget."""
     budget, training, notes = budget_from(arguments)
-    published = arguments.flops_formula == "published"
+    return search_with(arguments, training, budget), notes
+
+
+def search_with(arguments: argparse.Namespace, training: Setting | None, budget: float) -> Search:
+    """With this budget, which also decides what the arguments leave open."""
+    flops_formula = arguments.flops_formula or "exact"
+    published = flops_formula == "published"
     aspect_ratio = arguments.aspect_ratio
     if aspect_ratio is None and not published:
         aspect_ratio = default_aspect_ratio(budget)
-    search = Search(
+    return Search(
         budget=budget,
         law=find_law(arguments.law or (PUBLISHED_LAW if published else DEFAULT_LAW)),
-        space=space_from(arguments, default_space(budget, arguments.arch)),
-        flops_formula=arguments.flops_formula,
+        space=space_from(arguments, default_space(budget, arguments.arch or "llama3")),
+        flops_formula=flops_formula,
         tokens_min=arguments.tokens_min,
         tokens_max=arguments.tokens_max,
         aspect_ratio=aspect_ratio,
-        enforce_chinchilla=arguments.enforce_chinchilla,
+        enforce_chinchilla=bool(arguments.enforce_chinchilla),
         max_params=arguments.max_params,
         unique_tokens=arguments.unique_tokens,
         inference_tokens=arguments.inference_tokens or 0,
         training=training,
+        with_budget=functools.partial(search_with, arguments, training),
     )
-    return search, notes
 
 
 def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpace:
@@ -409,11 +426,11 @@ def add_backward_argument(built: ArgumentParser) -> None:
 
 
 def backward_command(arguments: argparse.Namespace, argv: list[str]) -> int:
-    check_json_target(arguments.json)
+    check_target("json", arguments.json)
     found = answer(arguments.backward_config)
-    print(backward_as_text(found))
     if arguments.json is not None:
         write_json(arguments.json, found)
+    print(backward_as_text(found))
     return 0
 
 
@@ -475,6 +492,13 @@ def number(text: str, what: str) -> float:
 @converter
 def positive(text: str) -> float:
     return number(text, "a number above 0")
+
+
+def check_signs(argv: list[str]) -> None:
+    """Raises UserError for a negative number, which argparse may take for an option."""
+    for option, text in zip(["", *argv], argv, strict=False):
+        if re.fullmatch(r"-(\d.*|\.\d.*|inf)", text):
+            raise UserError(f"{option} {text}".strip() + ": no option takes a number below 0")
 
 
 def budget(text: str) -> float:

@@ -117,7 +117,9 @@ def named_device(name: str) -> Device:
             "the peak of a CPU is measured, not tabled: give what train.py prints at its start as peak_flops"
         )
     names = device_names()
-    raise UserError(f"device {name!r} is none of: {', '.join(names)}{did_you_mean(name, names)}")
+    kinds = [of_kind for of_kind in names if _plain(of_kind).startswith(f"{_plain(name)} ")]
+    hint = f" (did you mean {' or '.join(map(repr, kinds))}?)" if kinds else did_you_mean(name, names)
+    raise UserError(f"device {name!r} is none of: {', '.join(names)}{hint}")
 
 
 def dense_peak(device: Device, dtype: str) -> float:

@@ -6,18 +6,16 @@ its startup report shows the same.
 
 import dataclasses
 import math
-import os
 import textwrap
-from pathlib import Path
 
 from errors import UserError
+from flops_parameter_counting.datasets import UNPREPARED, Facts, known
 from flops_parameter_counting.grid_search import Candidate, Search, memory_of
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import STRATEGIES, Setting
 from flops_parameter_counting.scaling_laws import RuleValue, count_parameters
 from model_config import ModelArchitectureConfig
 
-BYTES_VOCABULARY, GPT2_VOCABULARY = 256, 50257
 MICRO_BATCH_TOKENS = 16_384
 FEW_TOKENS = 65_536  # a step with fewer has a noisy second moment, which a longer average steadies
 
@@ -77,22 +75,40 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def choose_dataset(vocab_size: int) -> str:
-    """Bytes are the embedded dataset's, 50,257 tokens and more OpenWebText's. Raises UserError for others."""
-    if vocab_size == BYTES_VOCABULARY:
-        return "python_stdlib"
-    if vocab_size >= GPT2_VOCABULARY:
-        return "openwebtext"
-    raise UserError(f"no dataset with a vocabulary of {vocab_size:,} is known: name it with --dataset")
+@dataclasses.dataclass(frozen=True)
+class DatasetChoice:
+    """What a config file trains on. `facts` None: nothing is known before it is prepared."""
+
+    name: str
+    data_dir: str | None
+    facts: Facts | None
 
 
-def config_text(candidate: Candidate, search: Search, rules: list[RuleValue], dataset: str, command: str) -> str:
+def choose_dataset(name: str | None, data_dir: str | None, vocab_size: int) -> DatasetChoice:
+    """`name`, or else the embedded dataset for bytes and OpenWebText for GPT-2's vocabulary and larger ones. Raises
+    UserError for a dataset without a folder, one of more token ids than `vocab_size`, and where none is known."""
+    if name is None:
+        fitting = {facts.vocab_size: dataset for dataset, facts in UNPREPARED.items()}
+        name = fitting.get(vocab_size, "openwebtext")
+        if vocab_size < UNPREPARED[name].vocab_size:
+            raise UserError(f"no dataset with a vocabulary of {vocab_size:,} is known: name it with --dataset")
+    facts = known(name, data_dir)
+    if facts is not None and vocab_size < facts.vocab_size:
+        raise UserError(
+            f"--vocab_size={vocab_size}: the dataset {name!r} has {facts.vocab_size} token ids: take at least as many"
+        )
+    return DatasetChoice(name, data_dir, facts)
+
+
+def config_text(
+    candidate: Candidate, search: Search, rules: list[RuleValue], dataset: DatasetChoice, command: str
+) -> str:
     """The config file. `command` is what made it."""
     sizes, model = run_sizes(candidate, search, rules), candidate.config(search.space)
     paragraphs = [
         _purpose(sizes, model, search, command),
         _architecture(model),
-        _data(dataset, model),
+        _data(dataset, model, sizes),
         _steps(sizes, search, model, rules),
         _learning_rate(sizes, rules),
         _intervals(sizes),
@@ -162,8 +178,21 @@ def _architecture(model: ModelArchitectureConfig) -> str:
     return "\n".join(lines)
 
 
-def _data(dataset: str, model: ModelArchitectureConfig) -> str:
-    return f'dataset = "{dataset}"  # python data/{dataset}/prepare.py\nvocab_size = {model.vocab_size}'
+def _data(dataset: DatasetChoice, model: ModelArchitectureConfig, sizes: RunSizes) -> str:
+    name, facts, lines = dataset.name, dataset.facts, []
+    if facts is not None and facts.tokens is not None and sizes.tokens > facts.tokens:
+        lines.append(
+            f"# {name} has {facts.tokens:.4g} tokens, and the run passes over them {sizes.tokens / facts.tokens:.3g} "
+            f"times:\n#   --unique_tokens {facts.tokens:.4g} lets the search count what repeated ones are worth."
+        )
+    if facts is not None and facts.vocab_size != model.vocab_size:
+        lines.append(
+            f"# Of {model.vocab_size:,} token ids its tokenizer has {facts.vocab_size:,}: the others never occur."
+        )
+    lines.append(f'dataset = "{name}"  # python data/{name}/prepare.py')
+    if dataset.data_dir is not None:
+        lines.append(f"data_dir = {dataset.data_dir!r}")
+    return "\n".join([*lines, f"vocab_size = {model.vocab_size}"])
 
 
 def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rules: list[RuleValue]) -> str:
@@ -211,24 +240,3 @@ def _on_devices(training: Setting) -> str:
     if training.dtype != "bfloat16":  # which dtype = "auto" takes on such devices
         lines.append('dtype = "float32"' if training.dtype == "tf32" else f'dtype = "{training.dtype}"')
     return "\n".join(lines)
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Raises UserError for a config file that cannot be written, or that exists."""
-    if path.suffix != ".py":
-        raise UserError(f"--emit={path}: a config file is a Python file, *.py")
-    if not path.parent.is_dir():
-        raise UserError(f"--emit={path}: there is no folder {path.parent}")
-    if path.exists() and not force:
-        raise UserError(f"--emit={path}: the file exists; --force overwrites it")
-
-
-def write_config(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,10 @@ from flops_parameter_counting.law_fitting import (
     middle_95,
     optimal_parameters,
     predicted,
+    too_narrow,
 )
 from flops_parameter_counting.loss_points import Measured, read_points
+from flops_parameter_counting.outputs import check_target, write_whole
 from flops_parameter_counting.scaling_laws import CONSTANTS, N_MEANINGS
 
 FEWEST_DRAWS = 40  # 2.5 % of them is one
@@ -59,23 +60,30 @@ class Fitted:
             return {}
         return {name: middle_95(values) for name, values in zip(CONSTANTS, self.draws.T, strict=True)}
 
+    @property
+    def notes(self) -> list[str]:
+        narrow = [] if self.draws is None else too_narrow(self.draws, self.measured.points)
+        return [*narrow, *self.measured.notes]
+
 
 @exit_cleanly
 def main() -> int:
     arguments = parse_arguments()
-    check_outputs(arguments)
+    check_target("out", arguments.out, ".json", arguments.force)
+    check_target("png", arguments.png, ".png", arguments.force)
     measured = read_points(arguments.points, arguments.n_meaning)
     fitted = fit_everything(measured, arguments)
     picture = draw(fitted) if arguments.png is not None else None
-    print(as_text(fitted))
+    written = []
     if arguments.out is not None:
         write_whole(arguments.out, (json.dumps(as_json(fitted), allow_nan=False) + "\n").encode())
-        print(
-            f"\nwrote {arguments.out}: detailed_cost_analysis.py --grid_search FLOPS --law {arguments.out} plans by it"
+        written.append(
+            f"wrote {arguments.out}: detailed_cost_analysis.py --grid_search FLOPS --law {arguments.out} plans by it"
         )
     if picture is not None:
         write_whole(arguments.png, picture)
-        print(f"wrote {arguments.png}")
+        written.append(f"wrote {arguments.png}")
+    print("\n".join([as_text(fitted), *([""] if written else []), *written]))
     return 0
 
 
@@ -109,19 +117,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def check_outputs(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a file that cannot be written, before anything is computed."""
-    for option, path, suffix in (("out", arguments.out, ".json"), ("png", arguments.png, ".png")):
-        if path is None:
-            continue
-        if path.suffix != suffix:
-            raise UserError(f"--{option}={path}: the file's name must end in {suffix}")
-        if not path.parent.is_dir():
-            raise UserError(f"--{option}={path}: there is no folder {path.parent}")
-        if path.exists() and not arguments.force:
-            raise UserError(f"--{option}={path}: the file exists; --force overwrites it")
-
-
 def fit_everything(measured: Measured, arguments: argparse.Namespace) -> Fitted:
     """Raises UserError where the points do not support a law."""
     points = measured.points
@@ -134,17 +129,6 @@ def fit_everything(measured: Measured, arguments: argparse.Namespace) -> Fitted:
         except UserError as error:
             held_out = f"not possible, without the largest budget {error}"
     return Fitted(measured, arguments.n_meaning, fit, draws, arguments.bootstrap, arguments.seed, held_out)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +161,7 @@ def as_json(fitted: Fitted) -> dict[str, Any]:
         "seed": fitted.seed,
         "intervals_95": {name: list(interval) for name, interval in fitted.intervals.items()},
         "held_out": held_out,
-        "notes": fitted.measured.notes,
+        "notes": fitted.notes,
         "points_N_D_loss": np.column_stack([points.n, points.d, points.loss]).tolist(),
     }
     return law
@@ -218,7 +202,7 @@ def as_text(fitted: Fitted) -> str:
         lines.append(
             f"note: {left_out} of {fitted.draws_asked:,} resamples gave no law (an exponent or E of 0) and are left out"
         )
-    lines += [f"note: {note}" for note in fitted.measured.notes]
+    lines += [f"note: {note}" for note in fitted.notes]
     return "\n".join(lines)
 
 

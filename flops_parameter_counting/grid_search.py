@@ -213,6 +213,7 @@ class Search:
     unique_tokens: float | None = None
     inference_tokens: int = 0
     training: Setting | None = None  # on which devices and how, where what they hold is asked
+    with_budget: Callable[[float], "Search"] | None = None  # the same question of another budget; None: the same space
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < math.inf:
@@ -277,7 +278,8 @@ def _bounds(search: Search) -> dict[str, Bound]:
     if search.aspect_ratio is not None:
         bounds["aspect"] = Bound("n_embd / n_layer", *search.aspect_ratio, _advise_on_aspect)
     if search.max_params is not None:
-        bounds["params"] = Bound("the number of parameters", 0, search.max_params, _advise_on_params)
+        advice = functools.partial(_advise_on_params, search)
+        bounds["params"] = Bound("the number of parameters", 0, search.max_params, advice)
     if search.training is not None and search.training.device_memory is not None:
         gigabytes, advice = search.training.device_memory / 1e9, functools.partial(_advise_on_memory, search)
         bounds["memory"] = Bound("the memory of a device in GB", 0, gigabytes, advice)
@@ -297,8 +299,13 @@ def _advise_on_aspect(bound: Bound) -> str:
     return "widen --aspect_ratio, or change --hidden_sizes and --layers"
 
 
-def _advise_on_params(bound: Bound) -> str:
-    return f"raise --max_params to at least {bound.smallest:.4g}, or take smaller --hidden_sizes and --layers"
+def _advise_on_params(search: Search, bound: Bound) -> str:
+    """The fewest parameters of what is feasible without the bound."""
+    smaller = "take smaller --hidden_sizes and --layers"
+    found = _search(dataclasses.replace(search, max_params=None), KEPT)
+    if isinstance(found, Bound):
+        return smaller
+    return f"raise --max_params to at least {int(found.best['n_params'].min())}, or {smaller}"
 
 
 def _advise_on_memory(search: Search, bound: Bound) -> str:
@@ -329,16 +336,31 @@ def _advise_on_memory(search: Search, bound: Bound) -> str:
 
 
 def _advise_on_tokens(search: Search, bound: Bound) -> str:
-    if bound.largest < 0:
-        return "the inference alone costs more than the budget: lower --inference_tokens or raise the budget"
-    if bound.largest < bound.low and not search.inference_tokens and bound.largest > 0:
-        budget = 1.005 * search.budget * bound.low / bound.largest  # rounded up to three digits
-        return f"raise the budget to at least {budget:.3g} FLOPs, lower --tokens_min, or take smaller models"
     if bound.largest < bound.low:
-        return "raise the budget, lower --tokens_min, or take smaller models"
+        budget = _budget_that_suffices(search, bound.low / bound.largest if bound.largest > 0 else 1.0)
+        more = "" if budget is None else f"raise the budget to at least {budget:.3g} FLOPs, or "
+        if bound.largest < 0:
+            return f"the inference alone costs more than the budget: {more}lower --inference_tokens"
+        return f"{more}lower --tokens_min, or take smaller models"
     if bound.smallest > bound.high:
         return "lower the budget, raise --tokens_max, or take larger --hidden_sizes and --layers"
     return "widen --tokens_min and --tokens_max, or take a finer space"
+
+
+def _budget_that_suffices(search: Search, factor: float) -> float | None:
+    """The first of ever larger budgets, from `factor` times the search's, with which something is feasible: another
+    budget may also mean another space. None where that does not come."""
+    budget = factor * search.budget
+    for _ in range(80):
+        budget = float(f"{1.005 * budget:.3g}")  # rounded up to three digits
+        try:
+            larger = search.with_budget(budget) if search.with_budget else dataclasses.replace(search, budget=budget)
+            if isinstance(_search(larger, keep=1), Result):
+                return budget
+        except UserError:  # what is given of the space does not go with what follows from this budget
+            pass
+        budget *= 1.5
+    return None
 
 
 def _advise_on_ratio(bound: Bound) -> str:
@@ -436,6 +458,14 @@ def memory_of(config: ModelArchitectureConfig, training: Setting) -> int:
 
 def grid_search(search: Search, keep: int = KEPT) -> Result:
     """The `keep` best of all candidates. Raises UserError, naming the bound, when nothing is feasible."""
+    found = _search(search, keep)
+    if isinstance(found, Bound):
+        raise UserError(found.why_nothing())
+    return found
+
+
+def _search(search: Search, keep: int) -> Result | Bound:
+    """As `grid_search`, with the bound that leaves nothing in place of the error."""
     bounds = _bounds(search)
     grid = published_formula.token_grid(search.tokens_min, search.tokens_max) if search.is_published else None
     chunk = max(1, CHUNK // (1 if grid is None else len(grid)))
@@ -445,7 +475,7 @@ def grid_search(search: Search, keep: int = KEPT) -> Result:
         kept.add(_evaluate(search, architectures, grid, bounds))
     for bound in bounds.values():
         if bound.passed == 0:
-            raise UserError(bound.why_nothing())
+            return bound
     passed_chinchilla = bounds["chinchilla"].passed if "chinchilla" in bounds else None
     passed_all = list(bounds.values())[-1].passed
     return Result(search, kept.best(), len(search.space), passed_chinchilla, passed_all, bounds)
@@ -547,10 +577,10 @@ def _with_progress(items: Iterable[_Item], total: int, unit: str, work: int) -> 
 class Uncertainty:
     """What the bootstrap draws of a law say about the candidates of a result, best first.
 
-    Arrays (candidates,): `p_best`, the share of draws in which a candidate is the best; `regret`, how much more loss
-    than the draw's best it has, averaged over the draws; `within_noise`, whether it is at least as good as the first
-    one in 5 % of the draws or more. Intervals hold the middle 95 % of the draws: the first candidate's loss, and N
-    and D of each draw's best.
+    Arrays (candidates,): `p_best`, the share of draws in which a candidate is the best (equals divide a draw equally);
+    `regret`, how much more loss than the draw's best it has, averaged over the draws; `within_noise`, whether it is at
+    least as good as the first one in 5 % of the draws or more. Intervals hold the middle 95 % of the draws: the first
+    candidate's loss, and N and D of each draw's best.
     """
 
     p_best: np.ndarray
@@ -567,17 +597,19 @@ def uncertainty(result: Result) -> Uncertainty | None:
     if law.draws is None:
         return None
     winners, first_losses = [], []
-    regret, as_good = np.zeros(len(best["loss"])), np.zeros(len(best["loss"]))
+    p_best, regret, as_good = (np.zeros(len(best["loss"])) for _ in range(3))
     work = len(law.draws) * (2_000 + len(best["loss"])) // 16  # beside a candidate of the search, a loss is cheap
     for constants in _with_progress(law.draws, len(law.draws), "draw", work):
         losses = law.drawn(constants).loss(best["n_law"], best["tokens"], result.search.unique_tokens)
         winners.append(int(losses.argmin()))
         first_losses.append(losses[0])
+        is_best = losses == losses[winners[-1]]
+        p_best += is_best / np.count_nonzero(is_best)
         regret += losses - losses[winners[-1]]
         as_good += losses <= losses[0]
     n_draws = len(law.draws)
     return Uncertainty(
-        p_best=np.bincount(winners, minlength=len(regret)) / n_draws,
+        p_best=p_best / n_draws,
         regret=regret / n_draws,
         within_noise=as_good / n_draws >= 0.05,
         loss=_middle_95(first_losses),

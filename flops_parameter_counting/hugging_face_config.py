@@ -6,19 +6,16 @@ every other key is understood or refused. No torch.
 """
 
 import dataclasses
-import json
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from configurator import KEYS, from_dict, load
+from configurator import KEYS, from_dict, load, with_vocabulary
 from errors import UserError, did_you_mean
-from flops_parameter_counting.published_architectures import (
-    PublishedArchitecture,
-)
+from flops_parameter_counting.datasets import prepared
+from flops_parameter_counting.json_files import read_json
+from flops_parameter_counting.published_architectures import PublishedArchitecture
 from model_config import ModelArchitectureConfig
 from run_config import RunConfig
 
@@ -40,10 +37,19 @@ class Model:
 
 
 def read_model(path: Path, vocab_size: int | None = None) -> Model:
-    """Raises UserError, naming the file and the key. `vocab_size` is for a config file that leaves it to a dataset."""
+    """Raises UserError, naming the file and the key. A config file may leave the vocabulary to its dataset, if that is
+    prepared, or to `vocab_size`."""
     if path.suffix == ".py":
         given = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
         configuration = load([str(path), *given])
+        if configuration.model.vocab_size is None:
+            dataset = prepared(configuration.run.dataset, configuration.run.data_dir)
+            if dataset is None:
+                raise UserError(
+                    f"{path}: its vocabulary is that of the dataset {configuration.run.dataset!r}, which is not "
+                    "prepared: prepare it, or give a vocab_size"
+                )
+            configuration = with_vocabulary(configuration, dataset.vocab_size)
         return Model(configuration.name, "config file", configuration.model, run=configuration.run)
     if vocab_size is not None:
         raise UserError(f"--vocab_size is for a config file; {path} says its own")
@@ -68,44 +74,6 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
         hint = did_you_mean(str(model_type), FAMILIES)
         raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{hint}")
     return _read_family(FAMILIES[model_type], model_type, values, name)
-
-
-_STRING = r'"(?:\\.|[^"\\])*"'
-_STRING_OR_COMMENT = re.compile(_STRING + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
-_STRING_OR_LAST_COMMA = re.compile(_STRING + r"|,(?=\s*[}\]])", re.DOTALL)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, with // and /* */ comments and a comma after the last item or without. Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read it: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError("cannot read it: it is not UTF-8 text") from None
-
-    def blank(match: re.Match) -> str:
-        return match[0] if match[0].startswith('"') else re.sub(r"[^\n]", " ", match[0])  # lines keep their numbers
-
-    text = _STRING_OR_LAST_COMMA.sub(blank, _STRING_OR_COMMENT.sub(blank, text))
-    try:
-        values = json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"line {error.lineno}: {error.msg}") from None
-    except ValueError:  # Python reads no whole number of more than some thousand digits
-        raise UserError("a number in it is too long") from None
-    except RecursionError:
-        raise UserError("it is nested too deeply") from None
-    if not isinstance(values, dict):
-        raise UserError("it holds no object of keys and values")
-    return values
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, times in Counter(key for key, _ in pairs).items():
-        if times > 1:
-            raise UserError(f"{key} is given {times} times: keep one")
-    return dict(pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,6 +152,9 @@ def _check_optional(key: str, value: Any, default: Any) -> None:
     elif isinstance(default, str):
         if value != default:
             _check_size(key, value)
+    elif key == "ssm_cfg":
+        if value not in (None, {}):
+            raise UserError(f"ssm_cfg={value!r} beside a model_type is not known here")
     elif key in ("layer_types", "attn_layer_indices"):
         if value is not None and not isinstance(value, list):
             raise UserError(f"{key}={value!r}: expected a list")
@@ -341,8 +312,6 @@ def _state_space(values: _Values, mixer: str) -> dict[str, Any]:
     for key, expected in (("d_model", width), ("n_layer", layers), ("d_inner", values["expand"] * width)):
         _agree(values, key, "what hidden_size, num_hidden_layers and expand say", expected)
     _agree(values, "intermediate_size", "expand x hidden_size", values["expand"] * width)
-    if values["ssm_cfg"] not in (None, {}):
-        raise UserError(f"ssm_cfg={values['ssm_cfg']!r} beside a model_type is not known here")
     return {
         "n_layer": layers,
         "n_head": 1,

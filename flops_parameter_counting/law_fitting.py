@@ -29,6 +29,7 @@ FEWEST_POINTS = 10  # two for each constant
 FEWEST_VALUES = 3  # of N, and of D: a power law with an offset has three constants
 NARROWEST_SPAN = 2.0  # largest over smallest N, D and D/N
 RESOLVED = 2.0  # standard errors that an exponent must be above 0
+WELL_KNOWN = 2.0  # largest over smallest of an exponent's middle 95 %, above which the points are called narrow
 WIDER = "add runs with other N and D"
 
 
@@ -306,6 +307,20 @@ def are_laws(constants: np.ndarray, points: Points) -> np.ndarray:
     """Whether constants (rows, 5) are finite and above 0, E by more than HUBER_DELTA of the lowest loss: (rows,)."""
     positive = (np.isfinite(constants) & (constants > 0)).all(axis=1)
     return positive & (constants[:, 0] > HUBER_DELTA * points.loss.min())
+
+
+def too_narrow(draws: np.ndarray, points: Points) -> list[str]:
+    """What must be said where the bootstrap `draws` (k, 5) leave an exponent open by more than a factor of WELL_KNOWN:
+    whatever is extrapolated with it is open by as much, in logarithms."""
+    lines = []
+    for name, values in zip(CONSTANTS[3:], draws.T[3:], strict=True):
+        low, high = middle_95(values)
+        if high > WELL_KNOWN * low:
+            lines.append(
+                f"the points are too narrow to say {name}: its 95 % interval, {low:.3g} to {high:.3g}, spans more than "
+                f"a factor of {WELL_KNOWN:g}; {_spans(points)}; {WIDER}"
+            )
+    return lines
 
 
 def _spans(points: Points) -> str:

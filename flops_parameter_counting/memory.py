@@ -51,6 +51,11 @@ class MicroBatch:
             raise ValueError("the architecture is not resolved: call model_config.resolve_architecture")
         return self.config.d_ff
 
+    @property
+    def query_width(self) -> int:
+        """Of all heads: n_embd for what train.py builds."""
+        return self.config.n_head * self.config.head_dim
+
     def dropout_mask(self, elements: int, e: int) -> int:
         """Kept as the factor of every element, in the dtype of its input."""
         return elements * e if self.config.dropout else 0
@@ -175,9 +180,9 @@ def sdpa(batch: MicroBatch) -> int:
     config, e = batch.config, batch.e
     scores = batch.tokens * config.n_head * config.block_size
     if config.dropout:
-        return 3 * batch.tokens * 4 * config.n_embd + 3 * scores * 4  # softmax, dropout's mask, dropped weights
+        return 3 * batch.tokens * 4 * batch.query_width + 3 * scores * 4  # softmax, dropout's mask, dropped weights
     mask = config.n_head * config.block_size**2 * e if config.position_encoding in _BIASES_SCORES else 0
-    q_and_out, k_and_v = 2 * config.n_embd, 2 * config.kv_heads * config.head_dim
+    q_and_out, k_and_v = 2 * batch.query_width, 2 * config.kv_heads * config.head_dim
     return batch.tokens * (q_and_out + k_and_v) * e + batch.tokens * config.n_head * 4 + mask
 
 
@@ -189,7 +194,7 @@ def manual(batch: MicroBatch) -> int:
     scores = batch.tokens * config.n_head * config.block_size
     softmax = scores * 4 if e < 4 or config.dropout else 0
     weights = scores * e + batch.dropout_mask(scores, e)
-    return 3 * batch.tokens * config.n_embd * e + config.block_size**2 + softmax + weights
+    return 3 * batch.tokens * batch.query_width * e + config.block_size**2 + softmax + weights
 
 
 @register_memory("mixer", "attention")
@@ -203,7 +208,7 @@ def attention(batch: MicroBatch) -> int:
     return (
         batch.linear_inputs(config.n_embd, layers=3)
         + kept_bytes("attention_backend", config.attention_backend, batch)
-        + batch.tokens * config.n_embd * batch.e * is_copied
+        + batch.tokens * batch.query_width * batch.e * is_copied
     )
 
 
@@ -341,10 +346,10 @@ def _gathered(blocks: int, root: int, layers: int, run: RunConfig, e: int) -> in
 
 
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
-    """`activations` are those at the end of a forward pass, `loss` what the head adds to them. Tensor parallelism
-    divides them, too, but for what each rank gathers of them."""
+    """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
+    parallelism divides them, too, but for what each rank gathers of them."""
     batch = MicroBatch(config, run.batch_size, e, mesh.tensor, weights_are_cast=run.use_fsdp)
-    return {"activations": activation_bytes(batch, run.activation_checkpointing), "loss": loss_bytes(batch)}
+    return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
 
 
 def training_memory(

@@ -12,6 +12,7 @@ from flops_parameter_counting.memory import COMPUTE_BYTES, OFFLOADED, state_memo
 from flops_parameter_counting.published_architectures import (
     Breakdown,
     absorbed_scores,
+    activations_not_known,
     breakdown,
     cache_elements,
     palm_scores,
@@ -34,7 +35,7 @@ class Setting:
 
     `tensor_parallel`, `fsdp_replicas` and `fsdp_cpu_offload` are the run's keys of these names. `peak_flops` is one
     device's dense peak in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth`
-    (bytes per second) are known for devices of the table.
+    (bytes per second) are known for devices of the table. What no field here says of a run is as `of_file` has it.
     """
 
     sequence_length: int | None = None
@@ -52,17 +53,20 @@ class Setting:
     bandwidth: float | None = None
     tokens: float | None = None
     mfu: float | None = None
+    of_file: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     @property
     def run(self) -> RunConfig:
         """The keys with which train.py trains so."""
-        return RunConfig(
+        strategies = dict.fromkeys((key for keys in STRATEGIES.values() for key in keys), False)
+        return dataclasses.replace(
+            self.of_file,
             batch_size=self.micro_batch,
             activation_checkpointing=self.activation_checkpointing,
             tensor_parallel=self.tensor_parallel,
             fsdp_replicas=self.fsdp_replicas,
             fsdp_cpu_offload=self.fsdp_cpu_offload,
-            **STRATEGIES[self.strategy],
+            **(strategies | STRATEGIES[self.strategy]),
         )
 
 
@@ -82,8 +86,8 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
             "active_by_part": _without_zeros(cost.active),
         },
         "flops_per_token": _flops(model.architecture, cost, length),
-        "memory": memory_per_device(model.architecture, cost.parameters, length, setting),
-        "cache": _cache(model.architecture, length, setting),
+        "memory": memory_per_device(model.architecture, cost.parameters, length, setting)
+        | {"cache": _cache(model.architecture, length, setting)},
         "decoding": _decoding(model.architecture, cost, length, setting),
         "time": _time(cost, setting),
         "notes": list(model.notes),
@@ -142,7 +146,7 @@ def memory_per_device(
     itself.
 
     `parts` are the model's parameters by part. The sizes of `config` may be those of a search's grid, and the bytes
-    are then its arrays. Of what train.py cannot build the state is known, and activations and loss are not.
+    are then its arrays. Where activations and logits are not known, `not_known` says why.
     Raises UserError where so many devices cannot share the model.
     """
     run, plain, e = setting.run, trainable(config), DTYPE_BYTES[setting.dtype]
@@ -152,11 +156,10 @@ def memory_per_device(
     mesh = mesh_of(run, setting.devices)
     whole = parameters_of_parts(parts, config.n_layer) if plain is None else parameters(plain, parts)
     by_part = state_memory(whole, run, mesh, e)
-    not_known: str | None = "activations are known for architectures that train.py builds only"
-    if plain is not None:
+    not_known = activations_not_known(config, length)
+    if not_known is None:
         try:
-            by_part |= working_memory(dataclasses.replace(plain, block_size=length), run, mesh, e)
-            not_known = None
+            by_part |= working_memory(dataclasses.replace(config, block_size=length), run, mesh, e)
         except UserError as error:  # a component of the user's own whose memory nobody has written down
             not_known = str(error)
     in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
@@ -242,7 +245,7 @@ def as_text(found: dict[str, Any]) -> str:
         _parameters_text(found["parameters"]),
         _flops_text(found["flops_per_token"]),
         _memory_text(found["memory"]),
-        _decoding_text(found["cache"], found["decoding"]),
+        _decoding_text(found["memory"]["cache"], found["decoding"]),
     ]
     if found["time"] is not None:
         paragraphs.append(_time_text(found["time"]))
@@ -282,15 +285,16 @@ def _flops_text(flops: dict[str, Any]) -> str:
 
 def _memory_text(memory: dict[str, Any]) -> str:
     checkpointing = ", activation checkpointing" if memory["activation_checkpointing"] else ""
+    at_least = "at least " if memory["not_known"] else ""
     lines = [
-        f"MEMORY OF TRAINING {memory['total'] / 1e9:,.2f} GB on {_devices(memory)} "
+        f"MEMORY OF TRAINING {at_least}{memory['total'] / 1e9:,.2f} GB on {_devices(memory)} "
         f"(micro-batch {memory['micro_batch']}, {memory['dtype']}{checkpointing}; master weights float32, AdamW)"
     ]
     for part, size in memory["by_part"].items():
         where = "  in main memory" if part in memory["in_main_memory"] else ""
-        lines.append(f"  {part:<26}{size / 1e9:>22,.3f} GB{where}")
+        lines.append(f"  {part:<26}{size / 1e9:>22,.{1 if size >= 1e11 else 3}f} GB{where}")
     if memory["not_known"]:
-        lines.append(f"  without activations:      {memory['not_known']}")
+        lines.append(f"  {memory['not_known']}")
     if memory["fits"] is not None:
         verdict = "fits" if memory["fits"] else "does not fit"
         lines.append(f"  {verdict} in the device's {memory['device_memory'] / 1e9:,.0f} GB")

@@ -239,6 +239,24 @@ def trainable(config: ModelArchitectureConfig) -> ModelArchitectureConfig | None
     return plain if same else None
 
 
+def activations_not_known(config: ModelArchitectureConfig, length: int) -> str | None:
+    """Why memory.py's formulas do not hold for an architecture that train.py does not build; None where they do.
+
+    Biases and other widths of heads keep nothing else than Llama's blocks do, and a window as long as the sequence
+    hides nothing."""
+    if not isinstance(config, PublishedArchitecture):
+        return None
+    kinds = {kind for layer in config.layers for kind in layer if kind not in ("attention", "dense", None)}
+    if config.window is not None and config.window >= length:
+        kinds.discard("sliding_attention")
+    if config.qk_norm:
+        kinds.add("norms of queries and keys")
+    if not kinds:
+        return None
+    listed = ", ".join(sorted(kind.replace("_", " ") for kind in kinds))
+    return f"activations and logits are not counted here, of a model with {listed}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
     """Parameters by part, those that a token meets, and forward FLOPs per token by part in the two conventions."""

@@ -5,7 +5,6 @@ different tokenizers do not compare. Each law and each rule names the N that it 
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError, did_you_mean
+from flops_parameter_counting.json_files import read_json
 from flops_parameter_counting.model_cost import ModelCost
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
@@ -173,27 +173,19 @@ _OPTIONAL = ("name", "range", "draws", "standard_errors", "fit")
 def read_law(path: Path) -> Law:
     """A law that was fitted and written to JSON; its name is the file's unless it says another. Raises UserError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the law file: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: the law file is not JSON: {' '.join(str(error).splitlines())}") from None
-    try:
-        return law_from(values, path.stem)
+        return law_from(read_json(path), path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def law_from(values: Any, name: str) -> Law:
+def law_from(values: dict[str, Any], name: str) -> Law:
     """The law of a law file's content, called `name` unless it says another. Raises UserError."""
-    if not isinstance(values, dict):
-        raise UserError("a law file is one JSON object")
     for key in values:
         if key not in _REQUIRED + _OPTIONAL:
             raise UserError(f"unknown key {key!r}{did_you_mean(key, _REQUIRED + _OPTIONAL)}")
     if missing := [key for key in _REQUIRED if key not in values]:
         raise UserError(f"the law lacks {', '.join(missing)}")
-    if values["N"] not in N_MEANINGS:
+    if not isinstance(values["N"], str) or values["N"] not in N_MEANINGS:
         raise UserError(f"N={values['N']!r} is none of: {', '.join(N_MEANINGS)}")
     constants: dict[str, Any] = {key: _positive(values[key], key) for key in CONSTANTS}
     ranges = values.get("range", {})
@@ -203,8 +195,8 @@ def law_from(values: Any, name: str) -> Law:
     if errors is not None and (not isinstance(errors, dict) or set(errors) != set(CONSTANTS)):
         raise UserError(f"standard_errors must have exactly the keys {', '.join(CONSTANTS)}")
     return Law(
-        name=str(values.get("name", name)),
-        source=str(values["source"]),
+        name=_text(values.get("name", name), "name"),
+        source=_text(values["source"], "source"),
         N=values["N"],
         n_range=_interval(ranges["N"], "range of N") if "N" in ranges else None,
         d_range=_interval(ranges["D"], "range of D") if "D" in ranges else None,
@@ -214,8 +206,14 @@ def law_from(values: Any, name: str) -> Law:
     )
 
 
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise UserError(f"{name}={value!r} must be a text in quotes, on one line")
+    return value
+
+
 def _positive(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value < 1e300:  # whole numbers of JSON go beyond what a float holds
         raise UserError(f"{name}={value!r} must be a number above 0")
     return float(value)
 
@@ -234,7 +232,7 @@ def _draws(value: Any) -> np.ndarray:
     wanted = f"draws must be a list of at least two [{', '.join(CONSTANTS)}], each a number above 0"
     try:
         draws = np.array(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(wanted) from None
     if draws.ndim != 2 or draws.shape[0] < 2 or draws.shape[1] != len(CONSTANTS):
         raise UserError(wanted)

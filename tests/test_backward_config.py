@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from configurator import as_dict, load
 from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.backward_config import backward, read_question
+from flops_parameter_counting.backward_config import answer, as_text, backward, read_question
 from flops_parameter_counting.hugging_face_config import Model
 from flops_parameter_counting.model_report import Setting, describe
 from flops_parameter_counting.scaling_laws import LAWS
@@ -35,6 +37,9 @@ WEIGHTS = 18 * 2048 * (2 * 2048 + 2 * 1024 + 3 * 7168)
 N = WEIGHTS + 2 * 128256 * 2048 + (2 * 18 + 1) * 2048
 FLOPS_PER_TOKEN = 3 * (2 * WEIGHTS + 18 * 4 * 2048 * 2048 + 2 * 128256 * 2048)
 C = 989.4e12 * 8 * 240 * 3600 * 0.45
+
+
+LAW = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28, "N": "total", "source": "a test"}
 
 
 @pytest.fixture
@@ -241,12 +246,41 @@ def test_the_example_prints_what_it_writes(command, tmp_path):
         assert text in out, text
 
 
-def test_the_search_that_it_names_has_the_same_budget(command, tmp_path):
-    _, out, _ = command("--backward_config", str(EXAMPLE))
-    options = re.search(r"an architecture for these machines: (--grid_search .*)", out).group(1).split()
-    code, _, err = command(*options, f"--json={tmp_path / 'found.json'}")
+SHAPE = "--hidden_sizes 2048 --layers 18 --head_dims 128 --kv_heads 8 --ffn_expansion_ratio 3.5 --aspect_ratio 0:inf"
+PLENTY = {"unique_tokens": 10**13, "epochs": 2}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        QUESTION,
+        with_("architecture", vocab_size=50304, weight_tying=True, block_size=1024) | {"scaling_law": "hoffmann"},
+        with_("training_efficiency", mfu=0.31, micro_batch=2, activation_checkpointing=True)
+        | {"scaling_law": "muennighoff", "dataset_constraints": PLENTY | {"sequence_length": 4096}},
+        with_("training_gear", gpu_type="mine", peak_flops=3.3e14, device_memory_gb=96, available_hours=100.1),
+        with_("training_gear", gpu_type="V100", dtype="float16", num_gpus=64) | {"scaling_law": "law.json"},
+        QUESTION | {"scaling_law": {**LAW, "E": 1.1}},
+    ],
+)
+def test_the_search_that_it_names_finds_the_same_in_the_space_of_this_model(command, tmp_path, monkeypatch, values):
+    """Its N, its D to the last token, its loss."""
+    monkeypatch.chdir(tmp_path)
+    law = values.get("scaling_law")
+    Path("law.json").write_text(json.dumps(law if isinstance(law, dict) else LAW))
+    Path("question.jsonc").write_text(json.dumps(values))
+    _, out, _ = command("--backward_config", "question.jsonc", "--json=answer.json")
+    answer = json.loads(Path("answer.json").read_text())
+    line = re.search(r"an architecture for these machines.*:\n +(python .*)", out).group(1)
+    assert line == answer["search"]
+    code, _, err = command(*shlex.split(line)[2:], "--json=found.json")
     assert code == 0, err
-    assert json.loads((tmp_path / "found.json").read_text())["budget"] == pytest.approx(C)
+    code, _, err = command(*shlex.split(line)[2:], *SHAPE.split(), "--json=found.json")
+    assert code == 0, err
+    best = json.loads(Path("found.json").read_text())["candidates"][0]
+    assert (best["n_params"], best["tokens"]) == (answer["model"]["n_params"], answer["tokens"]["D"])
+    assert best["loss"] == pytest.approx(answer["loss"]["predicted"], rel=1e-12)
+    memory = {each["strategy"]: each["total"] for each in answer["memory"]}
+    assert best["memory_per_device"] == memory["fsdp"]
 
 
 def test_outside_of_the_laws_data_it_warns(ask):
@@ -293,6 +327,9 @@ WRONG = [
     (QUESTION | {"architecture": HF_EXTRA}, "architecture: unknown key 'hiden_size' of a llama configuration"),
     (QUESTION | {"architecture": 3}, "architecture: expected an object of keys and values, or the path"),
     (QUESTION | {"architecture": "gone.json"}, "gone.json: cannot read it"),
+    (QUESTION | {"architecture": "\0"}, "architecture: expected a text in quotes"),
+    (QUESTION | {"architecture": "\ud800"}, "architecture: expected a text in quotes"),
+    (QUESTION | {"architecture": ""}, "architecture: expected a text in quotes"),
     (QUESTION | {"architecture": "gone.py"}, "gone.py: cannot read the config file"),
     # training_gear
     (with_("training_gear", gpus=8), "training_gear: unknown key 'gpus' (did you mean 'num_gpus'?)"),
@@ -335,10 +372,36 @@ WRONG = [
     # scaling_law
     (QUESTION | {"scaling_law": "hofman"}, "scaling_law: law 'hofman' is none of"),
     (QUESTION | {"scaling_law": 3}, "scaling_law: expected a law's name"),
-    (QUESTION | {"scaling_law": "gone.json"}, "gone.json: cannot read the law file"),
+    (QUESTION | {"scaling_law": "gone.json"}, "gone.json: cannot read it"),
+    (QUESTION | {"scaling_law": "\0.json"}, ".json: cannot read it"),
     (QUESTION | {"scaling_law": {"E": 1, "A": 1}}, "scaling_law: the law lacks B, alpha, beta, N, source"),
     (QUESTION | {"scaling_law": {"E": 1, "a": 1}}, "scaling_law: unknown key 'a'"),
 ]  # fmt: skip
+
+
+NO_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+COMPLETE = with_("training_efficiency", micro_batch=2, activation_checkpointing=True) | {
+    "dataset_constraints": PLENTY | {"sequence_length": 1024}, "scaling_law": LAW
+}  # fmt: skip
+PLACES = [(section, key) for section, values in COMPLETE.items() for key in [*values, None]]
+
+
+@settings(deadline=None, max_examples=300)
+@given(place=st.sampled_from(PLACES), value=NO_VALUE)
+def test_any_value_anywhere_is_answered_or_refused(tmp_path_factory, place, value):
+    section, key = place
+    path = tmp_path_factory.mktemp("fuzz") / "question.jsonc"
+    path.write_text(json.dumps(COMPLETE | {section: value if key is None else COMPLETE[section] | {key: value}}))
+    try:
+        found = answer(path)
+    except UserError as error:
+        assert str(path) in str(error) and str(error).isprintable()
+    else:
+        as_text(found).encode()
 
 
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=[message for _, message in WRONG])

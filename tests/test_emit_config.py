@@ -11,6 +11,7 @@ from conftest import ROOT, environment
 from configurator import Configuration, load
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.scaling_laws import LAWS
+from training.dataset import open_dataset
 from training.plan import RunPlan, plan_run
 from training.schedule import learning_rate
 
@@ -120,10 +121,12 @@ def test_the_startup_report_shows_the_same_figures(emit, tmp_path):
 
 
 def test_a_small_budget_really_trains(emit, tmp_path, data_dir):
-    """The whole run that 1e10 FLOPs buy, with nothing changed but where the data lie."""
-    emit("1e10", "--dataset=tiny")
+    """The whole run that 1e10 FLOPs buy, with nothing changed but the machine."""
+    emit("1e10", "--dataset=tiny", f"--data_dir={data_dir}")
     _, plan = planned(tmp_path / "made.py")
-    done = train(tmp_path / "made.py", tmp_path, data_dir, "--dtype=float32", "--out_dir=run", "--eval_iters=1")
+    keys = ["--device=cpu", "--dtype=float32", "--out_dir=run", "--eval_iters=1"]
+    command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "made.py"), *keys]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if line["type"] == "iter"]
@@ -131,16 +134,44 @@ def test_a_small_budget_really_trains(emit, tmp_path, data_dir):
     assert f"finished at step {plan.length} of {plan.length}" in done.stdout
 
 
-def test_datasets_by_vocabulary(emit, tmp_path):
+def test_datasets_by_vocabulary(emit, tmp_path, data_dir):
     for arguments, dataset in (
         (["1e13"], "python_stdlib"),
         (["1e18"], "openwebtext"),
-        (["1e13", "--dataset=mine"], "mine"),
+        (["1e13", "--dataset=tiny", f"--data_dir={data_dir}"], "tiny"),
     ):
         assert emit(*arguments, "--force")[0] == 0
         assert planned(tmp_path / "made.py")[0].run.dataset == dataset
-    code, err = emit("1e13", "--vocab_size=65", "--force")
-    assert code == 2 and "name it with --dataset" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--vocab_size=65", "name it with --dataset"),
+        ("--dataset=openwebtxt", "(did you mean 'openwebtext'?)"),
+        ("--dataset=openwebtext --vocab_size=50256", "the dataset 'openwebtext' has 50257 token ids: take at least as"),
+        ("--dataset=tiny --data_dir={data_dir} --vocab_size=255", "the dataset 'tiny' has 256 token ids"),
+    ],
+)
+def test_datasets_that_do_not_fit(emit, tmp_path, data_dir, arguments, message):
+    code, err = emit("1e13", *arguments.format(data_dir=data_dir).split())
+    assert code == 2 and message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_what_the_dataset_lacks_is_said(emit, tmp_path, data_dir):
+    """More passes than one over its tokens, and token ids that its tokenizer does not have."""
+    tokens = open_dataset(data_dir / "tiny").splits["train"].tokens
+    emit("1e12", "--dataset=tiny", f"--data_dir={data_dir}", "--vocab_size=300")
+    text, (_, plan) = (tmp_path / "made.py").read_text(), planned(tmp_path / "made.py")
+    assert f"# tiny has {tokens:.4g} tokens, and the run passes over them {plan.tokens / tokens:.3g} times" in text
+    assert "# Of 300 token ids its tokenizer has 256: the others never occur." in text
+    emit("1e18", "--force", "--vocab_size=50257")
+    text = (tmp_path / "made.py").read_text()
+    assert "passes over them" not in text and "never occur" not in text
+    emit("1e21", "--force")
+    _, plan = planned(tmp_path / "made.py")
+    text = (tmp_path / "made.py").read_text()
+    assert f"openwebtext has 9.036e+09 tokens, and the run passes over them {plan.tokens / 9.036e9:.3g} times" in text
 
 
 def test_an_existing_file_is_kept(emit, tmp_path):
@@ -152,12 +183,20 @@ def test_an_existing_file_is_kept(emit, tmp_path):
     assert planned(tmp_path / "made.py")[1].length > 0
 
 
+def test_a_folder_is_no_config_file(emit, tmp_path):
+    (tmp_path / "made.py").mkdir()
+    code, err = emit("1e13", "--force")
+    assert code == 2 and "made.py is a folder: name a file" in err and not (tmp_path / "found.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("1e13 --emit=nowhere/x.py", "there is no folder"),
-        ("1e13 --emit=x.txt", "a config file is a Python file"),
-        ("1e13 --law=nowhere.json", "cannot read the law file"),
+        ("1e13 --emit=x.txt", "the file's name must end in .py"),
+        ("1e13 --emit=/proc/x.py", "--emit=/proc/x.py: cannot write to the folder /proc"),
+        ("1e13 --json=/proc/x.json", "--json=/proc/x.json: cannot write to the folder /proc"),
+        ("1e13 --law=nowhere.json", "nowhere.json: cannot read it"),
         ("1e20 --max_params=10", "nothing is feasible"),
     ],
 )

@@ -27,6 +27,7 @@ from flops_parameter_counting.law_fitting import (
     middle_95,
     optimal_parameters,
     predicted,
+    too_narrow,
 )
 from flops_parameter_counting.lbfgs import minimise
 from flops_parameter_counting.loss_points import read_points
@@ -293,6 +294,20 @@ def test_a_bootstrap_that_gives_no_law_too_often():
             bootstrap(points, fit, 200, seed)
         refused += 1
     assert refused >= 1
+
+
+def test_an_interval_too_wide_to_plan_with_is_said():
+    """A factor of ten of N and of D, and losses known to 0.02 % or to 0.6 %."""
+    n, d = square(10, 10, 6)
+    said = {}
+    for noise in (0.0002, 0.006):
+        points = Points(n, d, predicted(PLANTED, n, d) * np.exp(np.random.default_rng(3).normal(0, noise, 36)))
+        draws = bootstrap(points, fit_law(points, SOME_STARTS), 200, seed=0)
+        said[noise] = " ".join(too_narrow(draws, points))
+        for name, values in zip(CONSTANTS[3:], draws.T[3:], strict=True):
+            low, high = middle_95(values)
+            assert (f"too narrow to say {name}: its 95 % interval, {low:.3g} to " in said[noise]) == (high > 2 * low)
+    assert said[0.0002] == "" and "spans more than a factor of 2; N spans a factor of 10, D of 10" in said[0.006]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

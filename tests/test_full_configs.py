@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from commands import command
 from conftest import ROOT, environment
 
+import train
 from configurator import load
 from training.plan import plan_run
 
@@ -92,6 +94,19 @@ def test_the_published_sizes_train_for_about_20_tokens_a_parameter(name):
     assert plan(name).tokens / PUBLIC[name] == pytest.approx(20, rel=1e-3)
 
 
+SMALLER = """--n_layer=1 --n_embd=32 --n_head=2 --num_key_value_heads=2 --d_ff=64 --vocab_size=256 --block_size=16
+--batch_size=2 --gradient_accumulation_steps=1 --max_iters=2 --warmup_iters=1 --eval_interval=2 --eval_iters=1
+--log_interval=1 --dataset=tiny --device=cpu --dtype=float32""".split()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_few_smaller_sizes_train_on_a_laptop(config, tmp_path, data_dir):
+    """What the preset says beside its sizes stays: its blocks, optimizer, schedule and checkpointing."""
+    done = command(train.main, config, *SMALLER, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 2 of 2" in done.stdout
+
+
 @pytest.mark.parametrize("name", SEARCHED)
 def test_the_search_makes_the_preset_again(name, tmp_path):
     """Below the lines about what it is. Where the writer changed: make it anew with the command in the file."""
@@ -102,16 +117,16 @@ def test_the_search_makes_the_preset_again(name, tmp_path):
     _, *arguments = shlex.split(line)
     made = tmp_path / "config" / f"{name}.py"
     made.parent.mkdir()
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    process = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    done = subprocess.run(process, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert made.read_text() == text[start:]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_dry_run(config, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), str(config), "--dry_run", f"--data_dir={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    process = [sys.executable, str(ROOT / "train.py"), str(config), "--dry_run", f"--data_dir={tmp_path}"]
+    done = subprocess.run(process, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"Parameters:            {plan(config.stem).cost.n_params:,}\n" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -467,9 +468,21 @@ def test_a_law_that_is_certain_has_one_best():
     law = a_law([[1.7, 400.0, 410.0, 0.34, 0.28]] * 3)
     result = grid_search.grid_search(Search(1e18, law, default_space(1e18, "llama3")))
     sure = uncertainty(result)
-    assert sure.p_best[0] == 1 and sure.p_best.sum() == 1 and sure.regret[0] == 0
+    equals = int((result.best["loss"] == result.best["loss"][0]).sum())  # as many heads as twice as wide ones
+    assert sure.p_best[:equals].tolist() == [1 / equals] * equals and sure.p_best.sum() == 1 and sure.regret[0] == 0
     assert sure.loss[0] == sure.loss[1] == result.candidates(1)[0].loss
     assert sure.n_params == (result.candidates(1)[0].n_params,) * 2
+
+
+def test_equals_share_the_probability_to_be_the_best(monkeypatch):
+    """An attention of as many keys and values, whatever the number of heads: the same N and FLOPs."""
+    space = dataclasses.replace(
+        default_space(1e17, "gpt2"), hidden_sizes=[256], layers=[4], head_dims=[32, 64], kv_heads=None
+    )
+    law = a_law([1.7, 400.0, 410.0, 0.34, 0.28] * np.random.default_rng(0).normal(1, 0.02, (40, 5)))
+    result = grid_search.grid_search(Search(1e17, law, space))
+    assert len(set(result.best["loss"])) == 1, "they are equal"
+    assert uncertainty(result).p_best.tolist() == [0.5, 0.5]
 
 
 def test_the_bootstrap_is_that_of_a_loop():
@@ -481,7 +494,8 @@ def test_the_bootstrap_is_that_of_a_loop():
     wins, regrets, as_good = [0] * len(candidates), [0.0] * len(candidates), [0] * len(candidates)
     for e, a, b, alpha, beta in draws:
         losses = [e + a / c.n_params**alpha + b / c.tokens**beta for c in candidates]
-        wins[losses.index(min(losses))] += 1
+        for index in (ties := [index for index, loss in enumerate(losses) if loss == min(losses)]):
+            wins[index] += 1 / len(ties)
         for index, loss in enumerate(losses):
             regrets[index] += (loss - min(losses)) / 40
             as_good[index] += loss <= losses[0]
@@ -532,6 +546,8 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("", "give --grid_search with a budget"),
         ("--grid_search 0", "'0' is not a number of FLOPs above 0"),
         ("--grid_search=-1e20", "'-1e20' is not a number of FLOPs above 0"),
+        ("--grid_search -1e20", "--grid_search -1e20: no option takes a number below 0"),
+        ("--grid_search=", "--grid_search: '' is not a number of FLOPs above 0"),
         ("--grid_search nan", "'nan' is not a number"),
         ("--grid_search lots", "'lots' is not a number"),
         ("--grid_search", "--device is missing"),
@@ -552,7 +568,7 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search --device V100 --days 3 --mfu 0.4", "V100 does not compute in 'bfloat16'; it has float16"),
         ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),
         ("--grid_search 1e20 --law hofman", "did you mean 'hoffmann'?"),
-        ("--grid_search 1e20 --law gone.json", "gone.json: cannot read the law file"),
+        ("--grid_search 1e20 --law gone.json", "gone.json: cannot read it"),
         ("--grid_search 1e20 --arch mamba", "arch 'mamba' is none of: llama3, gpt2"),
         ("--grid_search 1e20 --flops_formula approximate", "is none of: exact, published"),
         ("--grid_search 1e20 --flops_formula published --arch gpt2", "the published formula is Llama's"),
@@ -599,6 +615,34 @@ def test_the_budget_that_the_message_names_is_enough(capsys, monkeypatch, comman
     enough = err.partition("at least ")[2].partition("raise the budget to at least ")[2].partition(" FLOPs")[0]
     assert command("--grid_search", enough, *space)[1]["statistics"]["passed_flops"] >= 1
     assert run(capsys, monkeypatch, "--grid_search", str(0.98 * float(enough)), *space)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "1e11 --tokens_min 1e9",
+        "1e15 --inference_tokens 1e12",
+        "1e13 --arch gpt2 --tokens_min 1e12 --enforce_chinchilla",
+        "1e20 --max_params 1e3",
+        "1e18 --max_params 33333 --tokens_min 1e10",
+        "1e20 --max_params 3e7 --enforce_chinchilla",
+    ],
+)
+def test_following_the_advice_finds_something(capsys, monkeypatch, command, arguments):
+    """Also where another budget means another space, and where one bound hides the next."""
+    budget, *options = arguments.split()
+    code, _, err = run(capsys, monkeypatch, "--grid_search", budget, *options)
+    assert code == 2
+    if more := re.search(r"raise the budget to at least (\S+) FLOPs", err):
+        budget = more[1]
+    else:
+        options += ["--max_params", re.search(r"raise --max_params to at least (\d+)", err)[1]]
+    assert command("--grid_search", budget, *options)[1]["statistics"]["passed_flops"] >= 1
+
+
+def test_no_advice_that_does_not_help(capsys, monkeypatch):
+    _, _, err = run(capsys, monkeypatch, *"--grid_search 1e11 --tokens_min 1e15 --max_params 1e6".split())
+    assert "lower --tokens_min, or take smaller models" in err and "raise the budget" not in err
 
 
 def test_the_command_needs_no_torch(tmp_path):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import UserError
-from flops_parameter_counting.hugging_face_config import FAMILIES, model_from_values, read_json, read_model
+from flops_parameter_counting.hugging_face_config import FAMILIES, model_from_values, read_model
+from flops_parameter_counting.json_files import read_json
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.published_architectures import breakdown, cache_elements, keys_met, palm_scores, trainable
 from model_config import resolve_architecture
@@ -214,6 +215,35 @@ def test_what_train_cannot_build_is_known_to_be_so(family):
 
 
 # Files
+
+
+def test_an_empty_ssm_cfg_says_nothing():
+    """As the checkpoints of state-spaces/mamba-*-hf have it beside their model_type."""
+    keys = {"model_type": "mamba", **SMALL["mamba"]}
+    assert read(keys | {"ssm_cfg": {}}) == read(keys)
+    with pytest.raises(UserError, match="ssm_cfg="):
+        read(keys | {"ssm_cfg": {"layer": "Mamba2"}})
+
+
+NO_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(data=st.data(), value=NO_VALUE)
+def test_any_value_of_any_key_is_counted_or_refused(data, value):
+    family = data.draw(st.sampled_from(sorted(FAMILIES)))
+    known = {*FAMILIES[family].required, *FAMILIES[family].optional, "model_type", "rope_scaling", "architectures"}
+    values = {"model_type": family, **SMALL[family], data.draw(st.sampled_from(sorted(known))): value}
+    try:
+        cost = breakdown(read(values), 16)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert sum(cost.parameters.values()) > 0
 
 
 def test_comments_are_no_part_of_json(tmp_path):

@@ -15,9 +15,10 @@ from components import cross_entropy
 from errors import UserError
 from flops_parameter_counting import memory
 from flops_parameter_counting.grid_search import SIZES, Grid
+from flops_parameter_counting.hugging_face_config import model_from_values
 from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, kept_bytes, training_memory
 from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import STRATEGIES, Setting, memory_per_device
+from flops_parameter_counting.model_report import STRATEGIES, Setting, describe, memory_per_device
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
@@ -71,6 +72,45 @@ def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str) -> int:
     with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, autocast(dtype):
         model.blocks[0](x, rotation, score_bias)
     return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 48, "head_dim": 24}),
+        ("qwen2", {}),
+    ],
+)
+def test_activations_of_llamas_relatives_are_those_of_transformers_models(family, keys):
+    """In float32: transformers' own casts under autocast are not ours. Windows as long as the sequence, biases of
+    queries, keys and values, and wide heads change no formula."""
+    transformers = pytest.importorskip("transformers")
+    keys = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "vocab_size": 211, "max_position_embeddings": 48} | keys  # fmt: skip
+    theirs = transformers.AutoConfig.for_model(family, use_cache=False, **keys)
+    model = transformers.AutoModel.from_config(theirs, attn_implementation="sdpa").train()
+    with counting_kept_bytes(model) as kept:
+        model(input_ids=torch.randint(211, (3, 48)))
+    read = model_from_values({"model_type": family, **keys}, "a relative")
+    found = describe(read, Setting(micro_batch=3, dtype="float32"))["memory"]
+    assert found["not_known"] is None
+    assert found["by_part"]["activations"] == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "why"),
+    [
+        ("mistral", {"sliding_window": 47}, "sliding attention"),
+        ("qwen3", {}, "norms of queries and keys"),
+    ],
+)
+def test_whose_activations_are_not_known(family, keys, why):
+    keys = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "vocab_size": 211, "max_position_embeddings": 48} | keys  # fmt: skip
+    found = describe(model_from_values({"model_type": family, **keys}, "a relative"), Setting())["memory"]
+    assert set(found["by_part"]) == {"weights", "gradients", "optimizer"} and why in found["not_known"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -167,7 +207,7 @@ def test_the_peak_of_a_forward_pass_is_activations_and_loss(keys, dtype, monkeyp
 
     estimate = training_memory(config, 4, dtype)
     forward()  # what the first call alone allocates is none of the model's
-    assert estimate["activations"] + estimate["loss"] == pytest.approx(allocation_peak(forward), rel=0.05)
+    assert estimate["activations"] + estimate["logits"] == pytest.approx(allocation_peak(forward), rel=0.05)
 
 
 def test_autocast_holds_all_cast_weights_until_the_loss_is_there():
@@ -184,7 +224,7 @@ def test_autocast_holds_all_cast_weights_until_the_loss_is_there():
 
     forward()
     estimate = training_memory(config, 1, "bfloat16", activation_checkpointing=True)
-    assert estimate["activations"] + estimate["loss"] == pytest.approx(allocation_peak(forward), rel=0.05)
+    assert estimate["activations"] + estimate["logits"] == pytest.approx(allocation_peak(forward), rel=0.05)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -233,7 +273,7 @@ def test_weights_gradients_and_optimizer_are_float32():
 def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
     """12 x 1,024 tokens of float32 logits and their gradient would be 12.6 GB."""
     config = resolve_architecture({"arch_preset": "llama3", "n_embd": 768, "n_head": 12, "vocab_size": 128256})
-    loss = training_memory(config, 12, "bfloat16")["loss"]
+    loss = training_memory(config, 12, "bfloat16")["logits"]
     assert 4 * 128256 * 768 < loss < 2 * 4 * 12 * 1024 * 128256 / 9
 
 

@@ -177,6 +177,16 @@ def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
         assert same(sharded.parameters, plain.parameters) and same(sharded.moments, plain.moments)
 
 
+@pytest.mark.soak
+def test_compiled_blocks_train_alike_under_every_strategy(data_dir):
+    compiled = [*LLAMA, "--compile=True"]
+    ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny")
+    strategies = [DDP, ZERO1, FSDP, ZERO2, TENSOR]
+    for of_rank in on_ranks(2, all_trained, [[*strategy, *compiled] for strategy in strategies], data_dir / "tiny"):
+        for one in of_rank:
+            assert max(compare(one, alone).values()) <= 1e-6
+
+
 def compare(one: Trained, other: Trained) -> dict[str, float]:
     """The largest differences: relative to the largest element of its tensor for tensors, relative for numbers."""
 

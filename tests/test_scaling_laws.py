@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from errors import UserError
@@ -157,10 +157,45 @@ def test_law_files_that_are_no_laws(tmp_path, content):
         find_law(str(path))
 
 
+LAW_FILE = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28, "N": "total", "source": "a test",
+            "range": {"N": [1e6, 1e9], "D": [1e8, 1e11]}, "draws": [[1.7, 400, 410, 0.34, 0.28]] * 2,
+            "standard_errors": dict.fromkeys(["E", "A", "B", "alpha", "beta"], 0.1), "name": "mine"}  # fmt: skip
+NO_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(key=st.sampled_from(sorted(LAW_FILE)), value=NO_VALUE)
+@example("N", ["total"])
+@example("N", {})
+@example("E", 10**400)
+@example("source", "two\nlines")
+@example("source", "\ud800")
+@example("draws", [[10**400] * 5] * 2)
+def test_any_value_of_any_key_is_a_law_or_refused(tmp_path_factory, key, value):
+    path = tmp_path_factory.mktemp("laws") / "law.json"
+    path.write_text(json.dumps(LAW_FILE | {key: value}))
+    try:
+        law = find_law(str(path))
+    except UserError as error:
+        assert str(path) in str(error) and str(error).isprintable()
+    else:
+        assert math.isfinite(law.loss(1e8, 1e9)) and f"{law.name} {law.source}".isprintable()
+
+
+@pytest.mark.parametrize("name", ["\0.json", "\ud800.json", "a/" * 3000 + ".json", ".json"])
+def test_names_that_no_file_has(name):
+    with pytest.raises(UserError, match="cannot read it"):
+        find_law(name)
+
+
 def test_unknown_laws():
     with pytest.raises(UserError, match="did you mean 'hoffmann'"):
         find_law("hofmann")
-    with pytest.raises(UserError, match="cannot read the law file"):
+    with pytest.raises(UserError, match="cannot read it"):
         find_law("nowhere.json")
 
 
