@@ -154,8 +154,8 @@ def test_the_launcher_is_killed(data_dir, tmp_path, uninterrupted, everything):
 @pytest.mark.soak
 @pytest.mark.parametrize("strategy", [(), ("--use_fsdp=True",)], ids=["ddp", "fsdp"])
 def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_path, strategy):
-    """At random ones, in start-ups, steps, evaluations and saves: within the time that a fiftieth of the run takes, so
-    that the run outlasts them. What is killed before its first checkpoint begins anew."""
+    """At random ones, every third in the start-up, the others in steps, evaluations and saves: so soon after the first
+    of them that the run outlasts all kills."""
     keys = [*strategy, "--max_iters=3000", "--checkpoint_interval=5", "--eval_interval=20", "--log_interval=10"]
     began = time.monotonic()
     whole = start(tmp_path, data_dir, *keys, "--out_dir=whole")
@@ -166,9 +166,13 @@ def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_p
     assert whole.wait(timeout=60) == 0
     steps = time.monotonic() - began - start_up
     rng = random.Random(0)
-    for _ in range(50):
+    for kill in range(50):
         process = start(tmp_path, data_dir, *keys, "--init_from=auto")
-        time.sleep(rng.uniform(0.5 * start_up, 1.5 * start_up + steps / 50))
+        if kill % 3 == 0:
+            time.sleep(rng.uniform(0, 0.7 * start_up))
+        else:
+            read_until(process, "^Iter ")
+            time.sleep(rng.uniform(0, steps / 70))
         assert process.poll() is None, "the run has ended before the last kill"
         kill_everything(process)
     last = start(tmp_path, data_dir, *keys, "--init_from=auto")
