@@ -6,6 +6,7 @@ A config file can do the same without touching the repository: `register(kind, n
 Shapes: B batch, T tokens, D n_embd, H query heads, K key-value heads, h head dimension, F d_ff.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.state_space import wide
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import CostFunction, register_cost
 from model_config import ModelArchitectureConfig
@@ -119,21 +121,24 @@ def leaky_relu(config: ModelArchitectureConfig) -> nn.Module:
 
 @register("position_encoding", "none")
 class NoPosition(nn.Module):
-    """No encoding: only the causal mask tells the order. The others override one of the three methods."""
+    """No encoding: only the causal mask tells the order. The others override one of the three methods.
+
+    `start` is the position of the first token: what stands before it, S = start tokens, is in the caches.
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, D) token embeddings -> (B, T, D)."""
         return x
 
-    def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def rotation(self, length: int, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines (T, h/2) that turn queries and keys."""
         return None
 
-    def score_bias(self, length: int, device: torch.device) -> Tensor | None:
-        """(H, T, T), added to the attention scores."""
+    def score_bias(self, length: int, device: torch.device, start: int = 0) -> Tensor | None:
+        """(H, T, S + T), added to the attention scores."""
         return None
 
 
@@ -143,8 +148,8 @@ class LearnedAbsolutePosition(NoPosition):
         super().__init__(config)
         self.embedding = nn.Embedding(config.block_size, config.n_embd)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return x + self.embedding(torch.arange(x.shape[1], device=x.device))
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.embedding(torch.arange(start, start + x.shape[1], device=x.device))
 
 
 @register("position_encoding", "rope")
@@ -165,8 +170,8 @@ class RotaryPosition(NoPosition):
             return frequencies / self.scaling["factor"]
         return _llama3_frequencies(frequencies, self.scaling)
 
-    def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(length, device=device, dtype=torch.float32)
+    def rotation(self, length: int, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
         angles = torch.outer(positions, self.frequencies(device))  # (T, h/2)
         return angles.cos(), angles.sin()
 
@@ -194,58 +199,96 @@ class ALiBi(NoPosition):
         slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (self.n_head - power), 2)]
         return torch.tensor(slopes, device=device)
 
-    def score_bias(self, length: int, device: torch.device) -> Tensor:
-        positions = torch.arange(length, device=device)
-        distance = (positions[None, :] - positions[:, None]).clamp(max=0)  # (T, T), key minus query
+    def score_bias(self, length: int, device: torch.device, start: int = 0) -> Tensor:
+        positions = torch.arange(start + length, device=device)
+        distance = (positions[None, :] - positions[start:, None]).clamp(max=0)  # (T, S + T), key minus query
         return self.slopes(device)[:, None, None] * distance
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys (B, heads, T, h) by their positions' angles, in float32."""
+    """Turn queries or keys (B, heads, T, h) by their positions' angles, in float32 (float64 for float64)."""
     cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = wide(x).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
-# Attention backends: causal attention of q (B, H, T, h) over k, v (B, K, T, h) -> (B, H, T, h)
+# Attention backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over
+# the last `window` keys, its own included (None: over all). The queries are those of the last T keys; S is 0 without
+# a cache.
 
 
 @register("attention_backend", "sdpa")
-def sdpa(q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float) -> Tensor:
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
+) -> Tensor:
     """PyTorch's fused kernels."""
-    mask = None
-    if score_bias is not None:
-        mask = score_bias.masked_fill(_future(q.shape[2], q.device), -torch.inf).to(q.dtype)
-        mask = mask[None]  # (1, H, T, T): with three dimensions no fused kernel takes it
+    mask, queries, keys = None, q.shape[2], k.shape[2]
+    if score_bias is not None or window is not None or 1 < queries < keys:
+        bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
+        mask = bias.masked_fill(_unseen(queries, keys, q.device, window), -torch.inf).to(q.dtype)
+        mask = mask.expand(1, -1, -1, -1)  # (1, H or 1, T, S + T): with three dimensions no fused kernel takes it
+    causal = mask is None and queries == keys  # one query after a cache meets every key
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1]
     )
 
 
 @register("attention_backend", "manual")
-def manual(q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float) -> Tensor:
-    """The readable reference: the formula, with the whole (T, T) matrix of scores."""
+def manual(
+    q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
+) -> Tensor:
+    """The readable reference: the formula, with the whole matrix of scores."""
     shared_by = q.shape[1] // k.shape[1]  # query heads that share one key-value head
-    k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)  # (B, H, T, h)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+    k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)  # (B, H, S + T, h)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S + T)
     if score_bias is not None:
         scores = scores + score_bias
-    scores = scores.masked_fill(_future(q.shape[2], q.device), -torch.inf)
-    weights = F.dropout(scores.float().softmax(dim=-1).type_as(v), dropout)
+    scores = scores.masked_fill(_unseen(q.shape[2], k.shape[2], q.device, window), -torch.inf)
+    weights = F.dropout(wide(scores).softmax(dim=-1).type_as(v), dropout)
     return weights @ v
 
 
-def _future(length: int, device: torch.device) -> Tensor:
-    """(T, T), true where a key lies after its query."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
+    """(T, S + T), true where a key lies after its query, or before its window."""
+    everything, before = torch.ones(queries, keys, dtype=torch.bool, device=device), keys - queries
+    future = everything.triu(before + 1)
+    return future if window is None else future | everything.tril(before - window)
 
 
-# Mixers: what moves information between positions, (B, T, D) -> (B, T, D)
+# Mixers: what moves information between positions, (B, T, D) -> (B, T, D). A call with a cache continues from the
+# tokens that the cache has seen, by one token or many, and updates it in place.
+
+
+@dataclasses.dataclass
+class AttentionCache:
+    """What an attention keeps of the tokens so far: their keys, turned already, and values; for decoding, without
+    gradients. Where the room is less than the tokens, which is so within a window only, the last ones are kept."""
+
+    keys: Tensor  # (B, K, room, h), of which the first `length` are there
+    values: Tensor
+    length: int = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in those of the next tokens (B, K, T, h); returns all (B, K, S + T, h) that their queries may meet."""
+        room, length = self.keys.shape[2], self.length + k.shape[2]
+        if length <= room:
+            self.keys[:, :, self.length : length] = k
+            self.values[:, :, self.length : length] = v
+            self.length = length
+            return self.keys[:, :, :length].type_as(k), self.values[:, :, :length].type_as(v)
+        k = torch.cat((self.keys[:, :, : self.length].type_as(k), k), dim=2)
+        v = torch.cat((self.values[:, :, : self.length].type_as(v), v), dim=2)
+        self.keys.copy_(k[:, :, length - room :])
+        self.values.copy_(v[:, :, length - room :])
+        self.length = room
+        return k, v
 
 
 @register("mixer", "attention")
 class Attention(nn.Module):
     """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention."""
+
+    window: int | None = None
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -258,16 +301,41 @@ class Attention(nn.Module):
         self.attend = component("attention_backend", config.attention_backend)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, score_bias: Tensor | None) -> Tensor:
+    def empty_cache(self, batch: int, room: int) -> AttentionCache:
+        """With room for that many tokens; within a window, for those that the next query meets besides its own."""
+        room = room if self.window is None else min(room, self.window - 1)
+        heads = self.k_proj.weight.shape[0] // self.head_dim
+        keys = self.k_proj.weight.new_zeros(batch, heads, room, self.head_dim)
+        return AttentionCache(keys, torch.zeros_like(keys))
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        score_bias: Tensor | None,
+        cache: AttentionCache | None = None,
+    ) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_proj(x).view(heads).transpose(1, 2)  # (B, H, T, h)
         k = self.k_proj(x).view(heads).transpose(1, 2)  # (B, K, T, h)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            score_bias = None if score_bias is None else score_bias[..., -k.shape[2] :]  # of the keys that are left
         dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, score_bias, dropout)
+        y = self.attend(q, k, v, score_bias, dropout, self.window)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+@register("mixer", "sliding_attention")
+class SlidingAttention(Attention):
+    """Of every token over the last attention_window tokens (Beltagy et al. 2020, Longformer, section 3.1)."""
+
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__(config)
+        self.window = config.attention_window
 
 
 # Feed-forward networks: (B, T, D) -> (B, T, D)
@@ -298,3 +366,7 @@ class GatedFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+# The state-space mixers register themselves; here at the end, because they need what stands above.
+from components import mamba  # noqa: E402, F401

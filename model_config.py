@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from config_keys import check_value, key
@@ -11,6 +11,14 @@ from errors import UserError, did_you_mean
 # What a gated FFN applies to its gate (Shazeer 2020, GLU Variants Improve Transformer).
 GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}
 
+# The size of the state unless mamba_d_state gives it, as published: Gu and Dao 2023; Dao and Gu 2024.
+MAMBA_D_STATE = {"mamba1": 16, "mamba2": 128}
+
+
+# The mixer of a layer, by its letter in layer_pattern.
+MIXERS = {"A": "attention", "W": "sliding_attention", "M": "mamba2", "S": "mamba1"}
+ATTENTION, STATE_SPACES = ("A", "W"), ("M", "S")
+MOST_LAYERS = 100_000  # of a pattern, which has a letter for each
 
 # What each preset says beyond the defaults. Sizes and the vocabulary are the config file's business.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -33,6 +41,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_tying": False,
     },
     "team": {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"},
+    "mamba1": {
+        "layer_pattern": "S",
+        "ffn_after": "attention",
+        "position_encoding": "none",
+        "normalization": "rmsnorm",
+    },
+    "mamba2": {
+        "layer_pattern": "M",
+        "ffn_after": "attention",
+        "position_encoding": "none",
+        "normalization": "rmsnorm",
+    },
+    "hybrid": {
+        "hybrid_attention_ratio": 0.375,
+        "position_encoding": "rope",
+        "normalization": "rmsnorm",
+        "ffn_type": "swiglu",
+    },
     "custom": {},
 }
 
@@ -47,11 +73,11 @@ class ModelArchitectureConfig:
     arch_preset: str = key(
         "legacy",
         "what the other architecture keys are unless given: nanoGPT's (legacy), GPT-2's, Llama 2's, Llama 3's, the "
-        "team's, or the plain defaults (custom)",
+        "team's, Mamba's, Mamba-2's, a hybrid of Mamba-2 and attention, or the plain defaults (custom)",
         choices=tuple(PRESETS),
         group="Architecture: sizes",
     )
-    n_layer: int = key(12, "transformer blocks", at_least=1)
+    n_layer: int = key(12, "blocks", at_least=1)
     n_head: int = key(12, "query heads of each attention", at_least=1)
     n_embd: int = key(768, "width of the residual stream", at_least=1)
     num_key_value_heads: int | None = key(
@@ -90,6 +116,27 @@ class ModelArchitectureConfig:
     bias: bool = key(False, "biases in all linear layers")
     weight_tying: bool = key(True, "the LM head is the token embedding")
     dropout: float = key(0.0, "after embedding, attention weights, attention and FFN", at_least=0, below=1)
+    layer_pattern: str | None = key(
+        None,
+        "the mixer of each layer: A attention, W attention within attention_window, M Mamba-2, S Mamba-1; a shorter "
+        "pattern is repeated; None: by hybrid_attention_ratio, or A",
+        group="Architecture: mixers",
+    )
+    hybrid_attention_ratio: float | None = key(
+        None, "share of attention layers among Mamba-2 layers; docs/hybrid_mamba.md says where they stand", at_least=0
+    )
+    ffn_after: str = key("all", "which layers have an FFN", choices=("all", "attention", "mamba"))
+    attention_window: int | None = key(None, "tokens that a query of a W layer meets, its own included", at_least=1)
+    mamba_d_state: int | None = key(
+        None, "numbers of state a channel keeps; None: 128 in Mamba-2, 16 in Mamba-1", at_least=1
+    )
+    mamba_expand: int = key(2, "channels of a Mamba layer over n_embd", at_least=1)
+    mamba_d_conv: int = key(4, "tokens that the convolution before the scan sees, the current one included", at_least=1)
+    mamba_head_dim: int = key(64, "of Mamba-2: channels that share their decay", at_least=1)
+    mamba_n_groups: int = key(1, "of Mamba-2: groups of heads that share what they write and read by", at_least=1)
+    mamba_chunk_size: int = key(
+        64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
+    )
 
     @property
     def head_dim(self) -> int:
@@ -100,16 +147,71 @@ class ModelArchitectureConfig:
         """Key and value heads, as a number also before `resolve_architecture`."""
         return self.num_key_value_heads or self.n_head
 
+    def layers_with(self, letters: str | Sequence[str]) -> int:
+        """Layers whose mixer has one of the letters of MIXERS."""
+        if self.layer_pattern is None:
+            return self.n_layer if "A" in letters else 0
+        return sum(self.pattern.count(letter) for letter in letters)
+
+    @property
+    def pattern(self) -> str:
+        """A letter for each layer."""
+        return self.layer_pattern or "A" * self.n_layer
+
+    @property
+    def last_mixer(self) -> str:
+        """The letter of the last layer."""
+        return (self.layer_pattern or "A")[-1]
+
+    def has_ffn(self, letter: str) -> bool:
+        """Whether layers with this mixer have an FFN."""
+        return self.ffn_after == "all" or (letter in ATTENTION) == (self.ffn_after == "attention")
+
+    @property
+    def ffn_layers(self) -> int:
+        return self.layers_with([letter for letter in MIXERS if self.has_ffn(letter)])
+
+    @property
+    def mamba_width(self) -> int:
+        """Channels of a Mamba layer."""
+        return self.mamba_expand * self.n_embd
+
+    @property
+    def mamba_heads(self) -> int:
+        """Heads of a Mamba-2 layer."""
+        return self.mamba_width // self.mamba_head_dim
+
+    @property
+    def mamba_dt_rank(self) -> int:
+        """Width that the steps of Mamba-1's channels come out of (Gu and Dao 2023, section 3.6)."""
+        return -(-self.n_embd // 16)
+
+    def mamba_state_size(self, mixer: str) -> int:
+        """Numbers of state a channel of `mixer` keeps, mamba1 or mamba2."""
+        return self.mamba_d_state or MAMBA_D_STATE[mixer]
+
     @property
     def name(self) -> str:
         """E.g. `12L-12H-768D-GQA4-RoPE-RMS-SwiGLU-PreNorm`."""
-        parts = [f"{self.n_layer}L", f"{self.n_head}H", f"{self.n_embd}D"]
-        if self.kv_heads < self.n_head:
+        parts = [f"{self.n_layer}L", *self._mixer_labels(), f"{self.n_embd}D"]
+        if self.layers_with(ATTENTION) and self.kv_heads < self.n_head:
             parts.append("MQA" if self.kv_heads == 1 else f"GQA{self.kv_heads}")
-        ffn = self.activation if self.ffn_type == "standard" else self.ffn_type
-        parts += [_label(self.position_encoding), _label(self.normalization), _label(ffn or "gelu")]
+        parts += [_label(self.position_encoding), _label(self.normalization)]
+        if self.ffn_layers:
+            ffn = self.activation if self.ffn_type == "standard" else self.ffn_type
+            parts.append(_label(ffn or "gelu"))
         parts.append("PreNorm" if self.norm_position == "pre" else "PostNorm")
         return "-".join(parts)
+
+    def _mixer_labels(self) -> list[str]:
+        """`12H` of a transformer, `9A15M-16H` of a hybrid, `Mamba2`."""
+        counts = {letter: self.layers_with(letter) for letter in MIXERS}
+        heads = [f"{self.n_head}H"] if self.layers_with(ATTENTION) else []
+        if counts["A"] == self.n_layer:
+            return heads
+        if self.n_layer in counts.values() and not heads:
+            return ["Mamba2" if counts["M"] else "Mamba1"]
+        return ["".join(f"{count}{letter}" for letter, count in counts.items() if count), *heads]
 
 
 _LABELS = {
@@ -143,6 +245,10 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     superseded: set[str] = set()
     if given.get("d_ff") is not None:
         superseded |= {"ffn_expansion_ratio", "ffn_multiple_of"}
+    if given.get("layer_pattern") is not None:
+        superseded.add("hybrid_attention_ratio")
+    if given.get("hybrid_attention_ratio") is not None:
+        superseded.add("layer_pattern")
     preset_type = values.get("ffn_type", "standard")
     ffn_type = given.get("ffn_type", preset_type)
     if (ffn_type in GATED_FFN_ACTIVATION) != (preset_type in GATED_FFN_ACTIVATION):
@@ -154,7 +260,9 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     """The complete architecture from the keys that the user gave: defaults, then the preset, then `given`.
 
     Every derived key becomes a number, except a `vocab_size` of None (the dataset decides it);
-    `ffn_expansion_ratio` and `ffn_multiple_of` have then done their work and are None beside a definite `d_ff`.
+    `ffn_expansion_ratio` and `ffn_multiple_of` have then done their work and are None beside a definite `d_ff`, and so
+    is `hybrid_attention_ratio` beside a `layer_pattern` of all layers (None: every mixer is attention). What no layer
+    has, keys and values or an FFN, has no size either: None.
     Raises UserError for a wrong type, an impossible value, or a combination that cannot work. Names of
     components are checked where their costs are looked up, because a config file may register its own.
     """
@@ -166,10 +274,12 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     values = preset_values(given.get("arch_preset", "legacy"), given) | given
     config = _with_derived_values(ModelArchitectureConfig(**values))
     check_architecture(config)
+    _check_idle_keys(given, config)
     return config
 
 
 def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+    config = _with_pattern(config)
     gated = config.ffn_type in GATED_FFN_ACTIVATION
     if config.d_ff is not None and config.ffn_expansion_ratio is not None:
         raise UserError(
@@ -177,7 +287,9 @@ def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureCo
             "set one of them to None"
         )
     d_ff = config.d_ff
-    if d_ff is None:
+    if not config.ffn_layers:
+        d_ff = None
+    elif d_ff is None:
         multiple_of = config.ffn_multiple_of or (64 if gated else 1)
         ratio = config.ffn_expansion_ratio or (8 / 3 if gated else 4)
         # The small subtraction keeps 7/3 x 108 at 252 although 7/3 is not a binary fraction.
@@ -186,16 +298,82 @@ def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureCo
         raise UserError(f"d_ff={d_ff} is not a multiple of ffn_multiple_of={config.ffn_multiple_of}")
     return dataclasses.replace(
         config,
-        num_key_value_heads=config.kv_heads,
+        num_key_value_heads=config.kv_heads if config.layers_with(ATTENTION) else None,
         d_ff=d_ff,
         ffn_expansion_ratio=None,
         ffn_multiple_of=None,
-        activation=config.activation or GATED_FFN_ACTIVATION.get(config.ffn_type, "gelu"),
+        activation=config.activation or (GATED_FFN_ACTIVATION.get(config.ffn_type, "gelu") if d_ff else None),
     )
+
+
+def _with_pattern(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+    pattern, ratio, n_layer = config.layer_pattern, config.hybrid_attention_ratio, config.n_layer
+    if n_layer > MOST_LAYERS and not (pattern is None and ratio is None):
+        raise UserError(
+            f"n_layer={n_layer}: layer_pattern and hybrid_attention_ratio take at most {MOST_LAYERS} layers"
+        )
+    if ratio is not None:
+        if pattern is not None:
+            raise UserError(
+                f"layer_pattern={pattern!r} and hybrid_attention_ratio={ratio} say the same thing twice; "
+                "set one of them to None"
+            )
+        if ratio > 1:
+            raise UserError(f"hybrid_attention_ratio={ratio} is a share of the layers: take 0 to 1")
+        pattern = hybrid_pattern(n_layer, ratio)
+    elif pattern is not None:
+        wrong = sorted(set(pattern) - set(MIXERS))
+        if wrong:
+            meant = ", ".join(f"{letter} {mixer}" for letter, mixer in MIXERS.items())
+            raise UserError(f"layer_pattern={pattern!r} must be made of the letters {meant}")
+        if n_layer % len(pattern):
+            raise UserError(f"layer_pattern has {len(pattern)} letters, which do not divide n_layer={n_layer}")
+        pattern *= n_layer // len(pattern)
+    if pattern is not None and set(pattern) == {"A"}:
+        pattern = None
+    return dataclasses.replace(config, layer_pattern=pattern, hybrid_attention_ratio=None)
+
+
+def hybrid_pattern(n_layer: int, attention_ratio: float) -> str:
+    """Where attention stands among Mamba-2 layers: two ninths of it early, from the second layer on, for patterns of
+    the text; four ninths as the last layers, for the output; the rest evenly between, for what lies far apart.
+
+    >>> hybrid_pattern(24, 0.375)
+    'MAAMMMAMMMMAMMMMAMMMAAAA'
+    """
+    count = round(attention_ratio * n_layer)
+    if count in (0, n_layer):
+        return "A" * count or "M" * n_layer
+    last = max(1, round(count * 4 / 9))
+    early = min(count - last, round(count * 2 / 9))
+    between = count - last - early
+    spacing = (n_layer - last - early) / (between + 1)
+    positions = {*range(1, early + 1), *range(n_layer - last, n_layer)}
+    positions |= {round(early + spacing * (number + 1)) for number in range(between)}
+    return "".join("A" if layer in positions else "M" for layer in range(n_layer))
 
 
 def check_architecture(config: ModelArchitectureConfig) -> None:
     """Raises UserError, with the reason, for sizes and combinations that cannot work together."""
+    if config.layers_with(ATTENTION):
+        _check_attention(config)
+    elif config.position_encoding in ("rope", "alibi"):
+        raise UserError(
+            f"position_encoding={config.position_encoding!r} acts in attention, which no layer has: take 'none'"
+        )
+    if config.layers_with("M"):
+        check_mamba(config)
+    natural = GATED_FFN_ACTIVATION.get(config.ffn_type)
+    if config.ffn_layers and natural is not None and config.activation != natural:
+        raise UserError(
+            f"ffn_type={config.ffn_type!r} has its own activation ({natural}): "
+            f"drop activation={config.activation!r}, or take ffn_type='standard'"
+        )
+    if config.rope_scaling is not None:
+        _check_rope_scaling(config)
+
+
+def _check_attention(config: ModelArchitectureConfig) -> None:
     if config.n_embd % config.n_head:
         raise UserError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
     if config.n_head % config.kv_heads:
@@ -205,14 +383,46 @@ def check_architecture(config: ModelArchitectureConfig) -> None:
             f"RoPE rotates pairs: the head dimension n_embd / n_head = {config.head_dim} must be even; "
             "change n_head or n_embd, or take another position_encoding"
         )
-    natural = GATED_FFN_ACTIVATION.get(config.ffn_type)
-    if natural is not None and config.activation != natural:
+    if config.layers_with("W") and config.attention_window is None:
+        raise UserError("layer_pattern has W layers, whose attention_window is not given")
+
+
+_ATTENTION_KEYS = ("n_head", "num_key_value_heads", "attention_backend", "rope_theta", "rope_scaling")
+_FFN_KEYS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "ffn_type", "activation")
+_MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size")
+_MAMBA_KEYS = ("mamba_d_state", "mamba_expand", "mamba_d_conv")
+
+
+def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
+    """Raises UserError for a key that says something about what no layer has."""
+    keys_of = {
+        "attention": (_ATTENTION_KEYS, config.layers_with(ATTENTION)),
+        "attention within a window": (("attention_window",), config.layers_with("W")),
+        "an FFN": (_FFN_KEYS, config.ffn_layers),
+        "a state space": (_MAMBA_KEYS, config.layers_with(STATE_SPACES)),
+        "Mamba-2": (_MAMBA2_KEYS, config.layers_with("M")),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    allowed = {name: (default, PRESETS[config.arch_preset].get(name)) for name, default in defaults.items()}
+    for what, (names, layers) in keys_of.items():
+        for name in names:
+            value = given.get(name)
+            if not layers and value is not None and value not in allowed[name]:
+                raise UserError(f"{name}={value!r} is given, but no layer has {what}: drop it, or change layer_pattern")
+
+
+def check_mamba(config: ModelArchitectureConfig) -> None:
+    """Raises UserError for sizes of which no Mamba-2 layer can be made. A Mamba-1 layer takes any."""
+    if config.mamba_width % config.mamba_head_dim:
         raise UserError(
-            f"ffn_type={config.ffn_type!r} has its own activation ({natural}): "
-            f"drop activation={config.activation!r}, or take ffn_type='standard'"
+            f"mamba_expand x n_embd = {config.mamba_expand} x {config.n_embd} = {config.mamba_width} channels are not "
+            f"divisible by mamba_head_dim={config.mamba_head_dim}"
         )
-    if config.rope_scaling is not None:
-        _check_rope_scaling(config)
+    if config.mamba_heads % config.mamba_n_groups:
+        raise UserError(
+            f"the {config.mamba_heads} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
+            f"divisible by mamba_n_groups={config.mamba_n_groups}"
+        )
 
 
 _ROPE_SCALING_KEYS = {

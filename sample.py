@@ -6,11 +6,11 @@ python sample.py --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_sa
 
 import argparse
 import codecs
+import dataclasses
 import io
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 import configurator
 from errors import ArgumentParser, UserError, exit_cleanly
-from model_builder import LanguageModel, build_model
+from model_builder import Caches, LanguageModel, build_model
+from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
 from run_config import RunConfig, check_run
 from training.checkpoint import load_model
 from training.dataset import DATA_FOLDER, open_dataset
@@ -39,7 +40,9 @@ def main() -> None:
     if arguments.config is not None:
         configurator.load([arguments.config])
     model = load(checkpoint, device)
-    print(f"{checkpoint} ({which}), {model.config.name}, on {device.type}", file=sys.stderr)
+    print(
+        f"{checkpoint} ({which}), {model.config.name}, on {device.type}, {cache_sizes(model.config)}", file=sys.stderr
+    )
 
     how = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -145,11 +148,25 @@ def load(checkpoint: Path, device: torch.device) -> LanguageModel:
     return model.eval()
 
 
+def cache_sizes(config: ModelArchitectureConfig) -> str:
+    """What decoding keeps of a text of block_size tokens, and what it would if every layer were attention."""
+    said = f"caches at {config.block_size:,} tokens: {cache_bytes(config):,} bytes"
+    if config.layers_with(ATTENTION) and config.layers_with(STATE_SPACES):
+        transformer = dataclasses.replace(config, layer_pattern=None)
+        said += f", with attention in every layer {cache_bytes(transformer):,}"
+    return said
+
+
+def cache_bytes(config: ModelArchitectureConfig) -> int:
+    with torch.device("meta"):
+        return LanguageModel(config).empty_caches(1, config.block_size).bytes
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sampling
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; see `distribution`."""
 
@@ -192,21 +209,37 @@ def generate(
 ) -> Iterator[int]:
     """New tokens one by one, until the document ends (that token is not yielded) or `max_new_tokens` are there.
 
-    The model sees at most the last block_size tokens. Ids that the tokenizer does not have, in a vocabulary that
-    was padded, are never chosen. The draws are made on the CPU, in float64.
+    Where layers attend, the model sees at most the last block_size tokens; else all of them. Ids that the tokenizer
+    does not have, in a vocabulary that was padded, are never chosen. The draws are made on the CPU, in float64.
     """
-    device = next(model.parameters()).device
-    context = list(start)
+    limit = model.context_limit
+    context = list(start if limit is None else start[-limit:])
+    room = len(context) + max_new_tokens
+    caches, unread = model.empty_caches(1, room if limit is None else min(room, limit)), list(context)
     for _ in range(max_new_tokens):
-        context = context[-model.config.block_size :]
-        logits = model.next_token_logits(torch.tensor([context], device=device))[0, : tokenizer.vocab_size]
+        if limit is not None and len(context) > limit:  # each token's position changes: nothing kept applies any more
+            context = context[-limit:]
+            logits = read(model, context)
+        else:
+            logits = read(model, unread, caches)
+        logits = logits[: tokenizer.vocab_size]
         if not torch.isfinite(logits).all():
             raise UserError("the model's output is not finite: its weights are damaged, or the run diverged")
         token = draw(distribution(logits.cpu(), how), generator)
         if token == tokenizer.end_of_document:
             return
         yield token
+        unread = [token]
         context.append(token)
+
+
+def read(model: LanguageModel, tokens: list[int], caches: Caches | None = None) -> Tensor:
+    """The logits (V,) of what follows; a long prompt that goes to caches is read a block at a time."""
+    device, block = next(model.parameters()).device, model.config.block_size
+    pieces = torch.tensor([tokens], device=device).split(block, dim=1)
+    for piece in pieces[:-1]:
+        model.hidden(piece, caches)
+    return model.next_token_logits(pieces[-1], caches)[0]
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:

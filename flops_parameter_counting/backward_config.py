@@ -30,8 +30,8 @@ from flops_parameter_counting.json_files import read_json
 from flops_parameter_counting.law_fitting import middle_95
 from flops_parameter_counting.model_cost import ModelCost
 from flops_parameter_counting.model_report import CONVENTION, DTYPE_BYTES, STRATEGIES, Setting, describe
-from flops_parameter_counting.published_architectures import PublishedArchitecture, breakdown
-from flops_parameter_counting.scaling_laws import N_MEANINGS, Law, count_parameters, find_law, law_from
+from flops_parameter_counting.published_architectures import PublishedArchitecture, breakdown, has_state_spaces
+from flops_parameter_counting.scaling_laws import N_MEANINGS, Law, count_parameters, find_law, law_from, on_state_spaces
 from flops_parameter_counting.search_report import notes_on_law
 from model_config import ModelArchitectureConfig
 
@@ -289,7 +289,8 @@ def backward(question: Question) -> dict[str, Any]:
 def law_parameters(config: ModelArchitectureConfig, law: Law) -> int:
     """N as the law means it; of experts, those that a token meets."""
     cost = breakdown(config, config.block_size)
-    return int(count_parameters(ModelCost(cost.active, cost.forward), law.N))
+    masked = sum(cost.forward.values()) - sum(cost.causal.values())
+    return int(count_parameters(ModelCost(cost.active, cost.forward, masked), law.N))
 
 
 def _tokens(question: Question, per_token: int, length: int) -> dict[str, Any]:
@@ -389,8 +390,8 @@ def _notes(question: Question, n: int, tokens: int, loss: float) -> list[str]:
         kinds = {part for layer in config.layers for part in layer}
         if "experts" in kinds:
             notes.append("the law is one of dense models: of experts its N counts those that a token meets")
-        if kinds & {"mamba1", "mamba2"}:
-            notes.append("the law was fitted to transformers: of state-space models it may be wrong")
+    if has_state_spaces(config):
+        notes += on_state_spaces(law)
     return notes + notes_on_law(law, loss, config.vocab_size, None if unique is None or tokens <= unique else unique)
 
 

@@ -16,7 +16,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 import dataclasses
 
 from flops_parameter_counting.memory import COMPUTE_BYTES, REDUCE_BYTES
-from flops_parameter_counting.sharding import Mesh, Parameters, elements, mesh_of, parameters
+from flops_parameter_counting.sharding import Mesh, Parameters, elements, gathered_bytes, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from run_config import RunConfig
 
@@ -92,21 +92,24 @@ def _zero1(step: Step) -> list[Exchange]:
 
 
 def _fsdp(step: Step) -> list[Exchange]:
-    """Blocks' mixers and FFNs are gathered for the forward pass and, all but the last block's if they were given back,
-    for the backward pass, in the compute dtype; what lies outside, norms included, once, in float32. Gradients are
-    reduced and divided after every micro-batch, because whole ones have no place (Rajbhandari et al. 2020, section
-    7.2); among replicas, once a step.
+    """Blocks' mixers and FFNs are gathered for the forward pass and, all but the last block's if they were given
+    back, for the backward pass, in the compute dtype (with a Mamba layer, in float32); what lies outside, norms
+    included, once, in float32. Gradients are reduced and divided after every micro-batch, because whole ones have
+    no place (Rajbhandari et al. 2020, section 7.2); among replicas, once a step.
 
     Every parameter is padded to as many rows as the ranks divide.
     """
     run, mesh, micro_batches = step.run, step.mesh, step.micro_batches
     blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.blocks, step.own.root))
+    own = step.own
+    sizes = {letter: gathered_bytes(letter, step.e) * own.block(letter, mesh.shards) for letter in own.kinds}
+    whole = sum(own.counts[letter] * size for letter, size in sizes.items())
     gathers, twice = 1, 0
     if run.fsdp_reshard_after_forward:
-        gathers, twice = micro_batches, blocks - blocks // step.own.layers
+        gathers, twice = micro_batches, whole - sizes[own.last]
     reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * (blocks + root)
     return [
-        Exchange("weights", "all_gather", mesh.shards, gathers * (step.e * (blocks + twice) + 4 * root)),
+        Exchange("weights", "all_gather", mesh.shards, gathers * (whole + twice + 4 * root)),
         Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
         Exchange("gradients", "all_reduce", mesh.replicas, reduced // mesh.shards),
     ]

@@ -32,6 +32,7 @@ from flops_parameter_counting.backward_config import as_text as backward_as_text
 from flops_parameter_counting.devices import dense_peak, device_names, named_device
 from flops_parameter_counting.emit_config import choose_dataset, config_text
 from flops_parameter_counting.grid_search import (
+    ARCHITECTURES,
     DEFAULT_LAW,
     FLOPS_FORMULAS,
     KEPT,
@@ -285,7 +286,7 @@ def add_search_arguments(built: ArgumentParser) -> None:
 
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
-    add("--arch", help="llama3 or gpt2 (default: llama3)")
+    add("--arch", help=f"{', '.join(ARCHITECTURES)} (default: llama3)")
     add("--hidden_sizes", type=sizes, metavar="SIZES", help="1024:8192:256, for instance")
     add("--layers", type=sizes, metavar="SIZES")
     add("--head_dims", type=sizes, metavar="SIZES")

@@ -13,8 +13,8 @@ from flops_parameter_counting.datasets import UNPREPARED, Facts, known
 from flops_parameter_counting.grid_search import Candidate, Search, memory_of
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import STRATEGIES, Setting
-from flops_parameter_counting.scaling_laws import RuleValue, count_parameters
-from model_config import ModelArchitectureConfig
+from flops_parameter_counting.scaling_laws import RuleValue, count_parameters, on_state_spaces
+from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
 FEW_TOKENS = 65_536  # a step with fewer has a noisy second moment, which a longer average steadies
@@ -134,6 +134,8 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
         f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
         f"  ({law.name}: {law.source})",
     ]
+    if model.layers_with(STATE_SPACES):
+        lines += [f"  {line}" for line in on_state_spaces(law)]
     lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
     if search.training is not None:
         training = dataclasses.replace(search.training, micro_batch=sizes.batch_size)
@@ -166,15 +168,15 @@ def _of_budget(flops: int, search: Search) -> str:
 
 
 def _architecture(model: ModelArchitectureConfig) -> str:
-    lines = [
-        f'arch_preset = "{model.arch_preset}"',
-        f"n_layer = {model.n_layer}",
-        f"n_head = {model.n_head}  # of {model.head_dim}",
-        f"num_key_value_heads = {model.kv_heads}",
-        f"n_embd = {model.n_embd}",
-        f"d_ff = {model.d_ff}",
-        f"weight_tying = {model.weight_tying}",
-    ]
+    pattern = "" if model.layer_pattern is None else f"  # {model.layer_pattern}"
+    lines = [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
+    if model.layers_with(ATTENTION):
+        lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
+        lines.append(f"num_key_value_heads = {model.kv_heads}")
+    lines.append(f"n_embd = {model.n_embd}")
+    if model.ffn_layers:
+        lines.append(f"d_ff = {model.d_ff}")
+    lines.append(f"weight_tying = {model.weight_tying}")
     return "\n".join(lines)
 
 

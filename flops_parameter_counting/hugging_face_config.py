@@ -82,10 +82,10 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
 # Keys that change no count. The dtype of a checkpoint's tensors is not asked here: --dtype says it.
 _WITHOUT_EFFECT = """
     _attn_implementation _attn_implementation_autoset _name_or_path activation_function architectures
-    attention_dropout attn_pdrop attn_rotary_emb auto_map aux_loss_alpha bos_token_id chunk_size
-    chunk_size_feed_forward dtype embd_pdrop eos_token_id ep_size finetuning_task fused_add_norm
+    attention_dropout attn_pdrop attn_rotary_emb auto_map aux_loss_alpha bos_token_id chunk_size_feed_forward
+    dtype embd_pdrop eos_token_id ep_size finetuning_task fused_add_norm
     gradient_checkpointing hidden_act id2label initializer_range is_decoder label2id layer_norm_epsilon
-    mamba_chunk_size mamba_dt_rank max_length min_length model_type n_group n_special norm_before_gate norm_topk_prob
+    mamba_dt_rank max_length min_length model_type n_group n_special norm_before_gate norm_topk_prob
     num_logits_to_keep output_attentions output_hidden_states output_router_logits pad_token_id
     pad_vocab_size_multiple partial_rotary_factor predict_special_tokens prefix pretraining_tp problem_type
     quantization_config reorder_and_upcast_attn rescale_prenorm_residual resid_pdrop residual_in_fp32 return_dict
@@ -171,7 +171,8 @@ def _notes(family: Family, model_type: str, values: _Values, architecture: Publi
     defaults = [f"{key}={family.optional[key]}" for key in assumed]
     notes = [f"not in the file, so as {model_type} has it by default: {', '.join(defaults)}"] if defaults else []
     if mixers <= {"mamba1", "mamba2"}:
-        notes.append("a state-space model costs the same a token at any sequence length")
+        from_a_chunk_on = f" from {architecture.mamba_chunk_size} tokens, a chunk, on" if "mamba2" in mixers else ""
+        notes.append(f"a state-space model costs the same a token at any sequence length{from_a_chunk_on}")
     if values.get("num_nextn_predict_layers"):
         notes.append("num_nextn_predict_layers: the layers that predict further tokens are not counted")
     if values.get("quantization_config") is not None:
@@ -291,7 +292,6 @@ def _mamba(values: _Values) -> PublishedArchitecture:
     rank, width = values["time_step_rank"], values["hidden_size"]
     return PublishedArchitecture(
         **_state_space(values, "mamba1"),
-        d_inner=values["expand"] * width,
         dt_rank=math.ceil(width / 16) if rank == "auto" else rank,
     )
 
@@ -302,7 +302,10 @@ def _mamba2(values: _Values) -> PublishedArchitecture:
         raise UserError(f"num_heads x head_dim = {d_inner} contradicts expand x hidden_size")
     _divides(values, "num_heads", "n_groups")
     return PublishedArchitecture(
-        **_state_space(values, "mamba2"), d_inner=d_inner, ssm_heads=values["num_heads"], n_groups=values["n_groups"]
+        **_state_space(values, "mamba2"),
+        mamba_head_dim=values["head_dim"],
+        mamba_n_groups=values["n_groups"],
+        mamba_chunk_size=values["chunk_size"],
     )
 
 
@@ -316,15 +319,15 @@ def _state_space(values: _Values, mixer: str) -> dict[str, Any]:
         "n_layer": layers,
         "n_head": 1,
         "n_embd": width,
-        "d_ff": 0,
         "block_size": LENGTH_OF_STATE_SPACE_MODELS,
         "vocab_size": values["vocab_size"],
         "normalization": "rmsnorm",
         "position_encoding": "none",
         "weight_tying": values["tie_word_embeddings"],
         "layers": ((mixer, None),) * layers,
-        "d_state": values["state_size"],
-        "d_conv": values["conv_kernel"],
+        "mamba_d_state": values["state_size"],
+        "mamba_expand": values["expand"],
+        "mamba_d_conv": values["conv_kernel"],
         "conv_bias": values["use_conv_bias"],
         "ssm_bias": values["use_bias"],
     }
@@ -346,12 +349,13 @@ def _bamba(values: _Values) -> PublishedArchitecture:
         bias=values["mlp_bias"],
         biased_projections=_biased(values),
         layers=tuple(("attention" if layer in indices else "mamba2", "dense") for layer in range(count)),
-        d_inner=d_inner,
-        d_state=values["mamba_d_state"],
-        d_conv=values["mamba_d_conv"],
+        mamba_expand=values["mamba_expand"],
+        mamba_head_dim=d_inner // values["mamba_n_heads"],
+        mamba_d_state=values["mamba_d_state"],
+        mamba_d_conv=values["mamba_d_conv"],
+        mamba_n_groups=values["mamba_n_groups"],
+        mamba_chunk_size=values["mamba_chunk_size"],
         conv_bias=values["mamba_conv_bias"],
-        ssm_heads=values["mamba_n_heads"],
-        n_groups=values["mamba_n_groups"],
         ssm_bias=values["mamba_proj_bias"],
     )
 
@@ -439,15 +443,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "mamba2": Family(
         ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "head_dim", "n_groups", "state_size"),
-        {"tie_word_embeddings": False, "time_step_rank": "auto", **_PURE_MAMBA},
+        {"tie_word_embeddings": False, "time_step_rank": "auto", "chunk_size": 256, **_PURE_MAMBA},
         _mamba2,
     ),
     "bamba": Family(
         (*_TRANSFORMER, "num_key_value_heads", "mamba_n_heads", "mamba_n_groups", "mamba_d_state"),
         {
             "attn_layer_indices": None, "mamba_d_head": "auto", "mamba_d_conv": 4, "mamba_expand": 2,
-            "mamba_conv_bias": True, "mamba_proj_bias": False, "max_position_embeddings": 262144,
-            "tie_word_embeddings": False, **_BIASES,
+            "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_proj_bias": False,
+            "max_position_embeddings": 262144, "tie_word_embeddings": False, **_BIASES,
         },
         _bamba,
     ),

@@ -11,15 +11,15 @@ an element), and attention with dropout (fused, without T x T scores).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
-from flops_parameter_counting.sharding import Mesh, Parameters, elements, mesh_of, parameters
-from model_config import ModelArchitectureConfig
+from flops_parameter_counting.sharding import Mesh, Parameters, elements, gathered_bytes, larger, mesh_of, parameters
+from model_config import MIXERS, ModelArchitectureConfig
 from run_config import RunConfig
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,6 +29,8 @@ OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 # The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
 # 128,256 vocabulary, 258,000 of a character model's.
 CHUNK_BYTES = 64 * 2**20
+
+SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps (components/state_space.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +66,12 @@ class MicroBatch:
         """The float32 input of `layers` linear layers: one tensor for all, but autocast casts it for each anew."""
         return self.tokens * width * (4 if self.e == 4 else self.e * layers)
 
-    @property
-    def weight_copies(self) -> int:
-        """Of one block: what autocast casts its matrices to. A matrix takes 2 FLOPs a weight and token."""
-        if self.e == 4 or self.weights_are_cast:
+    def weight_copies(self, letter: str) -> int:
+        """Of a block with this mixer: what autocast casts its matrices to. A matrix takes 2 FLOPs a weight and
+        token."""
+        if self.e == 4 or (self.weights_are_cast and gathered_bytes(letter, self.e) == self.e):
             return 0
-        parts = (("mixer", "attention"), ("ffn_type", self.config.ffn_type))
+        parts = [("mixer", MIXERS[letter]), *([("ffn_type", self.config.ffn_type)] * self.config.has_ffn(letter))]
         costs = [component_cost(kind, name, self.config, self.config.block_size) for kind, name in parts]
         return self.e * sum(cost.matmul for cost in costs) // 2 // self.tensor
 
@@ -188,8 +190,8 @@ def sdpa(batch: MicroBatch) -> int:
 
 @register_memory("attention_backend", "manual")
 def manual(batch: MicroBatch) -> int:
-    """Queries, keys and values of every query head; the (T, T) future; the float32 softmax, where that is not the
-    weights themselves; the weights; dropout's mask."""
+    """Queries, keys and values of every query head; the (T, T) keys that are not seen; the float32 softmax, where that
+    is not the weights themselves; the weights; dropout's mask."""
     config, e = batch.config, batch.e
     scores = batch.tokens * config.n_head * config.block_size
     softmax = scores * 4 if e < 4 or config.dropout else 0
@@ -209,6 +211,76 @@ def attention(batch: MicroBatch) -> int:
         batch.linear_inputs(config.n_embd, layers=3)
         + kept_bytes("attention_backend", config.attention_backend, batch)
         + batch.tokens * batch.query_width * batch.e * is_copied
+    )
+
+
+@register_memory("mixer", "sliding_attention")
+def sliding_attention(batch: MicroBatch) -> int:
+    """The fused kernel has a mask of its own, for all heads; a score bias has one anyway."""
+    config = batch.config
+    masked = config.attention_backend == "sdpa" and not config.dropout
+    has_mask_anyway = config.position_encoding in _BIASES_SCORES
+    return attention(batch) + batch.e * config.block_size**2 * (masked and not has_mask_anyway)
+
+
+# State spaces. E channels (mamba_expand D), N state, K convolution width; of Mamba-2 H heads in G groups, chunks of Q.
+
+
+def _convolution(batch: MicroBatch, channels: int) -> int:
+    """The padded input, and the sum before silu; of autocast, the cast weight."""
+    config, e = batch.config, batch.e
+    padded = batch.batch_size * (config.block_size + config.mamba_d_conv - 1)
+    cast = 0 if e == 4 else e * channels * config.mamba_d_conv
+    return (padded + batch.tokens) * channels * e + cast
+
+
+@register_memory("mixer", "mamba1")
+def mamba1(batch: MicroBatch) -> int:
+    """Of the scan its inputs, in float32, and the state at the start of every SELECTIVE_CHUNK tokens."""
+    config, e, tokens = batch.config, batch.e, batch.tokens
+    width, state = config.mamba_width, config.mamba_state_size("mamba1")
+    selection = config.mamba_dt_rank + 2 * state
+    cast = 0 if e == 4 else 4 * tokens * (width + 2 * state) + e * width  # the input, B and C; D
+    starts = batch.batch_size * -(-config.block_size // SELECTIVE_CHUNK)
+    return (
+        batch.linear_inputs(config.n_embd, layers=2)  # the input of the gate's and the input's projection
+        + _convolution(batch, width)
+        + tokens * (width + selection) * e  # its output, and what is selected from it
+        + 2 * tokens * width * 4  # the steps, before softplus and after
+        + cast
+        + (starts + 2) * width * state * 4  # the states, and A twice
+        + 4 * tokens * width * e  # the gate, before silu and after; what it multiplies; their product
+    )
+
+
+@register_memory("mixer", "mamba2")
+def mamba2(batch: MicroBatch) -> int:
+    """What the products within and between chunks take; the states at the chunks' starts; the gated norm, in
+    float32."""
+    config, e, tokens = batch.config, batch.e, batch.tokens
+    width, state, heads = config.mamba_width, config.mamba_state_size("mamba2"), config.mamba_heads
+    written_or_read = config.mamba_n_groups * state
+    chunk = min(config.mamba_chunk_size, config.block_size)
+    chunks = batch.batch_size * -(-config.block_size // chunk)
+    padded = chunks * chunk  # tokens
+    copies = 1 + (config.mamba_n_groups > 1)  # of B and C: groups do not lie together, for any product
+    return (
+        batch.linear_inputs(config.n_embd, layers=5)
+        + _convolution(batch, width)
+        + 2 * _convolution(batch, written_or_read)
+        + tokens * width * e  # the convolved input
+        + 2 * tokens * heads * 4  # the steps, before softplus and after
+        + 2 * copies * padded * written_or_read * e
+        + padded * config.mamba_n_groups * chunk * e  # C B^T
+        + padded * heads * chunk * (4 + e)  # how they fade, and the product, in the compute dtype
+        + chunk**2
+        + padded * width * e * (3 + (heads > 1))  # inputs: as they are, head by head, faded; what is read
+        + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
+        + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice
+        + chunks * width * state * (4 + e)  # the states, one by one, and together
+        + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
+        + tokens * config.mamba_n_groups * 4
+        + tokens * width * e  # the input of the output projection
     )
 
 
@@ -240,24 +312,27 @@ def gated_ffn(batch: MicroBatch) -> int:
 # The model
 
 
-def block_bytes(batch: MicroBatch) -> int:
-    """What one block keeps: its parts, the masks of the two dropouts into the residual stream, and cast weights.
+def block_bytes(batch: MicroBatch, letter: str) -> int:
+    """What a block with this mixer keeps: its parts, the masks of the dropouts into the residual stream, and cast
+    weights.
 
     Tensor-parallel ranks share all of it but the inputs of the mixer and the FFN, which each gathers and keeps whole
     (Korthikanti et al. 2022, section 4.2.2, would keep the part and gather again).
     """
-    config = batch.config
-    divided = (
-        2 * kept_bytes("normalization", config.normalization, batch)
-        + kept_bytes("mixer", "attention", batch)
-        + kept_bytes("ffn_type", config.ffn_type, batch)
-        + 2 * batch.dropout_mask(batch.tokens * config.n_embd, batch.e)
+    config, has_ffn = batch.config, batch.config.has_ffn(letter)
+    halves = 1 + has_ffn
+    divided = halves * (
+        kept_bytes("normalization", config.normalization, batch)
+        + batch.dropout_mask(batch.tokens * config.n_embd, batch.e)
     )
+    divided += kept_bytes("mixer", MIXERS[letter], batch)
+    if has_ffn:
+        divided += kept_bytes("ffn_type", config.ffn_type, batch)
     if batch.tensor == 1:
-        return batch.weight_copies + divided
+        return batch.weight_copies(letter) + divided
     ffn_inputs = 1 if config.ffn_type == "standard" else 2
     whole = batch.linear_inputs(config.n_embd, layers=3) + batch.linear_inputs(config.n_embd, layers=ffn_inputs)
-    return batch.weight_copies + (divided - whole) // batch.tensor + whole
+    return batch.weight_copies(letter) + (divided - whole) // batch.tensor + whole
 
 
 def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
@@ -271,14 +346,18 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     outside += kept_bytes("position_encoding", config.position_encoding, batch)
     if config.norm_position == "pre":
         outside += kept_bytes("normalization", config.normalization, batch) // batch.tensor
+    layers = {letter: config.layers_with(letter) for letter in MIXERS}
+    layers = {letter: count for letter, count in layers.items() if np.any(count)}
+    blocks = {letter: block_bytes(batch, letter) for letter in layers}
     if not checkpointing:
-        return outside + config.n_layer * block_bytes(batch)
+        return outside + sum(layers[letter] * kept for letter, kept in blocks.items())
     inputs = config.n_layer * 4 * batch.stream_part
     if config.position_encoding in _BIASES_SCORES:
         inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
-    again = block_bytes(batch) - (4 * batch.stream_part if config.norm_position == "pre" or batch.e == 4 else 0)
-    return outside + inputs + _larger(again, config.n_layer * batch.weight_copies)
+    again = functools.reduce(larger, (kept * (layers[letter] > 0) for letter, kept in blocks.items()))
+    again = again - (4 * batch.stream_part if config.norm_position == "pre" or batch.e == 4 else 0)
+    return outside + inputs + larger(again, sum(layers[letter] * batch.weight_copies(letter) for letter in layers))
 
 
 def loss_bytes(batch: MicroBatch) -> int:
@@ -294,14 +373,9 @@ def loss_bytes(batch: MicroBatch) -> int:
     rows = min(batch.tokens, max(1, CHUNK_BYTES // (4 * vocab_size)))
     cast = 0 if e == 4 else e
     softmax = rows * vocab_size * 8
-    product = rows * vocab_size * (4 + cast) + _larger(rows * config.n_embd * e, table * (4 + cast))
-    chunk = rows * config.n_embd * cast + _larger(softmax, product)
+    product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, table * (4 + cast))
+    chunk = rows * config.n_embd * cast + larger(softmax, product)
     return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk
-
-
-def _larger(a: Any, b: Any) -> Any:
-    """Of two integers, or elementwise where there are arrays."""
-    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
 
 
 def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
@@ -326,23 +400,25 @@ def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[
     state = blocks + root
     moments = elements(own.all, mesh.data) if run.use_zero1 else state
     parts = {"weights": 4 * state, "gradients": 4 * state, "optimizer": 8 * moments}
-    layers, shards = own.layers, mesh.shards
     if run.use_fsdp:
-        parts["gathered"] = _gathered(shards * blocks, shards * root, layers, run, e)
+        parts["gathered"] = _gathered(own, mesh.shards, run, e)
     elif mesh.tensor > 1 and mesh.data > 1:
         keeping = dataclasses.replace(run, fsdp_reshard_after_forward=False)
-        parts["gathered"] = _gathered(shards * blocks, shards * root, layers, keeping, e=4)
+        parts["gathered"] = _gathered(own, mesh.shards, keeping, e=4)
     return parts
 
 
-def _gathered(blocks: int, root: int, layers: int, run: RunConfig, e: int) -> int:
-    """Of so many elements in the mixers and FFNs of all blocks and in the `root`, which lies outside: that, whole, in
-    float32, and its gradient; in the compute dtype, the weights of the block that computes and of the one that is
-    fetched ahead, or of all blocks if they are not given back; and a block's gradients, in that dtype and in the one
-    they are reduced in."""
-    block = blocks // layers
-    weights = (2 - (layers == 1)) * block if run.fsdp_reshard_after_forward else blocks
-    return 8 * root + e * (weights + block) + REDUCE_BYTES[run.fsdp_reduce_dtype] * block
+def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
+    """Of what lies outside of the blocks' mixers and FFNs: that, whole, in float32, and its gradient; as gathered, the
+    weights of the block that computes and of the one that is fetched ahead, the largest, or of all blocks if they are
+    not given back; and a block's gradients, in that dtype and in the one they are reduced in."""
+    root = shards * elements(own.root, shards)
+    sizes = {letter: gathered_bytes(letter, e) * own.block(letter, shards) for letter in own.kinds}
+    block = functools.reduce(larger, sizes.values())
+    weights = (2 - (own.layers == 1)) * block
+    if not run.fsdp_reshard_after_forward:
+        weights = sum(own.counts[letter] * size for letter, size in sizes.items())
+    return 8 * root + weights + block + REDUCE_BYTES[run.fsdp_reduce_dtype] * own.largest_block(shards)
 
 
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:

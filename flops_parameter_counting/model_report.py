@@ -11,10 +11,11 @@ from flops_parameter_counting.hugging_face_config import Model
 from flops_parameter_counting.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
 from flops_parameter_counting.published_architectures import (
     Breakdown,
-    absorbed_scores,
+    PublishedArchitecture,
     activations_not_known,
     breakdown,
     cache_elements,
+    decoding_difference,
     palm_scores,
     trainable,
 )
@@ -152,14 +153,15 @@ def memory_per_device(
     run, plain, e = setting.run, trainable(config), DTYPE_BYTES[setting.dtype]
     if plain is None and setting.tensor_parallel > 1:
         raise UserError("tensor parallelism is known for architectures that train.py builds only: drop tensor_parallel")
-    check_mesh(dataclasses.replace(config, block_size=length), run, setting.devices)
+    built = dataclasses.replace(plain or config, block_size=length)
+    check_mesh(built, run, setting.devices)
     mesh = mesh_of(run, setting.devices)
     whole = parameters_of_parts(parts, config.n_layer) if plain is None else parameters(plain, parts)
     by_part = state_memory(whole, run, mesh, e)
     not_known = activations_not_known(config, length)
     if not_known is None:
         try:
-            by_part |= working_memory(dataclasses.replace(config, block_size=length), run, mesh, e)
+            by_part |= working_memory(built, run, mesh, e)
         except UserError as error:  # a component of the user's own whose memory nobody has written down
             not_known = str(error)
     in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
@@ -183,16 +185,18 @@ def memory_per_device(
 
 
 def _cache(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
-    """Bytes that a sequence of `length` tokens keeps while it is continued, in the compute dtype."""
-    size = DTYPE_BYTES[setting.dtype]
-    parts = {part: size * count for part, count in cache_elements(config, length).items()}
+    """Bytes that a sequence of `length` tokens keeps while it is continued, in the compute dtype; but the state of our
+    Mamba layers is float32."""
+    in_float32 = () if isinstance(config, PublishedArchitecture) else ("state",)
+    sizes = {part: 4 if part in in_float32 else DTYPE_BYTES[setting.dtype] for part in cache_elements(config, length)}
+    parts = {part: sizes[part] * count for part, count in cache_elements(config, length).items()}
     return {"dtype": setting.dtype, "bytes_per_sequence": sum(parts.values()), "by_part": parts}
 
 
 def _decoding(config: ModelArchitectureConfig, cost: Breakdown, length: int, setting: Setting) -> dict[str, Any]:
     """The last token of one sequence of `length`: its query meets them all, every active weight is read once (of an
     embedding only a row, which is left out), and the cache is read. On a named device, the time it needs at least."""
-    flops = sum(cost.forward.values()) + absorbed_scores(config, length)
+    flops = sum(cost.forward.values()) + decoding_difference(config, length)
     looked_up = cost.parameters.get("position", 0)
     if not config.weight_tying:
         looked_up += cost.parameters["embedding"]

@@ -1,15 +1,18 @@
-"""What published architectures cost that train.py cannot build yet: experts, latent attention, state spaces.
+"""What published architectures cost that train.py cannot build: experts, latent attention, other biases and heads.
 
 As component_costs.py and model_cost.py, for the models that hugging_face_config.py reads. No torch.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from flops_parameter_counting.component_costs import ComponentCost, component_cost, linear, total
 from flops_parameter_counting.model_cost import model_cost
-from model_config import ModelArchitectureConfig
+from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
+from model_config import MIXERS as LETTERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +36,17 @@ class PublishedArchitecture(ModelArchitectureConfig):
     n_shared_experts: int = 0
     expert_d_ff: int = 0
 
-    d_inner: int = 0  # state spaces
-    d_state: int = 0
-    d_conv: int = 0
-    conv_bias: bool = True
-    dt_rank: int = 0  # Mamba
-    ssm_heads: int = 0  # Mamba-2
-    n_groups: int = 0
-    ssm_bias: bool = False
+    conv_bias: bool = True  # state spaces
+    ssm_bias: bool = False  # of their projections
+    dt_rank: int | None = None  # where it is not Mamba's own
 
     @property
     def head_dim(self) -> int:
         return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def mamba_dt_rank(self) -> int:
+        return self.dt_rank or super().mamba_dt_rank
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,9 +56,12 @@ class PublishedArchitecture(ModelArchitectureConfig):
 Parts = dict[str, ComponentCost]
 
 
-def keys_met(config: PublishedArchitecture, mixer: str, sequence_length: int) -> int:
+def keys_met(config: ModelArchitectureConfig, mixer: str, sequence_length: int) -> int:
     """Keys that a query meets in the full convention: all, or what the window holds."""
-    return min(sequence_length, config.window or sequence_length) if mixer == "sliding_attention" else sequence_length
+    if mixer != "sliding_attention":
+        return sequence_length
+    window = config.window if isinstance(config, PublishedArchitecture) else config.attention_window
+    return min(sequence_length, window or sequence_length)
 
 
 def attention(config: PublishedArchitecture, length: int) -> Parts:
@@ -94,45 +99,19 @@ def latent_attention(config: PublishedArchitecture, length: int) -> Parts:
     }
 
 
-def _convolution(width: int, config: PublishedArchitecture) -> ComponentCost:
-    """Depthwise and causal: d_conv multiply-adds a channel."""
-    return ComponentCost(parameters=width * (config.d_conv + config.conv_bias), matmul=2 * width * config.d_conv)
-
-
-def _state_products(config: PublishedArchitecture) -> int:
-    """h <- decay h + B x, y = C h: the outer product that is added to the state and the product that reads it, each a
-    multiply-add for every element of the state (d_inner, d_state). The decay is elementwise, like an activation."""
-    return 2 * 2 * config.d_inner * config.d_state
-
-
-def mamba1(config: PublishedArchitecture, length: int) -> Parts:
-    """Gu and Dao 2023, Mamba, section 3: A (d_inner, d_state), D (d_inner)."""
-    d_inner, d_state = config.d_inner, config.d_state
+def _state_space(mixer: str, config: PublishedArchitecture, length: int) -> Parts:
+    """As ours, with biases of its own."""
+    of_projections = dataclasses.replace(config, bias=config.ssm_bias)
+    absent = 0 if config.conv_bias else _convolved(mixer, config)
     return {
-        "state_space_projections": total(
-            linear(config.n_embd, 2 * d_inner, config.ssm_bias),  # x and its gate
-            linear(d_inner, config.dt_rank + 2 * d_state, bias=False),  # the step, B, C
-            linear(config.dt_rank, d_inner, bias=True),
-            linear(d_inner, config.n_embd, config.ssm_bias),
-        ),
-        "convolution": _convolution(d_inner, config),
-        "scan": ComponentCost(parameters=d_inner * d_state + d_inner, matmul=_state_products(config)),
+        "mamba": total(component_cost("mixer", mixer, of_projections, length), ComponentCost(parameters=-absent)),
     }
 
 
-def mamba2(config: PublishedArchitecture, length: int) -> Parts:
-    """Dao and Gu 2024, Transformers are SSMs, section 7: A, D and the step's bias are one number a head. The products
-    are those of the recurrence; the chunked algorithm spends more of them to use matrix units."""
-    convolved = config.d_inner + 2 * config.n_groups * config.d_state  # x, B, C
-    return {
-        "state_space_projections": total(
-            linear(config.n_embd, config.d_inner + convolved + config.ssm_heads, config.ssm_bias),
-            linear(config.d_inner, config.n_embd, config.ssm_bias),
-        ),
-        "convolution": _convolution(convolved, config),
-        "scan": ComponentCost(parameters=3 * config.ssm_heads, matmul=_state_products(config)),
-        "norms": ComponentCost(parameters=config.d_inner),  # of the gated output
-    }
+def _convolved(mixer: str, config: ModelArchitectureConfig) -> int:
+    """Channels that a state-space layer's convolution sees: the input, of Mamba-2 also B and C."""
+    of_b_and_c = 2 * config.mamba_n_groups * config.mamba_state_size(mixer) if mixer == "mamba2" else 0
+    return config.mamba_width + of_b_and_c
 
 
 def dense_ffn(config: PublishedArchitecture, length: int) -> Parts:
@@ -158,8 +137,8 @@ MIXERS: dict[str, Callable[[PublishedArchitecture, int], Parts]] = {
     "attention": attention,
     "sliding_attention": attention,
     "latent_attention": latent_attention,
-    "mamba1": mamba1,
-    "mamba2": mamba2,
+    "mamba1": functools.partial(_state_space, "mamba1"),
+    "mamba2": functools.partial(_state_space, "mamba2"),
 }
 FFNS: dict[str, Callable[[PublishedArchitecture, int], Parts]] = {"dense": dense_ffn, "experts": experts}
 
@@ -175,68 +154,107 @@ def _latent_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
     return {"latent_keys_and_values": length * (config.kv_lora_rank + config.qk_rope_head_dim)}
 
 
-def _mamba1_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
-    return {"state": config.d_inner * config.d_state, "convolution": config.d_inner * config.d_conv}
+def _state_space_cache(mixer: str, config: ModelArchitectureConfig, length: int) -> dict[str, int]:
+    """The state, and the tokens that the convolution sees again: of the published ones with the current one's place."""
+    again = config.mamba_d_conv - (not isinstance(config, PublishedArchitecture))
+    return {
+        "state": config.mamba_width * config.mamba_state_size(mixer),
+        "convolution": _convolved(mixer, config) * again,
+    }
 
 
-def _mamba2_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
-    convolved = config.d_inner + 2 * config.n_groups * config.d_state
-    return {"state": config.d_inner * config.d_state, "convolution": convolved * config.d_conv}
-
-
-_CACHES: dict[str, Callable[[PublishedArchitecture, int], dict[str, int]]] = {
+_CACHES: dict[str, Callable[[Any, int], dict[str, int]]] = {
     "attention": _attention_cache,
     "sliding_attention": _attention_cache,
     "latent_attention": _latent_cache,
-    "mamba1": _mamba1_cache,
-    "mamba2": _mamba2_cache,
+    "mamba1": functools.partial(_state_space_cache, "mamba1"),
+    "mamba2": functools.partial(_state_space_cache, "mamba2"),
 }
 
 
 def cache_elements(config: ModelArchitectureConfig, length: int) -> dict[str, int]:
     """Elements that a sequence of `length` tokens keeps for the tokens after it, by part, in all layers."""
-    if not isinstance(config, PublishedArchitecture):
-        return {part: config.n_layer * count for part, count in _attention_cache(config, length).items()}
     elements = Counter[str]()
-    for (mixer, _), layers in Counter(config.layers).items():
+    for mixer, layers in _mixers(config).items():
         for part, count in _CACHES[mixer](config, keys_met(config, mixer, length)).items():
             elements[part] += layers * count
     return dict(elements)
+
+
+def _mixers(config: ModelArchitectureConfig) -> Counter[str]:
+    """Layers with each mixer."""
+    if isinstance(config, PublishedArchitecture):
+        return Counter(mixer for mixer, _ in config.layers)
+    return Counter({mixer: layers for letter, mixer in LETTERS.items() if (layers := config.layers_with(letter))})
+
+
+def has_state_spaces(config: ModelArchitectureConfig) -> bool:
+    return bool({LETTERS[letter] for letter in STATE_SPACES} & set(_mixers(config)))
 
 
 def palm_scores(config: ModelArchitectureConfig, length: int) -> int:
     """PaLM's 12 L H Q T, training FLOPs per token (Chowdhery et al. 2022, appendix B): L layers with attention, H
     heads of Q, T tokens. Where queries and values differ in width, Q is their mean."""
     if not isinstance(config, PublishedArchitecture):
-        return 12 * config.n_layer * config.n_embd * length
+        return 12 * config.layers_with(ATTENTION) * config.n_embd * length
     widths = {"latent_attention": config.head_dim + config.v_head_dim, "mamba1": 0, "mamba2": 0}
     return sum(6 * config.n_head * widths.get(mixer, 2 * config.head_dim) * length for mixer, _ in config.layers)
 
 
-def absorbed_scores(config: ModelArchitectureConfig, length: int) -> int:
-    """FLOPs that decoding a token adds to those of a forward pass: latent attention decodes on the latent vectors
-    themselves, with the matrices that expand them multiplied into queries and outputs (DeepSeek-V2, section 2.1.2)."""
-    if not isinstance(config, PublishedArchitecture):
-        return 0
-    expanded = config.head_dim + config.v_head_dim
-    latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    layers = sum(mixer == "latent_attention" for mixer, _ in config.layers)
-    return layers * 2 * length * config.n_head * (latent - expanded)
+def decoding_difference(config: ModelArchitectureConfig, length: int) -> int:
+    """FLOPs that decoding the last of `length` tokens adds to a token's share of a forward pass, or saves.
+
+    Latent attention decodes on the latent vectors themselves, with the matrices that expand them multiplied into
+    queries and outputs (DeepSeek-V2, section 2.1.2). Mamba-2 decodes by its recurrence, without products of a chunk.
+    """
+    layers, found = _mixers(config), 0
+    if isinstance(config, PublishedArchitecture):
+        expanded = config.head_dim + config.v_head_dim
+        latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+        found = layers["latent_attention"] * 2 * length * config.n_head * (latent - expanded)
+    if layers["mamba2"]:
+        chunk = min(config.mamba_chunk_size, length)
+        of_a_chunk = config.mamba_n_groups * config.mamba_state_size("mamba2") + config.mamba_width
+        found -= layers["mamba2"] * 2 * chunk * of_a_chunk
+    return found
 
 
 def trainable(config: ModelArchitectureConfig) -> ModelArchitectureConfig | None:
     """The same architecture as one that train.py builds; None where it cannot."""
     if not isinstance(config, PublishedArchitecture):
         return config
+    after = _ffn_after(config)
+    if after is None:
+        return None
     fields = [field.name for field in dataclasses.fields(ModelArchitectureConfig)]
-    plain = ModelArchitectureConfig(**{name: getattr(config, name) for name in fields})
-    same = (
-        set(config.layers) == {("attention", "dense")}
-        and config.head_dim == plain.head_dim
+    letters = {mixer: letter for letter, mixer in LETTERS.items()}
+    plain = dataclasses.replace(
+        ModelArchitectureConfig(**{name: getattr(config, name) for name in fields}),
+        layer_pattern="".join(letters[mixer] for mixer, _ in config.layers),
+        ffn_after=after,
+    )
+    attention, state_spaces = plain.layers_with("A"), plain.layers_with(STATE_SPACES)
+    same_attention = (
+        config.head_dim == plain.head_dim
         and config.biased_projections == ("all" if config.bias else "none")
         and not config.qk_norm
     )
-    return plain if same else None
+    same_state_spaces = (
+        config.conv_bias and config.ssm_bias == config.bias and config.mamba_dt_rank == plain.mamba_dt_rank
+    )
+    return plain if (same_attention or not attention) and (same_state_spaces or not state_spaces) else None
+
+
+def _ffn_after(config: PublishedArchitecture) -> str | None:
+    """What our key of this name says of its layers; None where it cannot."""
+    if not set(config.layers) <= {
+        (mixer, ffn) for mixer in ("attention", "mamba1", "mamba2") for ffn in ("dense", None)
+    }:
+        return None
+    with_ffn = {(mixer == "attention", ffn == "dense") for mixer, ffn in config.layers}
+    told = {"all": {(True, True), (False, True)}, "attention": {(True, True), (False, False)}}
+    told["mamba"] = {(True, False), (False, True)}
+    return next((after for after, pairs in told.items() if with_ffn <= pairs), None)
 
 
 def activations_not_known(config: ModelArchitectureConfig, length: int) -> str | None:
@@ -244,8 +262,9 @@ def activations_not_known(config: ModelArchitectureConfig, length: int) -> str |
 
     Biases and other widths of heads keep nothing else than Llama's blocks do, and a window as long as the sequence
     hides nothing."""
-    if not isinstance(config, PublishedArchitecture):
+    if trainable(config) is not None:
         return None
+    assert isinstance(config, PublishedArchitecture)
     kinds = {kind for layer in config.layers for kind in layer if kind not in ("attention", "dense", None)}
     if config.window is not None and config.window >= length:
         kinds.discard("sliding_attention")
@@ -271,7 +290,7 @@ def breakdown(config: ModelArchitectureConfig, length: int) -> Breakdown:
     """The cost of any model that `read_model` reads, over whole sequences of `length` tokens. Raises UserError."""
     if not isinstance(config, PublishedArchitecture):
         cost = model_cost(config, length)
-        causal = cost.flops | {"attention_scores": cost.flops["attention_scores"] // 2}
+        causal = cost.flops | {"attention_scores": cost.flops["attention_scores"] - cost.masked}
         return Breakdown(cost.parameters, cost.parameters, cost.flops, causal)
     outside = model_cost(dataclasses.replace(config, n_layer=0), length)
     parameters, forward = Counter(outside.parameters), Counter(outside.flops)
@@ -281,7 +300,9 @@ def breakdown(config: ModelArchitectureConfig, length: int) -> Breakdown:
         parts = [*MIXERS[mixer](config, keys).items(), *(FFNS[ffn](config, length).items() if ffn else ())]
         for part, cost_of_part in parts:
             parameters[part] += layers * cost_of_part.parameters
-            forward["attention_projections" if part == "attention" else part] += layers * cost_of_part.matmul
+            projections = {"attention": "attention_projections", "mamba": "mamba_projections"}
+            forward[projections.get(part, part)] += layers * cost_of_part.matmul
+            forward["scan"] += layers * cost_of_part.scan
             forward["attention_scores"] += layers * cost_of_part.scores
             # of `length` x `keys` pairs, a triangle of keys x keys / 2 lies in the future or before the sequence
             masked["attention_scores"] += layers * cost_of_part.scores * keys // (2 * length)

@@ -307,3 +307,11 @@ def training_rules(cost: ModelCost, tokens: float) -> list[RuleValue]:
         arguments = (float(n), float(tokens), 3.0 * forward * tokens)
         values.append(RuleValue(rule.name, rule.learning_rate(*arguments), rule.batch_tokens(*arguments), rule.source))
     return values
+
+
+def on_state_spaces(law: Law) -> list[str]:
+    """What must be said of a published law about a model with Mamba layers; what a law of one's own was fitted to, its
+    owner knows."""
+    if law.name not in LAWS:
+        return []
+    return [f"{law.name} was fitted to transformers: of models with Mamba layers it may be wrong"]

@@ -5,14 +5,16 @@ rows or by columns, evenly; FSDP and ZeRO-1 divide rows, of vectors elements, an
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from errors import UserError
 from flops_parameter_counting.component_costs import component_cost
 from flops_parameter_counting.model_cost import model_cost
-from model_config import ModelArchitectureConfig
+from model_config import MIXERS, STATE_SPACES, ModelArchitectureConfig
 from run_config import RunConfig
 
 
@@ -54,6 +56,13 @@ def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) 
 
 def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
     """What tensor-parallel ranks divide must divide evenly: a head, a column or a row belongs to one of them."""
+    if np.any(model.layers_with(STATE_SPACES)):
+        raise UserError(
+            "tensor_parallel shares attention and FFNs among ranks, not the scan of a Mamba layer: take use_fsdp, "
+            "which divides any layer"
+        )
+    if np.any(model.ffn_layers != model.n_layer):
+        raise UserError("tensor_parallel needs an FFN in every layer: take ffn_after='all', or use_fsdp")
     shared = {
         "n_head": model.n_head,
         "num_key_value_heads": model.kv_heads,
@@ -101,11 +110,15 @@ class Parameter:
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """As FSDP groups them: `blocks` are those of all mixers and FFNs, a group for each of `layers` blocks; `root` are
-    the others, norms included."""
+    the others, norms included. `kinds` are those of one block of each mixer that there is, by its letter, and `counts`
+    say how many blocks have it; `last` is the last one's letter."""
 
     blocks: tuple[Parameter, ...]
     root: tuple[Parameter, ...]
     layers: int
+    kinds: dict[str, tuple[Parameter, ...]]
+    counts: dict[str, int]
+    last: str
 
     @property
     def all(self) -> tuple[Parameter, ...]:
@@ -115,9 +128,26 @@ class Parameters:
     def size(self) -> int:
         return elements(self.all)
 
+    def largest_block(self, shards: int) -> int:
+        """Elements of a block, padded for `shards` ranks."""
+        return functools.reduce(larger, (self.block(letter, shards) for letter in self.kinds))
+
+    def block(self, letter: str, shards: int) -> int:
+        """Elements of a block with this mixer, padded for `shards` ranks."""
+        return shards * elements(self.kinds[letter], shards)
+
     def of_tensor_rank(self, ranks: int) -> "Parameters":
-        blocks, root = ([p.of_tensor_rank(ranks) for p in group] for group in (self.blocks, self.root))
-        return Parameters(tuple(blocks), tuple(root), self.layers)
+        def parts(group: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+            return tuple(parameter.of_tensor_rank(ranks) for parameter in group)
+
+        kinds = {letter: parts(kind) for letter, kind in self.kinds.items()}
+        return dataclasses.replace(self, blocks=parts(self.blocks), root=parts(self.root), kinds=kinds)
+
+
+def gathered_bytes(letter: str, e: int) -> int:
+    """Of an element of a block's weights as FSDP gathers them to compute in a dtype of `e` bytes: those of a block with
+    a Mamba layer in float32, because decays and steps do not bear to be rounded."""
+    return 4 if letter in STATE_SPACES else e
 
 
 def elements(group: Iterable[Parameter], shards: int = 1) -> int:
@@ -125,26 +155,53 @@ def elements(group: Iterable[Parameter], shards: int = 1) -> int:
     return sum(parameter.part(shards) for parameter in group)
 
 
+def larger(a: Any, b: Any) -> Any:
+    """Of two integers, or elementwise where there are arrays."""
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+
+
 def parameters(config: ModelArchitectureConfig, by_part: dict[str, int] | None = None) -> Parameters:
     """Those of model_components.py. A component of another name is taken, by its cost, for one vector: what it pads is
     then not known. `by_part` are model_cost's, which need not be counted again. Raises UserError for an unknown
     component."""
     cost = by_part or model_cost(config).parameters
-    blocks = [*_mixer(config), *_ffn(config)]
+    layers = {letter: config.layers_with(letter) for letter in MIXERS}
+    of_one = {letter: _block(config, letter) for letter, count in layers.items() if np.any(count)}
+    blocks = [_times(layers[letter], one) for letter, block in of_one.items() for one in block]
     table = Parameter(config.vocab_size or 0, config.n_embd, divided="rows")
     position = Parameter(cost["position"])
     if config.position_encoding == "learned_absolute":
         position = Parameter(config.block_size, config.n_embd)
     root = [table, position, *_norms(config), dataclasses.replace(table, copies=1 - config.weight_tying)]
-    others = Parameter(cost["attention"] + cost["ffn"] - elements(blocks))
-    return Parameters(_not_empty([*blocks, others]), _not_empty(root), config.n_layer)
+    others = cost["attention"] + cost["mamba"] + cost["ffn"] - elements(blocks)
+    of_each = Parameter(others // config.n_layer)
+    kinds = {
+        letter: _not_empty([*(_times(layers[letter] > 0, one) for one in block), of_each])
+        for letter, block in of_one.items()
+    }
+    return Parameters(
+        _not_empty([*blocks, Parameter(others)]),
+        _not_empty(root),
+        config.n_layer,
+        kinds,
+        {letter: layers[letter] for letter in kinds},
+        config.last_mixer,
+    )
 
 
 def parameters_of_parts(parts: dict[str, int], layers: int) -> Parameters:
-    """Those of an architecture of which nothing is known but their number by part, as of one vector each."""
+    """Those of an architecture of which nothing is known but their number by part, as of one vector each, the same in
+    every layer."""
     outside = ("embedding", "position", "norms", "lm_head")
     root = [Parameter(size) for part, size in parts.items() if part in outside]
-    return Parameters(_not_empty([Parameter(sum(parts.values()) - elements(root))]), _not_empty(root), layers)
+    blocks = sum(parts.values()) - elements(root)
+    kinds: dict[str, tuple[Parameter, ...]] = {"A": (Parameter(blocks // layers),)}
+    return Parameters(_not_empty([Parameter(blocks)]), _not_empty(root), layers, kinds, {"A": layers}, "A")
+
+
+def _times(layers: int, parameter: Parameter) -> Parameter:
+    """Of so many blocks."""
+    return dataclasses.replace(parameter, copies=layers * parameter.copies)
 
 
 def _not_empty(group: list[Parameter]) -> tuple[Parameter, ...]:
@@ -152,11 +209,20 @@ def _not_empty(group: list[Parameter]) -> tuple[Parameter, ...]:
 
 
 def _norms(config: ModelArchitectureConfig) -> list[Parameter]:
-    """Each a weight and perhaps a bias; two in a block, and a last one before the head of pre-norm."""
+    """Each a weight and perhaps a bias; one before (or after) each mixer and FFN, and a last one before the head of
+    pre-norm."""
     size = component_cost("normalization", config.normalization, config, config.block_size).parameters
-    norms = 2 * config.n_layer + (config.norm_position == "pre")
+    norms = config.n_layer + config.ffn_layers + (config.norm_position == "pre")
     vectors = Parameter(config.n_embd, copies=norms * (size // config.n_embd), divided="sequence")
     return [vectors, Parameter(size % config.n_embd, copies=norms)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of one block
+
+
+def _block(config: ModelArchitectureConfig, letter: str) -> list[Parameter]:
+    return [*_MIXERS[MIXERS[letter]](config), *(_ffn(config) if config.has_ffn(letter) else ())]
 
 
 def _linear(rows: int, width: int, copies: int, divided: str, bias: bool) -> list[Parameter]:
@@ -165,14 +231,52 @@ def _linear(rows: int, width: int, copies: int, divided: str, bias: bool) -> lis
     return [Parameter(rows, width, copies, divided), *(bias * [of_bias])]
 
 
-def _mixer(config: ModelArchitectureConfig) -> list[Parameter]:
+def _attention(config: ModelArchitectureConfig) -> list[Parameter]:
     """Queries; keys and values; output."""
-    width, kv_width, layers = config.n_head * config.head_dim, config.kv_heads * config.head_dim, config.n_layer
+    width, kv_width = config.n_head * config.head_dim, config.kv_heads * config.head_dim
     return [
-        *_linear(width, config.n_embd, layers, "rows", config.bias),
-        *_linear(kv_width, config.n_embd, 2 * layers, "rows", config.bias),
-        *_linear(config.n_embd, width, layers, "columns", config.bias),
+        *_linear(width, config.n_embd, 1, "rows", config.bias),
+        *_linear(kv_width, config.n_embd, 2, "rows", config.bias),
+        *_linear(config.n_embd, width, 1, "columns", config.bias),
     ]
+
+
+def _mamba1(config: ModelArchitectureConfig) -> list[Parameter]:
+    """Gate and input; convolution; the selection of steps, B and C; the steps; A and D; output."""
+    width, d_state, rank = config.mamba_width, config.mamba_state_size("mamba1"), config.mamba_dt_rank
+    return [
+        *_linear(width, config.n_embd, 2, "", config.bias),
+        *_linear(width, config.mamba_d_conv, 1, "", bias=True),
+        Parameter(rank + 2 * d_state, width),
+        *_linear(width, rank, 1, "", bias=True),
+        Parameter(width * d_state),
+        Parameter(width),
+        *_linear(config.n_embd, width, 1, "", config.bias),
+    ]
+
+
+def _mamba2(config: ModelArchitectureConfig) -> list[Parameter]:
+    """Gate and input; B and C; the steps; their convolutions; A, D and the steps' bias; norm; output."""
+    width, heads = config.mamba_width, config.mamba_heads
+    written_or_read = config.mamba_n_groups * config.mamba_state_size("mamba2")
+    return [
+        *_linear(width, config.n_embd, 2, "", config.bias),
+        *_linear(written_or_read, config.n_embd, 2, "", config.bias),
+        *_linear(heads, config.n_embd, 1, "", config.bias),
+        *_linear(width, config.mamba_d_conv, 1, "", bias=True),
+        *_linear(written_or_read, config.mamba_d_conv, 2, "", bias=True),
+        Parameter(heads, copies=3),
+        Parameter(width),
+        *_linear(config.n_embd, width, 1, "", config.bias),
+    ]
+
+
+_MIXERS: dict[str, Callable[[ModelArchitectureConfig], list[Parameter]]] = {
+    "attention": _attention,
+    "sliding_attention": _attention,
+    "mamba1": _mamba1,
+    "mamba2": _mamba2,
+}
 
 
 def _ffn(config: ModelArchitectureConfig) -> list[Parameter]:
@@ -180,5 +284,5 @@ def _ffn(config: ModelArchitectureConfig) -> list[Parameter]:
     inputs = {"standard": 1, "swiglu": 2, "geglu": 2}.get(config.ffn_type, 0)
     if config.d_ff is None or not inputs:
         return []
-    up = _linear(config.d_ff, config.n_embd, inputs * config.n_layer, "rows", config.bias)
-    return [*up, *_linear(config.n_embd, config.d_ff, config.n_layer, "columns", config.bias)]
+    up = _linear(config.d_ff, config.n_embd, inputs, "rows", config.bias)
+    return [*up, *_linear(config.n_embd, config.d_ff, 1, "columns", config.bias)]

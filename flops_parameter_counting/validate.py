@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flops_parameter_counting.hugging_face_config import model_from_values
+from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.published_architectures import breakdown
 from model_config import ModelArchitectureConfig, resolve_architecture
 
@@ -82,6 +83,17 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         15_706_484_224,
     ),
 }  # fmt: skip
+
+# The same by the keys of a config file of this repository: what train.py builds.
+OURS: dict[str, dict[str, Any]] = {
+    "mamba-130m": {"arch_preset": "mamba1", "n_layer": 24, "n_embd": 768, "vocab_size": 50280},
+    "mamba2-130m": {"arch_preset": "mamba2", "n_layer": 24, "n_embd": 768, "vocab_size": 50288},
+    "bamba-9b": {
+        "arch_preset": "hybrid", "layer_pattern": 9 * "M" + 2 * ("A" + 8 * "M") + "A" + 4 * "M", "n_layer": 32,
+        "n_head": 32, "num_key_value_heads": 8, "n_embd": 4096, "d_ff": 14336, "vocab_size": 128256,
+        "weight_tying": False,
+    },
+}  # fmt: skip
 PUBLISHED_ACTIVE = {"deepseek-v2-lite": 2_661_150_208}  # that a token meets
 
 _SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 61, "attention_backend": "manual"}
@@ -99,6 +111,9 @@ def published_checks() -> Iterator[Check]:
         yield Check(f"{name}: parameters", sum(cost.parameters.values()), expected)
         if name in PUBLISHED_ACTIVE:
             yield Check(f"{name}: active parameters", sum(cost.active.values()), PUBLISHED_ACTIVE[name])
+    for name, keys in OURS.items():
+        counted = model_cost(resolve_architecture(keys)).n_params
+        yield Check(f"{name}, by arch_preset={keys['arch_preset']}: parameters", counted, PUBLISHED[name][1])
 
 
 def torch_checks() -> Iterator[Check]:

@@ -1,205 +1,123 @@
-"""Hugging Face in: the configuration and the weights of GPT-2 and Llama as those of a LanguageModel.
+"""Hugging Face in and out: configurations and weights of GPT-2, Llama, Mamba, Mamba-2 and Bamba as those of a
+LanguageModel, and back.
 
-A configuration is what `config.json` holds (`PretrainedConfig.to_dict()`), in the form of transformers 4 or 5. What a
-LanguageModel cannot be is refused by the name of its key; nothing that changes the function is passed over.
+A configuration is what `config.json` holds (`PretrainedConfig.to_dict()`), in the form of transformers 4 or 5; what is
+written is for 5. What a LanguageModel, or the other way round their class, cannot be is refused by the name of its
+key; nothing that changes the function is passed over.
+
+    config = architecture_to_hugging_face(model.config)                     -> config.json
+    weights = weights_to_hugging_face(model.state_dict(), model.config)     -> model.safetensors
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from errors import UserError
+from interop.attention_models import GPT2, LLAMA
+from interop.family import Family, Place
+from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
-from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
+from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig, resolve_architecture
 
-# Keys that do not change what a forward pass computes.
-_WITHOUT_EFFECT = {
-    "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id",
-    "pretraining_tp", "problem_type", "return_dict", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "torch_dtype",
-    "transformers_version", "use_cache",
-}  # fmt: skip
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
+_HEAD = "lm_head"  # which their prefix is not before
+_KINDS = (".weight", ".bias", "")  # of a module's parameters; a parameter of its own has no kind
 
-# What a key means where config.json leaves it out, as it may; sizes have no such default here.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "resid_pdrop": 0.1,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "n_ctx": None,
-    },
-    "llama": {
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "rope_scaling": None,
-        "rope_parameters": None,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-    },
-}
-
-# Keys that can have this value only.
-_FIXED: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "is_encoder_decoder": False,
-        "add_cross_attention": False,
-        "reorder_and_upcast_attn": False,
-        "scale_attn_by_inverse_layer_idx": False,
-        "scale_attn_weights": True,
-    },
-    "llama": {"is_encoder_decoder": False, "attention_dropout": 0.0},
-}
-
-_SIZES = {
-    "gpt2": {
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_embd": "n_embd",
-        "n_positions": "block_size",
-        "vocab_size": "vocab_size",
-    },
-    "llama": {
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "hidden_size": "n_embd",
-        "intermediate_size": "d_ff",
-        "max_position_embeddings": "block_size",
-        "vocab_size": "vocab_size",
-    },
-}
-
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "relu2": "relu_squared",
-}
+# ---------------------------------------------------------------------------------------------------------------------
+# Configurations
 
 
 def architecture_from_hugging_face(config: Mapping[str, Any]) -> ModelArchitectureConfig:
-    """The architecture of a GPT-2 or Llama (`model_type`), any of its versions.
+    """The architecture of a model whose `model_type` is in FAMILIES, any of its versions.
 
+    Mamba and Mamba-2 have no length of their own: block_size is 2048, at which the published ones were trained.
     Raises UserError, naming the key, for a model or a feature that a LanguageModel does not have.
     """
-    model_type = config.get("model_type")
-    if model_type not in _SIZES:
-        raise UserError(f"model_type={model_type!r} is none of: {', '.join(_SIZES)}")
-    defaults, fixed, sizes = _DEFAULTS[model_type], _FIXED[model_type], _SIZES[model_type]
-    for key, value in config.items():
-        if key in fixed and value != fixed[key]:
-            raise UserError(f"{key}={value!r} cannot be represented; only {fixed[key]!r} can")
-        if key not in _WITHOUT_EFFECT | defaults.keys() | fixed.keys() | sizes.keys():
-            raise UserError(f"{key}={value!r} of a {model_type} configuration is not known here")
-    for key in sizes:
-        if config.get(key) is None:
-            raise UserError(f"the {model_type} configuration has no {key}")
-    complete = defaults | dict(config)
-    given = {ours: complete[theirs] for theirs, ours in sizes.items()}
-    given |= _gpt2_components(complete) if model_type == "gpt2" else _llama_components(complete)
+    family = _family(config)
+    complete = family.complete(config)
+    given = {ours: complete[theirs] for theirs, ours in family.sizes.items()} | family.read(complete)
     return resolve_architecture({"arch_preset": "custom", **given})
 
 
-def _gpt2_components(config: Mapping[str, Any]) -> dict[str, Any]:
-    dropouts = {key: config[key] for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if len(set(dropouts.values())) > 1:
-        raise UserError(f"embd_pdrop, attn_pdrop and resid_pdrop differ ({dropouts}); a LanguageModel has one dropout")
-    if config["n_ctx"] not in (None, config["n_positions"]):
-        raise UserError(f"n_ctx={config['n_ctx']} is not n_positions={config['n_positions']}")
-    return {
-        "d_ff": config["n_inner"] or 4 * config["n_embd"],
-        "activation": _activation("activation_function", config["activation_function"]),
-        "normalization": "layernorm",
-        "norm_eps": config["layer_norm_epsilon"],
-        "position_encoding": "learned_absolute",
-        "bias": True,
-        "weight_tying": config["tie_word_embeddings"],
-        "dropout": dropouts["embd_pdrop"],
+def _family(config: Mapping[str, Any]) -> Family:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def architecture_to_hugging_face(config: ModelArchitectureConfig) -> dict[str, Any]:
+    """The content of a config.json with which transformers computes the same function.
+
+    It names no special tokens, since the architecture has none. `dropout`, which acts in training only, and the
+    block_size of a Mamba or Mamba-2 are left out where their class has no such thing. Raises UserError, with the
+    reason, for an architecture that none of their classes has exactly.
+    """
+    if config.vocab_size is None:
+        raise UserError("vocab_size=None: Hugging Face's configuration needs the number")
+    model_type = _model_type(config)
+    family = FAMILIES[model_type]
+    if config.ffn_layers != (config.n_layer if family.has_ffn else 0):
+        has = "an FFN after every layer" if family.has_ffn else "no FFN"
+        raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
+    written = {
+        "model_type": model_type,
+        "architectures": [family.model_class],
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **{theirs: getattr(config, ours) for theirs, ours in family.sizes.items()},
+        **family.write(config),
     }
+    # What it comes back as is the truth of what was written.
+    ours, theirs = (_what_acts(of, family) for of in (config, architecture_from_hugging_face(written)))
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise UserError(f"{key}={value!r} cannot be represented: {family.model_class} has {theirs[key]!r}")
+    return written
 
 
-def _llama_components(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config["attention_bias"] != config["mlp_bias"]:
-        raise UserError(
-            f"attention_bias={config['attention_bias']} and mlp_bias={config['mlp_bias']} differ; "
-            "a LanguageModel has biases in all linear layers or in none"
-        )
-    head_dim = config["hidden_size"] // config["num_attention_heads"]
-    if config["head_dim"] not in (None, head_dim):
-        raise UserError(f"head_dim={config['head_dim']} is not hidden_size / num_attention_heads = {head_dim}")
-    gate = _activation("hidden_act", config["hidden_act"])
-    ffn_types = [ffn_type for ffn_type, activation in GATED_FFN_ACTIVATION.items() if activation == gate]
-    if not ffn_types:
-        raise UserError(f"hidden_act={config['hidden_act']!r}: no gated FFN here has this activation")
-    return {
-        "num_key_value_heads": config["num_key_value_heads"],
-        "ffn_type": ffn_types[0],
-        "normalization": "rmsnorm",
-        "norm_eps": config["rms_norm_eps"],
-        "position_encoding": "rope",
-        "bias": config["attention_bias"],
-        "weight_tying": config["tie_word_embeddings"],
-        **_rotary(config),
-    }
+def _model_type(config: ModelArchitectureConfig) -> str:
+    letters = set(config.pattern)
+    if letters == {"A"}:
+        return "gpt2" if config.position_encoding == "learned_absolute" else "llama"
+    if letters == {"S"}:
+        return "mamba"
+    if letters == {"M"} and not config.ffn_layers:
+        return "mamba2"
+    if letters == {"A", "M"}:
+        return "bamba"
+    if letters == {"M"}:
+        what = "Mamba-2 with FFNs and without attention"
+    else:
+        what = "attention within a window" if "W" in letters else "Mamba-1 beside other mixers"
+    raise UserError(f"layer_pattern={config.pattern!r}: no class of Hugging Face's known here has {what}")
 
 
-def _activation(key: str, name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{key}={name!r} is none of: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
+    """The keys that decide the function, in a form that is one for equal functions."""
+    idle = {"arch_preset", "attention_backend", "dropout", "ffn_after"}
+    if "block_size" not in family.sizes.values():
+        idle.add("block_size")
+    if config.position_encoding != "rope":
+        idle |= {"rope_theta"}
+    if not config.layers_with(ATTENTION):
+        idle |= {"n_head"}
+    if not config.layers_with(STATE_SPACES):
+        idle |= {field.name for field in dataclasses.fields(config) if field.name.startswith("mamba_")}
+    if not config.ffn_layers:
+        idle |= {"ffn_type", "activation"}
+    mixer = "mamba1" if config.layers_with("S") else "mamba2"
+    values = dataclasses.asdict(config)
+    values |= {"layer_pattern": config.pattern, "mamba_d_state": config.mamba_state_size(mixer)}
+    values["activation"] = values.pop("activation")  # after ffn_type, which decides it where the FFN is gated
+    return {key: value for key, value in values.items() if key not in idle}
 
 
-def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers 5 has all in `rope_parameters`; 4 has `rope_theta` beside `rope_scaling`, once with a `type`."""
-    scaling = dict(config["rope_parameters"] or config["rope_scaling"] or {})
-    theta = scaling.pop("rope_theta", config["rope_theta"])
-    rope_type = scaling.pop("type", scaling.pop("rope_type", "default"))
-    if rope_type != "default":
-        return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}
-    if scaling:
-        raise UserError(f"rope_parameters: {', '.join(scaling)} beside rope_type 'default' cannot be represented")
-    return {"rope_theta": theta}
-
-
-# Where each tensor goes: Hugging Face's module -> ours, outside the blocks and within one.
-
-_OUTSIDE = {
-    "gpt2": {"wte": "embedding", "wpe": "position.embedding", "ln_f": "final_norm", "lm_head": "lm_head"},
-    "llama": {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "lm_head"},
-}
-_FUSED = "(q|k|v)"  # one matrix for all three
-_WITHIN = {
-    "gpt2": {
-        "ln_1": "mixer_norm",
-        "attn.c_attn": f"mixer.{_FUSED}_proj",
-        "attn.c_proj": "mixer.o_proj",
-        "ln_2": "ffn_norm",
-        "mlp.c_fc": "ffn.up_proj",
-        "mlp.c_proj": "ffn.down_proj",
-    },
-    "llama": {
-        "input_layernorm": "mixer_norm",
-        **{f"self_attn.{name}_proj": f"mixer.{name}_proj" for name in "qkvo"},
-        "post_attention_layernorm": "ffn_norm",
-        **{f"mlp.{name}_proj": f"ffn.{name}_proj" for name in ("gate", "up", "down")},
-    },
-}
-_PREFIX = {"gpt2": "transformer.", "llama": "model."}  # absent where the model was saved without its head
-_BLOCKS = {"gpt2": "h", "llama": "layers"}
-_BUFFERS = {"gpt2": (".attn.bias", ".attn.masked_bias"), "llama": (".rotary_emb.inv_freq",)}  # of older checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
 
 
 def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -208,39 +126,74 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
     Every tensor keeps its dtype and device; some share memory with those given. Gradients under their parameters'
     names are carried over as well as weights. Raises UserError for a tensor that is unknown, missing or misshapen.
     """
-    architecture = architecture_from_hugging_face(config)
+    architecture, family = architecture_from_hugging_face(config), _family(config)
+    expected = _parameters(architecture)
     weights: dict[str, Tensor] = {}
+    known = {
+        f"{theirs.removeprefix(family.prefix)}{kind}": ([f"{module}{kind}" for module in ours], place)
+        for theirs, ours, place in _modules(family, architecture.pattern)
+        for kind in _KINDS
+    }
     for name, tensor in state_dict.items():
-        if not name.endswith(_BUFFERS[config["model_type"]]):
-            weights |= _translate(config["model_type"], name, tensor)
+        if name.endswith(family.buffers):
+            continue
+        if (bare := name.removeprefix(family.prefix)) not in known:
+            raise UserError(f"tensor {name!r} has no place in a LanguageModel made of this {family.model_class}")
+        names, place = known[bare]
+        weights |= _split(name, names, place.to_ours(tensor), expected)
     if architecture.weight_tying:
-        weights.pop("lm_head.weight", None)
-    _check_complete(weights, architecture)
+        weights.pop(f"{_HEAD}.weight", None)
+    _check_complete(weights, expected)
     return weights
 
 
-def _translate(model_type: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The tensor under its name in a LanguageModel; GPT-2's fused projection gives three."""
-    module, _, kind = name.removeprefix(_PREFIX[model_type]).rpartition(".")
-    parts = module.split(".", 2)  # e.g. h, 0, attn.c_proj
-    in_block = len(parts) == 3 and parts[0] == _BLOCKS[model_type]
-    table, place = (_WITHIN, parts[2]) if in_block else (_OUTSIDE, module)
-    if place not in table[model_type]:
-        raise UserError(f"tensor {name!r} has no place in a {model_type} LanguageModel")
-    target = table[model_type][place]
-    if in_block:
-        target = f"blocks.{parts[1]}.{target}"
-    if model_type == "gpt2" and in_block and tensor.ndim == 2:
-        tensor = tensor.T  # GPT-2 stores (inputs, outputs)
-    if _FUSED not in target:
-        return {f"{target}.{kind}": tensor}
-    names = [f"{target.replace(_FUSED, which)}.{kind}" for which in "qkv"]
-    return dict(zip(names, tensor.chunk(3), strict=True))
+def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitectureConfig) -> dict[str, Tensor]:
+    """The tensors of the model that `architecture_to_hugging_face(config)` describes, from a LanguageModel's
+    `state_dict` or its gradients; a tied head is not among them, as in their own files.
+
+    Dtypes and devices stay; what is no concatenation shares memory with what was given, each tensor contiguous.
+    Raises UserError for an architecture without a class, and for a tensor that is unknown, missing or misshapen.
+    """
+    family = FAMILIES[architecture_to_hugging_face(config)["model_type"]]
+    _check_complete(weights, _parameters(config))
+    found: dict[str, Tensor] = {}
+    for theirs, ours, place in _modules(family, config.pattern):
+        for kind in _KINDS:
+            parts = [weights[f"{module}{kind}"] for module in ours if f"{module}{kind}" in weights]
+            if parts:
+                whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+                found[f"{theirs}{kind}"] = place.to_theirs(whole, config).contiguous()
+    return found
 
 
-def _check_complete(weights: Mapping[str, Tensor], architecture: ModelArchitectureConfig) -> None:
+def _parameters(config: ModelArchitectureConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        expected = LanguageModel(architecture).state_dict()
+        return LanguageModel(config).state_dict()
+
+
+def _modules(family: Family, pattern: str) -> Iterator[tuple[str, tuple[str, ...], Place]]:
+    """Every module's name there, its names here, and the way between."""
+    for name, place in family.outside.items():
+        yield name if name == _HEAD else f"{family.prefix}{name}", place.modules, place
+    for layer, letter in enumerate(pattern):
+        for name, place in family.block(letter).items():
+            ours = tuple(f"blocks.{layer}.{module}" for module in place.modules)
+            yield f"{family.prefix}{family.blocks}.{layer}.{name}", ours, place
+
+
+def _split(name: str, names: list[str], tensor: Tensor, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By rows, if one of theirs is several of ours."""
+    if len(names) == 1:
+        return {names[0]: tensor}
+    if not expected.keys() >= set(names):
+        raise UserError(f"the weights have {name}, which the configuration does not")
+    rows = [expected[part].shape[0] for part in names]
+    if tensor.shape[0] != sum(rows):
+        raise UserError(f"{name} has {tensor.shape[0]} rows, the configuration says {sum(rows)}")
+    return dict(zip(names, tensor.split(rows), strict=True))
+
+
+def _check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name, tensor in expected.items():
         if name not in weights:
             raise UserError(f"the weights lack {name}")

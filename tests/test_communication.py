@@ -36,6 +36,9 @@ GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
 LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]
 POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
 ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+# Blocks of three sizes, the last neither the largest nor the smallest; rows that no number of ranks divides
+MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
+MIXED += ["--mamba_d_state=5"]
 
 ZERO1 = ["--use_zero1=True"]
 FSDP = ["--use_fsdp=True"]
@@ -49,7 +52,8 @@ BF16 = "--dtype=bfloat16"
 CASES = [
     *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
-    (2, [*FSDP, BF16, *LLAMA]),
+    *[(2, [*strategy, *MIXED]) for strategy in ([], ZERO1, FSDP)],
+    *[(2, [*FSDP, BF16, *model]) for model in (LLAMA, MIXED)],
     (2, [*ZERO2, BF16, "--fsdp_reduce_dtype=bfloat16", *ODD]),
     (2, [*FSDP, CHECKPOINTING, *GPT2]),
     (2, [*OFFLOAD, *LLAMA]),

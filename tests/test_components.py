@@ -259,4 +259,5 @@ def test_a_component_that_cannot_initialise_itself_is_refused(own_registry, tmp_
 
 
 def test_costs_add_up():
-    assert total(ComponentCost(1, 20, 300), ComponentCost(4, 50, 600)) == ComponentCost(5, 70, 900)
+    costs = ComponentCost(1, 20, 300, 4000), ComponentCost(4, 50, 600, 7000)
+    assert total(*costs) == ComponentCost(5, 70, 900, 11000)

@@ -485,6 +485,10 @@ def command_lines(draw) -> list[str]:
         "compile": st.sampled_from([True, False, "auto"]),
     }
     keys |= draw(st.fixed_dictionaries({}, optional=optional))
+    if draw(st.booleans()) or keys["arch_preset"] in ("mamba1", "mamba2", "hybrid"):
+        keys |= {"n_layer": 2 * draw(st.integers(1, 20)), "layer_pattern": draw(st.sampled_from(["AM", "MA", "A"]))}
+        if "M" in keys["layer_pattern"]:
+            keys["mamba_head_dim"] = 2
     width = draw(st.sampled_from(["d_ff", "ffn_expansion_ratio", "ffn_multiple_of", None]))
     if width is not None:
         keys[width] = draw(st.floats(0.01, 100) if width == "ffn_expansion_ratio" else small)

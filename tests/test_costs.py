@@ -1,5 +1,7 @@
 """Parameters and FLOPs: what is written in flops_parameter_counting/ against what PyTorch's own counters see."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,13 +9,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import model_components
+from components.mamba import CausalConvolution
 from configurator import load
 from errors import UserError
 from flops_parameter_counting import component_costs
 from flops_parameter_counting.component_costs import component_cost
 from flops_parameter_counting.model_cost import model_cost
 from model_builder import LanguageModel, build_model
-from model_components import component, register, registered
+from model_components import Attention, component, register, registered
 from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
 from training.plan import plan_run
 
@@ -88,9 +91,11 @@ def on_meta(config: ModelArchitectureConfig) -> LanguageModel:
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    counts = dict.fromkeys(PARTS.values(), 0)
+    counts = dict.fromkeys([*PARTS.values(), "mamba"], 0)
     for name, parameter in model.named_parameters():
         part = next(part for pattern, part in PARTS.items() if pattern in name)
+        if part == "attention" and not isinstance(model.get_submodule(name.partition(".mixer.")[0]).mixer, Attention):
+            part = "mamba"
         counts[part] += parameter.numel()
     return counts
 
@@ -213,7 +218,7 @@ def test_a_vocabulary_that_is_not_known_is_refused():
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS)
 def test_every_component_has_the_parameters_that_its_cost_says(kind, name):
-    config = resolve_architecture(TINY | {"bias": True})
+    config = dataclasses.replace(resolve_architecture(TINY | {"bias": True}), mamba_head_dim=8)
     cost = component_cost(kind, name, config, 16)
     if kind == "attention_backend":  # a function
         assert cost.parameters == 0
@@ -235,6 +240,71 @@ def test_every_component_takes_the_flops_that_its_cost_says(kind, name):
         flops = count_flops(config, 2, 16, backward).get_total_flops()
         cost = model_cost(config)
         assert (cost.training_flops() if backward else cost.forward_flops()) * 2 * 16 == flops
+
+
+def mamba_architecture(**keys) -> ModelArchitectureConfig:
+    """For mixers that are built by themselves, whatever the layers are."""
+    sizes = {"mamba_head_dim": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4, "mamba_d_conv": 3, "mamba_d_state": 5}
+    return dataclasses.replace(resolve_architecture(TINY), **sizes | keys)
+
+
+def count_convolutions(module: torch.nn.Module, batch: int, length: int) -> int:
+    """Those of a mixer are shifted multiplications, which the counter does not see: as the kernels of their shapes."""
+    with FlopCounterMode(display=False) as counter:
+        for convolution in (m for m in module.modules() if isinstance(m, CausalConvolution)):
+            channels, width = convolution.weight.shape
+            before = torch.zeros(batch, channels, length + width - 1)
+            torch.nn.functional.conv1d(before, convolution.weight[:, None], groups=channels)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("length", [2, 4, 16])  # half a chunk, one, four
+@pytest.mark.parametrize("keys", [{}, {"mamba_n_groups": 1, "mamba_chunk_size": 8, "bias": True}])
+def test_mamba_2_takes_the_flops_that_its_cost_says(keys, length):
+    """Forward; and backward, which is twice forward where there are chunks to pass a state between."""
+    config = mamba_architecture(**keys)
+    module, cost = component("mixer", "mamba2")(config), component_cost("mixer", "mamba2", config, length)
+    convolutions = count_convolutions(module, 3, length)
+    x = torch.randn(3, length, 24, requires_grad=True)
+    per_pass = (cost.matmul + cost.scan) * 3 * length - convolutions
+    with FlopCounterMode(display=False) as counter:
+        y = module(x)
+    assert counter.get_total_flops() == per_pass
+    if length > config.mamba_chunk_size:
+        with FlopCounterMode(display=False) as backward:
+            y.sum().backward()
+        assert backward.get_total_flops() == 2 * per_pass
+    assert cost.scores == 0
+
+
+def test_mamba_1_takes_the_flops_that_its_cost_says():
+    """The scan's products one by one, as matrix products that the counter sees; the rest in the module, in which it
+    sees the products with C as well."""
+    config, batch, length = mamba_architecture(), 3, 16
+    module, cost = component("mixer", "mamba1")(config), component_cost("mixer", "mamba1", config, length)
+    state = torch.zeros(batch, 48, 5)
+    with FlopCounterMode(display=False) as into_state:
+        for _ in range(length):
+            state = state + torch.randn(batch, 48, 1) @ torch.randn(batch, 1, 5)  # input and B
+    with FlopCounterMode(display=False) as out_of_state:
+        for _ in range(length):
+            state @ torch.randn(batch, 5, 1)  # C
+    convolutions = count_convolutions(module, batch, length)
+    scan = into_state.get_total_flops() + out_of_state.get_total_flops() + convolutions
+    assert cost.scan * batch * length == scan
+    with FlopCounterMode(display=False) as whole:
+        module(torch.randn(batch, length, 24))
+    assert whole.get_total_flops() - out_of_state.get_total_flops() == cost.matmul * batch * length
+    assert cost.scores == 0
+
+
+@pytest.mark.parametrize("name", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("keys", [{}, {"bias": True, "mamba_expand": 3, "mamba_n_groups": 1, "n_embd": 40}])
+def test_mamba_has_the_parameters_that_its_cost_says(name, keys):
+    config = mamba_architecture(**keys)
+    module = component("mixer", name)(config)
+    expected = sum(parameter.numel() for parameter in module.parameters())
+    assert component_cost("mixer", name, config, 16).parameters == expected
 
 
 def test_every_cost_has_a_component():

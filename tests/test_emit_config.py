@@ -51,6 +51,11 @@ def planned(path) -> tuple[Configuration, RunPlan]:
         "1.36e21 --flops_formula published --enforce_chinchilla",
         "1e24",
         "--device H100-SXM --devices 8 --days 1 --mfu 0.4",
+        "1e13 --arch mamba1",
+        "1e19 --arch mamba2",
+        "1e13 --arch hybrid",
+        "1.36e21 --arch hybrid --hidden_sizes 2048,2560 --layers 24,32 --vocab_size 128256",
+        "--device H100-SXM --devices 8 --days 1 --mfu 0.4 --arch hybrid",
     ],
 )
 def test_the_plan_is_the_promise(emit, tmp_path, arguments):
@@ -76,9 +81,11 @@ def test_the_plan_is_the_promise(emit, tmp_path, arguments):
     )
     assert arguments in text, "the command that made it"
     model = configuration.model
-    assert (model.n_layer, model.n_embd, model.n_head, model.kv_heads, model.d_ff) == tuple(
+    heads = (model.n_head, model.kv_heads) if "A" in model.pattern else (0, 0)
+    assert (model.n_layer, model.n_embd, *heads, model.d_ff or 0) == tuple(
         best[key] for key in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")
     )
+    assert "was fitted to transformers" in text or ("M" not in model.pattern and "S" not in model.pattern)
 
 
 def test_the_prediction_is_that_of_the_rounded_run(emit, tmp_path):

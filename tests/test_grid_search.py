@@ -155,29 +155,39 @@ SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
 @st.composite
 def small_spaces(draw):
     arch = draw(st.sampled_from(grid_search.ARCHITECTURES))
+    mamba2 = arch in ("mamba2", "hybrid")
+    sizes = {
+        "head_dims": [8, 16],
+        "kv_heads": draw(st.sampled_from([None, (1,), (1, 2)])),
+        "ffn_expansion_ratio": draw(st.sampled_from([1.0, 8 / 3, 3.5, 4.0])),
+    }
+    if arch in ("mamba1", "mamba2"):
+        sizes = {"head_dims": [], "kv_heads": None, "ffn_expansion_ratio": 0.0}
     return SearchSpace(
         arch=arch,
         vocab_size=draw(st.integers(1, 300)),
         sequence_length=draw(st.integers(1, 64)),
-        hidden_sizes=[16 * size for size in draw(SIZES)],
-        layers=draw(SIZES),
-        head_dims=[8, 16],
-        kv_heads=draw(st.sampled_from([None, (1,), (1, 2)])),
-        ffn_expansion_ratio=draw(st.sampled_from([1.0, 8 / 3, 3.5, 4.0])),
+        hidden_sizes=[(32 if mamba2 else 16) * size for size in draw(SIZES)],
+        layers=[size + (arch == "hybrid") for size in draw(SIZES)],
+        **sizes,
         weight_tying=draw(st.booleans()),
     )
 
 
 def architectures(space: SearchSpace):
     """Every valid architecture of a space, one by one, as the configuration of a run."""
+    shared = {"arch_preset": space.arch, "vocab_size": space.vocab_size, "block_size": space.sequence_length}
+    shared["weight_tying"] = space.weight_tying
+    if space.arch in ("mamba1", "mamba2"):
+        for width, layers in itertools.product(space.hidden_sizes, space.layers):
+            yield resolve_architecture(shared | {"n_layer": layers, "n_embd": width})
     for width, head_dim, layers in itertools.product(space.hidden_sizes, space.head_dims, space.layers):
         for kv in space.kv_heads or (width // head_dim,):
             if width % head_dim == 0 and width // head_dim % kv == 0:
                 yield resolve_architecture(
-                    {"arch_preset": space.arch, "n_layer": layers, "n_embd": width, "n_head": width // head_dim}
+                    shared
+                    | {"n_layer": layers, "n_embd": width, "n_head": width // head_dim}
                     | {"num_key_value_heads": kv, "d_ff": int(space.ffn_expansion_ratio * width + 1e-9)}
-                    | {"vocab_size": space.vocab_size, "block_size": space.sequence_length}
-                    | {"weight_tying": space.weight_tying}
                 )
 
 
@@ -190,7 +200,8 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         cost = model_cost(config)
         tokens = int(budget) // cost.training_flops()
         if tokens >= space.sequence_length:
-            sizes = (config.n_layer, config.n_embd, config.n_head, config.kv_heads)
+            heads = (config.n_head, config.kv_heads) if config.layers_with("A") else (0, 0)
+            sizes = (config.n_layer, config.n_embd, *heads)
             losses[sizes] = float(LAWS[law].loss(cost.n_params, tokens, unique))
     search = Search(budget, LAWS[law], space, unique_tokens=unique)
     if not losses:
@@ -242,7 +253,8 @@ def test_every_budget_has_a_default_space_with_an_answer(arch, exponent):
     search = Search(budget, LAWS["besiroglu"], default_space(budget, arch), aspect_ratio=default_aspect_ratio(budget))
     result = grid_search.grid_search(search)
     best = result.candidates(1)[0]
-    assert result.passed_flops >= 20
+    few = arch in ("mamba2", "hybrid") and exponent < 12  # whose heads of 64 leave the smallest widths few steps
+    assert result.passed_flops >= (8 if few else 20)
     if exponent >= 13:
         assert 5 < best.tokens_per_parameter < 100, "the law's optimum lies inside of the space"
 

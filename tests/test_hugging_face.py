@@ -6,14 +6,33 @@ Tolerance: 1e-5 absolute, in float32. All weights are drawn large enough for log
 
 import copy
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BambaConfig,
+    GPT2Config,
+    LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
+)
 
 from errors import UserError
-from interop.hugging_face import architecture_from_hugging_face, weights_from_hugging_face
-from model_builder import build_model
+from interop.hugging_face import (
+    architecture_from_hugging_face,
+    architecture_to_hugging_face,
+    weights_from_hugging_face,
+    weights_to_hugging_face,
+)
+from model_builder import LanguageModel, build_model
+from model_config import resolve_architecture
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 BATCH, LENGTH = 3, 23
@@ -44,6 +63,22 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,  # so short that all three bands of frequencies occur
 }
+MAMBA = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 101}
+MAMBA2 = {**MAMBA, "num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 8}
+WHOLE_HEADS = {"partial_rotary_factor": 1.0, "rope_type": "default", "rope_theta": 500.0}
+BAMBA = {
+    **LLAMA,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+    "rope_parameters": WHOLE_HEADS,
+    "pad_token_id": None,  # the gradient of its embedding is cut off there
+}
 MODELS = {
     "gpt2": GPT2Config(**GPT2),
     "gpt2, another FFN": GPT2Config(**GPT2, n_inner=50, activation_function="relu", layer_norm_epsilon=1e-3),
@@ -58,7 +93,21 @@ MODELS = {
     ),
     "llama, multi-query, tied": LlamaConfig(**LLAMA, num_key_value_heads=1, tie_word_embeddings=True),
     "llama, biases, gelu gate": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
-}
+    "mamba": MambaConfig(**MAMBA),
+    "mamba, other sizes": MambaConfig(
+        **MAMBA, state_size=5, expand=3, conv_kernel=2, use_bias=True, tie_word_embeddings=False, layer_norm_epsilon=0.1
+    ),
+    "mamba 2": Mamba2Config(**MAMBA2),
+    "mamba 2, other sizes": Mamba2Config(
+        **MAMBA | {"hidden_size": 48}, num_heads=9, head_dim=16, expand=3, n_groups=3, state_size=6, conv_kernel=3,
+        chunk_size=5, use_bias=True, tie_word_embeddings=True, layer_norm_epsilon=0.1
+    ),
+    "bamba": BambaConfig(**BAMBA),
+    "bamba, other sizes": BambaConfig(
+        **BAMBA | {"rope_parameters": {**LLAMA3_ROPE, "partial_rotary_factor": 1.0}, "attn_layer_indices": [0, 2]},
+        tie_word_embeddings=True, rms_norm_eps=0.1, attention_bias=True, mlp_bias=True, mamba_proj_bias=True
+    ),
+}  # fmt: skip
 
 
 def original(config):
@@ -66,7 +115,7 @@ def original(config):
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = (GPT2LMHeadModel if config.model_type == "gpt2" else LlamaForCausalLM)(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
@@ -104,8 +153,247 @@ def test_same_logits_loss_and_gradients(name, backend):
     assert gradients.keys() == expected.keys()
     for parameter, gradient in gradients.items():
         if "k_proj.bias" not in parameter:  # the softmax does not see it: its gradient is zero
-            assert expected[parameter].abs().max() > 1e-3, parameter
+            assert expected[parameter].abs().max() > 50 * TOLERANCE["atol"], parameter
         torch.testing.assert_close(gradient, expected[parameter], msg=lambda m, p=parameter: f"{p}: {m}", **TOLERANCE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Out
+
+HYBRID = {
+    "layer_pattern": "MAM",
+    "n_layer": 3,
+    "n_head": 4,
+    "num_key_value_heads": 2,
+    "n_embd": 32,
+    "d_ff": 88,
+    "block_size": 64,
+    "vocab_size": 101,
+    "ffn_type": "swiglu",
+    "normalization": "rmsnorm",
+    "position_encoding": "rope",
+    "rope_theta": 500.0,
+    "mamba_head_dim": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+}
+
+
+def loaded_by_transformers(folder, weights, config):
+    """Through the files that anyone would give it, without a tensor too few or too many."""
+    (folder / "config.json").write_text(json.dumps(architecture_to_hugging_face(config)))
+    save_file(weights_to_hugging_face(weights, config), folder / "model.safetensors", {"format": "pt"})
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(found.values()), found
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_the_same(name, tmp_path):
+    """Configuration, weights and gradients come back to the bit, and their class computes what it did."""
+    theirs = original(MODELS[name])
+    config = theirs.config.to_dict()
+    architecture = architecture_from_hugging_face(config)
+    written = architecture_to_hugging_face(architecture)
+    assert architecture_from_hugging_face(written) == architecture
+    weights = weights_from_hugging_face(theirs.state_dict(), config)
+    back = weights_to_hugging_face(weights, architecture)
+    tied = {"lm_head.weight"} if architecture.weight_tying else set()
+    assert back.keys() == theirs.state_dict().keys() - tied
+    for parameter, tensor in back.items():
+        assert torch.equal(tensor, theirs.state_dict()[parameter]), parameter
+
+    again = loaded_by_transformers(tmp_path, weights, architecture)
+    tokens = torch.randint(101, (BATCH, LENGTH + 1))
+    tokens[0, :3] = torch.arange(3)  # which their configurations take for special tokens unless told otherwise
+    expected_loss, expected = loss_and_gradients(theirs, tokens)
+    loss, gradients = loss_and_gradients(again, tokens)
+    torch.testing.assert_close(loss, expected_loss, **TOLERANCE)
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[parameter], **TOLERANCE)
+
+
+def random_model(**keys):
+    """Ours, as `original` makes theirs."""
+    model = build_model(resolve_architecture(keys), seed=0).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    return model
+
+
+def test_a_hybrid_writes_the_same_greedy_text_as_a_bamba(tmp_path):
+    """Trained nowhere: drawn, exported, read by transformers, and stepped with the caches of each."""
+    ours = random_model(**HYBRID)
+    theirs = loaded_by_transformers(tmp_path, ours.state_dict(), ours.config)
+    assert type(theirs).__name__ == "BambaForCausalLM"
+    assert theirs.config.rope_parameters == WHOLE_HEADS
+    prompt = torch.randint(101, (1, 7))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(prompt), theirs(prompt).logits, **TOLERANCE)
+        caches, tokens = ours.empty_caches(1, 64), prompt
+        logits = ours.next_token_logits(prompt, caches)
+        while tokens.shape[1] < 60:
+            tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), dim=1)
+            logits = ours.next_token_logits(tokens[:, -1:], caches)
+    text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_length=60, do_sample=False)
+    assert torch.equal(text, tokens) and len(set(tokens[0, 7:].tolist())) > 5
+
+
+@torch.no_grad()
+def test_a_bamba_is_stepped_with_position_ids():
+    """Without them each step's token would stand at the text's start."""
+    theirs = original(MODELS["bamba"])
+    config = theirs.config.to_dict()
+    ours = build_model(architecture_from_hugging_face(config)).eval()
+    ours.load_state_dict(weights_from_hugging_face(theirs.state_dict(), config))
+    tokens = torch.randint(101, (1, 20))
+    caches, theirs_keep = ours.empty_caches(1, 20), None
+    for position, token in enumerate(tokens.split(1, dim=1)):
+        at = torch.tensor([[position]])
+        output = theirs(token, past_key_values=theirs_keep, use_cache=True, position_ids=at)
+        theirs_keep = output.past_key_values
+        torch.testing.assert_close(ours(token, caches=caches), output.logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"layer_pattern": "SAM"}, "layer_pattern='SAM': .* has Mamba-1 beside other mixers"),
+        ({"layer_pattern": "M", "position_encoding": "none"}, "has Mamba-2 with FFNs and without attention"),
+        ({"layer_pattern": "MWA", "attention_window": 4}, "layer_pattern='MWA': .* has attention within a window"),
+        ({"ffn_after": "attention"}, "BambaForCausalLM has an FFN after every layer: ffn_after='attention'"),
+        ({"ffn_after": "mamba"}, "BambaForCausalLM has an FFN after every layer: ffn_after='mamba'"),
+        ({"ffn_type": "geglu"}, "ffn_type='geglu' cannot be represented: BambaForCausalLM has 'swiglu'"),
+        ({"position_encoding": "alibi", "rope_theta": 1e4}, "position_encoding='alibi' cannot .*: Bamba.* has 'rope'"),
+        ({"normalization": "layernorm"}, "normalization='layernorm' cannot"),
+        ({"norm_position": "post"}, "norm_position='post' cannot .* has 'pre'"),
+        ({"layer_pattern": "A", "norm_position": "post"}, "norm_position='post' cannot .*: LlamaForCausalLM has 'pre'"),
+        (
+            {"layer_pattern": "A", "ffn_type": "standard", "activation": "relu"},
+            "ffn_type='standard' cannot .* has 'swiglu'",
+        ),
+        (
+            {"arch_preset": "gpt2", "num_key_value_heads": 4, "ffn_type": "swiglu"},
+            "ffn_type='swiglu' cannot .*: GPT2LMHeadModel has 'standard'",
+        ),
+        ({"arch_preset": "gpt2"}, "num_key_value_heads=2 cannot be represented: GPT2LMHeadModel has 4"),
+        ({"arch_preset": "gpt2", "num_key_value_heads": 4, "bias": False}, "bias=False cannot .* has True"),
+        ({"vocab_size": None}, "vocab_size=None"),
+    ],
+)
+def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
+    dropped = {"n_head", "num_key_value_heads", "n_embd", "vocab_size", "n_layer", "block_size"}
+    base = {key: value for key, value in HYBRID.items() if key in dropped} if "arch_preset" in keys else dict(HYBRID)
+    if "M" not in keys.get("layer_pattern", "M"):
+        base = {key: value for key, value in base.items() if not key.startswith("mamba_")}
+    if keys.get("position_encoding", "rope") != "rope":
+        base.pop("rope_theta")
+    if keys.get("layer_pattern") == "M":
+        base = {key: value for key, value in base.items() if key not in ("n_head", "num_key_value_heads")}
+    with pytest.raises(UserError, match=reason) as refusal:
+        architecture_to_hugging_face(resolve_architecture(base | keys))
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@st.composite
+def architectures(draw):
+    """A preset that has a class, and up to two changes of which some take it out of it."""
+    preset = draw(st.sampled_from(["gpt2", "llama", "llama3", "mamba1", "mamba2", "hybrid"]))
+    keys = {"arch_preset": preset, "n_layer": 3, "n_embd": 32, "vocab_size": 101, "block_size": 24}
+    keys |= {"n_head": 4} if preset not in ("mamba1", "mamba2") else {}
+    keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid") else {}
+    choices = {
+        "layer_pattern": ["A", "M", "S", "MMA", "SSA"],
+        "ffn_after": ["all", "attention", "mamba"],
+        "ffn_type": ["standard", "swiglu", "geglu"],
+        "normalization": ["layernorm", "layernorm_nobias", "rmsnorm"],
+        "norm_position": ["pre", "post"],
+        "norm_eps": [1e-5, 0.1],
+        "position_encoding": ["learned_absolute", "rope", "alibi", "none"],
+        "rope_theta": [50.0],
+        "activation": ["gelu", "silu", "relu", "leaky_relu"],
+        "num_key_value_heads": [1, 2],
+        "bias": [False, True],
+        "weight_tying": [False, True],
+        "mamba_n_groups": [2],
+        "mamba_d_state": [5],
+        "mamba_expand": [1],
+        "mamba_d_conv": [2],
+    }
+    changed = draw(st.lists(st.sampled_from(list(choices)), max_size=2, unique=True))
+    return keys | {key: draw(st.sampled_from(choices[key])) for key in changed}
+
+
+@settings(max_examples=200, deadline=None)
+@given(architectures())
+def test_whatever_is_written_computes_the_same(keys):
+    try:
+        ours = random_model(**keys)
+        written = architecture_to_hugging_face(ours.config)
+    except UserError:
+        return
+    config = AutoConfig.for_model(**{key: value for key, value in written.items() if key != "architectures"})
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    missing, unexpected = theirs.load_state_dict(weights_to_hugging_face(ours.state_dict(), ours.config), strict=False)
+    assert not unexpected and missing == (["lm_head.weight"] if ours.config.weight_tying else [])
+    tokens = torch.randint(101, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, **TOLERANCE)
+
+
+def test_presets_that_have_a_class():
+    """Dropout and the backend are no reasons to refuse; every preset but nanoGPT's has a class."""
+    for preset, model_type in (
+        ("gpt2", "gpt2"), ("llama", "llama"), ("llama3", "llama"), ("team", "llama"),
+        ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
+    ):  # fmt: skip
+        config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
+        written = architecture_to_hugging_face(config)
+        assert written["model_type"] == model_type
+        assert written.get("embd_pdrop") == (0.25 if preset == "gpt2" else None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("blocks.1.mixer.q_proj.weight"), r"lack blocks\.1\.mixer\.q_proj\.weight"),
+        (lambda state: state.update({"extra": torch.ones(2)}), "have extra"),
+        (lambda state: state.update({"blocks.0.mixer.D": torch.ones(3)}), r"blocks\.0\.mixer\.D is \(3,\)"),
+    ],
+)
+def test_weights_that_are_not_of_the_architecture_are_refused(damage, message):
+    model = random_model(**HYBRID)
+    state = model.state_dict()
+    damage(state)
+    with pytest.raises(UserError, match=message):
+        weights_to_hugging_face(state, model.config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configurations
+
+
+ANYTHING = [
+    None, True, 0, -1, 7, 1.5, math.nan, math.inf, "", "auto", "silu", [], [1], ["a"], [[1]], {}, {"a": 1},
+    {"rope_type": "linear"}, {"rope_type": "linear", "factor": "x"}, {"rope_theta": "x"}, {"type": [1]},
+    {"partial_rotary_factor": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama 3.1", "mamba", "mamba 2", "bamba"])
+def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
+    config = {key: value for key, value in MODELS[name].to_dict().items() if value is not None}
+    for key in [*config, "head_dim", "n_inner", "rope_scaling", "rope_theta"]:
+        for value in ANYTHING:
+            try:
+                architecture_from_hugging_face(config | {key: value})
+            except UserError as refusal:
+                assert len(str(refusal).splitlines()) == 1, (key, value)
 
 
 def test_configurations_of_transformers_4():
@@ -126,9 +414,43 @@ def test_configurations_of_transformers_4():
     assert architecture_from_hugging_face(new.to_dict()) == architecture
 
 
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (
+            """{"model_type": "mamba", "architectures": ["MambaForCausalLM"], "d_inner": 1536, "d_model": 768,
+            "hidden_size": 768, "n_layer": 24, "num_hidden_layers": 24, "vocab_size": 50280, "state_size": 16,
+            "intermediate_size": 1536, "conv_kernel": 4, "expand": 2, "hidden_act": "silu", "fused_add_norm": true,
+            "rms_norm": true, "residual_in_fp32": true, "pad_vocab_size_multiple": 8, "ssm_cfg": {},
+            "time_step_rank": 48, "time_step_scale": 1.0, "time_step_min": 0.001, "time_step_max": 0.1,
+            "time_step_floor": 0.0001, "time_step_init_scheme": "random", "use_bias": false, "use_conv_bias": true,
+            "layer_norm_epsilon": 1e-05, "rescale_prenorm_residual": false, "torch_dtype": "float32"}""",
+            129_135_360,
+        ),
+        (
+            """{"model_type": "mamba2", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50288,
+            "num_heads": 24, "head_dim": 64, "n_groups": 1, "state_size": 128, "chunk_size": 256, "expand": 2,
+            "rms_norm": true, "norm_before_gate": false, "time_step_limit": [0.0, Infinity],
+            "tie_word_embeddings": true}""",
+            128_989_632,
+        ),
+    ],
+)
+def test_published_state_space_models_have_their_published_parameters(config, parameters):
+    with torch.device("meta"):
+        model = LanguageModel(architecture_from_hugging_face(json.loads(config)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
 def test_what_config_json_leaves_out_has_hugging_faces_defaults():
-    for config in (GPT2Config(**GPT2), LlamaConfig(**LLAMA)):
-        sizes = GPT2 if config.model_type == "gpt2" else LLAMA
+    whole = {**BAMBA, "mamba_d_head": "auto"}
+    for config, sizes in (
+        (GPT2Config(**GPT2), GPT2),
+        (LlamaConfig(**LLAMA), LLAMA),
+        (MambaConfig(**MAMBA), MAMBA),
+        (Mamba2Config(**MAMBA | {"hidden_size": 4096}), MAMBA | {"hidden_size": 4096}),
+        (BambaConfig(**whole), whole),
+    ):
         short = {"model_type": config.model_type, **sizes}
         assert architecture_from_hugging_face(short) == architecture_from_hugging_face(config.to_dict())
 
@@ -164,10 +486,29 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ),
         ("llama", {"sliding_window": 128}, "sliding_window"),
         ("llama", {"hidden_size": None}, "hidden_size"),
+        ("llama", {"hidden_size": "32"}, "hidden_size='32': expected int"),
+        ("mamba", {"use_conv_bias": False}, "use_conv_bias"),
+        ("mamba", {"hidden_act": "gelu"}, "hidden_act"),
+        ("mamba", {"time_step_rank": 7}, "time_step_rank=7 is not hidden_size / 16, rounded up = 2"),
+        ("mamba", {"intermediate_size": 32}, "intermediate_size=32 is not expand x hidden_size = 64"),
+        ("mamba", {"expand": 1.5}, "expand=1.5: expected int"),
+        ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("mamba2", {"num_heads": 5}, "num_heads x head_dim=80 is not expand x hidden_size = 64"),
+        ("mamba2", {"n_groups": 3}, "mamba_n_groups=3"),
+        ("bamba", {"rope_parameters": None}, "partial_rotary_factor=0.5"),
+        ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 of a bamba"),
+        ("bamba", {"mamba_proj_bias": True}, "mamba_proj_bias"),
+        ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] must be a list of layers"),
+        ("bamba", {"attn_layer_indices": [0, 1, 2]}, "leave some"),
+        ("bamba", {"attn_layer_indices": []}, "name some"),
+        ("bamba", {"hidden_act": "gelu"}, "hidden_act"),
+        ("bamba", {"mamba_d_head": 8}, "mamba_d_head=8"),
+        ("bamba", {"mamba_n_heads": 0}, "mamba_n_heads=0"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, named):
-    config = {"model_type": model_type, **(GPT2 if model_type == "gpt2" else LLAMA), **change}
+    sizes = {"gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}.get(model_type, LLAMA)
+    config = {"model_type": model_type, **sizes, **change}
     with pytest.raises(UserError, match=named) as refusal:
         architecture_from_hugging_face(config)
     assert len(str(refusal.value).splitlines()) == 1
@@ -184,6 +525,28 @@ def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, na
 )
 def test_weights_that_do_not_fit_are_refused(damage, message):
     theirs = original(MODELS["llama 2"])
+    state = theirs.state_dict()
+    damage(state)
+    with pytest.raises(UserError, match=message):
+        weights_from_hugging_face(state, theirs.config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("model.layers.0.mamba.D"), r"lack blocks\.0\.mixer\.D"),
+        (
+            lambda state: state.update({"model.layers.0.mamba.in_proj.weight": torch.ones(7, 32)}),
+            r"mamba\.in_proj\.weight has 7 rows, the configuration says",
+        ),
+        (
+            lambda state: state.update({"model.layers.1.mamba.in_proj.weight": torch.ones(7, 32)}),
+            "has no place in a LanguageModel made of this BambaForCausalLM",
+        ),
+    ],
+)
+def test_weights_of_a_hybrid_that_do_not_fit_are_refused(damage, message):
+    theirs = original(MODELS["bamba"])
     state = theirs.state_dict()
     damage(state)
     with pytest.raises(UserError, match=message):

@@ -130,17 +130,18 @@ def test_flops_are_those_that_pytorch_counts(family):
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba"])
 def test_projections_and_convolutions_of_state_spaces_are_those_that_pytorch_counts(family):
-    """The reference implementations convolve three padding positions too, and compute the recurrence in ways of their
-    own, which the counter sees in part: of Mamba's the product that reads the state, half of what is counted here."""
+    """The reference implementations convolve three padding positions too, and compute the scan in ways of their own,
+    which the counter sees in part: of Mamba's the product that reads the state, half of its products. Those of Mamba-2
+    are written out: 2 layers, 48 channels, 2 groups of 5 numbers of state, chunks of 4."""
     parts = breakdown(read({"model_type": family, **SMALL[family]}), 12).forward
     counted = counted_flops(family, 2, 12)
-    matrices = sum(
-        parts.get(part, 0) for part in ("state_space_projections", "attention_projections", "ffn", "lm_head")
-    )
+    matrices = sum(parts.get(part, 0) for part in ("mamba_projections", "attention_projections", "ffn", "lm_head"))
     assert 2 * 12 * matrices == counted["aten.mm"]
-    assert 2 * (12 + 3) * parts["convolution"] == counted["aten.convolution"]
+    convolution = counted["aten.convolution"] / (2 * (12 + 3))
+    products = 2 * (2 * 4 * 2 * 5 + 2 * 4 * 48 + 4 * 48 * 5)
     if family == "mamba":
-        assert 2 * 12 * parts["scan"] == 2 * counted["aten.bmm"]
+        products = 2 * counted["aten.bmm"] / (2 * 12)
+    assert parts["scan"] == convolution + products
 
 
 def test_a_token_of_a_state_space_model_costs_the_same_at_any_length():
@@ -209,7 +210,40 @@ def test_llama_and_gpt2_are_architectures_that_train():
     assert model_cost(gpt2).n_params == sum(p.numel() for p in build("gpt2", GPT2).parameters())
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mamba", "mamba2", "bamba", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("family", "keys", "ours"),
+    [
+        ("mamba", {"time_step_rank": "auto"}, {"arch_preset": "mamba1", "n_layer": 2}),
+        ("mamba2", {"tie_word_embeddings": True}, {"arch_preset": "mamba2", "n_layer": 2}),
+        (
+            "bamba",
+            {},
+            {"arch_preset": "hybrid", "n_layer": 3, "layer_pattern": "MAM", "n_head": 4, "num_key_value_heads": 2}
+            | {"d_ff": 40, "weight_tying": False},
+        ),
+    ],
+)
+def test_mambas_are_architectures_that_train(family, keys, ours):
+    """With costs as of our own keys, part by part; chunks of 4 as in the file."""
+    sizes = {"n_embd": 24, "vocab_size": 31, "mamba_d_state": 5}
+    if family != "mamba":
+        sizes |= {"mamba_head_dim": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4}
+    read_one = read({"model_type": family, **SMALL[family], **keys})
+    config = resolve_architecture(sizes | ours)
+    for length in (3, 12):
+        assert model_cost(trainable(read_one), length) == model_cost(config, length)
+        theirs, own = breakdown(read_one, length), breakdown(config, length)
+        for part in ("parameters", "active", "forward", "causal"):
+            counts = getattr(own, part)
+            assert {name: n for name, n in getattr(theirs, part).items() if n} == {k: n for k, n in counts.items() if n}
+
+
+def test_mambas_that_train_not():
+    for keys in ({"use_bias": True}, {"use_conv_bias": False}, {"time_step_rank": 3}):
+        assert trainable(read({"model_type": "mamba", **SMALL["mamba"], "time_step_rank": "auto"} | keys)) is None
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mamba", "deepseek_v2", "deepseek_v3"])
 def test_what_train_cannot_build_is_known_to_be_so(family):
     assert trainable(read({"model_type": family, **SMALL[family]})) is None
 

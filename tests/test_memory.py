@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor
 
-from components import cross_entropy
+from components import cross_entropy, state_space
 from errors import UserError
 from flops_parameter_counting import memory
 from flops_parameter_counting.grid_search import SIZES, Grid
@@ -21,9 +21,10 @@ from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import STRATEGIES, Setting, describe, memory_per_device
 from model_builder import LanguageModel, build_model
 from model_components import registered
-from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
+from model_config import GATED_FFN_ACTIVATION, PRESETS, hybrid_pattern, resolve_architecture
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
+OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu")
@@ -63,14 +64,14 @@ def kept_by_model(model: LanguageModel, batch_size: int, dtype: str) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str) -> int:
+def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str, block: int = 0) -> int:
     """Besides its input and what the position encoding gives to all blocks."""
     config = model.config
     x = 1 * torch.randn(batch_size, config.block_size, config.n_embd, requires_grad=True)  # autocast caches leaves
     rotation = model.position.rotation(config.block_size, x.device)
     score_bias = model.position.score_bias(config.block_size, x.device)
     with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, autocast(dtype):
-        model.blocks[0](x, rotation, score_bias)
+        model.blocks[block](x, rotation, score_bias)
     return sum(size for size, _ in kept.values())
 
 
@@ -118,9 +119,27 @@ def test_whose_activations_are_not_known(family, keys, why):
 @pytest.mark.parametrize("backend", registered()["attention_backend"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_activations_of_the_presets(preset, backend, dtype, dropout):
-    config = resolve_architecture(SMALL | {"arch_preset": preset, "attention_backend": backend, "dropout": dropout})
+    keys = {"arch_preset": preset, "attention_backend": backend, "dropout": dropout}
+    config = resolve_architecture(SMALL | keys | OF_MAMBAS.get(preset, {}))
     estimate = training_memory(config, 3, dtype)["activations"]
     assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), 3, dtype), rel=0.05)
+
+
+@st.composite
+def mixers(draw, n_layer, block_size):
+    """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
+    pattern = draw(st.text("AWMS", min_size=n_layer - 1, max_size=n_layer - 1))
+    keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
+    if "W" in pattern:
+        keys["attention_window"] = draw(st.integers(1, block_size))
+    if "M" in pattern:
+        groups = draw(st.integers(1, 2))
+        keys |= {"mamba_head_dim": draw(st.sampled_from([1, 2])), "mamba_n_groups": groups}
+        keys |= {"mamba_chunk_size": draw(st.integers(1, 40))}
+    if "M" in pattern or "S" in pattern:
+        keys |= {"mamba_d_state": draw(st.integers(1, 9)), "mamba_d_conv": draw(st.integers(1, 5))}
+        keys |= {"mamba_expand": draw(st.sampled_from([2, 4]))}
+    return keys
 
 
 @st.composite
@@ -145,6 +164,8 @@ def micro_batches(draw):
         "bias": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.2])),
     }
+    if draw(st.booleans()):
+        keys |= draw(mixers(keys["n_layer"], keys["block_size"]))
     ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))
     keys |= {"ffn_type": ffn} if ffn in GATED_FFN_ACTIVATION else {"activation": ffn}
     return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
@@ -170,6 +191,24 @@ def test_activations_with_checkpointing(position, dtype, norm_position):
     estimate = training_memory(config, batch_size, dtype, activation_checkpointing=True)["activations"]
     assert estimate == pytest.approx(measured, rel=0.05)
     assert estimate < training_memory(config, batch_size, dtype)["activations"] / 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("pattern", ["M", "S", "MAS"])
+def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
+    """Of a sequence that is no whole number of chunks. With checkpointing the largest block is the one that counts."""
+    keys = {"arch_preset": "mamba2", "layer_pattern": pattern, "block_size": 45, "n_layer": 6}
+    if "M" in pattern:
+        keys |= {"mamba_head_dim": 16, "mamba_n_groups": groups, "mamba_chunk_size": 16}
+    sizes = {key: size for key, size in SMALL.items() if key != "n_head" or "A" in pattern}
+    config = resolve_architecture(sizes | keys)
+    estimate = training_memory(config, 3, dtype)["activations"]
+    assert estimate == kept_by_model(build_model(config, seed=0), 3, dtype)
+    model = build_model(config, seed=0, activation_checkpointing=True)
+    largest = max(kept_by_a_block(model, 3, dtype, block) for block in range(3))
+    estimate = training_memory(config, 3, dtype, activation_checkpointing=True)["activations"]
+    assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
 
 
 # Peaks, by the allocator's own record
@@ -284,11 +323,16 @@ def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
 def grids(draw):
     """Architectures of the same components: their configurations, and the same as arrays."""
     config, batch_size, _ = draw(micro_batches())
-    shapes = draw(st.lists(st.tuples(*[st.integers(1, 9)] * 5), min_size=1, max_size=4))
+    shapes = draw(st.lists(st.tuples(st.integers(2, 9), *[st.integers(1, 9)] * 4), min_size=1, max_size=4))
+    pattern = draw(st.sampled_from(["A", "W", "M", "S"]))
+    ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
+    sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
+    config = dataclasses.replace(config, **sizes, layer_pattern=pattern)
     configs = [
         dataclasses.replace(
             config,
             n_layer=layers,
+            layer_pattern=pattern * layers if ratio is None else hybrid_pattern(layers, ratio),
             n_head=kv * group,
             num_key_value_heads=kv,
             n_embd=2 * half * kv * group,
@@ -297,6 +341,7 @@ def grids(draw):
         for layers, kv, group, half, d_ff in shapes
     ]
     arrays = {name: np.array([getattr(one, name) for one in configs]) for name in SIZES}
+    arrays["hybrid_attention_ratio"] = ratio
     return configs, Grid(**(dataclasses.asdict(config) | arrays)), batch_size
 
 
@@ -327,6 +372,7 @@ def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy
 
 
 def test_every_component_has_its_memory_written():
+    assert memory.SELECTIVE_CHUNK == state_space.SELECTIVE_CHUNK
     batch = MicroBatch(resolve_architecture(SMALL), 2, COMPUTE_BYTES["float32"])
     for kind, name in BUILT_IN:
         assert kept_bytes(kind, name, batch) >= 0

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from components.mamba import Mamba1, Mamba2
 from configurator import load, with_vocabulary
 from model_builder import LanguageModel, build_model
-from model_components import component, registered
+from model_components import Attention, SlidingAttention, component, registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
 from training.plan import plan_run
 
@@ -64,7 +65,8 @@ ACTIVATIONS = {
 
 def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
-    return _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model) | _observed_attention(model)
+    sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
+    return sizes | _observed_mixers(model) | _observed_attention(model)
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -91,7 +93,7 @@ def _takes(model: LanguageModel, length: int) -> bool:
 
 
 def _observed_norms(model: LanguageModel) -> dict:
-    norms = [norm for block in model.blocks for norm in (block.mixer_norm, block.ffn_norm)]
+    norms = [norm for block in model.blocks for name, norm in block.named_children() if name.endswith("_norm")]
     layernorm = "layernorm_nobias" if getattr(norms[0], "bias", None) is None else "layernorm"
     outputs = []
     handle = model.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -107,7 +109,7 @@ def _observed_norms(model: LanguageModel) -> dict:
 
 
 def _observed_ffn(model: LanguageModel) -> dict:
-    ffn = model.blocks[-1].ffn
+    ffn = next(block.ffn for block in reversed(model.blocks) if hasattr(block, "ffn"))
     x = torch.linspace(-4, 4, 101)
     same = [name for name, formula in ACTIVATIONS.items() if torch.allclose(ffn.activation(x), formula(x), atol=1e-6)]
     activation = one_of(set(same))
@@ -119,16 +121,38 @@ def _observed_ffn(model: LanguageModel) -> dict:
     }
 
 
+LETTERS = {Attention: "A", SlidingAttention: "W", Mamba2: "M", Mamba1: "S"}
+
+
+def _observed_mixers(model: LanguageModel) -> dict:
+    """Letter by letter; and of Mamba-2 its sizes, by the shapes of its weights where they tell."""
+    letters = "".join(LETTERS[type(block.mixer)] for block in model.blocks)
+    with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
+    after = {("A", "W"): "attention", ("M", "S"): "mamba"}
+    found = {"layer_pattern": None if set(letters) == {"A"} else letters}
+    if with_ffn != set(letters):
+        found["ffn_after"] = one_of({after[kind] for kind in after for letter in with_ffn if letter in kind})
+    for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, Mamba2)):
+        channels, d_conv = mixer.x_conv.weight.shape
+        written = mixer.B_proj.out_features
+        heads = len(mixer.A_log)
+        found |= {"mamba_d_conv": d_conv, "mamba_head_dim": channels // heads, "mamba_n_groups": mixer.groups}
+        found |= {"mamba_expand": channels // model.embedding.embedding_dim, "mamba_chunk_size": mixer.chunk_size}
+        found |= {"mamba_d_state": None if written // mixer.groups == 128 else written // mixer.groups}
+    return found
+
+
 def _observed_attention(model: LanguageModel) -> dict:
     """What the attention backend of every block is called with."""
-    calls, names = set(), set()
-    for block in model.blocks:
+    calls, names, windows = set(), set(), set()
+    for block in (block for block in model.blocks if hasattr(block.mixer, "attend")):
         attend = block.mixer.attend
         names.add(attend.__name__)
 
-        def recording(q, k, v, score_bias, dropout, attend=attend):
+        def recording(q, k, v, score_bias, dropout, window, attend=attend):
             calls.add((*q.shape[1::2], k.shape[1], v.shape[1], score_bias is not None, dropout))
-            return attend(q, k, v, score_bias, dropout)
+            windows.add(window)
+            return attend(q, k, v, score_bias, dropout, window)
 
         block.mixer.attend = recording
     with torch.no_grad():
@@ -137,6 +161,7 @@ def _observed_attention(model: LanguageModel) -> dict:
     assert key_heads == value_heads
     assert dropout == model.dropout.p
     observed = {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
+    observed["attention_window"] = one_of(windows)
     rotation = model.position.rotation(3, torch.device("cpu"))
     if rotation is not None:
         return observed | {"position_encoding": "rope"} | _observed_rotation(rotation, head_dim)
@@ -161,9 +186,13 @@ def one_of(values: set):
     return next(iter(values))
 
 
+# Two layers of any preset that has Mamba's: one of each kind, the first with its FFN.
+MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
+MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
+
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
 OVERRIDES = {
-    "n_layer": (3, {}),
+    "n_layer": (4, {}),
     "n_head": (2, {}),
     "n_embd": (48, {}),
     "num_key_value_heads": (2, {}),
@@ -184,6 +213,16 @@ OVERRIDES = {
     "bias": ((True, False), {}),
     "weight_tying": ((True, False), {}),
     "dropout": (0.25, {}),
+    "layer_pattern": ("WM", {"attention_window": 5, "mamba_head_dim": 16}),
+    "hybrid_attention_ratio": (0.5, {"layer_pattern": None, "mamba_head_dim": 16}),
+    "ffn_after": ("mamba", MIXED),
+    "attention_window": (5, {"layer_pattern": "WM", "mamba_head_dim": 16}),
+    "mamba_d_state": (24, MIXED),
+    "mamba_expand": (3, MIXED),
+    "mamba_d_conv": (2, MIXED),
+    "mamba_head_dim": (8, MIXED),
+    "mamba_n_groups": (2, MIXED),
+    "mamba_chunk_size": (5, MIXED),
 }
 CASES = [
     (preset, key, value)
@@ -200,7 +239,8 @@ def test_every_architecture_key_is_overridden():
 
 @pytest.mark.parametrize(("preset", "key", "value"), CASES)
 def test_an_override_reaches_the_module(preset, key, value):
-    given = {k: v for k, v in TINY.items() if k != "d_ff"} | OVERRIDES[key][1] | {"arch_preset": preset, key: value}
+    given = {k: v for k, v in TINY.items() if k != "d_ff"} | MIXED_PRESETS.get(preset, {}) | OVERRIDES[key][1]
+    given |= {"arch_preset": preset, key: value}
     configuration = load([f"--{k}={v}" for k, v in given.items()])
     plan = plan_run(configuration, None)
     run = configuration.run
@@ -212,6 +252,8 @@ def test_an_override_reaches_the_module(preset, key, value):
         assert observed["d_ff"] == 16 * 32  # a multiple of 256 as well
     elif key == "ffn_multiple_of":
         assert observed["d_ff"] % 72 == 0
+    elif key == "hybrid_attention_ratio":
+        assert observed["layer_pattern"] == "MA"
     else:
         assert observed[key] == value
     in_force = dataclasses.asdict(configuration.model)
@@ -473,7 +515,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_the_first_loss_is_that_of_a_guess():
     for preset in PRESETS:
-        model = tiny(arch_preset=preset, d_ff=None)
+        model = tiny(arch_preset=preset, d_ff=None, **MIXED_PRESETS.get(preset, {}))
         with torch.no_grad():
             loss = model(random_tokens(16), random_tokens(16).roll(1, 1))
         assert loss.item() == pytest.approx(math.log(TINY["vocab_size"]), abs=0.05), preset

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configurator import load
+from configurator import as_dict, from_dict, load
 from errors import UserError
-from model_config import PRESETS, ModelArchitectureConfig, resolve_architecture
+from model_config import PRESETS, ModelArchitectureConfig, check_mamba, hybrid_pattern, resolve_architecture
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -18,33 +18,47 @@ LLAMA3_SCALING = {
     "original_max_position_embeddings": 8192,
 }
 
-# For every architecture key: a value that no preset has, and what it takes for the value to be legal.
+# For every architecture key: a value that no preset has, and what it takes for the value to be legal. A key about what
+# no layer has is refused: the patterns have layers of all kinds, with an FFN and without, whatever the preset.
+BOTH = {"layer_pattern": "AM"}
 OVERRIDES = {
     "n_layer": (7, {}),
-    "n_head": (6, {}),
+    "n_head": (6, BOTH),
     "n_embd": (384, {}),
-    "num_key_value_heads": (3, {}),
-    "d_ff": (1000, {}),
-    "ffn_expansion_ratio": (5.0, {}),
-    "ffn_multiple_of": (100, {}),
+    "num_key_value_heads": (3, BOTH),
+    "d_ff": (1000, BOTH),
+    "ffn_expansion_ratio": (5.0, BOTH),
+    "ffn_multiple_of": (100, BOTH),
     "block_size": (77, {}),
     "vocab_size": (65, {}),
     "normalization": ("a_norm", {}),
     "norm_eps": (1e-3, {}),
     "norm_position": ("post", {}),
-    "activation": ("relu_squared", {"ffn_type": "standard"}),
-    "ffn_type": ("geglu", {}),
-    "position_encoding": ("alibi", {}),
-    "rope_theta": (12345.0, {}),
-    "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope"}),
-    "attention_backend": ("manual", {}),
+    "activation": ("relu_squared", {"ffn_type": "standard", **BOTH}),
+    "ffn_type": ("geglu", BOTH),
+    "position_encoding": ("alibi", BOTH),
+    "rope_theta": (12345.0, BOTH),
+    "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope", **BOTH}),
+    "attention_backend": ("manual", BOTH),
     "bias": (None, {}),  # the opposite of the preset's
     "weight_tying": (None, {}),
     "dropout": (0.25, {}),
+    "layer_pattern": ("AMMSWMMMMMMA", {"attention_window": 9, "layer_pattern": "AW"}),
+    "hybrid_attention_ratio": (0.5, {}),
+    "ffn_after": ("mamba", BOTH),
+    "attention_window": (5, {"attention_window": 9, "layer_pattern": "AW"}),
+    "mamba_d_state": (32, BOTH),
+    "mamba_expand": (3, BOTH),
+    "mamba_d_conv": (2, BOTH),
+    "mamba_head_dim": (32, BOTH),
+    "mamba_n_groups": (4, BOTH),
+    "mamba_chunk_size": (32, BOTH),
 }
 
 # What else an override may change, because it is derived from it.
 FOLLOWERS = {
+    "n_layer": {"layer_pattern"},
+    "hybrid_attention_ratio": {"layer_pattern", "num_key_value_heads", "d_ff", "activation"},  # the Mambas' had none
     "n_head": {"num_key_value_heads"},
     "n_embd": {"d_ff"},
     "ffn_expansion_ratio": {"d_ff"},
@@ -76,15 +90,20 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     if source == "file":
         file = tmp_path / "chosen.py"
         file.write_text("".join(f"{k} = {v!r}\n" for k, v in chosen.items()))
-        model = load([str(file)]).model
+        configuration = load([str(file)])
     else:
-        model = load([f"--{k}={v}" for k, v in chosen.items()]).model
+        configuration = load([f"--{k}={v}" for k, v in chosen.items()])
+    model = configuration.model
+    assert from_dict(as_dict(configuration)) == model, "what was saved does not load"
 
     if key == "ffn_expansion_ratio":  # 5 x 768 = 3840 is a multiple of 64 and of 256
         assert model.d_ff == 3840
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
-        assert 0 <= model.d_ff - {"llama": 2048, "team": 2048, "llama3": 2688}.get(preset, 3072) < 100
+        gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688}
+        assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
+    elif key == "hybrid_attention_ratio":
+        assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None
     else:
         assert getattr(model, key) == value
         assert key in changed_keys(baseline, model)
@@ -172,6 +191,18 @@ def test_d_ff_is_the_least_multiple_that_is_wide_enough(ratio, width, multiple):
         ({"n_head": 1, "num_key_value_heads": 1}, "12L-1H-768D-AbsPos-LNnoBias-GELU-PreNorm"),
         ({"arch_preset": "gpt2", "norm_position": "post"}, "12L-12H-768D-AbsPos-LN-GELUtanh-PostNorm"),
         ({"n_layer": 2, "position_encoding": "alibi", "activation": "mine"}, "2L-12H-768D-ALiBi-LNnoBias-mine-PreNorm"),
+        ({"arch_preset": "mamba1"}, "12L-Mamba1-768D-NoPos-RMS-PreNorm"),
+        ({"arch_preset": "mamba2", "n_layer": 24}, "24L-Mamba2-768D-NoPos-RMS-PreNorm"),
+        ({"arch_preset": "mamba2", "ffn_after": "all"}, "12L-Mamba2-768D-NoPos-RMS-GELU-PreNorm"),
+        (
+            {"arch_preset": "hybrid", "n_layer": 24, "num_key_value_heads": 4},
+            "24L-9A15M-12H-768D-GQA4-RoPE-RMS-SwiGLU-PreNorm",
+        ),
+        (
+            {"layer_pattern": "WSMA", "attention_window": 8, "ffn_after": "mamba"},
+            "12L-3A3W3M3S-12H-768D-AbsPos-LNnoBias-GELU-PreNorm",
+        ),
+        ({"layer_pattern": "W", "attention_window": 8}, "12L-12W-12H-768D-AbsPos-LNnoBias-GELU-PreNorm"),
     ],
 )
 def test_names(keys, name):
@@ -229,3 +260,120 @@ def test_rope_scaling(change, word):
     else:
         with pytest.raises(UserError, match=word):
             resolve_architecture(keys)
+
+
+# The mixers of the layers
+
+
+def test_the_24_layers_of_the_seed():
+    """Attention at 1, 2, 6, 11, 16 and 20 to 23."""
+    pattern = hybrid_pattern(24, 0.375)
+    assert pattern == "MAAMMMAMMMMAMMMMAMMMAAAA"
+    assert [layer for layer, letter in enumerate(pattern) if letter == "A"] == [1, 2, 6, 11, 16, 20, 21, 22, 23]
+    assert resolve_architecture({"n_layer": 24, "hybrid_attention_ratio": 0.375}).layer_pattern == pattern
+    assert resolve_architecture({"n_layer": 24, "arch_preset": "hybrid"}).layer_pattern == pattern
+
+
+@given(n_layer=st.integers(1, 130), ratio=st.floats(0, 1))
+def test_a_hybrid_has_the_attention_that_its_ratio_says(n_layer, ratio):
+    """As near as layers allow; the last layer has it if any has, and the first one only if all have."""
+    pattern = hybrid_pattern(n_layer, ratio)
+    assert len(pattern) == n_layer and set(pattern) <= {"A", "M"}
+    assert abs(pattern.count("A") - ratio * n_layer) <= 0.5
+    if "A" in pattern:
+        assert pattern[-1] == "A" and (pattern[0] == "M" or "M" not in pattern)
+
+
+def test_the_mixers_of_the_layers():
+    model = resolve_architecture({"n_layer": 6, "layer_pattern": "AMS", "ffn_after": "mamba"})
+    assert (model.layer_pattern, model.pattern) == ("AMSAMS", "AMSAMS")
+    assert (model.layers_with("A"), model.layers_with("MS"), model.ffn_layers) == (2, 4, 4)
+    attention = resolve_architecture({"layer_pattern": "A"})
+    assert attention == resolve_architecture({}) == resolve_architecture({"hybrid_attention_ratio": 1})
+    assert (attention.layer_pattern, attention.pattern, attention.ffn_layers) == (None, 12 * "A", 12)
+    pure = resolve_architecture({"arch_preset": "mamba2"})
+    assert (pure.num_key_value_heads, pure.d_ff, pure.activation, pure.ffn_layers) == (None, None, None, 0)
+    assert resolve_architecture({"hybrid_attention_ratio": 0}).pattern == 12 * "M"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"layer_pattern": "AB"}, "layer_pattern='AB' must be made of the letters A attention, W sliding_attention, "),
+        ({"layer_pattern": "am"}, "layer_pattern='am' must be made of"),
+        ({"layer_pattern": ""}, "layer_pattern='' is empty"),
+        ({"layer_pattern": "AMMMM"}, "layer_pattern has 5 letters, which do not divide n_layer=12"),
+        ({"layer_pattern": "AM" * 12}, "layer_pattern has 24 letters, which do not divide n_layer=12"),
+        ({"layer_pattern": ["A"]}, "layer_pattern.*expected str"),
+        (
+            {"layer_pattern": "M", "n_layer": 10**11},
+            "n_layer=100000000000: layer_pattern and hybrid_attention_ratio take",
+        ),
+        ({"layer_pattern": "AM", "hybrid_attention_ratio": 0.5}, "say the same thing twice"),
+        ({"hybrid_attention_ratio": 1.5}, "hybrid_attention_ratio=1.5 is a share of the layers"),
+        ({"hybrid_attention_ratio": -0.1}, "hybrid_attention_ratio=-0.1 must be at least 0"),
+        ({"layer_pattern": "W"}, "W layers, whose attention_window is not given"),
+        ({"arch_preset": "llama", "layer_pattern": "M"}, "position_encoding='rope' acts in attention, which no layer"),
+        ({"layer_pattern": "S", "position_encoding": "alibi"}, "position_encoding='alibi' acts in attention"),
+        ({"layer_pattern": "M", "ffn_after": "behind"}, "ffn_after='behind'"),
+        # What no layer has
+        ({"arch_preset": "mamba2", "n_head": 4}, "n_head=4 is given, but no layer has attention"),
+        ({"arch_preset": "mamba2", "num_key_value_heads": 12}, "num_key_value_heads=12 is given, but no layer has att"),
+        ({"arch_preset": "mamba1", "attention_backend": "manual"}, "attention_backend='manual' is given, but no layer"),
+        ({"layer_pattern": "AM", "attention_window": 9}, "attention_window=9 is given, but no layer has attention wi"),
+        ({"arch_preset": "mamba2", "d_ff": 64}, "d_ff=64 is given, but no layer has an FFN"),
+        ({"layer_pattern": "M", "ffn_after": "attention", "ffn_type": "swiglu"}, "ffn_type='swiglu' is given, but no"),
+        ({"ffn_after": "mamba", "activation": "relu"}, "activation='relu' is given, but no layer has an FFN"),
+        ({"mamba_d_state": 64}, "mamba_d_state=64 is given, but no layer has a state space"),
+        ({"arch_preset": "mamba1", "mamba_head_dim": 32}, "mamba_head_dim=32 is given, but no layer has Mamba-2"),
+    ],
+)
+def test_refused_mixers(keys, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        resolve_architecture(keys)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@given(
+    pattern=st.text("AWMS", min_size=1, max_size=4),
+    after=st.sampled_from(["all", "attention", "mamba"]),
+    preset=st.sampled_from(list(PRESETS)),
+)
+def test_every_mixture_loads_as_it_was_saved(pattern, after, preset):
+    keys = {"arch_preset": preset, "layer_pattern": pattern, "ffn_after": after, "position_encoding": "none"}
+    model = resolve_architecture(keys | ({"attention_window": 7} if "W" in pattern else {}))
+    assert from_dict(dataclasses.asdict(model)) == model
+    assert resolve_architecture(dataclasses.asdict(model)).name == model.name
+
+
+# Mamba layers
+
+
+def test_sizes_of_mamba_layers():
+    """Those of mamba-130m and mamba2-130m."""
+    model = resolve_architecture({"n_embd": 768, "layer_pattern": "M"})
+    check_mamba(model)
+    assert (model.mamba_width, model.mamba_heads, model.mamba_dt_rank) == (1536, 24, 48)
+    assert (model.mamba_state_size("mamba1"), model.mamba_state_size("mamba2")) == (16, 128)
+    model = resolve_architecture({"n_embd": 780, "mamba_d_state": 40, "layer_pattern": "S"})
+    assert model.mamba_dt_rank == 49  # 48.75
+    assert (model.mamba_state_size("mamba1"), model.mamba_state_size("mamba2")) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"mamba_d_state": 0}, "mamba_d_state=0 must be at least 1"),
+        ({"mamba_expand": 1.5}, "mamba_expand=1.5: expected int"),
+        ({"mamba_d_conv": 0}, "mamba_d_conv=0 must be at least 1"),
+        ({"mamba_chunk_size": 0}, "mamba_chunk_size=0 must be at least 1"),
+        ({"mamba_head_dim": 60}, "2 x 768 = 1536 channels are not divisible by mamba_head_dim=60"),
+        ({"mamba_head_dim": 2048}, "1536 channels are not divisible by mamba_head_dim=2048"),
+        ({"mamba_n_groups": 5}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=5"),
+        ({"mamba_n_groups": 48}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=48"),
+    ],
+)
+def test_sizes_that_no_mamba_layer_has(keys, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        check_mamba(resolve_architecture({"layer_pattern": "M", **keys}))
+    assert len(str(refusal.value).splitlines()) == 1

@@ -144,7 +144,8 @@ def test_the_planner_tells_what_the_dry_run_tells(command, tmp_path):
 
 
 def test_what_train_cannot_build_has_its_state_and_no_activations():
-    mamba = model_from_values({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61}, "m")
+    keys = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, "time_step_rank": 7}
+    mamba = model_from_values(keys, "m")
     found = describe(mamba, Setting(device_memory=1e12))
     n = found["parameters"]["total"]
     assert found["memory"]["by_part"] == {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
@@ -400,6 +401,9 @@ def test_validate_passes_and_checks_every_public_count(command):
     for name, count in PUBLIC.items():
         line = next(line for line in out.splitlines() if line.startswith(f"{name}: parameters"))
         assert line.split()[-3:] == [f"{count:,}", f"{count:,}", "PASS"]
+    for name in ("mamba-130m", "mamba2-130m", "bamba-9b"):
+        ours = next(line for line in out.splitlines() if line.startswith(f"{name}, by arch_preset="))
+        assert ours.split()[-3:] == [f"{PUBLIC[name]:,}", f"{PUBLIC[name]:,}", "PASS"]
     assert "deepseek-v2-lite: active parameters" in out and "2,661,150,208" in out
     assert "small gpt2: training FLOPs" in out
 

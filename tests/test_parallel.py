@@ -36,6 +36,12 @@ POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
 ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
 
 
+# Attention with its FFN, Mamba-2 and Mamba-1 without
+MIXED = "--arch_preset=hybrid --layer_pattern=AMS --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
+MIXED += ["--mamba_d_state=5", "--mamba_chunk_size=8"]
+WINDOW = [*LLAMA, "--layer_pattern=WA", "--attention_window=5"]
+
+
 def small_configuration(*keys: str) -> Configuration:
     given = {key.partition("=")[0]: key for key in [*SIZES, *RUN, *keys]}
     return load(list(given.values()))
@@ -116,6 +122,12 @@ CASES: list[Case] = [
     *[(1, DDP, [*model, dtype]) for model, dtype in ((GPT2, BF16), (LLAMA, BF16), (GPT2, F16))],
     *[(n, keys, model) for n in (1, 2, 4) for keys in (DDP, ZERO1, FSDP, ZERO2) for model in (GPT2, LLAMA)],
     *[(n, keys, ODD) for n in (2, 4) for keys in (ZERO1, FSDP)],
+    (1, DDP, MIXED),
+    *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, "--activation_checkpointing=True"])],
+    (1, DDP, [*MIXED, BF16]),
+    (2, FSDP, [*MIXED, BF16]),
+    (1, DDP, WINDOW),
+    (2, TENSOR, WINDOW),
     *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],
     *[(2, [*FSDP, "--activation_checkpointing=True"], LLAMA)],
     *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2, LLAMA, POST_NORM)],

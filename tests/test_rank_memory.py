@@ -13,6 +13,7 @@ from test_communication import (
     GPT2,
     HYBRID,
     LLAMA,
+    MIXED,
     ODD,
     OFFLOAD,
     POST_NORM,
@@ -40,6 +41,7 @@ def named(value) -> str:
 
 CASES = [
     *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
+    *[(size, [*strategy, *MIXED]) for size in (2, 4) for strategy in (ZERO1, FSDP)],
     (2, [*ZERO2, *LLAMA]),
     (2, [*FSDP, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
     (2, [*OFFLOAD, *LLAMA]),
@@ -118,9 +120,9 @@ def test_the_state_of_a_rank(size, keys, measured):
     ],
     ids=named,
 )
-@pytest.mark.parametrize("architecture", [LLAMA, ODD], ids=named)
+@pytest.mark.parametrize("architecture", [LLAMA, ODD, MIXED], ids=named)
 def test_the_planner_says_the_same(shared, keys, architecture):
-    if "tensor_parallel" in shared and architecture == ODD:
+    if "tensor_parallel" in shared and architecture in (ODD, MIXED):
         architecture = GPT2
     configuration = small_configuration(*keys, *architecture, BF16)
     model = configuration.model

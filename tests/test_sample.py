@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import weights
 from conftest import BYTES, ROOT, environment
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_run_logs import run_train
 
@@ -84,6 +84,7 @@ LOGITS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LOGITS, st.just(0.0) | st.floats(0.05, 10), st.integers(1, 40), st.just(1.0) | st.floats(1e-3, 0.999))
 def test_the_distribution_is_what_a_naive_one_gives(logits, temperature, top_k, top_p):
     expected = naive_distribution(logits, temperature, top_k, top_p)
@@ -125,14 +126,23 @@ def test_draws_come_as_often_as_they_are_likely():
 class Alphabet(torch.nn.Module):
     """A model that follows each byte by the next one, and prefers an id beyond the bytes to both."""
 
-    def __init__(self, block_size):
+    def __init__(self, block_size, context_limit):
         super().__init__()
         self.config = type("Config", (), {"block_size": block_size})
+        self.context_limit = context_limit
         self.unused = torch.nn.Parameter(torch.zeros(1))
         self.contexts = []
 
-    def next_token_logits(self, tokens):
-        self.contexts.append(bytes(tokens[0].tolist()))
+    def empty_caches(self, batch, length):
+        assert batch == 1 and (self.context_limit is None or length <= self.context_limit)
+        return []
+
+    def hidden(self, tokens, caches):
+        self.contexts.append((bytes(caches), bytes(tokens[0].tolist())))
+        caches += tokens[0].tolist()
+
+    def next_token_logits(self, tokens, caches=None):
+        self.hidden(tokens, [] if caches is None else caches)
         logits = torch.full((1, 300), -10.0)
         logits[0, tokens[0, -1] + 1] = 10.0
         logits[0, 299] = 20.0
@@ -147,18 +157,33 @@ def generated(model, start, tokenizer=BYTE_TOKENIZER, max_new_tokens=5):
     return bytes(tokens)
 
 
-def test_the_context_is_the_last_block_and_padded_ids_are_never_chosen():
-    model = Alphabet(block_size=3)
+def test_every_token_is_read_once_until_the_block_is_full_and_then_the_last_block_again():
+    model = Alphabet(block_size=5, context_limit=5)
+    assert generated(model, b"abc") == b"defgh"
+    in_caches = [(b"", b"abc"), (b"abc", b"d"), (b"abcd", b"e")]
+    assert model.contexts == [*in_caches, (b"", b"bcdef"), (b"", b"cdefg")]
+
+
+def test_of_a_prompt_beyond_the_block_the_last_block_is_read():
+    model = Alphabet(block_size=3, context_limit=3)
     assert generated(model, b"abcab") == b"cdefg"
-    assert model.contexts == [b"cab", b"abc", b"bcd", b"cde", b"def"]
+    assert model.contexts == [(b"", b"cab"), (b"", b"abc"), (b"", b"bcd"), (b"", b"cde"), (b"", b"def")]
+
+
+def test_without_a_limit_all_is_read_once_a_block_at_a_time():
+    model = Alphabet(block_size=3, context_limit=None)
+    assert generated(model, b"abcdefg", max_new_tokens=3) == b"hij"
+    assert [piece for _, piece in model.contexts] == [b"abc", b"def", b"g", b"h", b"i"]
+    assert all(before == b"abcdefghi"[: len(before)] for before, _ in model.contexts)
 
 
 def test_the_end_of_the_document_ends_the_text():
     ends_at_e = tokenizer_from_meta({"kind": "bytes", "end_of_document": ord("e")})
-    assert generated(Alphabet(8), b"a", ends_at_e, max_new_tokens=100) == b"bcd"
-    assert generated(Alphabet(8), b"e", ends_at_e, max_new_tokens=3) == b"fgh"
+    assert generated(Alphabet(8, 8), b"a", ends_at_e, max_new_tokens=100) == b"bcd"
+    assert generated(Alphabet(8, 8), b"e", ends_at_e, max_new_tokens=3) == b"fgh"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_streamed_text_is_whole_and_no_character_is_torn(text):
     ids = BYTE_TOKENIZER.encode(text)

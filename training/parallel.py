@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Configuration
 from model_builder import LanguageModel
+from model_config import STATE_SPACES
 from run_config import RunConfig
 from training.ranks import Ranks
 from training.tensor_parallel import shard_layers
@@ -78,8 +80,9 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     """FSDP2, in place: a group for each block's mixer and FFN, and one for the rest: norms, positions, and the
     embedding, where a tied head meets it.
 
-    Mixers and FFNs travel in the compute dtype, which autocast would round their weights to anyway; the rest in
-    float32, in which it computes. Master weights, and their optimizer, are float32.
+    Mixers and FFNs travel in the compute dtype, which autocast would round their weights to anyway. The rest, which
+    computes in float32, travels in it, and so do blocks with a Mamba layer, whose decays and steps do not bear to be
+    rounded. Master weights, and their optimizer, are float32.
     """
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 or not run.use_fsdp else mesh["shard"]
     reduce_dtype = getattr(torch, run.fsdp_reduce_dtype)
@@ -87,14 +90,15 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if run.fsdp_cpu_offload else OffloadPolicy()
     # A projection's output is a view, which matters to who writes into it; nobody does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    for block in model.blocks:
+    in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    cast = dataclasses.replace(in_float32, param_dtype=compute)
+    for block, letter in zip(model.blocks, model.config.pattern, strict=True):
         # Backward begins with the last block, which would be gathered again at once.
         reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
-        parts = [block.get_submodule("mixer"), block.get_submodule("ffn")]
+        parts = [part for name, part in block.named_children() if name in ("mixer", "ffn")]
+        policy = in_float32 if letter in STATE_SPACES else cast
         fully_shard(parts, mesh=data, reshard_after_forward=reshards, mp_policy=policy, offload_policy=offload)
-    policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=in_float32, offload_policy=offload)
 
 
 @torch.no_grad()

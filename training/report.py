@@ -10,6 +10,7 @@ from flops_parameter_counting.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.model_cost import CONVENTIONS
 from flops_parameter_counting.sharding import mesh_of
+from model_config import MIXERS, ModelArchitectureConfig
 from training.plan import RunPlan
 
 
@@ -49,15 +50,30 @@ def plan_notes(configuration: Configuration, plan: RunPlan, dataset_vocab_size: 
 
 def _architecture(configuration: Configuration, plan: RunPlan) -> str:
     cost = plan.cost
+    ratio = "" if cost.attention_ffn_ratio is None else f"   Attention/FFN ratio: {cost.attention_ffn_ratio:.3f}"
     lines = [
         f"Architecture Name:     {configuration.model.name}",
+        *_mixers(configuration.model),
         f"Parameters:            {cost.n_params:,}",
         *_parts(cost.parameters, cost.n_params),
         f"FLOPs per token:       {plan.flops_per_token['full']:,} (training, full attention; "
-        f"{plan.flops_per_token['causal']:,} causal)   Attention/FFN ratio: {cost.attention_ffn_ratio:.3f}",
+        f"{plan.flops_per_token['causal']:,} causal){ratio}",
         *_parts({part: 3 * flops for part, flops in cost.flops.items()}, plan.flops_per_token["full"]),
     ]
     return "\n".join(lines)
+
+
+_MIXER_NAMES = {"A": "attention", "W": "attention within {window} tokens", "M": "Mamba-2", "S": "Mamba-1"}
+
+
+def _mixers(model: ModelArchitectureConfig) -> list[str]:
+    """The mixer of each layer, drawn by its letter, and how many there are of each; nothing of a transformer."""
+    if model.layer_pattern is None:
+        return []
+    counts = {letter: model.layers_with(letter) for letter in MIXERS}
+    named = [f"{n} {_MIXER_NAMES[letter].format(window=model.attention_window)}" for letter, n in counts.items() if n]
+    no_ffn = "" if model.ffn_layers == model.n_layer else f"; {model.ffn_layers or 'none'} with an FFN"
+    return [f"Layers:                {model.layer_pattern}   {', '.join(named)}{no_ffn}"]
 
 
 def _parts(parts: dict[str, int], total: int) -> list[str]:

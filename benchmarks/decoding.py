@@ -1,0 +1,147 @@
+"""Time per token and bytes of the caches when decoding, by the length of the text so far: a transformer, a hybrid and a
+Mamba-2 with the same number of parameters, in turn in one run.
+
+    python benchmarks/decoding.py
+    python benchmarks/decoding.py --n_embd 768 --n_layer 12 --device cuda
+
+A text of that length is not read first: the caches are filled with noise, on which the time does not depend. The
+Mamba-2 has two layers, without FFNs, where the others have one with its FFN, whose width makes the parameters equal.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
+
+import torch
+from torch import Tensor
+
+from errors import ArgumentParser, UserError, exit_cleanly
+from model_builder import Caches, LanguageModel, build_model
+from model_config import ModelArchitectureConfig, resolve_architecture
+
+HEAD_DIM = 64
+
+
+@exit_cleanly
+def main() -> None:
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    models = {name: build_model(config, options.device, seed=0).eval() for name, config in contestants(options).items()}
+    for name, model in models.items():
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{name:12s} {parameters:>12,} parameters  {model.config.name}")
+    print(
+        f"float32, {options.device}, {options.threads} threads, batch {options.batch}, "
+        f"median of {options.rounds} rounds of {options.tokens} tokens\n"
+    )
+    print(f"{'context':>9s}" + "".join(f"{name:>28s}" for name in models))
+    print(f"{'tokens':>9s}" + f"{'ms per token':>16s}{'cache MB':>12s}" * len(models))
+    for context in options.contexts:
+        row = f"{context:>9,}"
+        for seconds, held in measure(list(models.values()), context, options):
+            row += f"{1e3 * seconds:>16.2f}{held / 1e6:>12.2f}"
+        print(row, flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    option = parser.add_argument
+    option("--n_embd", type=int, default=512, metavar="N", help=f"a multiple of {2 * HEAD_DIM} (512)")
+    option("--n_layer", type=int, default=8, metavar="N", help="of the transformer and the hybrid (8)")
+    option("--vocab_size", type=int, default=8192, metavar="N", help="(8192)")
+    option("--contexts", type=int, nargs="+", default=[1024 * 2**n for n in range(6)], help="(1024 to 32768)")
+    option("--batch", type=int, default=1, metavar="N", help="texts at once (1)")
+    option("--tokens", type=int, default=16, metavar="N", help="of each round (16)")
+    option("--rounds", type=int, default=5, metavar="N", help="(5)")
+    option("--threads", type=int, default=2, metavar="N", help="(2)")
+    option("--device", default="cpu", metavar="D", help="(cpu)")
+    options = parser.parse_args()
+    counts = (options.n_layer, options.vocab_size, options.batch, options.tokens, options.rounds, options.threads)
+    if min(*counts, *options.contexts) < 1:
+        raise UserError("every number must be at least 1")
+    if options.n_embd < 1 or options.n_embd % (2 * HEAD_DIM):
+        raise UserError(
+            f"--n_embd={options.n_embd} must be a multiple of {2 * HEAD_DIM}: heads of {HEAD_DIM}, by pairs"
+        )
+    return options
+
+
+def contestants(options: argparse.Namespace) -> dict[str, ModelArchitectureConfig]:
+    """Half as many key-value heads as heads; attention in three of eight layers of the hybrid."""
+    heads = options.n_embd // HEAD_DIM
+    sizes = {
+        "n_embd": options.n_embd,
+        "vocab_size": options.vocab_size,
+        "block_size": max(options.contexts) + options.tokens,
+    }
+    attention = {"n_layer": options.n_layer, "n_head": heads, "num_key_value_heads": heads // 2}
+    mamba2 = resolve_architecture({"arch_preset": "mamba2", "n_layer": 2 * options.n_layer, **sizes})
+    others = {
+        name: with_parameters(
+            resolve_architecture({"arch_preset": "hybrid", "hybrid_attention_ratio": ratio, **attention, **sizes}),
+            parameters(mamba2),
+        )
+        for name, ratio in (("transformer", 1.0), ("hybrid", 0.375))
+    }
+    return {**others, "Mamba-2": mamba2}
+
+
+def parameters(config: ModelArchitectureConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in LanguageModel(config).parameters())
+
+
+def with_parameters(config: ModelArchitectureConfig, wanted: int) -> ModelArchitectureConfig:
+    """With the FFN's width, a multiple of 8, that comes nearest: the parameters grow linearly with it."""
+    narrow, wide = (parameters(dataclasses.replace(config, d_ff=d_ff)) for d_ff in (8, 16))
+    return dataclasses.replace(config, d_ff=max(8, 8 * round(1 + (wanted - narrow) / (wide - narrow))))
+
+
+@torch.inference_mode()
+def measure(models: list[LanguageModel], context: int, options: argparse.Namespace) -> list[tuple[float, int]]:
+    """Seconds per token, the median of the rounds but the first, and the bytes of the caches at the context."""
+    seconds: list[list[float]] = [[] for _ in models]
+    held = [model.empty_caches(options.batch, context).bytes for model in models]
+    for _ in range(options.rounds + 1):
+        for model, taken in zip(models, seconds, strict=True):
+            caches = filled(model, options.batch, context, context + options.tokens)
+            taken.append(decode(model, caches, options))
+    return [(statistics.median(taken[1:]), size) for taken, size in zip(seconds, held, strict=True)]
+
+
+def filled(model: LanguageModel, batch: int, context: int, room: int) -> Caches:
+    """As if a text had been read."""
+    caches = model.empty_caches(batch, room)
+    caches.length = context
+    for layer in caches.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor):
+                value.normal_()
+            else:
+                setattr(layer, name, context)
+    return caches
+
+
+def decode(model: LanguageModel, caches: Caches, options: argparse.Namespace) -> float:
+    """Seconds per token, every one the likeliest after the last."""
+    token = torch.zeros(options.batch, 1, dtype=torch.long, device=options.device)
+    synchronize(options.device)
+    start = time.perf_counter()
+    for _ in range(options.tokens):
+        token = model.next_token_logits(token, caches).argmax(-1, keepdim=True)
+    synchronize(options.device)
+    return (time.perf_counter() - start) / options.tokens
+
+
+def synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The scans of state-space models: a state that decays, takes the next token's input in, and is read.
+
+Two families. Mamba-2 (Dao and Gu 2024, Transformers are SSMs): heads of P channels, each with one decay, share their
+B and C within a group, and the scan becomes products of matrices. Mamba-1 (Gu and Dao 2023, Mamba): every channel has
+N decays of its own, and the scan stays a recurrence.
+
+Shapes: B batch, T tokens, H heads in G groups of R, P channels a head, N state, D channels of Mamba-1; c chunks of Q.
+Steps, decays and the state between chunks are in float32 (float64 for float64 inputs), whatever autocast says; the
+products take the dtype of x, or autocast's. Final states are what a later call takes as its `initial_state`.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mamba-2, of every head:  state <- exp(dt A) state + dt B x^T,  y = C state
+#
+#   x (B, T, H, P)   dt (B, T, H), above 0   A (H,), below 0   B, C (B, T, G, N)   state (B, H, P, N)   y like x
+
+
+def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence, for one token: the arguments without their T; returns y (B, H, P) and the next state."""
+    shared_by = x.shape[1] // B.shape[1]  # heads of a group
+    B, C = B.repeat_interleave(shared_by, dim=1), C.repeat_interleave(shared_by, dim=1)  # (B, H, N)
+    dt = wide(dt)
+    added = (wide(x) * dt[..., None])[..., None] * wide(B)[..., None, :]  # (B, H, P, N)
+    state = torch.addcmul(added, (dt * wide(A)).exp()[..., None, None], wide(state))
+    y = (state @ wide(C)[..., None]).squeeze(-1)
+    return y.type_as(x), state
+
+
+def ssd_naive(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The readable reference: token by token. Keeps every state for the backward pass."""
+    state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1]) if initial_state is None else initial_state
+    outputs = []
+    for token in zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        x_t, dt_t, B_t, C_t = token  # unbind: an index would write a whole gradient of x for every token
+        y, state = ssd_step(x_t, dt_t, A, B_t, C_t, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def ssd_chunked(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same in chunks of `chunk_size` tokens (Dao and Gu 2024, section 6), of any length, with matrix products.
+
+    Within a chunk, as attention without a softmax whose scores C B^T fade with the distance; between chunks, through
+    the state at each one's start. What is kept for the backward pass grows with T (Q + N / Q), not with T N.
+    """
+    batch, length, heads, width = x.shape
+    groups, chunk = B.shape[2], min(chunk_size, length)
+    padding = -length % chunk  # with steps of 0: the state neither decays nor takes anything in
+    dt, decay = wide(dt), wide(dt) * wide(A)  # (B, T, H), the logarithm of what is kept of the state
+
+    def chunks(t: Tensor, *shape: int) -> Tensor:
+        """(B, T, ...) -> (B, c, Q, G, ...)."""
+        padded = F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding))
+        return padded.reshape(batch, -1, chunk, groups, *shape)
+
+    x_in = chunks((x * dt[..., None]).type_as(x), heads // groups, width)  # (B, c, Q, G, R, P)
+    x_in = x_in.transpose(2, 3)  # (B, c, G, Q, R, P)
+    B, C = (chunks(t, t.shape[-1]).transpose(2, 3) for t in (B, C))  # (B, c, G, Q, N)
+    kept = chunks(decay, heads // groups).permute(0, 1, 3, 4, 2).cumsum(-1)  # (B, c, G, R, Q), since the chunk's start
+
+    # Within chunks: what token i reads of token j
+    fading = _differences(kept).exp_()
+    scores = (C @ B.mT)[:, :, :, None] * fading  # (B, c, G, R, Q, Q)
+    y = (scores.type_as(x) @ x_in.transpose(3, 4)).transpose(3, 4)  # (B, c, G, Q, R, P)
+
+    # Between chunks: what each adds to the state, the state at each one's start, what its tokens read of it
+    until_end = (kept[..., -1:] - kept).exp().mT[..., None]  # (B, c, G, Q, R, 1)
+    added = B.mT @ (x_in * until_end).type_as(x).flatten(-2)  # (B, c, G, N, R P)
+    if initial_state is not None:
+        initial_state = initial_state.reshape(batch, groups, heads // groups, width, -1).permute(0, 1, 4, 2, 3)
+    starts, state = _pass_on(wide(added).unflatten(-1, (-1, width)), kept[..., -1].exp(), initial_state)
+    read = (C @ starts.type_as(x).flatten(-2)).unflatten(-1, (-1, width))  # (B, c, G, Q, R, P)
+    y = y + read * kept.exp().mT[..., None]
+
+    y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :length]
+    return y.type_as(x), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
+
+
+def _differences(kept: Tensor) -> Tensor:
+    """(..., Q) -> (..., Q, Q): from j to i, kept[i] - kept[j] below the diagonal, 0 on it, -inf above.
+
+    There, the exponential of the difference would overflow. On the diagonal, a difference would have two gradients
+    that cancel but for their rounding errors, which strong decay multiplies.
+    """
+    rest = torch.full(2 * kept.shape[-1:], -torch.inf, dtype=kept.dtype, device=kept.device).triu_(1)
+    past = torch.ones_like(rest, dtype=torch.bool).tril_(-1)
+    return torch.where(past, kept[..., :, None] - kept[..., None, :], rest)
+
+
+def _pass_on(added: Tensor, kept: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The states (B, c, G, N, R, P) at the chunks' starts, and the one after the last (B, G, N, R, P).
+
+    added: like the states, what each chunk adds; kept (B, c, G, R): what is left of its start's state at its end.
+    """
+    state, starts = torch.zeros_like(added[:, 0]) if state is None else wide(state), []
+    for added_by_chunk, kept_by_chunk in zip(added.unbind(1), kept[:, :, :, None, :, None].unbind(1), strict=True):
+        starts.append(state)
+        state = torch.addcmul(added_by_chunk, kept_by_chunk, state)
+    return torch.stack(starts, dim=1), state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mamba-1, of every channel:  state <- exp(dt A) state + dt x B,  y = C state
+#
+#   x (B, T, D)   dt (B, T, D), above 0   A (D, N), below 0   B, C (B, T, N)   state (B, D, N)   y like x
+
+
+def selective_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence, for one token: the arguments without their T; returns y (B, D) and the next state."""
+    dt = wide(dt)
+    added = (wide(x) * dt)[..., None] * wide(B)[:, None]  # (B, D, N)
+    state = torch.addcmul(added, (dt[..., None] * wide(A)).exp(), wide(state))
+    y = (state @ wide(C)[..., None]).squeeze(-1)
+    return y.type_as(x), state
+
+
+def selective_naive(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The readable reference: token by token. Keeps every state for the backward pass."""
+    state = x.new_zeros(*x.shape[:1], *A.shape) if initial_state is None else initial_state
+    outputs = []
+    for x_t, dt_t, B_t, C_t in zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        y, state = selective_step(x_t, dt_t, A, B_t, C_t, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+SELECTIVE_CHUNK = 16  # tokens whose states exist at one time: few enough for a core's cache
+
+
+@torch.compiler.disable  # it would unroll the recurrence: a graph of every token
+def selective_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same, a chunk of tokens at a time: all but the recurrence itself is done for a whole chunk at once, and the
+    backward pass computes a chunk's states again from the one at its start, so that no others are kept."""
+    state = None if initial_state is None else wide(initial_state).mT
+    inputs = (wide(t) for t in (x, dt, A.mT.contiguous(), B, C))
+    with torch.autocast(x.device.type, enabled=False):
+        y, state = _SelectiveScan.apply(*inputs, state)
+    return y.type_as(x), state.mT
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """With A as (N, D) and the state as (B, N, D): the channels, which are many, lie next to each other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if state is None:
+            state = x.new_zeros(x.shape[0], *A.shape)
+        chunks, y = _chunks(x.shape[1]), torch.empty_like(x)
+        starts = state.new_empty(len(chunks), *state.shape)
+        for start, chunk in zip(starts.unbind(), chunks, strict=True):
+            start.copy_(state)
+            _, states = _chunk_states(x[:, chunk], dt[:, chunk], A, B[:, chunk], start)
+            y[:, chunk] = (C[:, chunk].transpose(0, 1)[:, :, None] @ states[1:]).squeeze(2).transpose(0, 1)
+            state = states[-1]
+        ctx.save_for_backward(x, dt, A, B, C, starts)
+        return y, state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, y_grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C, starts = ctx.saved_tensors
+        x_grad, dt_grad, A_grad = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(A)
+        B_grad, C_grad = torch.empty_like(B), torch.empty_like(C)
+        for chunk, start in reversed(list(zip(_chunks(x.shape[1]), starts.unbind(), strict=True))):
+            x_c, dt_c = x[:, chunk].transpose(0, 1), dt[:, chunk].transpose(0, 1)  # (Q, B, D)
+            B_c, C_c, y_grad_c = (t[:, chunk].transpose(0, 1) for t in (B, C, y_grad))  # (Q, B, N) twice, (Q, B, D)
+            decays, states = _chunk_states(x[:, chunk], dt[:, chunk], A, B[:, chunk], start)
+            C_grad[:, chunk] = (states[1:] @ y_grad_c[..., None]).squeeze(-1).transpose(0, 1)
+            # Of every state: through what the token reads, and through the next state
+            gradients = C_c[..., None] * y_grad_c[:, :, None]  # (Q, B, N, D)
+            gradients[-1] += state_grad
+            backwards = zip(reversed(gradients.unbind()), reversed(decays.unbind()), strict=True)
+            for (later, decay), (gradient, _) in itertools.pairwise(backwards):
+                gradient.addcmul_(decay, later)
+            inputs = x_c * dt_c
+            B_grad[:, chunk] = (gradients @ inputs[..., None]).squeeze(-1).transpose(0, 1)
+            input_grad = (B_c[:, :, None] @ gradients).squeeze(2)  # (Q, B, D)
+            # Of the exponent dt A: the decay, times the state before, times the gradient of the one after
+            before_grad = gradients.mul_(decays)
+            state_grad = before_grad[0].clone()
+            exponent_grad = before_grad.mul_(states[:-1])
+            A_grad += (exponent_grad * dt_c[:, :, None]).sum((0, 1))
+            through_decay = exponent_grad.mul_(A).sum(2)
+            x_grad[:, chunk] = (input_grad * dt_c).transpose(0, 1)
+            dt_grad[:, chunk] = (input_grad * x_c + through_decay).transpose(0, 1)
+        return x_grad, dt_grad, A_grad, B_grad, C_grad, state_grad if ctx.needs_input_grad[5] else None
+
+
+def _chunks(length: int) -> list[slice]:
+    return [slice(start, start + SELECTIVE_CHUNK) for start in range(0, length, SELECTIVE_CHUNK)]
+
+
+def _chunk_states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """The decays (Q, B, N, D) of a chunk, and its states (Q + 1, B, N, D) from the one before it (B, N, D) on."""
+    x, dt, B = x.transpose(0, 1), dt.transpose(0, 1), B.transpose(0, 1)
+    decays = (dt[:, :, None] * A).exp_()
+    states = decays.new_empty(len(decays) + 1, *start.shape)
+    states[0] = start
+    torch.mul((x * dt)[:, :, None], B[..., None], out=states[1:])  # what each token adds
+    for decay, (before, state) in zip(decays.unbind(), itertools.pairwise(states.unbind()), strict=True):
+        state.addcmul_(decay, before)
+    return decays, states

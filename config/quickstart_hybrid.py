@@ -1,0 +1,23 @@
+# A small hybrid of Mamba-2 and attention on the Python standard library's source, byte by byte: some minutes on two
+# CPU cores. Layers: MMAA (A attention, M Mamba-2), each with its FFN.
+
+dataset = "python_stdlib"
+arch_preset = "hybrid"  # RoPE, RMSNorm, SwiGLU, pre-norm; attention in 0.375 of the layers
+n_layer = 4
+n_head = 3
+n_embd = 192
+block_size = 256
+
+# 1 x 16 x 256 = 4,096 tokens a step
+gradient_accumulation_steps = 1
+batch_size = 16
+max_iters = 500
+
+learning_rate = 2e-3
+min_lr = 2e-4
+warmup_iters = 50
+beta2 = 0.99
+
+eval_interval = 100
+eval_iters = 20
+log_interval = 20
