@@ -36,7 +36,7 @@ TOO_SLOW = 5.0  # seconds: what takes longer is timed once. Hugging Face's Mamba
 
 
 def ours(name: str, **keys: Any) -> nn.Module:
-    return component("mixer", name)(resolve_architecture({"n_embd": WIDTH, "n_head": 4, **keys}))
+    return component("mixer", name)(resolve_architecture({"arch_preset": name, "n_embd": WIDTH, **keys}))
 
 
 def hugging_faces(name: str) -> nn.Module:

@@ -15,6 +15,7 @@ from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+from benchmarks.mamba import CONTESTANTS, inputs
 from components.mamba import CausalConvolution
 from components.state_space import selective_naive, selective_scan, ssd_chunked, ssd_naive
 from model_builder import LanguageModel
@@ -456,3 +457,10 @@ def test_what_is_no_matrix_or_kernel_is_not_decayed(name):
     with_decay = {names[id(p)] for p in decayed["params"]} - {""}
     assert with_decay
     assert all(n.endswith(("_proj.weight", "_conv.weight")) for n in with_decay)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda contestant: contestant.name)
+def test_the_benchmark_steps_every_layer(contestant):
+    x = inputs(1, 8)
+    contestant.step(contestant.make(), x)
+    assert x.grad is not None and x.grad.isfinite().all()
