@@ -137,6 +137,11 @@ class ModelArchitectureConfig:
     mamba_chunk_size: int = key(
         64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
     )
+    mamba_backend: str = key(
+        "auto",
+        "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (fused kernels on a "
+        "GPU, the extra kernels), or auto (fla on a GPU in 16 bits where it runs and agrees with chunked; else chunked)",
+    )
 
     @property
     def head_dim(self) -> int:
@@ -389,7 +394,7 @@ def _check_attention(config: ModelArchitectureConfig) -> None:
 
 _ATTENTION_KEYS = ("n_head", "num_key_value_heads", "attention_backend", "rope_theta", "rope_scaling")
 _FFN_KEYS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "ffn_type", "activation")
-_MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size")
+_MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size", "mamba_backend")
 _MAMBA_KEYS = ("mamba_d_state", "mamba_expand", "mamba_d_conv")
 
 

@@ -140,7 +140,8 @@ def load(checkpoint: Path, device: torch.device) -> LanguageModel:
     config file named.
     """
     try:
-        model = build_model(saved_configuration(read_state(checkpoint)).model, device)
+        config = saved_configuration(read_state(checkpoint)).model
+        model = build_model(dataclasses.replace(config, mamba_backend="chunked"), device)  # which runs everywhere
     except UserError as error:
         own = checkpoint.parent.parent / "config.py"
         raise UserError(f"{error}; if the run has components of its own: --config {own}") from None

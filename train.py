@@ -18,7 +18,7 @@ from training.report import plan_notes, startup_report
 from training.run_folder import RunFolder, damage, read_state, step_of
 
 # May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean.
-FREE_TO_CHANGE = ("arch_preset", "attention_backend", "dropout")
+FREE_TO_CHANGE = ("arch_preset", "attention_backend", "mamba_backend", "dropout")
 
 
 @exit_cleanly

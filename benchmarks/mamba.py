@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import Tensor, nn
 
-from components import mamba
+from components import fused_scan, mamba
 from components.state_space import selective_naive, ssd_naive
 from errors import ArgumentParser, exit_cleanly
 from model_components import component
@@ -51,8 +51,10 @@ def hugging_faces(name: str) -> nn.Module:
     return Mamba2Mixer(shape, layer_idx=0)
 
 
-def ssd_by_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    return ssd_naive(x, dt, A, B, C)
+def ssd_by_token(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return ssd_naive(x, dt, A, B, C, initial_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +62,15 @@ class Contestant:
     name: str
     build: Callable[..., nn.Module]
     arguments: tuple[str, dict[str, Any]]
-    scan: tuple[str, Callable] | None = None  # what takes the place of the layer's own, and under which name
+    scan: tuple[object, str, Callable] | None = (
+        None  # what takes the place of the layer's own: where, its name, by what
+    )
 
     def step(self, layer: nn.Module, x: Tensor) -> None:
         if self.scan is None:
             layer(x).sum().backward()
         else:
-            with patch.object(mamba, *self.scan):
+            with patch.object(*self.scan):
                 layer(x).sum().backward()
 
     def make(self) -> nn.Module:
@@ -80,10 +84,10 @@ CONTESTANTS = (
         Contestant(f"Mamba-2, chunks of {chunk}", ours, ("mamba2", {"mamba_chunk_size": chunk}))
         for chunk in (64, 128, 256)
     ),
-    Contestant("Mamba-2, token by token", ours, ("mamba2", {}), ("ssd_chunked", ssd_by_token)),
+    Contestant("Mamba-2, token by token", ours, ("mamba2", {}), (fused_scan, "ssd_chunked", ssd_by_token)),
     Contestant("Mamba-1, Hugging Face's", hugging_faces, ("mamba1", {})),
     Contestant("Mamba-1", ours, ("mamba1", {})),
-    Contestant("Mamba-1, token by token", ours, ("mamba1", {}), ("selective_scan", selective_naive)),
+    Contestant("Mamba-1, token by token", ours, ("mamba1", {}), (mamba, "selective_scan", selective_naive)),
 )
 
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.state_space import selective_scan, selective_step, ssd_chunked, ssd_step, wide
-from model_components import ResidualProjection, register
+from components import fused_scan  # noqa: F401 (registers the backends of Mamba-2's scan)
+from components.state_space import selective_scan, selective_step, ssd_step, wide
+from model_components import ResidualProjection, component, register
 from model_config import ModelArchitectureConfig
 
 STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-uniformly (Gu and Dao 2023, section 3.6)
@@ -112,6 +113,7 @@ class Mamba2(nn.Module):
         self.D = nn.Parameter(torch.empty(config.mamba_heads))
         self.norm = GatedNorm(width, config.mamba_n_groups, config.norm_eps)
         self.o_proj = ResidualProjection(width, config.n_embd, bias=config.bias)
+        self.scan = component("mamba_backend", config.mamba_backend)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -143,12 +145,12 @@ class Mamba2(nn.Module):
         dt = F.softplus(wide(self.dt_proj(x)) + wide(self.dt_bias))  # (B, T, H)
         A = -wide(self.A_log).exp()
         if cache is None:
-            y, _ = ssd_chunked(x_in, dt, A, B, C, self.chunk_size)
+            y, _ = self.scan(x_in, dt, A, B, C, self.chunk_size)
         elif x.shape[1] == 1:
             y, state = ssd_step(x_in[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], cache.state)
             y = cache.advance(y[:, None], state)
         else:
-            y = cache.advance(*ssd_chunked(x_in, dt, A, B, C, self.chunk_size, cache.state))
+            y = cache.advance(*self.scan(x_in, dt, A, B, C, self.chunk_size, cache.state))
         y = y + wide(self.D)[:, None] * x_in
         return self.o_proj(self.norm(y.flatten(2), self.z_proj(x)))
 

@@ -97,6 +97,7 @@ def learned_absolute(config: ModelArchitectureConfig, sequence_length: int) -> C
 @register_cost("position_encoding", "rope", "alibi", "none")
 @register_cost("activation", "gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu")
 @register_cost("attention_backend", "sdpa", "manual")
+@register_cost("mamba_backend", "auto", "chunked", "fla")
 def nothing_counted(config: ModelArchitectureConfig, sequence_length: int) -> ComponentCost:
     return ComponentCost()
 

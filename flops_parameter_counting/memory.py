@@ -253,11 +253,11 @@ def mamba1(batch: MicroBatch) -> int:
     )
 
 
-@register_memory("mixer", "mamba2")
-def mamba2(batch: MicroBatch) -> int:
-    """What the products within and between chunks take; the states at the chunks' starts; the gated norm, in
-    float32."""
-    config, e, tokens = batch.config, batch.e, batch.tokens
+@register_memory("mamba_backend", "auto", "chunked")
+def chunked_scan(batch: MicroBatch) -> int:
+    """What the products within and between chunks take, and the states at the chunks' starts. `auto` may take fused
+    kernels, which keep less."""
+    config, e = batch.config, batch.e
     width, state, heads = config.mamba_width, config.mamba_state_size("mamba2"), config.mamba_heads
     written_or_read = config.mamba_n_groups * state
     chunk = min(config.mamba_chunk_size, config.block_size)
@@ -265,12 +265,7 @@ def mamba2(batch: MicroBatch) -> int:
     padded = chunks * chunk  # tokens
     copies = 1 + (config.mamba_n_groups > 1)  # of B and C: groups do not lie together, for any product
     return (
-        batch.linear_inputs(config.n_embd, layers=5)
-        + _convolution(batch, width)
-        + 2 * _convolution(batch, written_or_read)
-        + tokens * width * e  # the convolved input
-        + 2 * tokens * heads * 4  # the steps, before softplus and after
-        + 2 * copies * padded * written_or_read * e
+        2 * copies * padded * written_or_read * e
         + padded * config.mamba_n_groups * chunk * e  # C B^T
         + padded * heads * chunk * (4 + e)  # how they fade, and the product, in the compute dtype
         + chunk**2
@@ -278,6 +273,30 @@ def mamba2(batch: MicroBatch) -> int:
         + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
         + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice
         + chunks * width * state * (4 + e)  # the states, one by one, and together
+    )
+
+
+@register_memory("mamba_backend", "fla")
+def fla_scan(batch: MicroBatch) -> int:
+    """B and C of every head, its inputs times their steps, and the decays in a chunk; the states are computed again."""
+    config, e, tokens = batch.config, batch.e, batch.tokens
+    heads, state = config.mamba_heads, config.mamba_state_size("mamba2")
+    return 2 * tokens * heads * state * e + tokens * config.mamba_width * e + tokens * heads * 4 + 2 * heads * 4
+
+
+@register_memory("mixer", "mamba2")
+def mamba2(batch: MicroBatch) -> int:
+    """What the backend keeps, and around it the projections, the convolutions, the steps, and the gated norm, in
+    float32."""
+    config, e, tokens = batch.config, batch.e, batch.tokens
+    width, heads = config.mamba_width, config.mamba_heads
+    return (
+        batch.linear_inputs(config.n_embd, layers=5)
+        + _convolution(batch, width)
+        + 2 * _convolution(batch, config.mamba_n_groups * config.mamba_state_size("mamba2"))
+        + tokens * width * e  # the convolved input
+        + 2 * tokens * heads * 4  # the steps, before softplus and after
+        + kept_bytes("mamba_backend", config.mamba_backend, batch)
         + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
         + tokens * config.mamba_n_groups * 4
         + tokens * width * e  # the input of the output projection

@@ -73,7 +73,8 @@ def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = No
         of_one = total(cost("ffn_type", config.ffn_type), cost("activation", config.activation or "gelu"))
         ffn = times(ffn_layers, of_one)
     position = cost("position_encoding", config.position_encoding)
-    cost("attention_backend", config.attention_backend)  # free, but its name is checked like the others
+    cost("attention_backend", config.attention_backend)  # free, but their names are checked like the others
+    cost("mamba_backend", config.mamba_backend)
     norms = config.n_layer + ffn_layers + (config.norm_position == "pre")  # the final norm belongs to pre-norm
     table = config.vocab_size * config.n_embd
     return ModelCost(

@@ -98,7 +98,7 @@ def _model_type(config: ModelArchitectureConfig) -> str:
 
 def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
     """The keys that decide the function, in a form that is one for equal functions."""
-    idle = {"arch_preset", "attention_backend", "dropout", "ffn_after"}
+    idle = {"arch_preset", "attention_backend", "mamba_backend", "dropout", "ffn_after"}
     if "block_size" not in family.sizes.values():
         idle.add("block_size")
     if config.position_encoding != "rope":

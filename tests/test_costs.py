@@ -13,7 +13,7 @@ from components.mamba import CausalConvolution
 from configurator import load
 from errors import UserError
 from flops_parameter_counting import component_costs
-from flops_parameter_counting.component_costs import component_cost
+from flops_parameter_counting.component_costs import ComponentCost, component_cost
 from flops_parameter_counting.model_cost import model_cost
 from model_builder import LanguageModel, build_model
 from model_components import Attention, component, register, registered
@@ -220,7 +220,7 @@ def test_a_vocabulary_that_is_not_known_is_refused():
 def test_every_component_has_the_parameters_that_its_cost_says(kind, name):
     config = dataclasses.replace(resolve_architecture(TINY | {"bias": True}), mamba_head_dim=8)
     cost = component_cost(kind, name, config, 16)
-    if kind == "attention_backend":  # a function
+    if kind in ("attention_backend", "mamba_backend"):  # a function
         assert cost.parameters == 0
         return
     with torch.device("meta"):
@@ -232,9 +232,13 @@ def test_every_component_has_the_parameters_that_its_cost_says(kind, name):
 def test_every_component_takes_the_flops_that_its_cost_says(kind, name):
     """In a model, which is otherwise the plainest: all but this one component are counted elsewhere too.
 
-    Without grouped queries: the CPU's fused kernel is then called with as many keys as queries.
+    Without grouped queries: the CPU's fused kernel is then called with as many keys as queries. Of Mamba-2's backends
+    only the names: its scan is counted below, and one of them needs a GPU.
     """
     chosen = {kind: name} if kind in ModelArchitectureConfig.__dataclass_fields__ else {}
+    if kind == "mamba_backend":
+        assert component_cost(kind, name, resolve_architecture(TINY), 16) == ComponentCost()
+        return
     config = resolve_architecture(TINY | {"num_key_value_heads": None} | chosen)
     for backward in (False, True) if config.attention_backend == "manual" else (False,):
         flops = count_flops(config, 2, 16, backward).get_total_flops()
@@ -315,6 +319,7 @@ def test_every_cost_has_a_component():
 
 def test_the_walk_meets_every_kind_that_a_configuration_chooses():
     kinds = {"normalization", "activation", "position_encoding", "attention_backend", "ffn_type", "mixer"}
+    kinds |= {"mamba_backend"}
     assert kinds <= set(registered())
 
 

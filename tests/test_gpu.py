@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from test_mamba import ssd_inputs, values_and_gradients
+from test_memory import counting_kept_bytes
 from test_training import records
 
+from components.fused_scan import ssd_fla, why_not
+from components.state_space import ssd_naive
 from configurator import load
 from flops_parameter_counting.memory import training_memory
 from model_builder import build_model
+from model_components import component
+from model_config import resolve_architecture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -72,3 +78,69 @@ def test_two_gpus_share_every_layer(train, tmp_path):
     assert done.returncode == 0, done.stderr
     plain, other = ([r["loss"] for r in records(tmp_path / name, "iter")] for name in ("plain", "run"))
     assert other == pytest.approx(plain, rel=1e-4)
+
+
+# Mamba-2's fused kernels
+
+
+
+@pytest.fixture
+def kernels():
+    """Skips where they do not run."""
+    if failure := why_not(resolve_architecture({"arch_preset": "mamba2"}), torch.device("cuda"), "bfloat16"):
+        pytest.skip(failure)
+
+
+needs_kernels = pytest.mark.usefixtures("kernels")
+# Relative to the largest element. In bfloat16 a rounding is off by 2^-9; queries, keys, values, scores and states are
+# rounded one after the other. float32 is multiplied as TF32, which keeps 2^-11.
+ROUNDING = {torch.bfloat16: 8 * 2**-9, torch.float32: 8 * 2**-11}
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("length", "groups"), [(1, 1), (64, 2), (200, 1), (1000, 4)])
+def test_the_fused_scan_is_the_recurrence(dtype, length, groups):
+    """Values and gradients, with a state to start from, against the recurrence in float64 of the same rounded inputs."""
+    inputs = ssd_inputs(length, groups=groups, shared_by=2, width=64, state=128, dtype=torch.float32)
+    rounded = [t.detach().cuda().to(dtype if i in (0, 3, 4) else torch.float32) for i, t in enumerate(inputs)]
+    single = [t.requires_grad_() for t in rounded]
+    double = [t.detach().double().requires_grad_() for t in rounded]
+    fused = values_and_gradients(lambda x, dt, A, B, C, state: ssd_fla(x, dt, A, B, C, 64, state), single)
+    expected = values_and_gradients(ssd_naive, double)
+    for name, ours, theirs in zip(("y", "state", "x", "dt", "A", "B", "C", "start"), fused, expected, strict=True):
+        error = ((ours.double() - theirs).norm() / theirs.norm()).item()
+        assert error < ROUNDING[dtype], f"{name}: {error}"
+
+
+@needs_kernels
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_hybrid_learns_alike_in_fused_kernels_and_in_chunks(train, tmp_path, compiled):
+    keys = ["--arch_preset=hybrid", "--n_layer=4", "--mamba_head_dim=16", "--dtype=bfloat16", *LEARN]
+    for backend in ("fla", "chunked"):
+        done = train(*keys, f"--mamba_backend={backend}", f"--compile={compiled}", f"--out_dir={backend}")
+        assert done.returncode == 0, done.stderr
+        assert f"Scan: {'fused' if backend == 'fla' else 'chunked'}" in done.stdout
+    fused, chunked = (records(tmp_path / name, "summary")[0]["best_val_loss"] for name in ("fla", "chunked"))
+    assert fused == pytest.approx(chunked, rel=0.02) and fused < 2.3
+
+
+@needs_kernels
+def test_the_activations_of_fused_kernels_are_those_of_the_estimate():
+    keys = "--arch_preset=mamba2 --n_layer=3 --n_embd=256 --vocab_size=500 --block_size=192 --mamba_backend=fla"
+    model = build_model(load(keys.split()).model, "cuda", seed=0)
+    tokens = torch.randint(0, 500, (2, 192), device="cuda")
+    with counting_kept_bytes(model) as kept, torch.autocast("cuda", torch.bfloat16):
+        model.hidden(tokens)
+    estimate = training_memory(model.config, 2, "bfloat16")["activations"]
+    assert estimate == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["mamba1", "mamba2"])
+def test_mixers_are_those_of_the_cpu(name):
+    torch.manual_seed(0)
+    mixer = component("mixer", name)(resolve_architecture({"arch_preset": name, "n_embd": 64}))
+    x = torch.randn(2, 150, 64)
+    y = mixer(x)
+    torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(mixer.cuda()(x.cuda()).cpu(), y, rtol=0, atol=1e-4 * y.abs().max().item())

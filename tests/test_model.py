@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from components.fused_scan import ssd_fla
 from components.mamba import Mamba1, Mamba2
+from components.state_space import ssd_chunked
 from configurator import load, with_vocabulary
 from model_builder import LanguageModel, build_model
 from model_components import Attention, SlidingAttention, component, registered
@@ -65,8 +67,9 @@ ACTIVATIONS = {
 
 def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
+    mixers = _observed_mixers(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
-    return sizes | _observed_mixers(model) | _observed_attention(model)
+    return sizes | mixers | _observed_attention(model)
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -138,6 +141,8 @@ def _observed_mixers(model: LanguageModel) -> dict:
         heads = len(mixer.A_log)
         found |= {"mamba_d_conv": d_conv, "mamba_head_dim": channels // heads, "mamba_n_groups": mixer.groups}
         found |= {"mamba_expand": channels // model.embedding.embedding_dim, "mamba_chunk_size": mixer.chunk_size}
+        found |= {"mamba_backend": {ssd_chunked: "auto", ssd_fla: "fla"}[mixer.scan]}
+        mixer.scan = ssd_chunked  # which computes without a GPU, too
         found |= {"mamba_d_state": None if written // mixer.groups == 128 else written // mixer.groups}
     return found
 
@@ -223,6 +228,7 @@ OVERRIDES = {
     "mamba_head_dim": (8, MIXED),
     "mamba_n_groups": (2, MIXED),
     "mamba_chunk_size": (5, MIXED),
+    "mamba_backend": ("fla", MIXED),
 }
 CASES = [
     (preset, key, value)

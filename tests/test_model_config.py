@@ -53,6 +53,7 @@ OVERRIDES = {
     "mamba_head_dim": (32, BOTH),
     "mamba_n_groups": (4, BOTH),
     "mamba_chunk_size": (32, BOTH),
+    "mamba_backend": ("chunked", BOTH),
 }
 
 # What else an override may change, because it is derived from it.

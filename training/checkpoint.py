@@ -29,6 +29,8 @@ from training.ranks import ALONE, Ranks
 from training.run_folder import Progress, RunFolder, checksum, damage, read_state, write_state
 
 OPTIMIZER = "optimizer."  # before the names of the optimizer's tensors
+# PyTorch 2.11's stager closes itself when it has staged once: each checkpoint then allocates its buffers anew.
+STAGER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 @dataclasses.dataclass
@@ -106,18 +108,15 @@ class Checkpointer:
         self.config, self.data = config, data
         # Of its own: the background thread's exchanges must not come between those of training.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        on_gpu = torch.cuda.is_available()
-        self.stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
-            )
-        )
+        self.stager = _new_stager()
         self.pending: _Pending | None = None
         _expect_one_process()
 
     def start(self) -> None:
         """Copy everything, and begin to write the copy. An earlier one must have been settled."""
         started, progress = time.perf_counter(), dataclasses.replace(self.training.progress)
+        if not STAGER_KEEPS_BUFFERS:
+            self.stager = _new_stager()
         state = {
             "progress": dataclasses.asdict(progress),
             "config": self.config,
@@ -164,6 +163,15 @@ class Checkpointer:
 
     def close(self) -> None:
         self.stager.close()
+
+
+def _new_stager() -> DefaultStager:
+    on_gpu = torch.cuda.is_available()
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+        )
+    )
 
 
 def _expect_one_process() -> None:

@@ -1,0 +1,107 @@
+"""Mamba-2's scan in fused kernels for a GPU: those of flash-linear-attention (Yang and Zhang 2024), the extra
+`kernels`.
+
+Its simple gated linear attention, state <- exp(g) state + k v^T, y = q state, is the scan with q = C, k = B, v = dt x
+and g = dt A. The kernels have chunks of their own, of 64 tokens, and every head has its own q and k: those of a group
+are repeated for each of its heads. Products of float32 inputs are made in TF32.
+"""
+
+import importlib.metadata
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from components.state_space import ssd_chunked, wide
+from errors import UserError
+from model_components import component, register
+from model_config import ModelArchitectureConfig
+
+PACKAGE = "fla-core"
+CLOSE = 0.02  # of the norm, to the reference: 16-bit kernels round some ten times, by 2^-9 at most
+
+register("mamba_backend", "auto", "chunked")(ssd_chunked)
+
+
+@register("mamba_backend", "fla")
+def ssd_fla(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As components.state_space.ssd_chunked, but for `chunk_size`."""
+    from fla.ops.simple_gla import chunk_simple_gla  # seconds, and only who has a GPU needs it
+
+    shared_by = x.shape[2] // B.shape[2]  # heads of a group
+    dt = wide(dt)
+    y, state = chunk_simple_gla(
+        q=C.repeat_interleave(shared_by, dim=2),  # (B, T, H, N)
+        k=B.repeat_interleave(shared_by, dim=2),
+        v=(x * dt[..., None]).type_as(x),  # (B, T, H, P)
+        g=dt * wide(A),  # (B, T, H)
+        scale=1.0,
+        initial_state=None if initial_state is None else wide(initial_state).mT.contiguous(),  # (B, H, N, P)
+        output_final_state=True,
+    )
+    return y.type_as(x), wide(state).mT
+
+
+def choose_backend(config: ModelArchitectureConfig, device: torch.device, dtype: str) -> tuple[str, str | None]:
+    """The backend of a run's Mamba-2 layers in place of `auto`, and what computes their scans, in words: None without
+    such layers.
+
+    `auto` takes the fused kernels on a GPU in 16 bits, where they run and agree with the reference. Raises UserError
+    where `mamba_backend='fla'` cannot run.
+    """
+    wanted = config.mamba_backend
+    if not config.layers_with("M") or wanted not in ("auto", "fla"):
+        component("mamba_backend", wanted)  # an unknown name is an error
+        words = "chunked products in PyTorch" if wanted in ("auto", "chunked") else wanted
+        return wanted, words if config.layers_with("M") else None
+    if wanted == "auto" and (device.type != "cuda" or dtype == "float32"):  # float32 they would round to TF32
+        return "chunked", "chunked products in PyTorch"
+    failure = why_not(config, device, dtype)
+    if failure is None:
+        return "fla", f"fused kernels of {PACKAGE} {importlib.metadata.version(PACKAGE)}"
+    if wanted == "fla":
+        raise UserError(f"mamba_backend='fla': {failure}; take auto or chunked")
+    return "chunked", f"chunked products in PyTorch ({failure})"
+
+
+def why_not(config: ModelArchitectureConfig, device: torch.device, dtype: str) -> str | None:
+    """Why the fused kernels cannot compute this model's scans, in words; None if they can. It tries, on a few tokens,
+    forward and backward."""
+    if device.type != "cuda":
+        return f"the fused kernels need a GPU, and the run is on {device.type}"
+    if any(importlib.util.find_spec(name) is None for name in ("fla", "triton")):
+        return f"{PACKAGE} is not installed: pip install -e '.[kernels]'"
+    try:
+        error = deviation(config, device, torch.float32 if dtype == "float32" else getattr(torch, dtype))
+    except Exception as refusal:  # whatever a version of the kernels meets on a GPU or a compiler that it does not know
+        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)} does not run here: {_first_line(refusal)}"
+    wrong = not error < CLOSE
+    return f"{PACKAGE} {importlib.metadata.version(PACKAGE)} is off by {error:.2g} here" if wrong else None
+
+
+def deviation(config: ModelArchitectureConfig, device: torch.device, dtype: torch.dtype) -> float:
+    """How far the kernels' output and gradients lie from the chunked products' in float32 of the same inputs: the
+    largest relative distance, by the norm."""
+    heads, groups = config.mamba_heads, config.mamba_n_groups
+    generator = torch.Generator().manual_seed(0)
+    width, state = config.mamba_head_dim, config.mamba_state_size("mamba2")
+    shapes = {"x": (1, 100, heads, width), "dt": (1, 100, heads), "A": (heads,)}
+    shapes |= dict.fromkeys(("B", "C"), (1, 100, groups, state))
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    drawn |= {"dt": 0.1 * drawn["dt"].exp(), "A": -drawn["A"].exp()}
+    rounded = {name: values.to(device, dtype if name in "xBC" else None) for name, values in drawn.items()}
+
+    def results(scan: object, inputs: list[Tensor]) -> list[Tensor]:
+        y, _ = scan(*(t.requires_grad_() for t in inputs), 64)  # type: ignore[operator]
+        return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
+
+    ours = results(ssd_fla, [t.detach().clone() for t in rounded.values()])
+    expected = results(ssd_chunked, [t.detach().float() for t in rounded.values()])
+    pairs = zip(ours, expected, strict=True)
+    return max(((a.float() - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
