@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from older_logs import read_older
 
 Record = dict[str, Any]
 KINDS = ("run", "iter", "eval", "checkpoint", "event", "summary")
+POSITIONS = ("step", "tokens", "flops", "time")  # what a loss can be looked up by
 _TAIL_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """Speed of all ranks over timed steps. `mfu` is a share of the peak, by convention: `full` and `causal`."""
+    """Speed of all ranks over timed steps. `mfu` is a share of the peak, by convention: `full` and `causal`, or
+    `unstated` where an older log does not say."""
 
     tokens_per_second: float
     mfu: dict[str, float]
@@ -51,7 +54,7 @@ class RunLog:
         """`finished`; `interrupted` (by a signal); `stopped` (too many steps without a finite gradient); `running`;
         or `cut` (killed: no summary, and no process holds the folder)."""
         if self.summary is None:
-            return "running" if _is_held(self.path.parent) else "cut"
+            return "running" if self.path.name == "log.jsonl" and _is_held(self.path.parent) else "cut"
         reason = str(self.summary.get("reason"))
         if reason == "finished":
             return reason
@@ -63,20 +66,51 @@ class RunLog:
         return max((record["step"] for record in self._counted()), default=0)
 
     @property
-    def tokens(self) -> int:
-        """Training tokens of all ranks up to `step`."""
-        return max((record["tokens"] for record in self._counted()), default=0)
+    def tokens(self) -> int | None:
+        """Training tokens of all ranks up to `step`; None where an older log does not say."""
+        return self._furthest("tokens")
+
+    @property
+    def flops(self) -> int | None:
+        """Training FLOPs up to `step`, full attention; None where an older log does not say."""
+        return self._furthest("flops")
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds in training steps up to `step`; None where an older log does not say."""
+        return self._furthest("time")
+
+    @property
+    def skipped_steps(self) -> int | None:
+        """Steps that changed no weight; None where an older log does not say."""
+        if self.summary is not None:
+            return self.summary.get("skipped_steps")
+        known = [record["skipped"] for record in self.iters if record.get("skipped") is not None]
+        return sum(known) if known or not self.iters else None
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes, the highest of all processes' peaks; None where none is known."""
+        records = [*self.iters, *([self.summary] if self.summary else [])]
+        peaks = [(record.get("memory") or {}).get("peak") for record in records]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    def _furthest(self, x: str) -> Any:
+        known = [place for record in self._counted() if (place := position(record, x)) is not None]
+        return max(known, default=None if self._counted() else 0)
 
     def _counted(self) -> list[Record]:
         return [*self.iters[-1:], *self.evals[-1:], *([self.summary] if self.summary else [])]
 
-    def train_losses(self, x: str = "step") -> list[tuple[int, float]]:
-        """(`step` or `tokens`, training loss in nats per token); steps without a finite loss are left out."""
-        return [(record[x], record["loss"]) for record in self.iters if record["loss"] is not None]
+    def train_losses(self, x: str = "step") -> list[tuple[float, float]]:
+        """(position, training loss in nats per token), `x` being one of POSITIONS; steps without a finite loss, or
+        whose position the log does not say, are left out."""
+        return _points(self.iters, x, "loss")
 
-    def val_losses(self, x: str = "step") -> list[tuple[int, float]]:
-        """(`step` or `tokens`, validation loss in nats per token); without evaluations that were not finite."""
-        return [(record[x], record["val_loss"]) for record in self.evals if record["val_loss"] is not None]
+    def val_losses(self, x: str = "step") -> list[tuple[float, float]]:
+        """(position, validation loss in nats per token), `x` being one of POSITIONS; without evaluations that were not
+        finite, or whose position the log does not say."""
+        return _points(self.evals, x, "val_loss")
 
     @property
     def best_eval(self) -> Record | None:
@@ -92,7 +126,7 @@ class RunLog:
     @property
     def best_val_bits_per_byte(self) -> float | None:
         """Of the evaluation with the lowest loss; None where the dataset's byte count is not known."""
-        return self.best_eval["val_bits_per_byte"] if self.best_eval else None
+        return self.best_eval.get("val_bits_per_byte") if self.best_eval else None
 
     @property
     def final_val_loss(self) -> float | None:
@@ -105,22 +139,37 @@ class RunLog:
         if self.summary is not None and self.summary["tokens_per_second"] is not None:
             return Throughput(self.summary["tokens_per_second"], self.summary["mfu"])
         tokens = time = 0.0
-        at_peak = {"full": 0.0, "causal": 0.0}  # seconds that the same FLOPs take at the device's peak
+        at_peak: dict[str, float] = {}  # seconds that the same FLOPs take at the device's peak
         before = 0
         for record in self.iters:
-            if record["step_ms"] is not None:
+            if record.get("step_ms") is not None:
                 seconds = (record["step"] - before) * record["step_ms"] / 1000
                 time += seconds
                 tokens += record["tokens_per_second"] * seconds
-                at_peak = {name: total + record["mfu"][name] * seconds for name, total in at_peak.items()}
+                for name, share in record["mfu"].items():
+                    at_peak[name] = at_peak.get(name, 0.0) + share * seconds
             before = record["step"]
         if not time:
             return None
         return Throughput(tokens / time, {name: total / time for name, total in at_peak.items()})
 
 
+def position(record: Record, x: str) -> float | None:
+    """Where an `iter`, `eval` or `summary` record stands: its `step`, its `tokens`, its training `flops` (full
+    attention), or its `time` in training steps, in seconds. None where the log does not say."""
+    if x == "flops":
+        return (record.get("flops") or {}).get("full")
+    return record.get("train_seconds" if x == "time" else x)
+
+
+def _points(records: list[Record], x: str, y: str) -> list[tuple[float, float]]:
+    return [
+        (place, record[y]) for record in records if (place := position(record, x)) is not None and record[y] is not None
+    ]
+
+
 def read_run(path: str | os.PathLike) -> RunLog:
-    """Read a run, given its folder or its log file.
+    """Read a run, given its folder or its log file; a file of the older layout (older_logs.py) too.
 
     Raises UserError when there is none, when it has no whole record, and when the file is something else.
     """
@@ -139,6 +188,8 @@ def read_run(path: str | os.PathLike) -> RunLog:
         raise UserError(f"there is no run {path}: {file} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
+    if not records and (older := read_older(file)) is not None:
+        return RunLog(file, **older)
     if not records:
         reason = "none of its lines is a whole record of a run" if log.cut_lines else "it is empty"
         raise UserError(f"{file} holds no run: {reason}")

@@ -1,17 +1,27 @@
-"""compare_architectures.py: which runs it takes, what its table says, and the picture."""
+"""compare_architectures.py: which runs it takes, what its table and its files say, the picture, and following a run."""
 
+import contextlib
+import csv
+import json
+import re
+import signal
 import struct
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from commands import command
 from conftest import ROOT, environment
 from hypothesis import given
 from hypothesis import strategies as st
 from test_run_logs import record, run_train, write_log
 
 import compare_architectures
-from run_logs import read_run
+from comparison import pictures, runs, table
+from run_logs import RunLog, read_run
+from training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +38,129 @@ def compare(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=60)
 
 
+def in_process(folder, *arguments):
+    with contextlib.chdir(folder):
+        return command(compare_architectures.main, *arguments)
+
+
 def synthetic(folder, dataset="d", checksum="1", **run):
     """The log of a run that tells very little."""
     described = {"name": dataset, "vocab_size": 256, "splits": {"val": {"checksum": checksum}}}
     return read_run(write_log(folder / "log.jsonl", record("run", dataset=described, **run)))
 
 
+def described(two_runs):
+    return runs.describe_all([read_run(two_runs / "out" / name) for name in ("plain", "gated")])
+
+
+def raw(folder, kind):
+    """The log's own lines, without its reader."""
+    return [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["type"] == kind]
+
+
 def test_the_table_says_what_the_logs_say(two_runs):
     done = compare(two_runs, "out/plain", "out/gated")
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["plain", "gated"]
-    for name, row in zip(("plain", "gated"), rows, strict=True):
-        log = read_run(two_runs / "out" / name)
-        summary = log.summary
-        assert row[1] == log.run["architecture"]
-        assert row[2] == f"{log.run['parameters']['total'] / 1000:.2f}K"
-        assert row[3] == f"{log.run['flops_per_token']['full'] / 1000:.1f}K"
-        assert row[4] == "3.072K"  # 12 steps of 2 x 4 x 32 tokens
-        assert row[5] == f"{summary['best_val_loss']:.4f}"
-        assert row[6] == f"{summary['best_val_bits_per_byte']:.3f}"
-        assert row[7] == f"{summary['tokens_per_second']:,.0f}"
-        assert row[8] == f"{100 * summary['mfu']['full']:.1f}%"
-        assert row[9:] == ["finished"]
-    assert rows[0][2:4] != rows[1][2:4]
+    lines = done.stdout.splitlines()
+    keys = lines[1].split()[2 : lines[1].split().index("params")]
+    assert set(keys) >= {"arch_preset", "normalization", "ffn_type"} and not {"out_dir", "seed", "n_layer"} & set(keys)
+    for name, line in zip(("plain", "gated"), lines[2:4], strict=True):
+        row, (run,), (summary,) = (
+            line.split(),
+            raw(two_runs / "out" / name, "run"),
+            raw(two_runs / "out" / name, "summary"),
+        )
+        assert row[:2] == [name, run["architecture"]]
+        assert row[2 : 2 + len(keys)] == [str(run["config"][key]) for key in keys]
+        peaks = [r["memory"]["peak"] for r in [*raw(two_runs / "out" / name, "iter"), summary]]
+        assert row[2 + len(keys) :] == [
+            f"{run['parameters']['total'] / 1000:.2f}K",
+            f"{run['flops_per_token']['full'] / 1000:.1f}K",
+            "3.072K",  # 12 steps of 2 x 4 x 32 tokens
+            f"{3072 * run['flops_per_token']['full']:.3e}",
+            f"{summary['best_val_loss']:.4f}",
+            f"{summary['last_val_loss']:.4f}",
+            f"{summary['best_val_bits_per_byte']:.3f}",
+            f"{summary['tokens_per_second']:,.0f}",
+            f"{100 * summary['mfu']['full']:.1f}%",
+            f"{max(peaks) / 1e9:.2f}",
+            "GB",
+            "0",
+            "n/a",
+            "n/a",
+            "finished",
+        ]
+
+
+def test_the_runs_are_compared_in_a_sentence(two_runs):
+    done = compare(two_runs, "out/plain", "out/gated", "--x", "flops")
+    plain, gated = described(two_runs)
+    (sentence,) = done.stdout.splitlines()[4:]
+    assert sentence.startswith(f"{gated.numbers.architecture} is ") and "at equal FLOPs" in sentence
+    assert "no interval, seeds were not repeated" in sentence
+    assert f"({min(run.numbers.flops for run in (plain, gated)):.3g})" in sentence
 
 
 def test_without_runs_the_newest_ones_are_compared(two_runs):
-    names = [line.split()[0] for line in compare(two_runs).stdout.splitlines()[2:]]
+    names = [line.split()[0] for line in compare(two_runs).stdout.splitlines()[2:4]]
     assert names == ["gated", "plain"]
     names = [line.split()[0] for line in compare(two_runs, "--latest", 1).stdout.splitlines()[2:]]
     assert names == ["gated"]
 
 
-@pytest.mark.parametrize("x", ["tokens", "steps"])
+def test_patterns_files_sorting_and_filters(two_runs):
+    def names(*arguments):
+        done = compare(two_runs, *arguments)
+        assert done.returncode == 0, done.stderr
+        return [line.split()[0] for line in done.stdout.splitlines()[2:] if line.endswith("finished")]
+
+    assert names("out/*") == names("out/*/log.jsonl") == ["gated", "plain"]
+    assert names("out/plain", "out/*") == ["plain", "gated"]  # none twice
+    assert names("out/*", "--sort", "parameters") == ["plain", "gated"]
+    assert names("out/*", "--sort", "-parameters") == names("out/*", "--sort=parameters", "--reverse")
+    assert names("out/*", "--filter", "arch_preset=team") == ["gated"]
+    assert names("out/*", "--filter", "n_layer>=2", "--filter", "arch_preset!=team") == ["plain"]
+
+
+def test_the_files_hold_the_numbers(two_runs, tmp_path):
+    files = {name: tmp_path / f"runs.{name}" for name in ("csv", "json", "markdown")}
+    done = compare(two_runs, "out/*", *(f"--{name}={file}" for name, file in files.items()))
+    assert done.returncode == 0, done.stderr
+    with files["csv"].open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    numbers = json.loads(files["json"].read_text())
+    for row, run in zip(rows, numbers["runs"], strict=True):
+        (summary,) = raw(two_runs / "out" / run["run"], "summary")
+        assert float(row["best_val_loss"]) == run["best_val_loss"] == summary["best_val_loss"]
+        assert int(row["flops"]) == run["flops"] == summary["flops"]["full"]
+        assert float(row["train_seconds"]) == run["train_seconds"] == summary["train_seconds"]
+        assert row["predicted_loss"] == "" and run["predicted_loss"] is None
+        assert row["config.ffn_type"] == run["config"]["ffn_type"] and "config.n_layer" not in row
+    assert numbers["comparisons"].keys() == {"steps", "tokens", "flops", "time"}
+    assert numbers["comparisons"]["steps"][0]["place"] == 12
+    table = [line for line in files["markdown"].read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 4
+    assert [cell.strip() for cell in table[2].split("|")][1] == "gated"
+
+
+def test_the_prediction_and_the_miss(tmp_path):
+    prediction = {"law": "a law", "loss": 2.0, "flops": None, "seconds": None}
+    path = write_log(
+        tmp_path / "log.jsonl",
+        record("run", prediction=prediction, steps=9),
+        record("eval", 5, tokens=50, val_loss=2.1),
+        record("eval", 9, tokens=90, val_loss=2.3),
+    )
+    assert table.cells(runs.describe(read_run(path)).numbers)[-3:] == ["2.0000", "n/a", "cut"]  # not at its end
+    with path.open("a") as log:
+        log.write(json.dumps(record("summary", 9, reason="finished", tokens_per_second=None)) + "\n")
+    numbers = runs.describe(read_run(path)).numbers
+    assert (numbers.predicted_loss, numbers.best_val_loss, numbers.last_val_loss) == (2.0, 2.1, 2.3)
+    assert (numbers.miss, numbers.miss_percent) == (pytest.approx(0.3), pytest.approx(15.0))
+    assert table.cells(numbers)[-3:] == ["2.0000", "+0.3000 (+15.0%)", "finished"]
+
+
+@pytest.mark.parametrize("x", ["tokens", "steps", "flops", "time"])
 def test_the_picture_is_a_png(two_runs, tmp_path, x):
     picture = tmp_path / "loss.curves"  # a PNG under any name
     done = compare(two_runs, "--png", picture, "--x", x)
@@ -77,11 +176,12 @@ def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
     logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
-    compare_architectures.write_loss_curves(logs, tmp_path / "loss.png", x="tokens")
-    lines = drawn[0].axes[0].get_lines()
-    expected = [points for log in logs for points in (log.train_losses("tokens"), log.val_losses("tokens"))]
-    assert [list(zip(*line.get_data(), strict=True)) for line in lines] == expected
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["plain", "gated"]
+    for x, place in (("tokens", "tokens"), ("steps", "step"), ("flops", "flops"), ("time", "time")):
+        pictures.write_loss_curves(described(two_runs), tmp_path / "loss.png", x=x)
+        lines = drawn.pop().axes[0].get_lines()
+        expected = [points for log in logs for points in (log.train_losses(place), log.val_losses(place))]
+        assert [list(zip(*line.get_data(), strict=True)) for line in lines] == expected
+        assert [line.get_label() for line in lines[1::2]] == ["plain", "gated"]
 
 
 def test_no_picture_needs_no_matplotlib(two_runs):
@@ -89,48 +189,96 @@ def test_no_picture_needs_no_matplotlib(two_runs):
         "import sys; sys.argv = ['compare', 'out/plain']\n"
         "import compare_architectures\n"
         "try:\n    compare_architectures.main()\n"
-        "finally:\n    assert not {'matplotlib', 'torch'} & set(sys.modules)"
+        "finally:\n    assert not {'matplotlib', 'plotly', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=two_runs, env=environment(), capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_has_only_begun_has_cells_without_numbers(tmp_path):
-    row = compare_architectures.table_row("new", synthetic(tmp_path, architecture="2L"))
-    assert row == ["new", "2L", "n/a", "n/a", "0", "n/a", "n/a", "n/a", "n/a", "cut"]
+    numbers = runs.describe(synthetic(tmp_path, architecture="2L")).numbers
+    cells = ["n/a", "n/a", "0", "0", "n/a", "n/a", "n/a", "n/a", "n/a", "n/a", "0", "n/a", "n/a", "cut"]
+    assert table.cells(numbers) == cells
 
 
-def test_numbers_align_to_the_right_and_a_narrow_terminal_gets_two_lines_a_run(two_runs):
-    logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
-    wide = compare_architectures.table(logs).splitlines()
+def test_numbers_align_to_the_right_and_a_narrow_terminal_gets_lines_of_its_own_width(two_runs):
+    found = described(two_runs)
+    wide = table.table(found).splitlines()
     assert len(wide) == 4
-    rows = [compare_architectures.table_row("", log) for log in logs]
-    for column, heading in ((2, "params"), (5, "loss"), (7, "tokens/s"), (8, "(full)")):
-        cells = [heading, *(row[column] for row in rows)]
-        assert len({line.rindex(cell) + len(cell) for line, cell in zip(wide[1:], cells, strict=True)}) == 1
-    narrow = compare_architectures.table(logs, width=80).splitlines()
+    rows = [table.cells(run.numbers) for run in found]
+    for column, heading in ((0, "params"), (5, "last val"), (7, "tokens/s"), (8, "MFU")):
+        assert rows[0][column] in wide[2] and rows[1][column] in wide[3] and heading in wide[0] + wide[1]
+        ends = {line.rindex(cell[column]) + len(cell[column]) for line, cell in zip(wide[2:], rows, strict=True)}
+        assert len(ends) == 1
+    narrow = table.table(found, width=80).splitlines()
     assert max(map(len, narrow)) <= 80 < max(map(len, wide))
-    assert narrow[2] == f"plain  {logs[0].run['architecture']}"
-    assert narrow[3].split() == wide[2].split()[2:]
+    first, second = (next(i for i, line in enumerate(narrow) if line.startswith(name)) for name in ("plain ", "gated "))
+    assert sorted(" ".join(narrow[:first]).split()) == sorted(" ".join(sum(table.HEADINGS, ())).split())
+    told = " ".join(narrow[first:second]).split()
+    keys = [f"{key}={found[0].config[key]}" for key in runs.differing_keys([run.config for run in found])]
+    assert told == ["plain", found[0].numbers.architecture, *keys, *" ".join(rows[0]).split()]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     logs = [synthetic(tmp_path / "x/run"), synthetic(tmp_path / "y/run"), synthetic(tmp_path / "other")]
-    assert compare_architectures.labels(logs) == [str(tmp_path / "x/run"), str(tmp_path / "y/run"), "other"]
+    assert runs.labels(logs) == [str(tmp_path / "x/run"), str(tmp_path / "y/run"), "other"]
 
 
 def test_different_validation_data_are_noted(tmp_path):
     a, again = synthetic(tmp_path / "a"), synthetic(tmp_path / "b")
-    assert compare_architectures.notes([a, again]) == []
-    (note,) = compare_architectures.notes([a, synthetic(tmp_path / "c", dataset="e", checksum="2")])
+    assert runs.notes([a, again]) == []
+    (note,) = runs.notes([a, synthetic(tmp_path / "c", dataset="e", checksum="2")])
     assert "(d, e)" in note
-    (note,) = compare_architectures.notes([a, synthetic(tmp_path / "c", checksum="2")])
+    (note,) = runs.notes([a, synthetic(tmp_path / "c", checksum="2")])
     assert "versions of d" in note
+
+
+def test_different_windows_and_lost_evaluations_are_noted(tmp_path):
+    shape = {"eval_iters": 4, "batch_size": 6, "block_size": 32}
+    a = synthetic(tmp_path / "a", config=shape)
+    assert runs.notes([a, synthetic(tmp_path / "b", config={**shape, "eval_iters": 8, "batch_size": 3})]) == []
+    for key in ("eval_iters", "block_size"):
+        (note,) = runs.notes([a, synthetic(tmp_path / "c", config={**shape, key: 5})])
+        assert "different windows" in note
+    lost = read_run(write_log(tmp_path / "d/log.jsonl", record("run"), record("eval", 7, tokens=7, val_loss=None)))
+    assert runs.notes([lost]) == ["note: d: 1 evaluations were not finite (first at step 7)"]
+
+
+def test_a_run_is_followed_until_it_ends(two_runs, tmp_path):
+    """The log of a run that holds its folder, written as it would be."""
+    lines = (two_runs / "out/plain/log.jsonl").read_bytes().splitlines(keepends=True)
+    log = tmp_path / "run/log.jsonl"
+    log.parent.mkdir()
+    log.write_bytes(b"".join(lines[:-1]))
+    command = [sys.executable, str(ROOT / "compare_architectures.py"), "run", "--watch", "0.2"]
+    with RunFolder(log.parent).hold():
+        watching = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        first = [watching.stdout.readline() for _ in range(3)]
+        log.write_bytes(b"".join(lines))
+    rest, _ = watching.communicate(timeout=30)
+    assert watching.returncode == 0 and first[2].rstrip().endswith("running")
+    assert rest.rstrip().endswith("finished")
+
+
+def test_an_interrupted_watch_ends_cleanly(two_runs, tmp_path):
+    log = tmp_path / "run/log.jsonl"
+    log.parent.mkdir()
+    log.write_bytes(b"".join((two_runs / "out/plain/log.jsonl").read_bytes().splitlines(keepends=True)[:-1]))
+    command = [sys.executable, str(ROOT / "compare_architectures.py"), "run", "--watch"]
+    with RunFolder(log.parent).hold():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        watching = subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, **pipes)
+        while "running" not in watching.stdout.readline():
+            pass
+        time.sleep(0.2)
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+    assert (watching.returncode, err) == (0, "") and "no longer watching" in out
 
 
 @given(st.integers(1000, 10**15 - 10**12))
 def test_short_numbers_keep_four_digits(count):
-    text = compare_architectures.short(count)
+    text = table.short(count)
     value = float(text[:-1]) * 1000 ** ("KMBT".index(text[-1]) + 1)
     assert value == pytest.approx(count, rel=0.5001e-3)
     assert len(text) == 6 and 1 <= float(text[:-1]) < 1000
@@ -143,12 +291,23 @@ def test_short_numbers_keep_four_digits(count):
         (["--latest", "0"], "must be at least 1"),
         (["--latest", "many"], "invalid int value"),
         (["out/absent"], "there is no run out/absent"),
+        (["out/absent*"], "the pattern matches no run's folder and no file"),
         (["out/plain", "--png", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
-        (["out/plain", "--x", "time"], "invalid choice"),
+        (["out/plain", "--csv", "no/such/folder/a.csv"], "cannot write no/such/folder/a.csv"),
+        (["out/plain", "--json", "out"], "cannot write out"),
+        (["out/plain", "--markdown", "no/such/folder/a.md"], "cannot write no/such/folder/a.md"),
+        (["out/plain", "--report", "no/such/folder/a.html"], "cannot write no/such/folder/a.html"),
+        (["out/plain", "--x", "epochs"], "invalid choice"),
+        (["out/plain", "--sort", "best_val_los"], "did you mean 'best_val_loss'?"),
+        (["out/plain", "--reverse"], "--reverse is for --sort"),
+        (["out/plain", "--filter", "n_layer"], "is no condition"),
+        (["out/plain", "--filter", "n_layers>1"], "did you mean 'n_layer'?"),
+        (["out/plain", "--filter", "n_layer>99"], "leaves none of the 1 runs"),
+        (["out/plain", "--watch", "0"], "must be a number of seconds above 0"),
     ],
 )
 def test_mistakes_are_one_line(two_runs, arguments, reason):
-    done = compare(two_runs, *arguments)
+    done = in_process(two_runs, *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and reason in line
@@ -157,3 +316,66 @@ def test_mistakes_are_one_line(two_runs, arguments, reason):
 def test_no_runs_at_all_is_one_line(tmp_path):
     done = compare(tmp_path)
     assert done.returncode == 2 and "no run under" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_losses_without_a_common_metric_are_not_drawn_or_sorted(tmp_path):
+    for name, size in (("a", 400), ("b", 500)):
+        val = {"checksum": name, "tokens": 100, "bytes": size}
+        dataset = {"name": name, "vocab_size": 256, "splits": {"val": val}}
+        write_log(
+            tmp_path / name / "log.jsonl",
+            record("run", dataset=dataset, config={"n": name}),
+            record("eval", 1, tokens=10, val_loss=2.0),
+        )
+    for arguments in (["--png", "loss.png"], ["--sort", "best_val_loss"], ["--sort", "bits_per_byte"]):
+        done = in_process(tmp_path, "a", "b", *arguments)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert "no common metric: a and b were validated on different data" in done.stderr
+    done = in_process(tmp_path, "a", "b")
+    assert done.returncode == 0 and "not compared, no common metric" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys, sorting and conditions
+
+KEYS = st.sampled_from(["n_layer", "bias", "out_dir", "dtype"])
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from(["a", "b"]))
+
+
+@given(st.lists(st.dictionaries(KEYS, st.sampled_from([None, 2, 3, "a"])), max_size=4))
+def test_the_keys_that_differ_are_those_and_only_those(configs):
+    stated = [config for config in configs if config]
+    for key in ("n_layer", "bias", "dtype"):
+        values = {json.dumps(config[key]) if key in config else "absent" for config in stated}
+        assert (key in runs.differing_keys(configs)) == (len(values) > 1)
+    assert "out_dir" not in runs.differing_keys(configs)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6), st.booleans())
+def test_sorting_keeps_all_and_puts_the_unknown_last(values, descending):
+    made = [runs.describe(read_like({"key": value, "index": index})) for index, value in enumerate(values)]
+    found = [run.config["key"] for run in runs.sort(made, "key", descending)]
+    known = [value for value in found if value is not None]
+    assert sorted(map(repr, found)) == sorted(map(repr, values)) and found[len(known) :] == [None] * (
+        len(values) - len(known)
+    )
+    if all(isinstance(value, int) for value in known):
+        assert known == sorted(known, reverse=descending)
+
+
+def read_like(config):
+    return RunLog(Path("log.jsonl"), run={"config": config})
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [("x>1", [2, 10]), ("x>=2", [2, 10]), ("x<2", [1]), ("x=2.0", [2]), ("x!=2", [1, 10, None]), ("x=None", [None])],
+)
+def test_conditions_compare_numbers_as_numbers(condition, kept):
+    made = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
+    assert [run.config["x"] for run in runs.matching(made, condition)] == kept
+
+
+def test_the_document_has_every_column():
+    document = (ROOT / "docs/comparing_runs.md").read_text()
+    assert re.findall(r"^\| `([a-z_]+)` \|", document, flags=re.MULTILINE) == list(runs.COLUMNS)

@@ -83,7 +83,6 @@ def test_two_gpus_share_every_layer(train, tmp_path):
 # Mamba-2's fused kernels
 
 
-
 @pytest.fixture
 def kernels():
     """Skips where they do not run."""

@@ -45,6 +45,7 @@ def eventful(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eventful")
     run, full_disk = folder / "run", folder / "full_disk.py"
     keys = ["--gradient_stats_interval=4", "--keep_last=2"]
+    keys += ["--scaling_law=besiroglu", "--predicted_flops=1e9", "--predicted_seconds=1"]
     assert run_train(data_dir, run, *keys, "--max_iters=8") == 0
     first = (run / "log.jsonl").read_bytes()
     (run / "checkpoints/step_00000008/state.json").write_text("{}")

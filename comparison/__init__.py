@@ -1,0 +1,1 @@
+"""Runs side by side: their numbers, statistics, table, curves, pictures and page. No torch."""

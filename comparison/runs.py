@@ -1,0 +1,260 @@
+"""The numbers of a run, each once, for the table, the files and the page; and which runs' losses compare."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from comparison.curves import Curve, curves
+from errors import UserError, did_you_mean
+from run_logs import RunLog
+
+# Keys that only name a run, or say where it lies, who is told about it, and what is expected of it.
+NAMING_KEYS = frozenset(
+    (
+        "out_dir", "init_from", "dry_run", "data_dir", "wandb_log", "wandb_project", "wandb_run_name",
+        "tensorboard_log", "scaling_law", "predicted_loss", "predicted_flops", "predicted_seconds",
+    )
+)  # fmt: skip
+Unit = Literal["nats", "bits per byte"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """One run's line of the table; None where the log does not say. docs/comparing_runs.md has the columns."""
+
+    run: str
+    architecture: str | None
+    parameters: int | None
+    flops_per_token: int | None  # training, full attention
+    steps: int
+    tokens: int | None
+    flops: int | None  # spent on training, full attention
+    train_seconds: float | None
+    best_val_loss: float | None  # nats per token
+    last_val_loss: float | None  # nats per token
+    bits_per_byte: float | None  # of the best validation loss
+    tokens_per_second: float | None
+    mfu: float | None  # share of 1
+    mfu_convention: str | None
+    peak_memory: int | None  # bytes
+    skipped_steps: int | None
+    predicted_loss: float | None  # nats per token
+    miss: float | None  # last validation loss less the predicted one, nats per token, of a run that came to its end
+    miss_percent: float | None  # of the predicted loss
+    state: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it is compared. `log` has lost its `iter` records, which are in `curves`: fifty long runs fit."""
+
+    log: RunLog
+    numbers: Numbers
+    curves: dict[str, Curve]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.log.run.get("config") or {}
+
+
+def describe(log: RunLog, name: str | None = None) -> Run:
+    """What is compared of a run, under its own name or another one."""
+    throughput, run = log.throughput, log.run
+    convention = mfu = None
+    if throughput is not None:
+        convention = "full" if "full" in throughput.mfu else "unstated"
+        mfu = throughput.mfu[convention]
+    predicted = (run.get("prediction") or {}).get("loss")
+    last, ended = log.final_val_loss, log.state == "finished" and log.step >= run.get("steps", 0)
+    miss = last - predicted if ended and predicted is not None and last is not None else None
+    numbers = Numbers(
+        run=name or log.name,
+        architecture=run.get("architecture"),
+        parameters=run.get("parameters", {}).get("total"),
+        flops_per_token=run.get("flops_per_token", {}).get("full"),
+        steps=log.step,
+        tokens=log.tokens,
+        flops=log.flops,
+        train_seconds=log.train_seconds,
+        best_val_loss=log.best_val_loss,
+        last_val_loss=last,
+        bits_per_byte=log.best_val_bits_per_byte,
+        tokens_per_second=throughput.tokens_per_second if throughput else None,
+        mfu=mfu,
+        mfu_convention=convention,
+        peak_memory=log.peak_memory,
+        skipped_steps=log.skipped_steps,
+        predicted_loss=predicted,
+        miss=miss,
+        miss_percent=None if miss is None else 100 * miss / predicted,
+        state=log.state,
+    )
+    return Run(dataclasses.replace(log, iters=log.iters[-1:]), numbers, curves(log))
+
+
+def describe_all(logs: Sequence[RunLog]) -> list[Run]:
+    """The runs under their names; where two are the same, under the paths of their folders."""
+    return [describe(log, name) for log, name in zip(logs, labels(logs), strict=True)]
+
+
+def labels(logs: Sequence[RunLog]) -> list[str]:
+    """The runs' names; where two are the same, their paths."""
+    names = [log.name for log in logs]
+    paths = [str(log.path.parent if log.path.name == "log.jsonl" else log.path) for log in logs]
+    return [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+
+
+def differing_keys(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The configuration keys in which the runs differ, in their order in the log; those that only name a run left out.
+    A key that one of the logs lacks differs; a log without any configuration says nothing."""
+    stated = [config for config in configs if config]
+    keys = list(dict.fromkeys(key for config in stated for key in config if key not in NAMING_KEYS))
+    missing = object()
+    return [key for key in keys if any(config.get(key, missing) != stated[0].get(key, missing) for config in stated)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sorting and filtering
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Numbers))
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "!=": operator.ne, "=": operator.eq, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+
+
+def value(run: Run, column: str) -> Any:
+    """Of a column of the table or, under its own name, of a configuration key."""
+    return getattr(run.numbers, column) if column in COLUMNS else run.config.get(column)
+
+
+def sort(runs: Sequence[Run], column: str, descending: bool = False) -> list[Run]:
+    """By a column or a key; runs that have no such value come last. Raises UserError for a column that there is not,
+    and for losses that do not compare."""
+    check_column(runs, column)
+    if column in ("best_val_loss", "last_val_loss") and comparable_unit([run.log for run in runs]) != "nats":
+        raise UserError(f"--sort {column}: the runs' tokenizers differ, sort by bits_per_byte")
+    if column == "bits_per_byte":
+        comparable_unit([run.log for run in runs])
+    known = [run for run in runs if value(run, column) is not None]
+    unknown = [run for run in runs if value(run, column) is None]
+    kinds = {type(value(run, column)) for run in known}
+    numbers = kinds <= {int, float, bool}
+    return sorted(known, key=lambda run: _order(value(run, column), numbers), reverse=descending) + unknown
+
+
+def matching(runs: Sequence[Run], condition: str) -> list[Run]:
+    """The runs for which a condition such as `n_layer>4` or `arch_preset=llama` holds. Raises UserError for one that
+    says nothing, and where it leaves no run."""
+    sign = next((sign for sign in COMPARISONS if sign in condition), None)
+    if sign is None:
+        raise UserError(f"--filter {condition!r} is no condition: write key=value, key!=value, key>value or key<value")
+    column, _, wanted = (part.strip() for part in condition.partition(sign))
+    check_column(runs, column)
+    kept = [run for run in runs if _holds(value(run, column), sign, wanted)]
+    if not kept:
+        raise UserError(f"--filter {condition!r} leaves none of the {len(runs)} runs")
+    return kept
+
+
+def check_column(runs: Sequence[Run], column: str) -> None:
+    known = [*COLUMNS, *dict.fromkeys(key for run in runs for key in run.config)]
+    if column not in known:
+        raise UserError(f"there is no column or configuration key {column!r}{did_you_mean(column, known)}")
+
+
+def _order(value: Any, numbers: bool) -> Any:
+    return value if numbers else str(value)
+
+
+def _holds(found: Any, sign: str, wanted: str) -> bool:
+    """Numbers compare as numbers, everything else as text; what is not known meets no condition but `!=`."""
+    if found is None:
+        return (sign == "=" and wanted == "None") or (sign == "!=" and wanted != "None")
+    try:
+        number = float(wanted)
+    except ValueError:
+        number = math.nan
+    if isinstance(found, int | float) and not isinstance(found, bool) and not math.isnan(number):
+        return COMPARISONS[sign](found, number)
+    return COMPARISONS[sign](str(found), wanted)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What compares
+
+
+def comparable_unit(logs: Sequence[RunLog]) -> Unit:
+    """In what these runs' losses compare: nats per token where they were validated on the same tokens, else bits per
+    byte where it was the same text. Raises UserError, with the reason, where they do not compare."""
+    if len(logs) > 1 and (silent := next((log for log in logs if validated_on(log)[-1] is None), None)) is not None:
+        raise UserError(f"no common metric: the log of {silent.name} does not say on what it was validated")
+    if len({validated_on(log) for log in logs}) <= 1:
+        return "nats"
+    first, other = next((logs[0], log) for log in logs if validated_on(log) != validated_on(logs[0]))
+    sizes = [_validation(log).get("bytes") for log in (first, other)]
+    told = " and ".join(dict.fromkeys(dataset_name(log) for log in (first, other)))
+    if None in sizes:
+        reason = "the log does not say how many bytes of text that is, so that bits per byte are not known"
+    elif len({_validation(log).get("bytes") for log in logs}) == 1:
+        return "bits per byte"
+    else:
+        reason = f"of {sizes[0]:,} and {sizes[1]:,} bytes"
+    raise UserError(
+        f"no common metric: {first.name} and {other.name} were validated on different data ({told}): {reason}"
+    )
+
+
+def validated_on(log: RunLog) -> tuple[Any, ...]:
+    """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split. Where
+    an older log has none, the dataset's name has to do (`notes` says so)."""
+    dataset, checksum = log.run.get("dataset", {}), _validation(log).get("checksum")
+    return (dataset.get("vocab_size"), checksum) if checksum is not None else ("by its name", dataset.get("name"))
+
+
+def _validation(log: RunLog) -> dict[str, Any]:
+    return log.run.get("dataset", {}).get("splits", {}).get("val", {})
+
+
+def dataset_name(log: RunLog) -> str:
+    return log.run.get("dataset", {}).get("name", "unknown")
+
+
+def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
+    """Bits per byte of a split's text for each nat per token; None where its bytes are not known."""
+    described = log.run.get("dataset", {}).get("splits", {}).get(split, {})
+    tokens, size = described.get("tokens"), described.get("bytes")
+    return tokens / size / math.log(2) if tokens and size else None
+
+
+def _windows(log: RunLog) -> tuple[Any, ...]:
+    """The validation windows: so many sequences, in an order that no key changes, of so many tokens."""
+    config = log.run.get("config") or {}
+    batches, size = config.get("eval_iters"), config.get("batch_size")
+    return (batches * size if batches and size else None), config.get("block_size")
+
+
+def notes(logs: Sequence[RunLog]) -> list[str]:
+    """What the reader must know before comparing the runs."""
+    found = []
+    if len({validated_on(log) for log in logs}) > 1:
+        names = sorted({dataset_name(log) for log in logs})
+        which = ", ".join(names) if len(names) > 1 else f"versions of {names[0]}"
+        found.append(
+            f"the validation data differ ({which}): losses do not compare, bits per byte only on the same text"
+        )
+    elif len(logs) > 1 and validated_on(logs[0])[0] == "by its name":
+        found.append("the logs have no checksum of their validation data: that they are equal rests on the name alone")
+    elif len({_windows(log) for log in logs}) > 1:
+        found.append(
+            "the runs differ in eval_iters x batch_size or in block_size: their validation losses are means over "
+            "different windows of the split, unless it has no more"
+        )
+    if any("unstated" in (log.throughput.mfu if log.throughput else {}) for log in logs):
+        found.append("an MFU marked (unstated) is from a log that does not say which attention it counts")
+    for log in logs:
+        late = [record for record in log.evals if record["val_loss"] is None]
+        if late:
+            found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")
+    return [f"note: {note}" for note in found]

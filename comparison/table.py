@@ -1,0 +1,209 @@
+"""The table of the runs: for the terminal, as Markdown, CSV and JSON; and the sentences of the statistics."""
+
+import csv
+import dataclasses
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison.runs import COLUMNS, Numbers, Run, differing_keys
+from comparison.statistics import PLACES, At, Difference, Group, compare_groups, groups
+from errors import UserError
+
+GAP = "  "
+
+# Over each column of numbers, in two lines.
+HEADINGS = (
+    ("", "params"),
+    ("FLOPs/tok", "(full)"),
+    ("", "tokens"),
+    ("FLOPs", "(full)"),
+    ("best val", "loss"),
+    ("last val", "loss"),
+    ("bits per", "byte"),
+    ("", "tokens/s"),
+    ("MFU", "(full)"),
+    ("peak", "memory"),
+    ("skipped", "steps"),
+    ("predicted", "loss"),
+    ("", "miss"),
+    ("", "state"),
+)
+
+
+def cells(numbers: Numbers) -> list[str]:
+    """One for each of HEADINGS, `n/a` where the log does not say."""
+    mfu = number(numbers.mfu, ".1%")
+    return [
+        short(numbers.parameters),
+        short(numbers.flops_per_token),
+        short(numbers.tokens),
+        number(numbers.flops, ".3e" if numbers.flops else "d"),
+        number(numbers.best_val_loss, ".4f"),
+        number(numbers.last_val_loss, ".4f"),
+        number(numbers.bits_per_byte, ".3f"),
+        number(numbers.tokens_per_second, ",.0f"),
+        mfu if numbers.mfu_convention in (None, "full") else f"{mfu} ({numbers.mfu_convention})",
+        "n/a" if numbers.peak_memory is None else f"{numbers.peak_memory / 1e9:.2f} GB",
+        number(numbers.skipped_steps, "d"),
+        number(numbers.predicted_loss, ".4f"),
+        "n/a" if numbers.miss is None else f"{numbers.miss:+.4f} ({numbers.miss_percent:+.1f}%)",
+        numbers.state,
+    ]
+
+
+def rows(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Headings of two lines, and a row a run: its name, its architecture, the keys that differ, and HEADINGS."""
+    keys = differing_keys([run.config for run in runs])
+    headings = [("", "run"), ("", "architecture"), *(("", key) for key in keys), *HEADINGS]
+    body = [
+        [
+            run.numbers.run,
+            run.numbers.architecture or "n/a",
+            *(str(run.config.get(key, "n/a")) for key in keys),
+            *cells(run.numbers),
+        ]
+        for run in runs
+    ]
+    return headings, body
+
+
+def table(runs: Sequence[Run], width: int | None = None) -> str:
+    """One line a run under two lines of headings. Where that is wider than `width` characters, what the run is stands
+    in a line of its own above its numbers, and these take as many lines as they need."""
+    headings, body = rows(runs)
+    texts = len(headings) - len(HEADINGS)
+    lines = align([*map(list, zip(*headings, strict=True)), *body], [*range(texts), len(headings) - 1])
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    numbers = [list(line) for line in zip(*HEADINGS, strict=True)] + [row[texts:] for row in body]
+    parts = [align([row[start:end] for row in numbers], ()) for start, end in _lines_of_columns(numbers, width)]
+    folded = [part[line] for part in parts for line in (0, 1)]
+    for index, row in enumerate(body):
+        keys = [f"{key}={cell}" for (_, key), cell in zip(headings[2:texts], row[2:texts], strict=True)]
+        told = GAP.join([row[0], row[1], *keys])
+        folded += textwrap.wrap(told, width, subsequent_indent=GAP, break_long_words=False, break_on_hyphens=False)
+        folded += [part[2 + index] for part in parts]
+    return "\n".join(folded)
+
+
+def align(lines: Sequence[Sequence[str]], text_columns: Sequence[int]) -> list[str]:
+    """Lines in which text columns are aligned to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        GAP.join(
+            cell.ljust(width) if column in text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _lines_of_columns(lines: Sequence[Sequence[str]], width: int) -> list[tuple[int, int]]:
+    """(first, after the last) of the columns that fit side by side."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    starts, used = [0], -len(GAP)
+    for column, needed in enumerate(widths):
+        used += len(GAP) + needed
+        if used > width and column > starts[-1]:
+            starts.append(column)
+            used = needed
+    return list(zip(starts, [*starts[1:], len(widths)], strict=True))
+
+
+def number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def short(count: int | None) -> str:
+    """Four digits and a unit, such as `124.4M`; numbers below 1,000 as they are."""
+    if count is None:
+        return "n/a"
+    scale, unit = unit_of(count)
+    return f"{count / scale:#.4g}{unit}" if unit else str(count)
+
+
+def unit_of(count: float) -> tuple[int, str]:
+    """(1,000,000, `M`) for 1.5e6. What rounds to 1,000 of a unit in four digits is 1 of the next."""
+    units = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+    return next(((scale, unit) for scale, unit in units if count >= 0.99995 * scale), (1, ""))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def comparisons(runs: Sequence[Run], at: At) -> list[Difference | str]:
+    """The first group against each other one; in place of a comparison that cannot be, the reason."""
+    found = groups([run.log for run in runs])
+    return [_compared(other, found[0], at) for other in found[1:]]
+
+
+def _compared(a: Group, b: Group, at: At) -> Difference | str:
+    try:
+        return compare_groups(a, b, at)
+    except UserError as error:
+        return f"{a.name} against {b.name} at equal {PLACES[at][1]}: not compared, {error}"
+
+
+def sentence(comparison: Difference | str) -> str:
+    return comparison if isinstance(comparison, str) else comparison.text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_csv(runs: Sequence[Run], file: Path) -> None:
+    """A line a run: every number in full, then the keys that differ as `config.<key>`; empty where not known."""
+    keys = differing_keys([run.config for run in runs])
+    try:
+        with file.open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
+            writer.writerow([*COLUMNS, *(f"config.{key}" for key in keys)])
+            for run in runs:
+                writer.writerow([*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)])
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def write_json(runs: Sequence[Run], file: Path) -> None:
+    """{"runs": the numbers, whole configuration and log file of each, "comparisons": {at: the differences}}."""
+    described = [{**dataclasses.asdict(run.numbers), "log": str(run.log.path), "config": run.config} for run in runs]
+    compared: dict[str, Any] = {
+        at: [
+            {"text": found} if isinstance(found, str) else dataclasses.asdict(found) for found in comparisons(runs, at)
+        ]
+        for at in PLACES
+    }
+    _write(file, json.dumps({"runs": described, "comparisons": compared}, indent=1) + "\n")
+
+
+def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At) -> None:
+    """A table for a pull request, with the notes and comparisons below it."""
+    headings, body = rows(runs)
+    texts = len(headings) - len(HEADINGS)
+    lines = [
+        _markdown_row([" ".join(filter(None, heading)) for heading in headings]),
+        _markdown_row(["---"] * texts + ["---:"] * (len(HEADINGS) - 1) + ["---"]),
+        *map(_markdown_row, body),
+    ]
+    told = [*map(sentence, comparisons(runs, at)), *notes]
+    _write(file, "\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told))
+
+
+def _markdown_row(row: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {file}: {error.strerror}")
