@@ -109,6 +109,16 @@ class RunConfig:
     )
     world_size: int | None = key(None, "ranks that a dry run reports on; None: those that torchrun started", at_least=1)
 
+    scaling_law: str | dict | None = key(
+        None, "what the loss is held against: a law by its name, a law file *.json, or such a file's content as a dict",
+        group="Prediction (docs/scaling_laws.md): changes nothing in the run, and stands in its log",
+    )  # fmt: skip
+    predicted_loss: float | None = key(
+        None, "validation loss at the run's end, nats per token; None: what scaling_law says", above=0
+    )
+    predicted_flops: float | None = key(None, "training FLOPs of the whole run, full attention", above=0)
+    predicted_seconds: float | None = key(None, "in training steps, as train_seconds of the log", above=0)
+
     @property
     def sequences_per_step(self) -> int:
         return self.gradient_accumulation_steps * self.batch_size

@@ -41,6 +41,8 @@ class Machine:
     compile: bool
     compile_reason: str
     peak: Peak
+    mamba_backend: str = "chunked"
+    mamba_scan: str | None = None  # what computes the scans of Mamba-2 layers; None without such layers
 
     @property
     def peak_flops_per_second(self) -> float:
@@ -73,7 +75,7 @@ class TrainingLogger:
         """The `run` record; and for a resumed run the event that says so."""
         if not self.writes:
             return
-        self.say(machine_lines(self.machine) + "\n")
+        self.say("\n".join([machine_lines(self.machine), *prediction_lines(self.plan)]) + "\n")
         self._bar.initial = self._bar.n = progress.step  # what is left is foretold from this process's steps
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
         if resumed_from is not None:
@@ -96,6 +98,7 @@ class TrainingLogger:
             "tokens": progress.tokens,
             "flops": self._flops(progress),
             "loss": result.loss,
+            "expected_loss": self.plan.expected_loss(progress.tokens),
             "bits_per_byte": self.plan.bits_per_byte(result.loss, "train"),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
@@ -121,6 +124,7 @@ class TrainingLogger:
             "tokens": progress.tokens,
             "flops": self._flops(progress),
             "val_loss": val_loss,
+            "expected_loss": self.plan.expected_loss(progress.tokens),
             "val_bits_per_byte": bits,
             "best": progress.best_step == progress.step,
             "train_seconds": progress.train_seconds,
@@ -129,7 +133,8 @@ class TrainingLogger:
         self._log.write("eval", **record)
         self._to_sinks(progress.step, "val", record)
         best = " (best so far)" if record["best"] else ""
-        self.say(f"Eval {progress.step} │ validation loss {val_loss:.4f} │ bpb {_number(bits, '.3f')}{best}")
+        loss = f"validation loss {val_loss:.4f}{_expected(record)}"
+        self.say(f"Eval {progress.step} │ {loss} │ bpb {_number(bits, '.3f')}{best}")
 
     def checkpoint(self, saved: Saved) -> None:
         """When it is in place, or could not be written because the disk is full."""
@@ -172,6 +177,8 @@ class TrainingLogger:
             "best_val_loss": best,
             "best_val_bits_per_byte": None if best is None else self.plan.bits_per_byte(best, "val"),
             "last_val_loss": val_loss,
+            "prediction": self.plan.prediction and self.plan.prediction.as_dict(),
+            "miss": self._miss(progress),
             "skipped_steps": progress.skipped_steps,
             **self.throughput(self._whole),
             "memory": memory_in_use(self.machine.device),
@@ -185,6 +192,23 @@ class TrainingLogger:
             f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {_number(best, '.4f')} │ "
             f"{_number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
         )
+        if summary["prediction"] is not None and summary["miss"] is not None:
+            self.say(outcome_line(summary))
+
+    def _miss(self, progress: Progress) -> dict[str, float | None] | None:
+        """Actual minus predicted; None without a prediction, and for a run that did not come to its end."""
+        prediction = self.plan.prediction
+        if prediction is None or progress.step < self.plan.length:
+            return None
+        pairs = {
+            "loss": (self._last_val_loss, prediction.loss),
+            "flops": (self._flops(progress)["full"], prediction.flops),
+            "seconds": (progress.train_seconds, prediction.seconds),
+        }
+        return {
+            name: None if actual is None or predicted is None else actual - predicted
+            for name, (actual, predicted) in pairs.items()
+        }
 
     def throughput(self, clean: _Clean) -> dict[str, Any]:
         """Speed and MFU (PaLM, Chowdhery et al. 2022, appendix B) over clean steps; None where there were none."""
@@ -225,7 +249,44 @@ def machine_lines(machine: Machine) -> str:
         f"Compute dtype: {machine.dtype}\n"
         f"Peak: {machine.peak_flops_per_second / scale:,.1f} {unit} of all ranks ({machine.peak.source})\n"
         f"Compile: {'yes' if machine.compile else 'no'} ({machine.compile_reason})"
+        + (f"\nScan: {machine.mamba_scan}" if machine.mamba_scan else "")
     )
+
+
+def prediction_lines(plan: RunPlan) -> list[str]:
+    """What was predicted, and what must be known to hold it against what comes; nothing without a prediction."""
+    prediction = plan.prediction
+    if prediction is None:
+        return []
+    law = f" ({prediction.law.name})" if prediction.law else ""
+    said = [
+        (prediction.loss, f"loss {{:.4f}}{law}"),
+        (prediction.flops, "{:.3e} FLOPs"),
+        (prediction.seconds, "{:,.0f} s of training steps"),
+    ]
+    lines = [f"Predicted: {', '.join(form.format(value) for value, form in said if value is not None)}"]
+    if prediction.law is not None and prediction.only_ranks:
+        lines.append(
+            f"note: {prediction.law.name} was fitted to other data and another tokenizer: it ranks architectures and "
+            "does not foretell the loss"
+        )
+    if not plan.is_the_predicted_run:
+        lines.append(f"note: the prediction is of another run: this one has {plan.flops('full'):.3e} FLOPs")
+    return lines
+
+
+def outcome_line(summary: dict[str, Any]) -> str:
+    """Predicted, actual and miss of loss, FLOPs and time, as far as each was predicted."""
+    predicted, miss = summary["prediction"], summary["miss"]
+    actual = {"loss": summary["last_val_loss"], "flops": summary["flops"]["full"], "seconds": summary["train_seconds"]}
+    forms = {"loss": ("loss", ".4f"), "flops": ("FLOPs", ".4e"), "seconds": ("seconds of training", ",.1f")}
+    parts = [
+        f"{name} {predicted[key]:{form}} → {actual[key]:{form}} "
+        f"({miss[key]:+{form}}, {miss[key] / predicted[key]:+.2%})"
+        for key, (name, form) in forms.items()
+        if miss[key] is not None
+    ]
+    return f"predicted → actual (miss): {' │ '.join(parts)}"
 
 
 def iteration_lines(record: dict[str, Any]) -> str:
@@ -233,7 +294,7 @@ def iteration_lines(record: dict[str, Any]) -> str:
     memory, achieved = record["memory"], record["model_flops_per_second"]
     first = [
         f"Iter {record['step']}",
-        f"Loss {_number(record['loss'], '.4f')}",
+        f"Loss {_number(record['loss'], '.4f')}{_expected(record)}",
         f"bpb {_number(record['bits_per_byte'], '.3f')}",
         "first steps, not timed" if record["step_ms"] is None else f"{record['step_ms']:,.0f} ms",
         f"LR {record['learning_rate']:.2e}",
@@ -270,6 +331,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         },
         "tokens_per_step": plan.tokens_per_step,
         "steps": plan.length,
+        "prediction": plan.prediction and plan.prediction.as_dict(),
         "dataset": {
             "name": dataset.folder.name,
             "vocab_size": dataset.vocab_size,
@@ -292,6 +354,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         "dtype": machine.dtype,
         "compile": machine.compile,
         "compile_reason": machine.compile_reason,
+        "mamba_scan": machine.mamba_scan,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "git": git_state(),
     }
@@ -406,6 +469,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(member) for name, member in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _expected(record: dict[str, Any]) -> str:
+    return "" if record["expected_loss"] is None else f" (expected {record['expected_loss']:.4f})"
 
 
 def _number(value: float | None, form: str) -> str:

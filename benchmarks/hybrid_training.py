@@ -68,7 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def contestants(hybrid: ModelArchitectureConfig, backends: list[str]) -> Iterator[tuple[str, ModelArchitectureConfig]]:
+def contestants(
+    hybrid: ModelArchitectureConfig, backends: list[str], device: torch.device
+) -> Iterator[tuple[str, ModelArchitectureConfig]]:
     yield "transformer", as_transformer(hybrid)
     for backend in backends:
         chosen, _ = choose_backend(dataclasses.replace(hybrid, mamba_backend=backend), device, DTYPE)

@@ -45,3 +45,9 @@ warmup_iters = 2000
 eval_interval = 4859
 eval_iters = 20
 log_interval = 485
+
+# What the run's log holds its outcome against; hoffmann, of other data and another tokenizer, ranks and does not
+#   foretell the loss
+scaling_law = "hoffmann"
+predicted_loss = 2.33512
+predicted_flops = 101909004288 * 8597274624

@@ -45,3 +45,9 @@ warmup_iters = 2000
 eval_interval = 5846
 eval_iters = 20
 log_interval = 584
+
+# What the run's log holds its outcome against; hoffmann, of other data and another tokenizer, ranks and does not
+#   foretell the loss
+scaling_law = "hoffmann"
+predicted_loss = 2.29186
+predicted_flops = 122603700224 * 11092623360

@@ -45,3 +45,9 @@ warmup_iters = 1467
 eval_interval = 2934
 eval_iters = 20
 log_interval = 293
+
+# What the run's log holds its outcome against; hoffmann, of other data and another tokenizer, ranks and does not
+#   foretell the loss
+scaling_law = "hoffmann"
+predicted_loss = 2.35106
+predicted_flops = 61545119744 * 13278117888

@@ -405,7 +405,9 @@ def budget_from(arguments: argparse.Namespace) -> tuple[float, Setting | None, l
         devices=devices,
         strategy=choice("strategy", arguments.strategy or ("fsdp" if devices > 1 else "ddp"), STRATEGIES),
         hardware=hardware.name,
+        peak_flops=hardware.peak_flops,
         device_memory=hardware.memory,
+        mfu=arguments.mfu,
     )
     notes = [
         f"budget = {devices} x {hardware.peak_flops:.4g} FLOP/s ({hardware.name}, {dtype}, dense) x MFU "

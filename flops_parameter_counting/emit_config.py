@@ -7,13 +7,21 @@ its startup report shows the same.
 import dataclasses
 import math
 import textwrap
+from typing import Any
 
 from errors import UserError
 from flops_parameter_counting.datasets import UNPREPARED, Facts, known
 from flops_parameter_counting.grid_search import Candidate, Search, memory_of
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import STRATEGIES, Setting
-from flops_parameter_counting.scaling_laws import RuleValue, count_parameters, on_state_spaces
+from flops_parameter_counting.scaling_laws import (
+    CONSTANTS,
+    LAWS,
+    Law,
+    RuleValue,
+    count_parameters,
+    on_state_spaces,
+)
 from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
@@ -112,6 +120,7 @@ def config_text(
         _steps(sizes, search, model, rules),
         _learning_rate(sizes, rules),
         _intervals(sizes),
+        _prediction(sizes, model, search),
     ]
     if search.training is not None and (keys := _on_devices(search.training)):
         paragraphs.append(keys)
@@ -231,6 +240,51 @@ def _learning_rate(sizes: RunSizes, rules: list[RuleValue]) -> str:
 def _intervals(sizes: RunSizes) -> str:
     tenth, hundredth = max(1, sizes.max_iters // 10), max(1, sizes.max_iters // 100)
     return f"eval_interval = {tenth}\neval_iters = 20\nlog_interval = {hundredth}"
+
+
+def _prediction(sizes: RunSizes, model: ModelArchitectureConfig, search: Search) -> str:
+    """What the run's log will hold its outcome against. A published law's loss that a model has which knows nothing
+    is a ranking and no prediction."""
+    cost, tokens = model_cost(model), sizes.tokens
+    law: Law | None = search.law
+    loss: float | None = float(search.law.loss(count_parameters(cost, search.law.N), tokens, search.unique_tokens))
+    heading = "What the run's log holds its outcome against"
+    if search.law.name in LAWS:
+        heading += f"; {search.law.name}, of other data and another tokenizer, ranks and does not foretell the loss"
+        if loss is not None and loss > math.log(search.space.vocab_size):
+            law = loss = None
+    seconds, training = None, search.training
+    if training is not None and training.peak_flops is not None and training.mfu is not None:
+        seconds = tokens * cost.training_flops() / (training.devices * training.peak_flops * training.mfu)
+    keys = prediction_keys(law, loss, f"{tokens} * {cost.training_flops()}", seconds)
+    return "\n".join([_comment(heading), *keys])
+
+
+def prediction_keys(law: Law | None, loss: float | None, flops: str, seconds: float | None) -> list[str]:
+    """Lines of a config file. A fitted law is written out, so that the config needs no other file; of a published one
+    its name. `flops` is an expression."""
+    lines = [] if law is None else [f"scaling_law = {_law_value(law)}"]
+    if loss is not None:
+        lines.append(f"predicted_loss = {loss:.5f}")
+    lines.append(f"predicted_flops = {flops}")
+    if seconds is not None:
+        lines.append(f"predicted_seconds = {seconds:.6g}")
+    return lines
+
+
+def _law_value(law: Law) -> str:
+    """Python source."""
+    if LAWS.get(law.name) == law:
+        return f'"{law.name}"'
+    return "\n".join(["{", *(f"    {key!r}: {value!r}," for key, value in law_as_dict(law).items()), "}"])
+
+
+def law_as_dict(law: Law) -> dict[str, Any]:
+    """A law file's content without the draws, a thousand rows that only a search needs."""
+    values: dict[str, Any] = {name: getattr(law, name) for name in ("name", *CONSTANTS, "N", "source")}
+    if law.n_range is not None and law.d_range is not None:
+        values["range"] = {"N": list(law.n_range), "D": list(law.d_range)}
+    return values
 
 
 def _on_devices(training: Setting) -> str:

@@ -72,7 +72,9 @@ def main() -> int:
     check_target("out", arguments.out, ".json", arguments.force)
     check_target("png", arguments.png, ".png", arguments.force)
     measured = read_points(arguments.points, arguments.n_meaning)
-    fitted = fit_everything(measured, arguments)
+    fitted = fit_everything(
+        measured, arguments.n_meaning, arguments.bootstrap, arguments.seed, arguments.holdout, progress=True
+    )
     picture = draw(fitted) if arguments.png is not None else None
     written = []
     if arguments.out is not None:
@@ -117,18 +119,21 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def fit_everything(measured: Measured, arguments: argparse.Namespace) -> Fitted:
-    """Raises UserError where the points do not support a law."""
+def fit_everything(
+    measured: Measured, n_meaning: str, draws: int, seed: int, holdout: float, progress: bool = False
+) -> Fitted:
+    """The law of the points, whose N is as `n_meaning` says; `draws` resamples or 0, and `holdout` as the options.
+    Raises UserError where the points do not support a law."""
     points = measured.points
-    fit = fit_law(points, progress=True)
-    draws = bootstrap(points, fit, arguments.bootstrap, arguments.seed, progress=True) if arguments.bootstrap else None
+    fit = fit_law(points, progress=progress)
+    drawn = bootstrap(points, fit, draws, seed, progress=progress) if draws else None
     held_out: HeldOut | str = "not asked for"
-    if arguments.holdout:
+    if holdout:
         try:
-            held_out = hold_out(points, arguments.holdout, progress=True)
+            held_out = hold_out(points, holdout, progress=progress)
         except UserError as error:
             held_out = f"not possible, without the largest budget {error}"
-    return Fitted(measured, arguments.n_meaning, fit, draws, arguments.bootstrap, arguments.seed, held_out)
+    return Fitted(measured, n_meaning, fit, drawn, draws, seed, held_out)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

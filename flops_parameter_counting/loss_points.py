@@ -155,6 +155,8 @@ def _point_of_run(path: Path, log: RunLog, n_meaning: str) -> tuple[float, float
         )
     if log.final_val_loss is None or log.evals[-1]["step"] < step:
         raise UserError(f"{path} has no finite validation loss at its end: leave it out")
+    if log.tokens is None:
+        raise UserError(f"{path}: its log does not say how many tokens it trained on: leave it out")
     return float(_parameters(run, n_meaning)), float(log.tokens), log.final_val_loss
 
 

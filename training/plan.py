@@ -2,13 +2,43 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from configurator import Configuration
 from errors import UserError
 from flops_parameter_counting.model_cost import CONVENTIONS, ModelCost, model_cost
+from flops_parameter_counting.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
 from flops_parameter_counting.sharding import check_mesh
+from run_config import RunConfig
 from training.dataset import Dataset
 from training.schedule import run_length
+
+SAME_RUN = 0.01  # relative difference of FLOPs up to which a prediction is of this run
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is said of a run before it starts: validation loss at its end (nats per token), training FLOPs (full) and
+    seconds in training steps. None: not said."""
+
+    law: Law | None
+    loss: float | None
+    flops: float | None
+    seconds: float | None
+
+    @property
+    def only_ranks(self) -> bool:
+        """Whether the loss is a published law's, of other data and another tokenizer."""
+        return self.law is not None and LAWS.get(self.law.name) == self.law
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the log, with the law's name."""
+        return {
+            "law": self.law and self.law.name,
+            "loss": self.loss,
+            "flops": self.flops,
+            "seconds": self.seconds,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +51,7 @@ class RunPlan:
     length: int  # optimizer steps
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
     bytes_per_token: dict[str, float] | None
+    prediction: Prediction | None = None
 
     @property
     def tokens(self) -> int:
@@ -35,6 +66,17 @@ class RunPlan:
         per_token = (self.bytes_per_token or {}).get(split)
         return loss / math.log(2) / per_token if per_token else None
 
+    def expected_loss(self, tokens: int) -> float | None:
+        """The law's loss of a run that ends after so many tokens; None without a law, or without tokens."""
+        law = self.prediction and self.prediction.law
+        return float(law.loss(count_parameters(self.cost, law.N), tokens)) if law and tokens else None
+
+    @property
+    def is_the_predicted_run(self) -> bool:
+        """False where the prediction names other FLOPs: keys were changed after it was made."""
+        predicted = self.prediction and self.prediction.flops
+        return not predicted or abs(self.flops("full") / predicted - 1) <= SAME_RUN
+
 
 def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
     """Raises UserError for an unknown component, or a model and a dataset that do not fit."""
@@ -45,14 +87,37 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
     flops_per_token = {convention: cost.training_flops(convention) for convention in CONVENTIONS}
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
-    return RunPlan(
+    plan = RunPlan(
         cost=cost,
         flops_per_token=flops_per_token,
         tokens_per_step=tokens_per_step,
         length=run_length(run, tokens_per_step, flops_per_token["full"]),
         windows={name: split.n_windows(model.block_size) for name, split in splits.items()} or None,
         bytes_per_token={name: split.bytes_per_token for name, split in splits.items()} or None,
+        prediction=prediction_of(run),
     )
+    if plan.prediction is None or plan.prediction.loss is not None:
+        return plan
+    loss = plan.expected_loss(plan.tokens)
+    return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def prediction_of(run: RunConfig) -> Prediction | None:
+    """What the run's keys predict; None where they say nothing. Raises UserError for what is no law."""
+    said = (run.predicted_loss, run.predicted_flops, run.predicted_seconds)
+    if run.scaling_law is None and said == (None, None, None):
+        return None
+    try:
+        return Prediction(named_law(run.scaling_law), *said)
+    except UserError as error:
+        raise UserError(f"scaling_law: {error}") from None
+
+
+def named_law(value: str | dict | None) -> Law | None:
+    """What the key `scaling_law` means. Raises UserError for what is no law."""
+    if isinstance(value, dict):
+        return law_from(value, "law")
+    return None if value is None else find_law(value)
 
 
 def check_ranks(configuration: Configuration, world_size: int) -> None:

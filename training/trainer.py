@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import configurator
+from components.fused_scan import choose_backend
 from configurator import Configuration
 from run_config import RunConfig
 from training.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
@@ -75,7 +76,8 @@ def describe_machine(
     compiles, why = decide_compile(run, plan, ranks, device, peak)
     if saved and run.compile == "auto":
         compiles, why = saved.compile, "as before the checkpoint"
-    return Machine(device, device_name(device), ranks.size, dtype, compiles, why, peak)
+    backend, scan = choose_backend(configuration.model, device, dtype)
+    return Machine(device, device_name(device), ranks.size, dtype, compiles, why, peak, backend, scan)
 
 
 def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.device, peak: Peak) -> tuple[bool, str]:
@@ -113,7 +115,10 @@ class Trainer:
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
         self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
         mesh = device_mesh(self.run, ranks, self.device)
-        model, self.model = parallelize(configuration, mesh, ranks, self.device, machine.dtype, machine.compile)
+        built = dataclasses.replace(
+            configuration, model=dataclasses.replace(configuration.model, mamba_backend=machine.mamba_backend)
+        )
+        model, self.model = parallelize(built, mesh, ranks, self.device, machine.dtype, machine.compile)
         optimizer = build_optimizer(model, self.run, mesh)
         scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == "float16")
         self.training = Training(model, optimizer, scaler, Progress(compile=machine.compile, dtype=machine.dtype))

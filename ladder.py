@@ -1,0 +1,228 @@
+"""Comparable runs: planned from budgets, run, reported, and fitted to a law that plans the next ones. docs/ladders.md
+
+python ladder.py plan --budget 2e13 --arch gpt2,llama3 --seeds 3 --dataset python_stdlib --out ladder/x
+python ladder.py plan --isoflop 1e12:1e14:5 --arch llama3 --out ladder/y
+python ladder.py run ladder/x --jobs 2
+python ladder.py report ladder/x
+python ladder.py fit ladder/y
+python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e15 --law ladder/y/law.json --emit config/z.py
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
+from flops_parameter_counting.emit_config import law_as_dict
+from flops_parameter_counting.fit_scaling_law import as_json as law_file
+from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
+from flops_parameter_counting.fit_scaling_law import draw
+from flops_parameter_counting.grid_search import ARCHITECTURES, DEFAULT_LAW, default_space
+from flops_parameter_counting.outputs import check_target, write_whole
+from flops_parameter_counting.scaling_laws import LAWS, N_MEANINGS, find_law
+from ladders.calibration import calibrated
+from ladders.ledger import entries
+from ladders.plan import Arguments, Folder, existing_plan, make_plan, read_plan
+from ladders.planned import create, plan_as_text
+from ladders.runner import Runner
+from ladders.sizes import budgets
+from ladders.stages import fit_entries
+from training.dataset import DATA_FOLDER, open_dataset
+
+
+@exit_cleanly
+def main() -> int:
+    arguments = parser().parse_args()
+    return arguments.command(arguments)
+
+
+def parser() -> ArgumentParser:
+    built = ArgumentParser(__doc__)
+    commands = built.add_subparsers(required=True, metavar="plan, run, report or fit")
+    add_plan_arguments(commands.add_parser("plan", description="Write a config a run and plan.json."))
+    run = commands.add_parser("run", description="Run what is not finished.")
+    run.add_argument("ladder", type=Path, metavar="LADDER", help="the folder that plan wrote")
+    run.add_argument("--gpus", type=positive, metavar="N", help="of each run, by torchrun; default: one process a run")
+    run.add_argument("--jobs", type=positive, metavar="N", default=1, help="runs at the same time (default: 1)")
+    run.set_defaults(command=run_command)
+    report = commands.add_parser("report", description="Write the comparison page, and print the prediction ledger.")
+    report.add_argument("ladder", type=Path, metavar="LADDER")
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="the page (default: LADDER/report.html)")
+    report.add_argument(
+        "--markdown", type=Path, metavar="FILE.md", help="the ledger and the winner, for a pull request"
+    )
+    report.set_defaults(command=report_command)
+    fit = commands.add_parser("fit", description="Fit a law to the finished runs: LADDER/law.json and law.png.")
+    fit.add_argument("ladder", type=Path, metavar="LADDER")
+    fit.add_argument("--n_meaning", help=f"what N counts: {', '.join(N_MEANINGS)} (default: the plan's)")
+    fit.set_defaults(command=fit_command)
+    return built
+
+
+def add_plan_arguments(built: argparse.ArgumentParser) -> None:
+    add = built.add_argument
+    add("--budget", type=number, metavar="FLOPS", help="of every run, in training FLOPs with full attention")
+    add("--isoflop", metavar="LOW:HIGH:COUNT", help="instead: so many budgets, each with several sizes; for a law")
+    add("--sizes", type=positive, metavar="N", help="models at each budget of --isoflop (default: 5)")
+    add("--arch", required=True, metavar="NAMES", help=f"some of {','.join(ARCHITECTURES)}")
+    add("--seeds", type=positive, metavar="N", help="of every run (default: 3; with --isoflop 1)")
+    add("--dataset", default="python_stdlib", help="prepared, of the data folder (default: python_stdlib)")
+    add("--data_dir", type=Path, metavar="DIR", help="where datasets lie, as the config key")
+    add("--block_size", type=positive, metavar="N", help="context length (default: what fits the smallest budget)")
+    add("--tune", metavar="lr=RATE,...", help="try these learning rates first, for each architecture")
+    add(
+        "--law", default=DEFAULT_LAW,
+        help=f"by which sizes are chosen: {', '.join(LAWS)}, or a fitted law's file, which also predicts the losses "
+        f"(default: {DEFAULT_LAW})",
+    )  # fmt: skip
+    add("--n_meaning", default="total", help=f"the N of laws fitted to the ladder: {', '.join(N_MEANINGS)}")
+    add("--device", default="auto", help="as the config key (default: auto)")
+    add("--out", type=Path, required=True, metavar="LADDER", help="the ladder's folder")
+    built.set_defaults(command=plan_command)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    asked = arguments_of(arguments)
+    dataset = open_dataset((DATA_FOLDER if asked.data_dir is None else Path(asked.data_dir)) / asked.dataset, True)
+    plan = make_plan(asked, dataset)
+    existing = existing_plan(arguments.out, plan)
+    if existing is None:
+        plan = calibrated(plan)
+        create(plan, arguments.out)
+    print(plan_as_text(existing or plan, arguments.out, dataset))
+    if existing is not None:
+        print(f"{arguments.out} holds this plan already: nothing was written")
+    return 0
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    plan = read_plan(arguments.ladder)
+    return Runner(plan, Folder(arguments.ladder), arguments.gpus, arguments.jobs).run()
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    from ladders.report import report
+
+    plan = read_plan(arguments.ladder)
+    page = arguments.out or arguments.ladder / "report.html"
+    check_target("out", page, ".html")
+    check_target("markdown", arguments.markdown, ".md")
+    found = report(plan, Folder(arguments.ladder), page)
+    print(found.text)
+    if arguments.markdown is not None:
+        write_whole(arguments.markdown, found.markdown.encode())
+        print(f"wrote {arguments.markdown}")
+    print(f"wrote {page}")
+    return 0
+
+
+def fit_command(arguments: argparse.Namespace) -> int:
+    plan, folder = read_plan(arguments.ladder), Folder(arguments.ladder)
+    runs = [entry for entry in entries(plan, folder) if not entry.run.is_sweep]
+    finished = [entry for entry in runs if entry.is_finished]
+    meaning = check_meaning(arguments.n_meaning or plan.arguments.n_meaning)
+    fitted = fit_entries(finished, folder, meaning, holdout=2.0)
+    law, png = arguments.ladder / "law.json", arguments.ladder / "law.png"
+    write_whole(law, (json.dumps(law_file(fitted), allow_nan=False) + "\n").encode())
+    write_whole(png, draw(fitted))
+    print(fit_as_text(fitted))
+    if left_out := len(runs) - len(finished):
+        print(f"note: {left_out} of {len(runs)} runs have not finished and are left out")
+    print(f"\nwrote {law}: detailed_cost_analysis.py --grid_search FLOPS --law {law} --emit FILE.py plans by it")
+    print(f"wrote {png}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked for
+
+
+def arguments_of(given: argparse.Namespace) -> Arguments:
+    """Raises UserError for what cannot be a ladder."""
+    if (given.budget is None) == (given.isoflop is None):
+        raise UserError("give either --budget or --isoflop")
+    if given.sizes is not None and given.isoflop is None:
+        raise UserError("--sizes is for --isoflop: at a --budget there is one size, the planner's choice")
+    archs = given.arch.split(",")
+    for arch in archs:
+        if arch not in ARCHITECTURES:
+            guess = did_you_mean(arch, ARCHITECTURES)
+            raise UserError(f"--arch={arch} is none of: {', '.join(ARCHITECTURES)}{guess}")
+        if archs.count(arch) > 1:
+            raise UserError(f"--arch names {arch} twice")
+    if given.isoflop is not None and len(archs) > 1:
+        raise UserError("--isoflop takes one --arch: a law is that of one architecture; plan a ladder for each")
+    asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
+    law = find_law(given.law)
+    return Arguments(
+        budgets=asked,
+        archs=tuple(archs),
+        seeds=given.seeds or (3 if given.isoflop is None else 1),
+        sizes=None if given.isoflop is None else given.sizes or 5,
+        dataset=given.dataset,
+        data_dir=None if given.data_dir is None else str(given.data_dir.resolve()),
+        block_size=given.block_size or default_space(min(asked), archs[0]).sequence_length,
+        tune=() if given.tune is None else tuple(rates(given.tune)),
+        law=law_as_dict(law),
+        predicts=LAWS.get(law.name) != law,
+        n_meaning=check_meaning(given.n_meaning),
+        device=given.device,
+    )
+
+
+def isoflop(text: str) -> list[float]:
+    parts = text.split(":")
+    if len(parts) != 3 or not parts[2].isdecimal():
+        raise UserError(f"--isoflop={text} is not LOW:HIGH:COUNT, such as 1e12:1e14:5")
+    low, high, count = positive_of("isoflop", parts[0]), positive_of("isoflop", parts[1]), int(parts[2])
+    if low >= high or count < 2:
+        raise UserError(f"--isoflop={text}: LOW must be below HIGH, and COUNT at least 2")
+    return budgets(low, high, count)
+
+
+def rates(text: str) -> list[float]:
+    name, _, values = text.partition("=")
+    if name != "lr" or not values:
+        raise UserError(f"--tune={text} is not lr=RATE,..., such as lr=1e-3,2e-3,4e-3")
+    found = [positive_of("tune", value) for value in values.split(",")]
+    if len(set(found)) < max(2, len(found)):
+        raise UserError(f"--tune={text}: give at least two learning rates, each once")
+    return found
+
+
+def check_meaning(meaning: str) -> str:
+    if meaning not in N_MEANINGS:
+        guess = did_you_mean(meaning, N_MEANINGS)
+        raise UserError(f"--n_meaning={meaning} is none of: {', '.join(N_MEANINGS)}{guess}")
+    return meaning
+
+
+def positive_of(option: str, text: str) -> float:
+    try:
+        return number(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--{option}: {error}") from None
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""What runs a ladder has, and its folder.
+
+    ladder/x/
+        plan.json            the arguments, every run with its sizes and cost, the totals
+        configs/<run>.py     a config file for each run, as it is known
+        ledger.jsonl         what was predicted of each run before it started (ladders/ledger.py)
+        runs/<run>/          the runs' folders
+        output/<run>.txt     what the runs printed
+        law.json, law.png    the law fitted to the runs
+        report.html
+
+All runs have the same data, context length and validation windows; those of one seed see the same windows in the same
+order, whatever their batch. No torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from flops_parameter_counting.emit_config import RunSizes, run_sizes
+from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.scaling_laws import Law, count_parameters, law_from, training_rules
+from ladders.sizes import Choice, largest_power_of_two, planners_choice, sizes_around
+from model_config import ATTENTION, ModelArchitectureConfig
+from training.dataset import Dataset
+
+EVALUATED_SEQUENCES = 512  # of the validation split, or as many as it has, in a power of two
+EVALUATIONS = 5  # besides the one before the first step
+TUNING_SHARE = 0.25  # of a run's steps that a run of the sweep takes, with a whole schedule of its own
+CHECKPOINTS_KEPT = 2
+STATE_BYTES = 12  # a parameter in a checkpoint: weight and AdamW's two means, float32
+LOG_BYTES = 150_000  # a run's log and config, and the heads of its checkpoints' files
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What a ladder is planned from. `sizes` None: the planner's choice at the budgets; else so many at each."""
+
+    budgets: tuple[float, ...]
+    archs: tuple[str, ...]
+    seeds: int
+    sizes: int | None
+    dataset: str
+    data_dir: str | None
+    block_size: int
+    tune: tuple[float, ...]
+    law: dict[str, Any]  # which sizes are best; and, where it is a fitted one, the losses' prediction
+    predicts: bool  # whether that law predicts losses: a published one ranks
+    n_meaning: str  # of the laws that are fitted to this ladder
+    device: str
+
+    @property
+    def is_isoflop(self) -> bool:
+        return self.sizes is not None
+
+    @property
+    def seed_values(self) -> range:
+        return range(1, self.seeds + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the plan. `architecture` are the model's keys; `waits_for` what must be known before its config can be
+    written: `sweep` (the learning rate), `law` (fitted to the smaller budgets). `learning_rate` is what the rule says.
+    """
+
+    name: str
+    is_sweep: bool
+    arch: str
+    budget: float
+    seed: int
+    model: str
+    architecture: dict[str, Any]
+    n_params: int
+    n_law: dict[str, int]  # parameters by the meanings of N that the ladder's laws use
+    flops_per_token: int
+    gradient_accumulation_steps: int
+    batch_size: int
+    eval_iters: int
+    steps: int
+    tokens_per_step: int
+    learning_rate: float
+    waits_for: tuple[str, ...]
+    seconds: float | None = None  # in training steps, by the calibration
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> int:
+        return self.tokens * self.flops_per_token
+
+    @property
+    def evaluations(self) -> int:
+        """Besides the one before the first step."""
+        return -(-self.steps // self.eval_interval)
+
+    @property
+    def eval_interval(self) -> int:
+        return -(-self.steps // EVALUATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """`dataset` are the checksums of its splits; `calibration` is that of ladders.calibration, None before it."""
+
+    arguments: Arguments
+    dataset: dict[str, Any]
+    runs: tuple[Run, ...]
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def hash(self) -> str:
+        """Of what was asked for and what the runs are; how fast the machine is does not count."""
+        runs = [dataclasses.asdict(dataclasses.replace(run, seconds=None)) for run in self.runs]
+        asked = {"arguments": dataclasses.asdict(self.arguments), "dataset": self.dataset, "runs": runs}
+        return hash_of(json.dumps(asked, sort_keys=True))
+
+    @property
+    def law(self) -> Law:
+        return law_from(self.arguments.law, "law")
+
+    @property
+    def flops(self) -> int:
+        return sum(run.flops for run in self.runs)
+
+    @property
+    def seconds(self) -> float | None:
+        """One run after the other, with evaluations and start-ups; None before the calibration."""
+        times = [None if run.seconds is None else run.seconds + self.seconds_besides(run) for run in self.runs]
+        return None if None in times else float(sum(filter(None, times)))
+
+    def seconds_besides(self, run: Run) -> float:
+        """Of a run's start-up and its evaluations: a forward pass is a third of a training step."""
+        assert self.calibration is not None
+        per_step = (run.seconds or 0.0) / run.steps
+        tokens = run.eval_iters * run.batch_size * run.architecture["block_size"]
+        return self.calibration["start_seconds"] + (1 + run.evaluations) * per_step * tokens / run.tokens_per_step / 3
+
+    @property
+    def bytes(self) -> int:
+        """On the disk when all runs have finished, nearly all of it in checkpoints."""
+        return sum(CHECKPOINTS_KEPT * STATE_BYTES * run.n_params + LOG_BYTES for run in self.runs)
+
+    @property
+    def largest_budget(self) -> float:
+        return max(self.arguments.budgets)
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
+
+
+def make_plan(arguments: Arguments, dataset: Dataset) -> Plan:
+    """Raises UserError for a budget that is too small, and for data that do not fit."""
+    dataset.check_fits(arguments.block_size, dataset.vocab_size)
+    law = law_from(arguments.law, "law")
+    choices = _choices(arguments, law, dataset.vocab_size)
+    sequences = largest_power_of_two(dataset.splits["val"].n_windows(arguments.block_size))
+    runs: list[Run] = []
+    for budget, arch, choice in choices:
+        for seed in arguments.seed_values:
+            runs.append(_run(arguments, budget, arch, choice, seed, min(sequences, EVALUATED_SEQUENCES)))
+    checksums = {name: split.checksum for name, split in dataset.splits.items()}
+    plan = Plan(arguments, checksums, (*_sweep(arguments, runs), *runs))
+    names = [run.name for run in plan.runs]
+    assert len(set(names)) == len(names)
+    return plan
+
+
+def _choices(arguments: Arguments, law: Law, vocab_size: int) -> list[tuple[float, str, Choice]]:
+    """(budget, arch, model and tokens), the smallest budgets first."""
+    found = []
+    for budget in sorted(arguments.budgets):
+        for arch in arguments.archs:
+            of_data = (budget, arch, law, arguments.block_size, vocab_size)
+            if arguments.sizes is None:
+                found.append((budget, arch, planners_choice(*of_data)))
+            else:
+                found += [(budget, arch, choice) for choice in sizes_around(*of_data, arguments.sizes)]
+    return found
+
+
+def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: int, evaluated: int) -> Run:
+    """The run of a choice: batch and learning rate by the planner's rules, as many whole steps as the budget buys."""
+    candidate, search = choice.candidate, choice.search
+    model = candidate.config(search.space)
+    cost = model_cost(model)
+    rules = training_rules(cost, candidate.tokens)
+    sizes = _evaluable(run_sizes(candidate, search, rules), evaluated)
+    size = f"-{short(cost.n_params)}" if arguments.is_isoflop else ""
+    waits = [*(["sweep"] if arguments.tune else []), *(["law"] if _waits_for_law(arguments, budget) else [])]
+    return Run(
+        name=f"{arch}-{budget:.3g}{size}-s{seed}".replace("+", ""),
+        is_sweep=False,
+        arch=arch,
+        budget=budget,
+        seed=seed,
+        model=model.name,
+        architecture=_keys(model),
+        n_params=cost.n_params,
+        n_law={meaning: int(count_parameters(cost, meaning)) for meaning in {arguments.n_meaning, arguments.law["N"]}},
+        flops_per_token=cost.training_flops(),
+        gradient_accumulation_steps=sizes.gradient_accumulation_steps,
+        batch_size=sizes.batch_size,
+        eval_iters=evaluated // sizes.batch_size,
+        steps=int(budget // (cost.training_flops() * sizes.tokens_per_step)),
+        tokens_per_step=sizes.tokens_per_step,
+        learning_rate=sizes.learning_rate,
+        waits_for=tuple(waits),
+    )
+
+
+def _waits_for_law(arguments: Arguments, budget: float) -> bool:
+    return arguments.is_isoflop and len(arguments.budgets) > 1 and budget == max(arguments.budgets)
+
+
+def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:
+    """With micro-batches that fit into the validation windows: these are the same for every batch."""
+    batch_size = min(sizes.batch_size, evaluated)
+    accumulation = sizes.gradient_accumulation_steps * (sizes.batch_size // batch_size)
+    return dataclasses.replace(sizes, batch_size=batch_size, gradient_accumulation_steps=accumulation)
+
+
+def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
+    """The model's keys beside those of its preset."""
+    names = ["arch_preset", "n_layer"]
+    if model.layers_with(ATTENTION):
+        names += ["n_head", "num_key_value_heads"]
+    names += ["n_embd", *(["d_ff"] if model.ffn_layers else []), "weight_tying", "vocab_size", "block_size"]
+    return {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}
+
+
+def _sweep(arguments: Arguments, runs: Sequence[Run]) -> list[Run]:
+    """For each architecture, its swept run on a share of the steps, with every learning rate that was asked for."""
+    swept = [swept_run(runs, arch) for arch in arguments.archs]
+    return [
+        dataclasses.replace(
+            run,
+            name=f"sweep-{run.name.removesuffix(f'-s{run.seed}')}-lr{rate:g}",
+            is_sweep=True,
+            steps=max(1, round(TUNING_SHARE * run.steps)),
+            learning_rate=rate,
+            waits_for=(),
+        )
+        for run in swept
+        for rate in arguments.tune
+    ]
+
+
+def swept_run(runs: Sequence[Run], arch: str) -> Run:
+    """Whose learning rate is tuned: of the smallest budget, and the middle one of its sizes."""
+    of_arch = [run for run in runs if run.arch == arch and not run.is_sweep]
+    smallest = [run for run in of_arch if run.budget == of_arch[0].budget and run.seed == of_arch[0].seed]
+    return smallest[len(smallest) // 2]
+
+
+def short(count: float) -> str:
+    """Three digits and a unit: `46.2K`."""
+    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= 0.9995 * scale:
+            return f"{count / scale:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Paths of a ladder."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    def config(self, run: Run) -> Path:
+        return self.path / "configs" / f"{run.name}.py"
+
+    def run(self, run: Run) -> Path:
+        return self.path / "runs" / run.name
+
+    def output(self, run: Run) -> Path:
+        return self.path / "output" / f"{run.name}.txt"
+
+
+def existing_plan(path: Path, wanted: Plan) -> Plan | None:
+    """The plan that the folder holds, if it is the wanted one; None where there is no folder yet. Raises UserError for
+    another plan, and for a folder that holds none."""
+    if not path.exists():
+        return None
+    found = read_plan(path)
+    if found.hash == wanted.hash:
+        return found
+    before, after = ({**dataclasses.asdict(plan.arguments), "data": plan.dataset} for plan in (found, wanted))
+    differing = ", ".join(name for name in before if before[name] != after[name])
+    raise UserError(
+        f"{path} holds another plan, {found.hash} ({differing} differ), and this one is {wanted.hash}: "
+        "choose another --out, or delete that folder"
+    )
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises UserError for a folder without a plan."""
+    file = Folder(path).plan
+    try:
+        values = json.loads(file.read_text())
+        arguments, runs = values["arguments"], values["runs"]
+        lists = {name: tuple(arguments[name]) for name in ("budgets", "archs", "tune")}
+        plan = Plan(
+            Arguments(**(arguments | lists)),
+            values["dataset"],
+            tuple(Run(**{**run, "waits_for": tuple(run["waits_for"])}) for run in runs),
+            values["calibration"],
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} holds no plan: python ladder.py plan --out {path} makes one") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{file} is damaged: plan the ladder again in another folder") from None
+    if values.get("hash") != plan.hash:
+        raise UserError(f"{file} was changed: its hash is {plan.hash}, and it says {values.get('hash')}")
+    return plan
+
+
+def as_json(plan: Plan) -> str:
+    values = {
+        "hash": plan.hash,
+        "flops": plan.flops,
+        "seconds": plan.seconds,
+        "bytes": plan.bytes,
+        "arguments": dataclasses.asdict(plan.arguments),
+        "dataset": plan.dataset,
+        "calibration": plan.calibration,
+        "runs": [dataclasses.asdict(run) for run in plan.runs],
+    }
+    return json.dumps(values, indent=1) + "\n"
