@@ -69,6 +69,14 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
     add("--dataset", default="python_stdlib", help="prepared, of the data folder (default: python_stdlib)")
     add("--data_dir", type=Path, metavar="DIR", help="where datasets lie, as the config key")
     add("--block_size", type=positive, metavar="N", help="context length (default: what fits the smallest budget)")
+    add(
+        "--batch_tokens", type=positive, metavar="N",
+        help="of a step of every run (default: by the published rules for batches)",
+    )  # fmt: skip
+    add(
+        "--tokens_per_parameter", type=number, metavar="RATIO",
+        help="of the middle sizes of --isoflop (default: what is best by --law)",
+    )  # fmt: skip
     add("--tune", metavar="lr=RATE,...", help="try these learning rates first, for each architecture")
     add(
         "--law", default=DEFAULT_LAW,
@@ -156,8 +164,13 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
             raise UserError(f"--arch names {arch} twice")
     if given.isoflop is not None and len(archs) > 1:
         raise UserError("--isoflop takes one --arch: a law is that of one architecture; plan a ladder for each")
+    if given.tokens_per_parameter is not None and given.isoflop is None:
+        raise UserError("--tokens_per_parameter is for --isoflop: at a --budget the planner chooses the size")
     asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
     law = find_law(given.law)
+    block_size = given.block_size or default_space(min(asked), archs[0]).sequence_length
+    if given.batch_tokens is not None and given.batch_tokens % block_size:
+        raise UserError(f"--batch_tokens={given.batch_tokens} is not a multiple of the block size, {block_size}")
     return Arguments(
         budgets=asked,
         archs=tuple(archs),
@@ -165,7 +178,9 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         sizes=None if given.isoflop is None else given.sizes or 5,
         dataset=given.dataset,
         data_dir=None if given.data_dir is None else str(given.data_dir.resolve()),
-        block_size=given.block_size or default_space(min(asked), archs[0]).sequence_length,
+        block_size=block_size,
+        batch_tokens=given.batch_tokens,
+        tokens_per_parameter=given.tokens_per_parameter,
         tune=() if given.tune is None else tuple(rates(given.tune)),
         law=law_as_dict(law),
         predicts=LAWS.get(law.name) != law,

@@ -139,8 +139,8 @@ class ModelArchitectureConfig:
     )
     mamba_backend: str = key(
         "auto",
-        "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (fused kernels on a "
-        "GPU, the extra kernels), or auto (fla on a GPU in 16 bits where it runs and agrees with chunked; else chunked)",
+        "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (the extra "
+        "kernels: fused, for a GPU), or auto (fla on a GPU in 16 bits, where it runs and agrees with chunked)",
     )
 
     @property

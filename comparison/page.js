@@ -55,7 +55,8 @@ function lossTraces() {
 function layout(title, y = {}) {
   const axis = { gridcolor: css("--line"), linecolor: css("--quiet"), zerolinecolor: css("--line"), automargin: true };
   return { font: { color: css("--text"), family: "system-ui, sans-serif" }, paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", margin: { l: 50, r: 10, t: 30, b: 45 },
+    plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--quiet"), activecolor: css("--focus") }, margin: { l: 50, r: 10, t: 30, b: 45 },
     ...(printing ? { width: 660, height: 300 } : { autosize: true }),
     xaxis: { ...axis, title: { text: AXES[controls.x.value] }, type: controls.xscale.value,
       exponentformat: controls.x.value === "flops" ? "power" : "B" },
@@ -64,7 +65,9 @@ function layout(title, y = {}) {
 
 function show(id, traces, form) {
   const chart = document.getElementById(id);
-  if (traces.some((trace) => trace.x.length))
+  const known = traces.some((trace) => trace.x.length);
+  chart.style.height = known ? "" : "auto";
+  if (known)
     Plotly.react(chart, traces, form, { responsive: !printing, displaylogo: false });
   else {
     Plotly.purge(chart);
@@ -73,6 +76,7 @@ function show(id, traces, form) {
 }
 
 function drawLosses() {
+  document.getElementById("loss").hidden = data.unit === null;
   if (data.unit === null) return;
   show("loss", lossTraces(), layout("loss (" + (controls.unit.value === "nats" ? "nats per token" : "bits per byte") + ")",
     { type: controls.yscale.value }));
@@ -80,7 +84,7 @@ function drawLosses() {
 
 function drawOthers() {
   for (const [id, title] of Object.entries(CHARTS)) {
-    const format = id === "mfu" ? { tickformat: ".0%", rangemode: "tozero" } : id === "memory" ?
+    const format = id === "mfu" ? { tickformat: ".2~%", rangemode: "tozero" } : id === "memory" ?
       { rangemode: "tozero", exponentformat: "B" } : { type: "log" };
     show(id, data.runs.map((run, index) => line(run, index, points(run.curves[id]))), layout(title, format));
   }

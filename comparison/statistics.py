@@ -27,6 +27,7 @@ PLACES: dict[At, tuple[str, str]] = {  # what a place is in run_logs.POSITIONS, 
     "time": ("time", "training time"),
 }
 CONFIDENCE = 0.95
+SAME_END = 0.005  # relative: runs of one budget end within a step of each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +158,9 @@ def _sentence(
     size, direction = f"{abs(difference):.3g} {unit}", "below" if difference < 0 else "above"
     if difference == 0:
         size, direction = "exactly", "equal to"
-    unfinished = [group.name for group in (a, b) if any(_ends(run, at) > place for run in group.runs)]
+    unfinished = [group.name for group in (a, b) if any(_ends(run, at) > (1 + SAME_END) * place for run in group.runs)]
     if unfinished:  # whose learning rate may not have decayed there
-        where += f", before the end of {unfinished[0] if len(unfinished) == 1 else 'both'},"
+        where = f"{where[:-1]}, before the end of {unfinished[0] if len(unfinished) == 1 else 'both'})"
     if at == "time" and _differ_in_machine([*a.runs, *b.runs]):
         where += " on different machines"
     if interval is None:

@@ -10,12 +10,15 @@ products take the dtype of x, or autocast's. Final states are what a later call 
 """
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+FEW_STEPS = 24  # of a recurrence: more are taken in groups
 
 
 def wide(x: Tensor) -> Tensor:
@@ -86,7 +89,9 @@ def ssd_chunked(
     added = B.mT @ (x_in * until_end).type_as(x).flatten(-2)  # (B, c, G, N, R P)
     if initial_state is not None:
         initial_state = initial_state.reshape(batch, groups, heads // groups, width, -1).permute(0, 1, 4, 2, 3)
-    starts, state = _pass_on(wide(added).unflatten(-1, (-1, width)), kept[..., -1].exp(), initial_state)
+    added = wide(added).unflatten(-1, (-1, width))
+    first = torch.zeros_like(added[:, 0]) if initial_state is None else wide(initial_state)
+    starts, state = _PassOn.apply(added, kept[..., -1].exp(), first)
     read = (C @ starts.type_as(x).flatten(-2)).unflatten(-1, (-1, width))  # (B, c, G, Q, R, P)
     y = y + read * kept.exp().mT[..., None]
 
@@ -105,16 +110,53 @@ def _differences(kept: Tensor) -> Tensor:
     return torch.where(past, kept[..., :, None] - kept[..., None, :], rest)
 
 
-def _pass_on(added: Tensor, kept: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The states (B, c, G, N, R, P) at the chunks' starts, and the one after the last (B, G, N, R, P).
+class _PassOn(torch.autograd.Function):
+    """The states (B, c, G, N, R, P) at the chunks' starts, and the one after the last (B, G, N, R, P), of
 
-    added: like the states, what each chunk adds; kept (B, c, G, R): what is left of its start's state at its end.
+        added: like the states, what each chunk adds
+        kept (B, c, G, R): what is left of its start's state at its end
+        state: the first start.
+
+    The gradients pass from chunk to chunk by the same recurrence, backwards; all that is kept for it are the states.
     """
-    state, starts = torch.zeros_like(added[:, 0]) if state is None else wide(state), []
-    for added_by_chunk, kept_by_chunk in zip(added.unbind(1), kept[:, :, :, None, :, None].unbind(1), strict=True):
-        starts.append(state)
-        state = torch.addcmul(added_by_chunk, kept_by_chunk, state)
-    return torch.stack(starts, dim=1), state
+
+    @staticmethod
+    def forward(ctx: Any, added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        kept = kept[:, :, :, None, :, None]
+        starts, end = _recur(added, kept, state)
+        ctx.save_for_backward(kept, starts)
+        return starts, end
+
+    @staticmethod
+    def backward(ctx: Any, starts_grad: Tensor, end_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, starts = ctx.saved_tensors
+        ends_grad, state_grad = _recur(starts_grad.flip(1), kept.flip(1), end_grad)
+        ends_grad = ends_grad.flip(1)
+        return ends_grad, (ends_grad * starts).sum((3, 5)), state_grad
+
+
+def _recur(added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """state <- kept state + added, over dimension 1: the states before every step, stacked, and the last one.
+
+    Many steps are taken in groups of about their root: in all groups at once from zero, then from group to group. That
+    takes fewer and larger operations, which a GPU needs, and a compiler, which unrolls them.
+    """
+    length = added.shape[1]
+    if length <= FEW_STEPS:
+        before = []
+        for added_by_one, kept_by_one in zip(added.unbind(1), kept.unbind(1), strict=True):
+            before.append(state)
+            state = torch.addcmul(added_by_one, kept_by_one, state)
+        return torch.stack(before, dim=1), state
+    size = math.isqrt(length - 1) + 1
+    missing = -length % size  # steps that keep all and add nothing
+    added = F.pad(added, (0, 0) * (added.dim() - 2) + (0, missing)).unflatten(1, (-1, size))  # (B, groups, size, ...)
+    kept = F.pad(kept, (0, 0) * (kept.dim() - 2) + (0, missing), value=1.0).unflatten(1, (-1, size))
+    inside, ends = _recur(added.flatten(0, 1), kept.flatten(0, 1), torch.zeros_like(added[:, :, 0]).flatten(0, 1))
+    groups, last = _recur(ends.unflatten(0, added.shape[:2]), kept.prod(2), state)
+    since_start = torch.cat((torch.ones_like(kept[:, :, :1]), kept[:, :, :-1].cumprod(2)), dim=2)
+    starts = torch.addcmul(inside.unflatten(0, added.shape[:2]), since_start, groups[:, :, None])
+    return starts.flatten(1, 2)[:, :length], last
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -272,7 +272,7 @@ def chunked_scan(batch: MicroBatch) -> int:
         + padded * width * e * (3 + (heads > 1))  # inputs: as they are, head by head, faded; what is read
         + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
         + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice
-        + chunks * width * state * (4 + e)  # the states, one by one, and together
+        + chunks * width * state * (4 + (e if e < 4 else 0))  # the states, and a cast of them
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from flops_parameter_counting.emit_config import RunSizes, run_sizes
+from flops_parameter_counting.emit_config import MICRO_BATCH_TOKENS, RunSizes, run_sizes
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.scaling_laws import Law, count_parameters, law_from, training_rules
 from ladders.sizes import Choice, largest_power_of_two, planners_choice, sizes_around
@@ -48,6 +48,8 @@ class Arguments:
     data_dir: str | None
     block_size: int
     tune: tuple[float, ...]
+    batch_tokens: int | None  # of a step of every run; None: by the published rules
+    tokens_per_parameter: float | None  # around which the sizes lie; None: around the law's best
     law: dict[str, Any]  # which sizes are best; and, where it is a fitted one, the losses' prediction
     predicts: bool  # whether that law predicts losses: a published one ranks
     n_meaning: str  # of the laws that are fitted to this ladder
@@ -186,7 +188,8 @@ def _choices(arguments: Arguments, law: Law, vocab_size: int) -> list[tuple[floa
             if arguments.sizes is None:
                 found.append((budget, arch, planners_choice(*of_data)))
             else:
-                found += [(budget, arch, choice) for choice in sizes_around(*of_data, arguments.sizes)]
+                choices = sizes_around(*of_data, arguments.sizes, arguments.tokens_per_parameter)
+                found += [(budget, arch, choice) for choice in choices]
     return found
 
 
@@ -196,7 +199,7 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
     model = candidate.config(search.space)
     cost = model_cost(model)
     rules = training_rules(cost, candidate.tokens)
-    sizes = _evaluable(run_sizes(candidate, search, rules), evaluated)
+    sizes = _evaluable(_with_batch(run_sizes(candidate, search, rules), arguments.batch_tokens), evaluated)
     size = f"-{short(cost.n_params)}" if arguments.is_isoflop else ""
     waits = [*(["sweep"] if arguments.tune else []), *(["law"] if _waits_for_law(arguments, budget) else [])]
     return Run(
@@ -222,6 +225,17 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
 
 def _waits_for_law(arguments: Arguments, budget: float) -> bool:
     return arguments.is_isoflop and len(arguments.budgets) > 1 and budget == max(arguments.budgets)
+
+
+def _with_batch(sizes: RunSizes, tokens: int | None) -> RunSizes:
+    """With steps of so many tokens, where they are given, in the fewest micro-batches."""
+    if tokens is None:
+        return sizes
+    sequences = tokens // sizes.block_size
+    accumulation = -(-tokens // MICRO_BATCH_TOKENS)
+    while sequences % accumulation:
+        accumulation += 1
+    return dataclasses.replace(sizes, batch_size=sequences // accumulation, gradient_accumulation_steps=accumulation)
 
 
 def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:

@@ -38,13 +38,18 @@ def planners_choice(budget: float, arch: str, law: Law, block_size: int, vocab_s
     return Choice(_best(search), search)
 
 
-def sizes_around(budget: float, arch: str, law: Law, block_size: int, vocab_size: int, count: int) -> list[Choice]:
-    """`count` models of different N, evenly spaced in its logarithm from 1/SPREAD to SPREAD times the best one's, as
-    far as the space reaches; smallest first. Raises UserError where it has fewer."""
+def sizes_around(
+    budget: float, arch: str, law: Law, block_size: int, vocab_size: int, count: int, tokens_per_parameter: float | None
+) -> list[Choice]:
+    """`count` models of different N, evenly spaced in its logarithm from 1/SPREAD to SPREAD times that of the law's
+    best one, or of the one that the budget gives `tokens_per_parameter`, as far as the space reaches; smallest first.
+    Raises UserError where it has fewer."""
     search = search_of(budget, arch, law, block_size, vocab_size, ISOFLOP_ASPECT)
     best = _best(search).n_params
     found = grid_search(search, KEPT).best
     n, aspect = found["n_params"].astype(float), found["n_embd"] / found["n_layer"]
+    if tokens_per_parameter is not None:
+        best = n[np.abs(np.log(found["tokens"] / n / tokens_per_parameter)).argmin()]
     low, high = max(best / SPREAD, n.min()), min(best * SPREAD, n.max())
     free = (n >= low) & (n <= high)
     rows: list[int] = []

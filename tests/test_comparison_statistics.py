@@ -114,7 +114,7 @@ def test_each_convention_compares_at_its_own_place():
     assert equal.difference == 0 and equal.place == 200
     costlier = compare_groups(b, a, "flops")
     assert costlier.place == 200_000 and costlier.difference == pytest.approx(4.0 - 3.0)
-    assert "at equal FLOPs (2e+05), before the end of b" in costlier.text
+    assert "at equal FLOPs (2e+05, before the end of b): " in costlier.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

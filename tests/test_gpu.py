@@ -100,7 +100,7 @@ ROUNDING = {torch.bfloat16: 8 * 2**-9, torch.float32: 8 * 2**-11}
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize(("length", "groups"), [(1, 1), (64, 2), (200, 1), (1000, 4)])
 def test_the_fused_scan_is_the_recurrence(dtype, length, groups):
-    """Values and gradients, with a state to start from, against the recurrence in float64 of the same rounded inputs."""
+    """Values and gradients, with a state to start from, against the recurrence in float64, of the same inputs."""
     inputs = ssd_inputs(length, groups=groups, shared_by=2, width=64, state=128, dtype=torch.float32)
     rounded = [t.detach().cuda().to(dtype if i in (0, 3, 4) else torch.float32) for i, t in enumerate(inputs)]
     single = [t.requires_grad_() for t in rounded]

@@ -143,6 +143,15 @@ def test_chunks_are_the_recurrence(length, chunk_size, groups, shared_by, width,
             assert_near(ours, theirs)
 
 
+@pytest.mark.parametrize(("length", "chunk_size"), [(24, 1), (25, 1), (50, 2), (700, 1), (145, 2)])
+def test_many_chunks_pass_their_states_on_in_groups(length, chunk_size):
+    """Of up to 24 chunks one by one; of more, in groups that they fill or not; of over 576, in groups of groups."""
+    inputs = ssd_inputs(length, groups=1, shared_by=2, width=2, state=3)
+    expected = values_and_gradients(ssd_naive, inputs)
+    for ours, theirs in zip(values_and_gradients(chunked(chunk_size), inputs), expected, strict=True):
+        assert_near(ours, theirs)
+
+
 @settings(deadline=None, max_examples=40)
 @given(length=st.integers(1, 40), channels=st.integers(1, 5), state=st.integers(1, 6), seed=st.integers(0, 99))
 def test_the_fast_selective_scan_is_the_recurrence(length, channels, state, seed):

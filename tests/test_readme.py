@@ -20,6 +20,7 @@ SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
     "laptop.py --": "--max_iters=3 --eval_iters=1",
     "sample.py": "--max_new_tokens=5",
+    "ladder.py plan": "--budget=2e10 --block_size=32",
 }
 
 
@@ -55,7 +56,7 @@ def checkout(tmp_path_factory):
 
 def run(command: str, folder) -> subprocess.CompletedProcess:
     env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if "train.py" in command:
+    if "train.py" in command or "ladder.py plan" in command:
         command += f" --data_dir={folder / 'data'} --device=cpu"
     return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
@@ -67,6 +68,8 @@ def test_the_first_hour(checkout):
         done = run(shortened(command), checkout)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (checkout / "out/rope-alibi.png").stat().st_size > 10_000
+    for page in ("ladder/first/report.html", "out/rope-alibi.html"):
+        assert "gpt2" in (text := (checkout / page).read_text()) or "alibi" in text
 
 
 def test_the_config_file_with_a_component_of_its_own(checkout):
