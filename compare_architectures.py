@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comparison.page import write_page_of
-from comparison.pictures import write_loss_curves
+from comparison.pictures import write_plots
 from comparison.runs import Run, describe, labels, matching, notes, sort
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--x", choices=tuple(PLACES), default="tokens", help="what the curves are drawn over and the runs compared at"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write one HTML page with everything")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the loss curves to this file")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the main plots, for a paper, to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and the statistics as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for a pull request")
@@ -93,8 +93,8 @@ def show(arguments: argparse.Namespace, clear: bool = False) -> bool:
 
 def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequence[str]) -> None:
     if arguments.png is not None:
-        write_loss_curves(runs, arguments.png, arguments.x)
-        print(f"loss curves: {arguments.png}")
+        write_plots(runs, arguments.png, arguments.x)
+        print(f"plots: {arguments.png}")
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
         print(f"numbers: {arguments.csv}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from errors import UserError, exit_cleanly
+from run_logs import read_run
 from training.dataset import DATA_FOLDER, Dataset, open_dataset
 from training.plan import RunPlan, check_ranks, plan_run
 from training.ranks import ALONE, Ranks, ranks_from_environment, restarts
@@ -40,7 +41,7 @@ def main() -> int:
     folder = RunFolder(configuration.run_dir)
     with folder.hold() if ranks.is_first else contextlib.nullcontext():
         checkpoints = where_to_start(configuration, folder, ranks)
-        if checkpoints and is_finished(checkpoints[0], configuration, plan):
+        if checkpoints and is_finished(checkpoints[0], folder, configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
@@ -96,10 +97,12 @@ def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"no checkpoint is whole: {'; '.join(reasons)}")
 
 
-def is_finished(checkpoint: Path, configuration: Configuration, plan: RunPlan) -> bool:
-    """Whether a resumed run would have nothing to do."""
+def is_finished(checkpoint: Path, folder: RunFolder, configuration: Configuration, plan: RunPlan) -> bool:
+    """Whether a resumed run would have nothing to do: after its last step, a kill may have come before its summary."""
     is_last = not configuration.run.eval_only and step_of(checkpoint) >= plan.length
-    return is_last and damage(checkpoint, ALONE) is None
+    if not is_last or not folder.log.exists() or read_run(folder.log).state != "finished":
+        return False
+    return damage(checkpoint, ALONE) is None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from string import Template
 from typing import Any
 
 from comparison.curves import COLORS, Array, Curve, evenly, smooth, thin
-from comparison.runs import Run, bits_per_byte_factor, comparable_unit, describe_all, differing_keys, notes
+from comparison.runs import (
+    Run,
+    bits_per_byte_factor,
+    comparable_unit,
+    describe_all,
+    differing_keys,
+    mfu_in_words,
+    notes,
+)
 from comparison.statistics import PLACES, groups
 from comparison.table import HEADINGS, comparisons, rows, sentence
 from errors import UserError
@@ -106,13 +114,6 @@ def drawn(runs: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
-
-
-def mfu_in_words(runs: Sequence[Run]) -> str:
-    """MFU with the conventions in which the logs count attention."""
-    words = {"full": "full attention", "unstated": "convention unstated"}
-    found = dict.fromkeys(run.numbers.mfu_convention for run in runs if run.numbers.mfu_convention is not None)
-    return f"MFU ({', or '.join(words[name] for name in found)})" if found else "MFU"
 
 
 def smoothed(curve: Curve, longest: int) -> dict[str, Any]:

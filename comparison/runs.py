@@ -258,3 +258,10 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         if late:
             found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")
     return [f"note: {note}" for note in found]
+
+
+def mfu_in_words(runs: Sequence[Run]) -> str:
+    """MFU with the conventions in which the logs count attention."""
+    words = {"full": "full attention", "unstated": "convention unstated"}
+    found = dict.fromkeys(run.numbers.mfu_convention for run in runs if run.numbers.mfu_convention is not None)
+    return f"MFU ({', or '.join(words[name] for name in found)})" if found else "MFU"

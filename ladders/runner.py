@@ -23,7 +23,7 @@ from ladders.ledger import Entry, entries, read
 from ladders.plan import Folder, Plan, Run
 from ladders.stages import advance, is_ready, prepare
 from run_logs import read_run
-from training.run_folder import RunFolder, step_of
+from training.run_folder import RunFolder
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 LOOK_SECONDS = 0.2  # between looks at the processes
@@ -108,7 +108,6 @@ class Runner:
         except UserError as error:
             self._note_failure(run, str(error))
             return
-        _make_its_end_again(RunFolder(self.folder.run(run)), entry)
         output.parent.mkdir(exist_ok=True)
         with output.open("ab") as file:
             process = subprocess.Popen(
@@ -257,14 +256,6 @@ def _is_held(path: Path) -> bool:
             return False
     except UserError:
         return True
-
-
-def _make_its_end_again(run: RunFolder, entry: Entry) -> None:
-    """Where a kill came between the last checkpoint and the log's summary, the last part is trained again: from that
-    checkpoint there is nothing to do, and nothing to log."""
-    last = run.last_checkpoint()
-    if last is not None and step_of(last) >= entry.run.steps:
-        run.set_damaged_aside(last)
 
 
 def _losses(entry: Entry) -> str:

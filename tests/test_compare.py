@@ -167,7 +167,7 @@ def test_the_picture_is_a_png(two_runs, tmp_path, x):
     assert done.returncode == 0 and str(picture) in done.stdout, done.stderr
     content = picture.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", content[16:24]) == (1200, 750)
+    assert struct.unpack(">II", content[16:24]) == (1350, 1200)
 
 
 def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
@@ -177,11 +177,18 @@ def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
     logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
     for x, place in (("tokens", "tokens"), ("steps", "step"), ("flops", "flops"), ("time", "time")):
-        pictures.write_loss_curves(described(two_runs), tmp_path / "loss.png", x=x)
-        lines = drawn.pop().axes[0].get_lines()
+        pictures.write_plots(described(two_runs), tmp_path / "loss.png", x=x)
+        panels = drawn.pop().axes
+        lines = panels[0].get_lines()
         expected = [points for log in logs for points in (log.train_losses(place), log.val_losses(place))]
         assert [list(zip(*line.get_data(), strict=True)) for line in lines] == expected
         assert [line.get_label() for line in lines[1::2]] == ["plain", "gated"]
+        norms = [[(record[place], record["grad_norm"]) for record in log.iters] for log in logs]
+        if place in ("step", "tokens"):
+            assert [list(zip(*line.get_data(), strict=True)) for line in panels[3].get_lines()] == norms
+        assert [axes.get_ylabel() for axes in panels[1:]] == [
+            "MFU (full attention), %", "peak memory (GB)", "gradient norm",
+        ]  # fmt: skip
 
 
 def test_no_picture_needs_no_matplotlib(two_runs):

@@ -175,7 +175,7 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(finished, planned
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_summary(finished, tmp_path):
-    """The last part is trained again, to the same loss."""
+    """The run evaluates its end again, and writes its summary."""
     folder = tmp_path / "lost"
     shutil.copytree(finished, folder)
     run = next((folder / "runs").iterdir())

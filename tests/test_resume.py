@@ -7,6 +7,8 @@ import pytest
 from checkpoints import last_checkpoint, same, tensors
 from conftest import ROOT
 
+from run_logs import read_run
+
 # A run that kills itself, as `kill -9` would, when one of its own functions has been called for the n-th time.
 KILLED_RUN = """
 import importlib, os, signal, sys
@@ -92,6 +94,7 @@ def uninterrupted(tmp_path_factory, data_dir):
         ("training.checkpoint:Checkpointer.settle", 12, True),  # perhaps renamed, the log does not know
         ("training.run_folder:shutil.rmtree", 1, False),  # before an old checkpoint, renamed already, is deleted
         ("training_logger:TrainingLogger.evaluation", 2, True),
+        ("training_logger:TrainingLogger.finish", 1, False),  # all is done but the summary
     ],
 )
 def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterrupted, function, call, after):
@@ -121,6 +124,16 @@ def test_two_ranks_continue_bit_for_bit_after_one_was_killed(train, tmp_path, un
     assert resumed.returncode == 0, resumed.stderr
     assert curve(tmp_path / "run/log.jsonl") == curve(reference / "log.jsonl")
     assert same_end(tmp_path / "run", reference)
+
+
+def test_a_run_that_was_killed_before_its_summary_writes_it(train, tmp_path, uninterrupted):
+    reference = uninterrupted(1, train)
+    assert train(*KEYS, script=killed_run(tmp_path, "training_logger:TrainingLogger.finish", 1)).returncode == -9
+    assert train(*KEYS, "--init_from=auto").returncode == 0
+    ours, theirs = (read_run(folder) for folder in (tmp_path / "run", reference))
+    assert ours.state == "finished"
+    for field in ("step", "tokens", "flops", "last_val_loss", "best_val_loss", "best_step"):
+        assert ours.summary[field] == theirs.summary[field], field
 
 
 def test_two_ranks_train_and_evaluate_as_one_does(train, uninterrupted):

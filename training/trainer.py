@@ -146,6 +146,8 @@ class Trainer:
             if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
                 self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
+            if self.progress.step >= self.plan.length:
+                self.progress.last_evaluation = None  # what is left is the summary, which states the last evaluation
         if self.ranks.is_first:
             configurator.write(self.configuration, self.folder.path)
             for path in damaged:
