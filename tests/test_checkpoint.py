@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
-from test_parallel import CPU, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, TENSOR, ZERO1, ZERO2
+from test_parallel import CPU, DDP, FSDP, GPT2, HYBRID, LLAMA, MIXED, ODD, OFFLOAD, TENSOR, ZERO1, ZERO2
 from test_resume import curve
 
 import checkpoint as checkpoint_command
@@ -39,6 +39,7 @@ JOURNEYS: list[Journey] = [
     (ODD, [FSDP, ZERO1, DDP, ZERO1]),
     (GPT2, [OFFLOAD, ZERO2, ZERO1]),
     ([*ODD, "--weight_tying=False"], [HYBRID, DDP, DDP]),
+    (MIXED, [FSDP, ZERO1, DDP, ZERO1]),
 ]
 
 

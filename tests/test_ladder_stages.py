@@ -375,6 +375,8 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--isoflop=1e12:1e14:3 --arch=gpt2,llama3", "--isoflop takes one --arch"),
         ("--isoflop=1e9:2e9:2 --arch=gpt2", "do not have 5 sizes of gpt2"),
         ("--budget=1e12 --arch=gpt2 --sizes=3", "--sizes is for --isoflop"),
+        ("--budget=1e12 --arch=gpt2 --tokens_per_parameter=20", "--tokens_per_parameter is for --isoflop"),
+        ("--budget=1e12 --arch=gpt2 --batch_tokens=100", "--batch_tokens=100 is not a multiple of the block size, 32"),
         ("--budget=1e12 --arch=gpt2 --tune=rate=1", "--tune=rate=1 is not lr=RATE,..., such as lr=1e-3,2e-3,4e-3"),
         ("--budget=1e12 --arch=gpt2 --tune=lr=1e-3", "give at least two learning rates, each once"),
         ("--budget=1e12 --arch=gpt2 --law=besirolu", "(did you mean 'besiroglu'?)"),
@@ -439,7 +441,23 @@ def test_the_command_needs_no_torch_to_plan():
 
 
 def test_sizes_are_spread_around_the_best(data_dir):
-    choices = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 7)
+    choices = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 7, None)
     n = [choice.candidate.n_params for choice in choices]
     assert n == sorted(set(n)) and len(n) == 7 and n[-1] / n[0] < 9.2
     assert all(isinstance(choice.candidate.tokens, int) for choice in choices)
+    around = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 60.0)
+    smallest, middle, largest = (choice.candidate for choice in around)
+    assert 40 < middle.tokens / middle.n_params < 90
+    assert smallest.tokens / smallest.n_params > 3 * 60 and largest.tokens / largest.n_params < 60 / 3
+
+
+def test_every_step_has_the_tokens_that_are_asked_for(ladder):
+    """Also more than go into one micro-batch."""
+    for tokens in (64, 65536):
+        folder = f"ladder/steps{tokens}"
+        done = ladder("plan", "--budget=3e12", "--arch=gpt2,llama3", f"--batch_tokens={tokens}", f"--out={folder}")
+        assert done.returncode == 0, done.stderr
+        for run in read_plan(ladder.folder / folder).runs:
+            assert run.tokens_per_step == tokens == run.gradient_accumulation_steps * run.batch_size * 32
+            assert run.batch_size * 32 <= 16_384
+            assert 0 <= 3e12 - run.flops < run.tokens_per_step * run.flops_per_token
