@@ -1,4 +1,4 @@
-# A small Llama-like model on the Python standard library's source, byte by byte: about two minutes on two CPU cores.
+# A small Llama-like model on the Python standard library's source, byte by byte: two to five minutes on two CPU cores.
 
 dataset = "python_stdlib"
 arch_preset = "team"  # RoPE, RMSNorm, SwiGLU, pre-norm

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from configurator import load
 from model_builder import build_model
 from training.checkpoint import Training
 from training.dataset import open_dataset
-from training.device import Peak
+from training.device import Peak, measure_matmul
 from training.evaluation import evaluate
 from training.loader import WindowLoader
 from training.optimizer import build_optimizer
@@ -33,6 +34,21 @@ from training.trainer import decide_compile
 def records(run: Path, kind: str) -> list[dict]:
     every = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [record for record in every if record["type"] == kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_is_no_less_than_what_products_of_a_layer_reach(dtype):
+    """Forward and backward multiply by a matrix and by its transpose, for which a processor may have other kernels, and
+    small products may be faster than large ones. The clock of a shared machine drifts, hence the factor."""
+    peak, best = measure_matmul(torch.device("cpu"), dtype), 0.0
+    for size in (128, 384):
+        x, weight = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        for product in (lambda x=x, w=weight: x @ w, lambda x=x, w=weight: torch.nn.functional.linear(x, w)):
+            product()
+            start = time.perf_counter()
+            product()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    assert peak > 0.6 * best
 
 
 def test_the_model_learns(train, tmp_path):

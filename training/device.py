@@ -99,20 +99,31 @@ def device_peak(device: torch.device, dtype: str) -> Peak:
     return Peak(measure_matmul(device, getattr(torch, dtype)), "measured")
 
 
-def measure_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The best FLOP/s of square matrix products of two sizes, each tried for half of `seconds` or a few times."""
-    best = 0.0
-    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192):
-        # Not ones or zeros: a GPU computes on those faster than on any data that occur.
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        product = a @ b  # loads the kernel
-        until = time.perf_counter() + seconds / 2
-        while time.perf_counter() < until:
-            synchronize(device)
-            start = time.perf_counter()
-            torch.mm(a, b, out=product)
-            synchronize(device)
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+# Which are the fastest depends on a processor's caches and matrix instructions.
+MATMUL_SIZES = {"cpu": (256, 512, 1024, 2048)}
+
+
+def measure_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.8) -> float:
+    """The best FLOP/s of square matrix products, with the second factor as it is and transposed, of several sizes: up
+    to where one product would take a third of `seconds`, which all together take about."""
+    best, sizes = 0.0, MATMUL_SIZES.get(device.type, (4096, 8192))
+    for transposed in (False, True):
+        rate = 0.0
+        for size in sizes:
+            if rate and 2 * size**3 / rate > seconds / 3:
+                break
+            # Not ones or zeros: a GPU computes on those faster than on any data that occur.
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            b = b.T if transposed else b
+            product = a @ b  # loads the kernel
+            until = time.perf_counter() + seconds / (2 * len(sizes))
+            while time.perf_counter() < until:
+                synchronize(device)
+                start = time.perf_counter()
+                torch.mm(a, b, out=product)
+                synchronize(device)
+                rate = max(rate, 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, rate)
     return best
 
 
