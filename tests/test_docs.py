@@ -48,7 +48,7 @@ def printed(tmp_path_factory):
     """`printed(command)`: its output, in a copy of the repository that it may write to; run once."""
     folder = tmp_path_factory.mktemp("checkout")
     for path in ROOT.iterdir():
-        if path.name not in ("data", "out", "config") and not path.name.startswith("."):
+        if path.name not in ("data", "out", "config", "ladder") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     shutil.copytree(ROOT / "config", folder / "config")
     for path in DOCUMENTS:

@@ -41,7 +41,7 @@ def checkout(tmp_path_factory):
     """The repository's code in a folder of its own, where runs and data may be written."""
     folder = tmp_path_factory.mktemp("checkout")
     for path in ROOT.iterdir():
-        if path.name not in ("data", "out", "config") and not path.name.startswith("."):
+        if path.name not in ("data", "out", "config", "ladder") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     shutil.copytree(ROOT / "config", folder / "config")
     prepare = [
