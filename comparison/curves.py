@@ -11,10 +11,6 @@ from run_logs import POSITIONS, Record, RunLog, position
 
 Array = NDArray[np.float64]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; black is the colour of the text. After the last of
-# them the first comes again, with other dashes.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-
 # What is drawn of each `iter` record, and of each `eval` record.
 OF_ITERS: dict[str, Callable[[Record], float | None]] = {
     "train_loss": lambda record: record["loss"],  # nats per token

@@ -12,11 +12,8 @@ const shown = data.runs.map(() => true);
 let printing = media.print.matches;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const color = (index) => {
-  const found = data.colors[index % data.colors.length];
-  return found === "#000000" ? css("--text") : found;
-};
-const dash = (index) => DASHES[Math.floor(index / data.colors.length) % DASHES.length];
+const color = (run) => run.color === "#000000" ? css("--text") : run.color;
+const dash = (run) => DASHES[run.dashes];
 
 // The points of a curve whose place is known, over what is chosen.
 function points(curve, factor = 1, y = curve.y) {
@@ -27,7 +24,7 @@ function points(curve, factor = 1, y = curve.y) {
 
 function line(run, index, style) {
   return { type: "scatter", mode: "lines", name: run.name, visible: shown[index],
-    line: { color: color(index), dash: dash(index), width: 1.5 }, ...style };
+    line: { color: color(run), dash: dash(run), width: 1.5 }, ...style };
 }
 
 function lossTraces() {
@@ -37,7 +34,7 @@ function lossTraces() {
     const unit = controls.unit.value === "bits per byte" ? run.bits_per_byte : { train: 1, val: 1 };
     const smoothing = Number(controls.smoothing.value);
     if (unit.train !== null) {
-      const width = { color: color(index), dash: dash(index), width: 1 };
+      const width = { color: color(run), dash: dash(run), width: 1 };
       traces.push(line(run, index, { ...points(run.curves.train_loss, unit.train), line: width,
         opacity: smoothing >= 0 ? 0.25 : 0.6, name: run.name + ", training" }));
       if (smoothing >= 0)
@@ -46,7 +43,7 @@ function lossTraces() {
     }
     if (unit.val !== null)
       traces.push(line(run, index, { ...points(run.curves.val_loss, unit.val), mode: marks ? "lines+markers" : "lines",
-        line: { color: color(index), dash: dash(index), width: 2 }, marker: { size: 6, color: color(index) },
+        line: { color: color(run), dash: dash(run), width: 2 }, marker: { size: 6, color: color(run) },
         name: run.name + ", validation" }));
   });
   return traces;
@@ -123,7 +120,7 @@ function listRuns() {
     const stroke = document.createElementNS(sample.namespaceURI, "line");
     const dashes = { solid: "", dash: "9,6", dot: "3,3", dashdot: "9,4,3,4", longdash: "15,6", longdashdot: "15,4,3,4" };
     for (const [name, value] of Object.entries({ x1: 0, x2: 36, y1: 6, y2: 6, "stroke-width": 3,
-      stroke: data.colors[index % data.colors.length].replace("#000000", "currentColor"), "stroke-dasharray": dashes[dash(index)] ?? dash(index) }))
+      stroke: run.color.replace("#000000", "currentColor"), "stroke-dasharray": dashes[dash(run)] ?? dash(run) }))
       stroke.setAttribute(name, value);
     sample.append(stroke);
     label.append(box, sample, run.name);

@@ -9,7 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from comparison.curves import COLORS, Array, Curve, evenly, smooth, thin
+from comparison.curves import Array, Curve, evenly, smooth, thin
+from comparison.looks import looks
 from comparison.runs import (
     Run,
     bits_per_byte_factor,
@@ -71,7 +72,6 @@ def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
     embedded = {
         "unit": unit or None,
         "mfu": mfu_in_words(runs),
-        "colors": COLORS,
         "runs": drawn(runs),
         "figures": [section.figure for section in sections if section.figure is not None],
     }
@@ -105,6 +105,8 @@ def drawn(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "name": run.numbers.run,
+            "color": color,
+            "dashes": dashes,
             "bits_per_byte": {split: bits_per_byte_factor(run.log, split) for split in ("train", "val")},
             "curves": {
                 name: columns(thin(curve, buckets if name == "train_loss" else buckets // 2))
@@ -112,7 +114,7 @@ def drawn(runs: Sequence[Run]) -> list[dict[str, Any]]:
             },
             "smooth": smoothed(run.curves["train_loss"], longest),
         }
-        for run in runs
+        for run, (color, dashes) in zip(runs, looks([run.log for run in runs]), strict=True)
     ]
 
 

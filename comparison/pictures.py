@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from comparison.curves import COLORS
+from comparison.looks import looks
 from comparison.runs import Run, Unit, bits_per_byte_factor, comparable_unit, mfu_in_words
 from comparison.statistics import PLACES, At
 from comparison.table import unit_of
 from errors import UserError
 
-STYLES = ("-", "--", ":", "-.")
+STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (8, 2, 1, 2)), (0, (1, 3)))  # by the number of a run's dashes
 AXES: dict[At, str] = {
     "steps": "optimizer steps",
     "tokens": "training tokens",
@@ -40,11 +40,8 @@ def write_plots(runs: Sequence[Run], file: Path, x: At = "tokens") -> None:
         raise UserError(f"no common metric: none of the runs has a loss with a known place in {PLACES[x][1]}")
     figure = Figure(figsize=(9, 8), dpi=150, layout="constrained")
     panels = figure.subplot_mosaic([["loss"] * 3, ["mfu", "memory", "grad_norm"]], height_ratios=[2, 1])
-    for index, run in enumerate(runs):
-        look: dict[str, Any] = {
-            "color": COLORS[index % len(COLORS)],
-            "linestyle": STYLES[index // len(COLORS) % len(STYLES)],
-        }
+    for run, (color, dashes) in zip(runs, looks([run.log for run in runs]), strict=True):
+        look: dict[str, Any] = {"color": color, "linestyle": STYLES[dashes]}
         panels["loss"].plot(*_points(run, "train", place, unit), **look, alpha=0.35, linewidth=0.8)
         panels["loss"].plot(
             *_points(run, "val", place, unit), **look, marker="o", markersize=3.5, linewidth=1.4, label=run.numbers.run

@@ -25,7 +25,9 @@ from flops_parameter_counting.scaling_laws import (
 from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
-FEW_TOKENS = 65_536  # a step with fewer has a noisy second moment, which a longer average steadies
+WARMUP = 0.05  # of the steps,
+FEWEST_WARMUP = 200  # but not fewer: how long Adam's first steps harm does not depend on how long the run is;
+MOST_WARMUP = 0.25  # of the steps of a short one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +48,11 @@ class RunSizes:
     def tokens(self) -> int:
         return self.max_iters * self.tokens_per_step
 
-    @property
-    def warmup_iters(self) -> int:
-        return min(2000, self.max_iters // 20)
-
 
 def run_sizes(candidate: Candidate, search: Search, rules: list[RuleValue]) -> RunSizes:
     """The batch is the geometric mean of what the rules say, in a power of two sequences; on several devices, in as
     many micro-batches for each, none larger than the search counted memory with. The learning rate is the lowest: too
-    high a rate costs more than too low a one, and far below the models that the rules were fitted on, where they
-    part, the lowest trains best (1e13 FLOPs on python_stdlib: 1.25 nats at 0.0075, and 1.45 at 0.026, the rules'
-    mean)."""
+    high a rate costs more than too low a one, and far below the models that the rules were fitted on, they part."""
     length = search.space.sequence_length
     available = int(candidate.tokens) // length  # sequences
     if available < 1:
@@ -225,16 +221,18 @@ def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rule
 
 def _learning_rate(sizes: RunSizes, rules: list[RuleValue]) -> str:
     said = ", ".join(f"{rule.name} {rule.learning_rate:.2g}" for rule in rules)
-    lines = [
-        f"# The lowest of {said}",
-        f"learning_rate = {sizes.learning_rate!r}",
-        f"min_lr = {sizes.learning_rate / 10:.2g}  # a tenth",
+    return "\n".join([f"# The lowest of {said}", *schedule_keys(sizes.learning_rate, sizes.max_iters)])
+
+
+def schedule_keys(learning_rate: float, steps: int) -> list[str]:
+    """The learning rate's lines of a config file: linear warm-up, then a cosine down to a tenth."""
+    warmup = max(int(WARMUP * steps), min(FEWEST_WARMUP, int(MOST_WARMUP * steps)))
+    return [
+        f"learning_rate = {learning_rate!r}",
+        f"min_lr = {learning_rate / 10:.3g}  # a tenth",
         'lr_schedule = "cosine"',
-        f"warmup_iters = {sizes.warmup_iters}",
+        f"warmup_iters = {min(2000, warmup)}",
     ]
-    if sizes.tokens_per_step < FEW_TOKENS:
-        lines.append("beta2 = 0.99  # a step has few tokens")
-    return "\n".join(lines)
 
 
 def _intervals(sizes: RunSizes) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from flops_parameter_counting.emit_config import FEW_TOKENS, prediction_keys
+from flops_parameter_counting.emit_config import prediction_keys, schedule_keys
 from flops_parameter_counting.scaling_laws import Law
 from ladders.plan import Arguments, Run, hash_of
 
@@ -16,7 +16,7 @@ def config_text(run: Run, arguments: Arguments, learning_rate: float, law: Law |
         "\n".join(f"{key} = {_literal(value)}" for key, value in run.architecture.items()),
         _data(run, arguments),
         _steps(run),
-        _learning_rate(run, learning_rate),
+        "\n".join(schedule_keys(learning_rate, run.steps)),
         _evaluation(run),
         "\n".join(prediction_keys(law, loss, f"{run.tokens} * {run.flops_per_token}", run.seconds)),
     ]
@@ -53,18 +53,6 @@ def _steps(run: Run) -> str:
         f"batch_size = {run.batch_size}",
         f"max_iters = {run.steps}",
     ]
-    return "\n".join(lines)
-
-
-def _learning_rate(run: Run, rate: float) -> str:
-    lines = [
-        f"learning_rate = {rate!r}",
-        f"min_lr = {rate / 10:.3g}  # a tenth",
-        'lr_schedule = "cosine"',
-        f"warmup_iters = {min(2000, run.steps // 20)}",
-    ]
-    if run.tokens_per_step < FEW_TOKENS:
-        lines.append("beta2 = 0.99  # a step has few tokens")
     return "\n".join(lines)
 
 

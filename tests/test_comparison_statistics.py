@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from comparison.looks import COLORS, DASHES, looks
 from comparison.statistics import (
     common_place,
     compare_groups,
@@ -218,3 +219,23 @@ def test_the_intervals_hold_the_truth_nineteen_times_in_twenty():
         low, high = paired_interval(rng.normal(1, 0.1, 3))
         paired += low <= 1 <= high
     assert 929 <= paired <= 971 and 929 <= welch <= 985  # Welch errs to the safe side with so few
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How they are drawn
+
+
+def test_seeds_share_their_colour_and_no_two_runs_look_alike():
+    runs = [made([1.0], seed=seed, arch_preset=arch) for seed in (1, 2, 3) for arch in ("gpt2", "llama", "mamba2")]
+    colors = [color for color, _ in looks(runs)]
+    assert len(set(colors)) == 3 and colors[:3] == colors[3:6] == colors[6:]
+    assert len(set(looks(runs))) == 9
+    assert {dashes for color, dashes in looks(runs) if color == colors[0]} == {0, 1, 2}
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_no_two_of_56_runs_look_alike_however_they_are_grouped(sizes):
+    runs = [made([1.0], seed=seed, dropout=number) for number, size in enumerate(sizes) for seed in range(size)]
+    found = looks(runs[: len(COLORS) * DASHES])
+    assert len(set(found)) == len(found)
+    assert all(color in COLORS and 0 <= dashes < DASHES for color, dashes in found)

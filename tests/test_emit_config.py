@@ -10,6 +10,7 @@ from conftest import ROOT, environment
 
 from configurator import Configuration, load
 from flops_parameter_counting import detailed_cost_analysis
+from flops_parameter_counting.emit_config import schedule_keys
 from flops_parameter_counting.scaling_laws import LAWS
 from training.dataset import open_dataset
 from training.plan import RunPlan, plan_run
@@ -108,6 +109,13 @@ def test_batch_and_learning_rate_lie_within_the_rules(emit, tmp_path, budget):
     assert max(rates) <= run.learning_rate * (1 + 1e-12)
     if len(rates) > 1:
         assert rates[run.warmup_iters] == pytest.approx(run.learning_rate) and rates[-1] < 1.1 * run.min_lr
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(3, 0), (100, 25), (800, 200), (2000, 200), (4000, 200), (10_000, 500), (10**6, 2000)]
+)
+def test_the_warm_up_is_long_enough_for_adam_where_the_run_is(steps, warmup):
+    assert f"warmup_iters = {warmup}" in schedule_keys(1e-3, steps)
 
 
 def train(config, tmp_path, data_dir, *keys: str) -> subprocess.CompletedProcess:
