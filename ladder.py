@@ -17,9 +17,10 @@ from flops_parameter_counting.emit_config import law_as_dict
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.fit_scaling_law import draw
-from flops_parameter_counting.grid_search import ARCHITECTURES, DEFAULT_LAW, default_space
+from flops_parameter_counting.grid_search import DEFAULT_LAW
 from flops_parameter_counting.outputs import check_target, write_whole
 from flops_parameter_counting.scaling_laws import LAWS, N_MEANINGS, find_law
+from flops_parameter_counting.search_space import ARCHITECTURES, default_space
 from ladders.calibration import calibrated
 from ladders.ledger import entries
 from ladders.plan import Arguments, Folder, existing_plan, make_plan, read_plan

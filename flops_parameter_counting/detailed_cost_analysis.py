@@ -31,18 +31,7 @@ from flops_parameter_counting.backward_config import answer
 from flops_parameter_counting.backward_config import as_text as backward_as_text
 from flops_parameter_counting.devices import dense_peak, device_names, named_device
 from flops_parameter_counting.emit_config import choose_dataset, config_text
-from flops_parameter_counting.grid_search import (
-    ARCHITECTURES,
-    DEFAULT_LAW,
-    FLOPS_FORMULAS,
-    KEPT,
-    Search,
-    SearchSpace,
-    default_aspect_ratio,
-    default_space,
-    grid_search,
-    uncertainty,
-)
+from flops_parameter_counting.grid_search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
 from flops_parameter_counting.hugging_face_config import Model, read_model
 from flops_parameter_counting.model_report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
 from flops_parameter_counting.outputs import check_target, write_json, write_whole
@@ -50,6 +39,7 @@ from flops_parameter_counting.published_formula import LAW as PUBLISHED_LAW
 from flops_parameter_counting.scaling_laws import LAWS, find_law
 from flops_parameter_counting.search_report import as_json, report
 from flops_parameter_counting.search_report import as_text as search_as_text
+from flops_parameter_counting.search_space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
 from run_config import RunConfig
 
 FROM_HARDWARE = "from the hardware"

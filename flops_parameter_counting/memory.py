@@ -3,7 +3,7 @@
 A micro-batch is B sequences of T tokens. Activations in the residual stream are float32; matrix products and what
 follows them are in the compute dtype, `e` bytes an element: 4, or 2 under autocast, which casts weights and inputs.
 D is n_embd, F d_ff, H query heads and K key-value heads of h. Like the costs, every formula is plain arithmetic: it
-takes the arrays of a search's grid (grid_search.Grid) as it takes the integers of one configuration.
+takes the arrays of a search's grid (search_space.Grid) as it takes the integers of one configuration.
 
 The figures are those of PyTorch's uncompiled CPU kernels, against whose tensors and allocations a test holds them. A
 GPU's are expected to keep less in three places: RMSNorm (fused, without the normalized copy), dropout masks (one byte

@@ -5,16 +5,7 @@ import math
 from typing import Any
 
 from errors import UserError
-from flops_parameter_counting.grid_search import (
-    PUBLISHED_BUDGET,
-    Candidate,
-    Result,
-    Search,
-    Uncertainty,
-    at_the_edge,
-    default_space,
-    grid_search,
-)
+from flops_parameter_counting.grid_search import Candidate, Result, Search, Uncertainty, at_the_edge, grid_search
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import Setting
 from flops_parameter_counting.published_formula import LAW
@@ -27,6 +18,7 @@ from flops_parameter_counting.scaling_laws import (
     on_state_spaces,
     training_rules,
 )
+from flops_parameter_counting.search_space import PUBLISHED_BUDGET, default_space
 from model_config import STATE_SPACES
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"

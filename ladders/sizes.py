@@ -6,16 +6,9 @@ import math
 import numpy as np
 
 from errors import UserError
-from flops_parameter_counting.grid_search import (
-    KEPT,
-    SIZES,
-    Candidate,
-    Search,
-    default_aspect_ratio,
-    default_space,
-    grid_search,
-)
+from flops_parameter_counting.grid_search import KEPT, Candidate, Search, grid_search
 from flops_parameter_counting.scaling_laws import Law
+from flops_parameter_counting.search_space import SIZES, default_aspect_ratio, default_space
 
 SPREAD = 3.0  # how far the sizes at a budget reach from its best N, both ways
 ISOFLOP_ASPECT = (8.0, 64.0)  # n_embd / n_layer: wider than the planner's, so that there are small models too

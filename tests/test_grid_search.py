@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from configurator import load
 from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis, grid_search, law_fitting
-from flops_parameter_counting.grid_search import Search, SearchSpace, default_aspect_ratio, default_space, uncertainty
+from flops_parameter_counting.grid_search import Search, uncertainty
 from flops_parameter_counting.hugging_face_config import Model
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import Setting, describe
 from flops_parameter_counting.scaling_laws import LAWS, Law
+from flops_parameter_counting.search_space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
 from model_config import resolve_architecture
 
 COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"
@@ -154,7 +155,7 @@ SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
 
 @st.composite
 def small_spaces(draw):
-    arch = draw(st.sampled_from(grid_search.ARCHITECTURES))
+    arch = draw(st.sampled_from(ARCHITECTURES))
     mamba2 = arch in ("mamba2", "hybrid")
     sizes = {
         "head_dims": [8, 16],
@@ -221,7 +222,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(11, 26), st.floats(1.0, 50), st.sampled_from(grid_search.ARCHITECTURES))
+@given(st.floats(11, 26), st.floats(1.0, 50), st.sampled_from(ARCHITECTURES))
 def test_a_larger_budget_buys_no_worse_a_model(exponent, factor, arch):
     space = default_space(10**exponent, arch)
     losses = [
@@ -246,7 +247,7 @@ def test_the_optimum_approaches_the_closed_form(law, budget):
     assert near[0] * 0.9 < best.n_params < near[-1] * 1.1
 
 
-@pytest.mark.parametrize("arch", grid_search.ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("exponent", range(10, 27))
 def test_every_budget_has_a_default_space_with_an_answer(arch, exponent):
     budget = 10.0**exponent
@@ -325,7 +326,7 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.parametrize("arch", grid_search.ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: f"{training.strategy}, {training.dtype}")
 def test_only_what_fits_is_kept_and_all_of_it(arch, training):
     """Against --model_config's figure of each architecture by itself."""

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 from components import cross_entropy, state_space
 from errors import UserError
 from flops_parameter_counting import memory
-from flops_parameter_counting.grid_search import SIZES, Grid
 from flops_parameter_counting.hugging_face_config import model_from_values
 from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, kept_bytes, training_memory
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import STRATEGIES, Setting, describe, memory_per_device
+from flops_parameter_counting.search_space import SIZES, Grid
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, hybrid_pattern, resolve_architecture
