@@ -74,10 +74,12 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
         "--batch_tokens", type=positive, metavar="N",
         help="of a step of every run (default: by the published rules for batches)",
     )  # fmt: skip
+    add("--spread", type=number, metavar="FACTOR", help="from the middle size to the others, both ways (default: 3)")
     add(
         "--tokens_per_parameter", type=number, metavar="RATIO",
         help="of the middle sizes of --isoflop (default: what is best by --law)",
     )  # fmt: skip
+    add("--layers", type=positive, metavar="N", help="of every size of --isoflop (default: what suits its width)")
     add("--tune", metavar="lr=RATE,...", help="try these learning rates first, for each architecture")
     add(
         "--law", default=DEFAULT_LAW,
@@ -165,8 +167,9 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
             raise UserError(f"--arch names {arch} twice")
     if given.isoflop is not None and len(archs) > 1:
         raise UserError("--isoflop takes one --arch: a law is that of one architecture; plan a ladder for each")
-    if given.tokens_per_parameter is not None and given.isoflop is None:
-        raise UserError("--tokens_per_parameter is for --isoflop: at a --budget the planner chooses the size")
+    for option in ("spread", "tokens_per_parameter", "layers"):
+        if getattr(given, option) is not None and given.isoflop is None:
+            raise UserError(f"--{option} is for --isoflop: at a --budget the planner chooses the size")
     asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
     law = find_law(given.law)
     block_size = given.block_size or default_space(min(asked), archs[0]).sequence_length
@@ -181,7 +184,9 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         data_dir=None if given.data_dir is None else str(given.data_dir.resolve()),
         block_size=block_size,
         batch_tokens=given.batch_tokens,
+        spread=given.spread or 3.0,
         tokens_per_parameter=given.tokens_per_parameter,
+        layers=given.layers,
         tune=() if given.tune is None else tuple(rates(given.tune)),
         law=law_as_dict(law),
         predicts=LAWS.get(law.name) != law,

@@ -49,7 +49,9 @@ class Arguments:
     block_size: int
     tune: tuple[float, ...]
     batch_tokens: int | None  # of a step of every run; None: by the published rules
+    spread: float  # how far the sizes at a budget reach from the middle one, both ways
     tokens_per_parameter: float | None  # around which the sizes lie; None: around the law's best
+    layers: int | None  # of all sizes; None: what suits each width
     law: dict[str, Any]  # which sizes are best; and, where it is a fitted one, the losses' prediction
     predicts: bool  # whether that law predicts losses: a published one ranks
     n_meaning: str  # of the laws that are fitted to this ladder
@@ -188,8 +190,8 @@ def _choices(arguments: Arguments, law: Law, vocab_size: int) -> list[tuple[floa
             if arguments.sizes is None:
                 found.append((budget, arch, planners_choice(*of_data)))
             else:
-                choices = sizes_around(*of_data, arguments.sizes, arguments.tokens_per_parameter)
-                found += [(budget, arch, choice) for choice in choices]
+                sizes = (arguments.sizes, arguments.spread, arguments.tokens_per_parameter, arguments.layers)
+                found += [(budget, arch, choice) for choice in sizes_around(*of_data, *sizes)]
     return found
 
 

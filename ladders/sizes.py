@@ -10,7 +10,6 @@ from flops_parameter_counting.grid_search import KEPT, Candidate, Search, grid_s
 from flops_parameter_counting.scaling_laws import Law
 from flops_parameter_counting.search_space import SIZES, default_aspect_ratio, default_space
 
-SPREAD = 3.0  # how far the sizes at a budget reach from its best N, both ways
 ISOFLOP_ASPECT = (8.0, 64.0)  # n_embd / n_layer: wider than the planner's, so that there are small models too
 ASPECT = 32.0  # which the sizes keep to, as near as they can: a law is one of N and D, not of shapes
 NEAR = 0.08  # relative difference of N within which the shape decides
@@ -32,25 +31,36 @@ def planners_choice(budget: float, arch: str, law: Law, block_size: int, vocab_s
 
 
 def sizes_around(
-    budget: float, arch: str, law: Law, block_size: int, vocab_size: int, count: int, tokens_per_parameter: float | None
+    budget: float,
+    arch: str,
+    law: Law,
+    block_size: int,
+    vocab_size: int,
+    count: int,
+    spread: float,
+    tokens_per_parameter: float | None,
+    layers: int | None,
 ) -> list[Choice]:
-    """`count` models of different N, evenly spaced in its logarithm from 1/SPREAD to SPREAD times that of the law's
+    """`count` models of different N, evenly spaced in its logarithm from 1/spread to spread times that of the law's
     best one, or of the one that the budget gives `tokens_per_parameter`, as far as the space reaches; smallest first.
-    Raises UserError where it has fewer."""
+    All have `layers`, or the number that suits their width. Raises UserError where the space has fewer."""
     search = search_of(budget, arch, law, block_size, vocab_size, ISOFLOP_ASPECT)
+    if layers is not None:
+        space = dataclasses.replace(search.space, layers=(layers,))
+        search = dataclasses.replace(search, space=space, aspect_ratio=None)
     best = _best(search).n_params
     found = grid_search(search, KEPT).best
     n, aspect = found["n_params"].astype(float), found["n_embd"] / found["n_layer"]
     if tokens_per_parameter is not None:
         best = n[np.abs(np.log(found["tokens"] / n / tokens_per_parameter)).argmin()]
-    low, high = max(best / SPREAD, n.min()), min(best * SPREAD, n.max())
+    low, high = max(best / spread, n.min()), min(best * spread, n.max())
     free = (n >= low) & (n <= high)
     rows: list[int] = []
     for target in np.geomspace(low, high, count):
         if not free.any():
             raise UserError(
                 f"{budget:.3g} FLOPs do not have {count} sizes of {arch}: from {low:,.0f} to {high:,.0f} parameters "
-                f"there are {len(rows)}; raise the budget or lower --sizes"
+                f"there are {len(rows)}; raise the budget or --spread, or lower --sizes"
             )
         rows.append(_nearest(np.where(free, n, np.inf), aspect, target))
         free &= np.abs(np.log(n / n[rows[-1]])) > NEAR

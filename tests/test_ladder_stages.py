@@ -376,6 +376,8 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--isoflop=1e9:2e9:2 --arch=gpt2", "do not have 5 sizes of gpt2"),
         ("--budget=1e12 --arch=gpt2 --sizes=3", "--sizes is for --isoflop"),
         ("--budget=1e12 --arch=gpt2 --tokens_per_parameter=20", "--tokens_per_parameter is for --isoflop"),
+        ("--budget=1e12 --arch=gpt2 --layers=3", "--layers is for --isoflop"),
+        ("--budget=1e12 --arch=gpt2 --spread=4", "--spread is for --isoflop"),
         ("--budget=1e12 --arch=gpt2 --batch_tokens=100", "--batch_tokens=100 is not a multiple of the block size, 32"),
         ("--budget=1e12 --arch=gpt2 --tune=rate=1", "--tune=rate=1 is not lr=RATE,..., such as lr=1e-3,2e-3,4e-3"),
         ("--budget=1e12 --arch=gpt2 --tune=lr=1e-3", "give at least two learning rates, each once"),
@@ -441,14 +443,21 @@ def test_the_command_needs_no_torch_to_plan():
 
 
 def test_sizes_are_spread_around_the_best(data_dir):
-    choices = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 7, None)
+    choices = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 7, 3.0, None, None)
     n = [choice.candidate.n_params for choice in choices]
     assert n == sorted(set(n)) and len(n) == 7 and n[-1] / n[0] < 9.2
     assert all(isinstance(choice.candidate.tokens, int) for choice in choices)
-    around = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 60.0)
+    around = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 3.0, 60.0, None)
     smallest, middle, largest = (choice.candidate for choice in around)
     assert 40 < middle.tokens / middle.n_params < 90
     assert smallest.tokens / smallest.n_params > 3 * 60 and largest.tokens / largest.n_params < 60 / 3
+
+
+def test_sizes_of_one_depth_differ_in_their_width():
+    choices = sizes_around(3e12, "llama3", LAWS["besiroglu"], 128, 256, 5, 4.0, 25.0, 3)
+    assert {choice.candidate.n_layer for choice in choices} == {3}
+    widths = [choice.candidate.n_embd for choice in choices]
+    assert widths == sorted(set(widths)) and len(widths) == 5
 
 
 def test_every_step_has_the_tokens_that_are_asked_for(ladder):
