@@ -1,9 +1,12 @@
 """Whether one group of runs is better than another, and how sure that is.
 
 Runs that differ only by their seed are a group. Two groups are compared at equal steps, tokens, FLOPs or training
-time, each at the latest place that all their runs reached, between evaluations by a straight line. The difference of
-the means comes with a 95 % interval of Student's t: over the differences seed by seed where both groups have the same
-seeds (equal seeds saw the same data in the same order), else by Welch. A group of one seed has no interval.
+time, each at the latest place that all their runs reached; between evaluations the loss is a straight line over the
+logarithm of the place. The evaluation before the first step is left out: from there no line is straight.
+
+The difference of the means comes with a 95 % interval of Student's t: over the differences seed by seed where both
+groups have the same seeds (whose runs are alike in more than one way, if only in the data's order), else by Welch. A
+group of one seed has no interval.
 """
 
 import dataclasses
@@ -116,12 +119,14 @@ def compare_groups(a: Group, b: Group, at: At) -> Difference:
 
 def common_place(runs: Sequence[RunLog], at: At) -> float:
     """The latest place of an evaluation that every run reached, in the unit of `at`. Raises UserError without one."""
-    x, words = PLACES[at]
+    words = PLACES[at][1]
     ends, starts = [], []
     for run in runs:
-        points = run.val_losses(x)
+        points = _trained(run, at)
         if not points:
-            raise UserError(f"{run.name} has no finite validation loss with a known place in {words}")
+            raise UserError(
+                f"{run.name} has no finite validation loss after its first step with a known place in {words}"
+            )
         starts.append(points[0][0])
         ends.append(points[-1][0])
     if max(starts) > min(ends):
@@ -131,15 +136,20 @@ def common_place(runs: Sequence[RunLog], at: At) -> float:
 
 
 def loss_at(run: RunLog, at: At, place: float, unit: Unit = "nats") -> float:
-    """The validation loss there, on the straight line between the evaluations before and after it."""
-    points = run.val_losses(PLACES[at][0])
-    loss = float(np.interp(place, [x for x, _ in points], [y for _, y in points]))
+    """The validation loss there, on the line between the evaluations before and after it."""
+    points = _trained(run, at)
+    loss = float(np.interp(math.log(place), [math.log(x) for x, _ in points], [y for _, y in points]))
     if unit == "nats":
         return loss
     factor = bits_per_byte_factor(run, "val")
     if factor is None:
         raise UserError(f"the log of {run.name} does not say how many tokens and bytes its validation data have")
     return loss * factor
+
+
+def _trained(run: RunLog, at: At) -> list[tuple[float, float]]:
+    """(place, validation loss) of the evaluations after the first step."""
+    return [(x, loss) for x, loss in run.val_losses(PLACES[at][0]) if x > 0]
 
 
 def _losses_by_seed(group: Group, at: At, place: float, unit: Unit) -> dict[Any, float]:
@@ -158,7 +168,7 @@ def _sentence(
     size, direction = f"{abs(difference):.3g} {unit}", "below" if difference < 0 else "above"
     if difference == 0:
         size, direction = "exactly", "equal to"
-    unfinished = [group.name for group in (a, b) if any(_ends(run, at) > (1 + SAME_END) * place for run in group.runs)]
+    unfinished = [group.name for group in (a, b) if any(_goes_on(run, at, place) for run in group.runs)]
     if unfinished:  # whose learning rate may not have decayed there
         where = f"{where[:-1]}, before the end of {unfinished[0] if len(unfinished) == 1 else 'both'})"
     if at == "time" and _differ_in_machine([*a.runs, *b.runs]):
@@ -181,8 +191,9 @@ def _place_in_words(at: At, place: float) -> str:
     return {"steps": f"{place:,.0f}", "tokens": f"{place:.4g}", "flops": f"{place:.3g}", "time": f"{place:,.4g} s"}[at]
 
 
-def _ends(run: RunLog, at: At) -> float:
-    return run.val_losses(PLACES[at][0])[-1][0]
+def _goes_on(run: RunLog, at: At, place: float) -> bool:
+    """Whether the run went on after this place, or was to."""
+    return _trained(run, at)[-1][0] > (1 + SAME_END) * place or run.step < run.run.get("steps", 0)
 
 
 def _differ_in_machine(runs: Sequence[RunLog]) -> bool:

@@ -97,14 +97,16 @@ def test_the_place_is_the_latest_that_all_reached_and_losses_between_evaluations
     long, short = made([5.0, 4.0, 3.0, 2.0]), made([5.0, 4.5, None], flops=1500)
     assert common_place([long, short], "steps") == 10
     assert common_place([long, short], "flops") == 10 * 1500 * 10  # step 15 of the first
-    assert loss_at(long, "flops", 150_000) == pytest.approx(3.5)
-    assert loss_at(long, "time", 6.0) == pytest.approx(4.0 - 0.2)
+    assert loss_at(long, "flops", 150_000) == pytest.approx(4.0 - np.log(1.5) / np.log(2))
+    assert loss_at(long, "time", 6.0) == pytest.approx(4.0 - np.log(1.2) / np.log(2)), "at step 12"
 
 
 def test_no_common_place_is_refused():
     early, late = made([5.0, 4.0]), made([None, None, 4.0])
     with pytest.raises(UserError, match="was first evaluated after"):
         common_place([early, late], "steps")
+    with pytest.raises(UserError, match="no finite validation loss after its first step"):
+        common_place([early, made([5.0])], "steps")  # nothing was trained there: every loss is that of chance
     with pytest.raises(UserError, match="no finite validation loss"):
         common_place([early, made([None])], "steps")
 
@@ -116,6 +118,12 @@ def test_each_convention_compares_at_its_own_place():
     costlier = compare_groups(b, a, "flops")
     assert costlier.place == 200_000 and costlier.difference == pytest.approx(4.0 - 3.0)
     assert "at equal FLOPs (2e+05, before the end of b): " in costlier.text
+
+
+def test_a_run_that_is_not_at_its_planned_end_is_named_though_nothing_of_it_comes_later():
+    young, done = made([5.0, 4.0], arch_preset="a"), made([5.0, 4.0], arch_preset="b")
+    young.run["steps"], done.run["steps"] = 1000, 10
+    assert "(10, before the end of a): " in compare_groups(*groups([young, done]), "steps").text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,13 +161,17 @@ def test_one_seed_has_no_interval_and_one_seed_twice_is_one_sample():
 
 def test_other_tokenizers_compare_in_bits_per_byte_of_the_same_text_or_not_at_all():
     other = {"checksum": "2", "tokens": 2000, "bytes": 4000}
-    first, second = groups([made([3.0], arch_preset="a"), made([1.6], arch_preset="b", val=other, vocab_size=99)])
+    first, second = groups(
+        [made([6.0, 3.0], arch_preset="a"), made([3.0, 1.6], arch_preset="b", val=other, vocab_size=99)]
+    )
     found = compare_groups(second, first, "steps")
     assert found.unit == "bits per byte"
     assert found.difference == pytest.approx((1.6 * 2000 - 3.0 * 1000) / 4000 / np.log(2))
     unlike = (({**other, "bytes": 4001}, "4,001 and 4,000 bytes"), ({"checksum": "2"}, "does not say how many"))
     for val, reason in unlike:
-        first, second = groups([made([3.0], arch_preset="a"), made([1.6], arch_preset="b", val=val, vocab_size=99)])
+        first, second = groups(
+            [made([6.0, 3.0], arch_preset="a"), made([3.0, 1.6], arch_preset="b", val=val, vocab_size=99)]
+        )
         with pytest.raises(UserError, match=f"no common metric: .*{reason}"):
             compare_groups(second, first, "steps")
 
