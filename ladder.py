@@ -24,11 +24,11 @@ from flops_parameter_counting.search_space import ARCHITECTURES, default_space
 from ladders.calibration import calibrated
 from ladders.ledger import entries
 from ladders.plan import Arguments, Folder, existing_plan, make_plan, read_plan
-from ladders.planned import create, plan_as_text
+from ladders.planned import check_folder, create, plan_as_text
 from ladders.runner import Runner
 from ladders.sizes import budgets
 from ladders.stages import fit_entries
-from training.dataset import DATA_FOLDER, open_dataset
+from training.dataset import dataset_folder, open_dataset
 
 
 @exit_cleanly
@@ -98,10 +98,11 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     asked = arguments_of(arguments)
-    dataset = open_dataset((DATA_FOLDER if asked.data_dir is None else Path(asked.data_dir)) / asked.dataset, True)
+    dataset = open_dataset(dataset_folder(asked.dataset, asked.data_dir))
     plan = make_plan(asked, dataset)
     existing = existing_plan(arguments.out, plan)
     if existing is None:
+        check_folder(arguments.out)
         plan = calibrated(plan)
         create(plan, arguments.out)
     print(plan_as_text(existing or plan, arguments.out, dataset))
@@ -134,7 +135,7 @@ def report_command(arguments: argparse.Namespace) -> int:
 def fit_command(arguments: argparse.Namespace) -> int:
     plan, folder = read_plan(arguments.ladder), Folder(arguments.ladder)
     runs = [entry for entry in entries(plan, folder) if not entry.run.is_sweep]
-    finished = [entry for entry in runs if entry.is_finished]
+    finished = [entry for entry in runs if entry.loss is not None]
     meaning = check_meaning(arguments.n_meaning or plan.arguments.n_meaning)
     fitted = fit_entries(finished, folder, meaning, holdout=2.0)
     law, png = arguments.ladder / "law.json", arguments.ladder / "law.png"
@@ -142,7 +143,7 @@ def fit_command(arguments: argparse.Namespace) -> int:
     write_whole(png, draw(fitted))
     print(fit_as_text(fitted))
     if left_out := len(runs) - len(finished):
-        print(f"note: {left_out} of {len(runs)} runs have not finished and are left out")
+        print(f"note: {left_out} of {len(runs)} runs have not finished with a finite loss and are left out")
     print(f"\nwrote {law}: detailed_cost_analysis.py --grid_search FLOPS --law {law} --emit FILE.py plans by it")
     print(f"wrote {png}")
     return 0
@@ -202,7 +203,10 @@ def isoflop(text: str) -> list[float]:
     low, high, count = positive_of("isoflop", parts[0]), positive_of("isoflop", parts[1]), int(parts[2])
     if low >= high or count < 2:
         raise UserError(f"--isoflop={text}: LOW must be below HIGH, and COUNT at least 2")
-    return budgets(low, high, count)
+    found = budgets(low, high, count)
+    if len(set(found)) < count:
+        raise UserError(f"--isoflop={text}: {count} budgets do not differ in their first three digits: lower COUNT")
+    return found
 
 
 def rates(text: str) -> list[float]:
@@ -210,7 +214,7 @@ def rates(text: str) -> list[float]:
     if name != "lr" or not values:
         raise UserError(f"--tune={text} is not lr=RATE,..., such as lr=1e-3,2e-3,4e-3")
     found = [positive_of("tune", value) for value in values.split(",")]
-    if len(set(found)) < max(2, len(found)):
+    if len({f"{rate:g}" for rate in found}) < max(2, len(found)):
         raise UserError(f"--tune={text}: give at least two learning rates, each once")
     return found
 

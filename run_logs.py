@@ -54,7 +54,7 @@ class RunLog:
         """`finished`; `interrupted` (by a signal); `stopped` (too many steps without a finite gradient); `running`;
         or `cut` (killed: no summary, and no process holds the folder)."""
         if self.summary is None:
-            return "running" if self.path.name == "log.jsonl" and _is_held(self.path.parent) else "cut"
+            return "running" if self.path.name == "log.jsonl" and is_held(self.path.parent) else "cut"
         reason = str(self.summary.get("reason"))
         if reason == "finished":
             return reason
@@ -267,7 +267,7 @@ def _last_time(log: Path) -> float | None:
             length *= 16
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
     """Whether a live run holds the folder (training.run_folder.RunFolder.hold)."""
     try:
         with (folder / ".lock").open() as lock:

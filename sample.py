@@ -23,7 +23,7 @@ from model_builder import Caches, LanguageModel, build_model
 from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
 from run_config import RunConfig, check_run
 from training.checkpoint import load_model
-from training.dataset import DATA_FOLDER, open_dataset
+from training.dataset import dataset_folder, open_dataset
 from training.device import choose_device
 from training.ranks import ALONE
 from training.run_folder import RunFolder, checkpoint_choice, existing_run, read_state, saved_configuration
@@ -123,8 +123,7 @@ def run_folder(arguments: argparse.Namespace) -> RunFolder:
 def find_tokenizer(checkpoint: Path) -> Tokenizer:
     """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
     saved = saved_configuration(read_state(checkpoint))
-    data = Path(saved.run.data_dir) if saved.run.data_dir is not None else DATA_FOLDER
-    dataset = open_dataset(data / saved.run.dataset, verify=False)
+    dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)
     if dataset.vocab_size > (saved.model.vocab_size or 0):
         raise UserError(
             f"{dataset.folder} is not what {checkpoint} was trained on: its vocabulary of {dataset.vocab_size} is "

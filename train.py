@@ -12,7 +12,7 @@ from typing import Any
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from errors import UserError, exit_cleanly
 from run_logs import read_run
-from training.dataset import DATA_FOLDER, Dataset, open_dataset
+from training.dataset import Dataset, dataset_folder, open_dataset
 from training.plan import RunPlan, check_ranks, plan_run
 from training.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from training.report import plan_notes, startup_report
@@ -54,7 +54,7 @@ def main() -> int:
 def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
     """The prepared dataset; None for a dry run without one. Raises UserError for one that is missing or damaged."""
     run = configuration.run
-    path = (Path(run.data_dir) if run.data_dir is not None else DATA_FOLDER) / run.dataset
+    path = dataset_folder(run.dataset, run.data_dir)
     if run.dry_run and configuration.model.vocab_size is not None and not (path / "meta.json").exists():
         return None
     return open_dataset(path, verify=ranks.local_rank == 0)  # one process of a machine reads the files through

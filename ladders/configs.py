@@ -70,7 +70,7 @@ def _evaluation(run: Run) -> str:
 def check_config(file: Path, expected: str) -> None:
     """Raises UserError for a config that is not as the ledger says it was planned: its hash is another."""
     try:
-        found = hash_of(file.read_text())
+        found = hash_of(file.read_text(errors="replace"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     if found != expected:

@@ -31,10 +31,13 @@ Record = dict[str, Any]
 def append(ledger: Path, record: Record) -> Record:
     """Write a record that is on the disk before anything that follows from it happens."""
     line = json.dumps({"type": record["type"], "time": round(time.time(), 3), **record}, allow_nan=False)
-    with ledger.open("ab") as file:
-        file.write(("\n" * _ends_in_the_middle(ledger) + line + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with ledger.open("ab") as file:
+            file.write(("\n" * _ends_in_the_middle(ledger) + line + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {ledger}: {error.strerror}") from None
     return json.loads(line)
 
 
@@ -93,6 +96,11 @@ class Entry:
         return self.log is not None and self.log.state == "finished" and self.log.step >= self.run.steps
 
     @property
+    def is_settled(self) -> bool:
+        """Finished; or of the sweep, and stopped by itself: at this learning rate it does not train."""
+        return self.is_finished or (self.run.is_sweep and self.log is not None and self.log.state == "stopped")
+
+    @property
     def state(self) -> str:
         if self.log is None:
             return "not started"
@@ -135,7 +143,9 @@ class Entry:
             return "not started"
         if self.prediction["time"] > self.started:
             return "AFTER THE START"
-        carried = (self.log.run.get("prediction") or {}) if self.log is not None else {}
+        if self.log is None or not self.log.run:
+            return "not known"
+        carried = self.log.run.get("prediction") or {}
         if any(not _same(carried.get(what), self.prediction[what]) for what in ("loss", "flops", "seconds")):
             return "THE RUN CARRIED ANOTHER"
         return "before"

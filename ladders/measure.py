@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from configurator import load, with_vocabulary
 from errors import exit_cleanly
-from train import find_dataset
+from training.dataset import dataset_folder, open_dataset
 from training.device import choose_device
 from training.interrupts import StopRequest
 from training.loader import Batch, prefetch
@@ -43,8 +43,7 @@ def measure(config: Path) -> dict[str, float | str]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         configuration = load([str(config), f"--out_dir={folder}/run"])
-        dataset = find_dataset(configuration, ALONE)
-        assert dataset is not None
+        dataset = open_dataset(dataset_folder(configuration.run.dataset, configuration.run.data_dir))
         configuration = with_vocabulary(configuration, dataset.vocab_size)
         plan, run = plan_run(configuration, dataset), configuration.run
         device = choose_device(run.device, ALONE)

@@ -204,6 +204,12 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
     sizes = _evaluable(_with_batch(run_sizes(candidate, search, rules), arguments.batch_tokens), evaluated)
     size = f"-{short(cost.n_params)}" if arguments.is_isoflop else ""
     waits = [*(["sweep"] if arguments.tune else []), *(["law"] if _waits_for_law(arguments, budget) else [])]
+    steps = int(budget // (cost.training_flops() * sizes.tokens_per_step))
+    if steps < 1:
+        raise UserError(
+            f"{budget:.3g} FLOPs are less than one step of {sizes.tokens_per_step:,} tokens of {model.name}: "
+            "lower --batch_tokens, or raise the budget"
+        )
     return Run(
         name=f"{arch}-{budget:.3g}{size}-s{seed}".replace("+", ""),
         is_sweep=False,
@@ -218,7 +224,7 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
         gradient_accumulation_steps=sizes.gradient_accumulation_steps,
         batch_size=sizes.batch_size,
         eval_iters=evaluated // sizes.batch_size,
-        steps=int(budget // (cost.training_flops() * sizes.tokens_per_step)),
+        steps=steps,
         tokens_per_step=sizes.tokens_per_step,
         learning_rate=sizes.learning_rate,
         waits_for=tuple(waits),
@@ -241,10 +247,11 @@ def _with_batch(sizes: RunSizes, tokens: int | None) -> RunSizes:
 
 
 def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:
-    """With micro-batches that fit into the validation windows: these are the same for every batch."""
-    batch_size = min(sizes.batch_size, evaluated)
-    accumulation = sizes.gradient_accumulation_steps * (sizes.batch_size // batch_size)
-    return dataclasses.replace(sizes, batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    """With micro-batches that divide the validation windows, of which there are as many for every batch."""
+    batch_size, sequences = min(sizes.batch_size, evaluated), sizes.gradient_accumulation_steps * sizes.batch_size
+    while sequences % batch_size or evaluated % batch_size:
+        batch_size -= 1
+    return dataclasses.replace(sizes, batch_size=batch_size, gradient_accumulation_steps=sequences // batch_size)
 
 
 def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
@@ -319,13 +326,13 @@ class Folder:
 def existing_plan(path: Path, wanted: Plan) -> Plan | None:
     """The plan that the folder holds, if it is the wanted one; None where there is no folder yet. Raises UserError for
     another plan, and for a folder that holds none."""
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     found = read_plan(path)
     if found.hash == wanted.hash:
         return found
     before, after = ({**dataclasses.asdict(plan.arguments), "data": plan.dataset} for plan in (found, wanted))
-    differing = ", ".join(name for name in before if before[name] != after[name])
+    differing = ", ".join(name for name in before if before[name] != after[name]) or "the planner's choices"
     raise UserError(
         f"{path} holds another plan, {found.hash} ({differing} differ), and this one is {wanted.hash}: "
         "choose another --out, or delete that folder"

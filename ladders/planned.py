@@ -1,7 +1,9 @@
 """A plan on the disk and in words."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,7 @@ EXPONENT = 0.35  # of N and of D, near all that were published
 
 def create(plan: Plan, path: Path) -> None:
     """Write the ladder's folder, whole or not at all: the plan, the configs that wait for nothing, the ledger."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
+    with _made_aside(path) as aside:
         folder = Folder(aside)
         folder.plan.write_text(as_json(plan))
         folder.ledger.touch()
@@ -31,6 +31,20 @@ def create(plan: Plan, path: Path) -> None:
             if not run.waits_for:
                 prepare(run, plan, folder)
         aside.rename(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises UserError for a folder that `create` could not write."""
+    with _made_aside(path):
+        pass
+
+
+@contextlib.contextmanager
+def _made_aside(path: Path) -> Iterator[Path]:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     finally:

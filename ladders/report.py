@@ -1,6 +1,7 @@
 """What came of a ladder: the comparison page with winner, law and prediction ledger; and the same as text."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 from comparison.page import Section, write_page
 from comparison.statistics import Group, compare_groups, groups
 from errors import UserError
-from flops_parameter_counting.fit_scaling_law import Fitted, budgets_to_draw
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.law_fitting import predicted
 from ladders.ledger import HEADINGS, Entry, as_markdown, as_text, entries, rows
@@ -18,7 +18,7 @@ from ladders.plan import Folder, Plan
 from ladders.stages import fit_entries
 
 HELD_OUT = 2.0  # the budgets within this factor of the largest, which the report's second fit leaves out
-COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#b5a500", "#d1495b", "#8d6a9f", "#30638e")
+BUDGET_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#3a9bd9")  # on white and on black
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Report:
 def report(plan: Plan, folder: Folder, page: Path) -> Report:
     """Writes the page, and returns what it says. Raises UserError for a ladder none of whose runs has finished."""
     found = entries(plan, folder)
-    finished = [entry for entry in found if entry.is_finished and not entry.run.is_sweep]
+    finished = [entry for entry in found if entry.loss is not None and not entry.run.is_sweep]
     if not finished:
-        raise UserError(f"{folder.path} has no finished run: python ladder.py run {folder.path}")
+        raise UserError(f"{folder.path} has no finished run with a finite loss: python ladder.py run {folder.path}")
     winner, costs, ledger = winners(plan, finished), _costs(plan, found), rows(found)
     law, figure = _law(plan, folder, finished)
     sections = [
@@ -59,22 +59,23 @@ def winners(plan: Plan, finished: Sequence[Entry]) -> list[str]:
             lines.append(
                 f"At {budget:.3g} FLOPs the lowest mean loss is {_mean(best):.4f} nats per token, of {best.name}."
             )
-            if not plan.arguments.is_isoflop:
+            if not plan.arguments.is_isoflop or plan.arguments.seeds > 1:
                 lines += [f"{compare_groups(best, other, at='flops').text}." for other in others]
     return lines or ["There is one kind of run at each budget: nothing to compare."]
 
 
 def _mean(group: Group) -> float:
     """Of the last validation losses."""
-    return float(np.mean([run.final_val_loss for run in group.runs]))
+    return float(np.mean([run.final_val_loss or math.nan for run in group.runs]))
 
 
 def _costs(plan: Plan, found: Sequence[Entry]) -> list[str]:
-    spent = sum(entry.flops or 0 for entry in found)
-    sweep = sum(entry.flops or 0 for entry in found if entry.run.is_sweep)
+    logs = [(entry.run, entry.log) for entry in found if entry.log is not None]
+    spent = sum(log.flops or 0 for _, log in logs)
+    sweep = sum(log.flops or 0 for run, log in logs if run.is_sweep)
     finished = sum(entry.is_finished for entry in found)
     tuning = f", {sweep:.4e} of them in the sweep of learning rates" if plan.arguments.tune else ""
-    seconds = sum(entry.seconds or 0 for entry in found)
+    seconds = sum(log.train_seconds or 0 for _, log in logs)
     return [
         f"{finished} of {len(found)} runs have finished. Spent: {spent:.4e} of {plan.flops:.4e} FLOPs{tuning}; "
         f"{seconds:,.0f} s in training steps."
@@ -95,19 +96,21 @@ def _law(plan: Plan, folder: Folder, finished: Sequence[Entry]) -> tuple[list[st
         fitted = fit_entries(finished, folder, plan.arguments.n_meaning, HELD_OUT)
     except UserError as error:
         return [f"No law: {error}."], None
-    return fit_as_text(fitted).splitlines(), isoflop_figure(fitted)
+    return fit_as_text(fitted).splitlines(), isoflop_figure(finished, plan.arguments.n_meaning, fitted.fit.constants)
 
 
-def isoflop_figure(fitted: Fitted) -> dict[str, Any]:
-    """Loss over N for plotly: the runs of each budget, and the law's curve through them."""
-    points, data = fitted.measured.points, []
-    for index, (budget, (first, last)) in enumerate(budgets_to_draw(points)):
-        color, name = COLORS[index % len(COLORS)], f"C = 6 N D = {budget:.3g}"
-        near = np.abs(np.log(points.c / budget)) < np.log(1.5)
-        n = np.geomspace(first / 1.3, last * 1.3, 100)
-        loss = predicted(fitted.fit.constants, n, budget / 6 / n)
-        data.append(_trace(points.n[near], points.loss[near], name, color, "markers"))
-        data.append(_trace(n, loss, f"{name}, law", color, "lines"))
+def isoflop_figure(finished: Sequence[Entry], n_meaning: str, constants: np.ndarray) -> dict[str, Any]:
+    """Loss over N for plotly: the runs of each budget, and the law's curve through the same N and D. Between two sizes
+    the tokens that a budget buys are a line over the logarithms."""
+    data = []
+    for index, budget in enumerate(sorted({entry.run.budget for entry in finished})):
+        color, name = BUDGET_COLORS[index % len(BUDGET_COLORS)], f"{budget:.3g} FLOPs"
+        runs = sorted((e.run.n_law[n_meaning], e.run.tokens, e.loss) for e in finished if e.run.budget == budget)
+        n, tokens, losses = np.array(runs, float).T
+        between = np.geomspace(n[0], n[-1], 100)
+        d = np.exp(np.interp(np.log(between), np.log(n), np.log(tokens)))
+        data.append(_trace(n, losses, name, color, "markers"))
+        data.append(_trace(between, predicted(constants, between, d), f"{name}, law", color, "lines"))
     layout = {
         "xaxis": {"type": "log", "title": {"text": "parameters N"}},
         "yaxis": {"title": {"text": "validation loss (nats per token)"}},

@@ -22,8 +22,7 @@ from errors import UserError
 from ladders.ledger import Entry, entries, read
 from ladders.plan import Folder, Plan, Run
 from ladders.stages import advance, is_ready, prepare
-from run_logs import read_run
-from training.run_folder import RunFolder
+from run_logs import is_held, read_run
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 LOOK_SECONDS = 0.2  # between looks at the processes
@@ -35,6 +34,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class _Running:
     run: Run
     process: subprocess.Popen
+    printed: int  # bytes of its output file that earlier attempts wrote
     signals: int = 0  # of those that reached the runner, how many were passed on
 
 
@@ -55,6 +55,9 @@ class Runner:
         UserError for a config that was changed, and where another runner works on the ladder."""
         for run in self.plan.runs:
             divided(run, self.gpus or 1)
+        wanted, visible = self.jobs * (self.gpus or 0), len(_visible_gpus())
+        if 0 < visible < wanted:
+            raise UserError(f"--jobs={self.jobs} with --gpus={self.gpus} take {wanted} GPUs, and {visible} are visible")
         with self._alone(), self._signals_noted(), self._runs_stopped_on_error():
             bar = {"unit": "FLOP", "unit_scale": True, "dynamic_ncols": True, "disable": None, "leave": False}
             with tqdm(total=float(self.plan.flops), **bar) as self.bar:
@@ -82,24 +85,29 @@ class Runner:
     def _start_what_can_start(self) -> None:
         if None not in self.slots:
             return
+        self._note_held()  # first: one that ends after this look is read as ended below
         found = entries(self.plan, self.folder)
         for line in advance(self.plan, self.folder, found):
             self.say(line)
         records = read(self.folder.ledger)
-        busy = {slot.run.name for slot in self.slots if slot is not None}
+        away = self.held | self.failed.keys() | {slot.run.name for slot in self.slots if slot is not None}
         for entry in found:
-            if entry.is_finished or entry.run.name in busy | self.failed.keys() or not is_ready(entry.run, records):
-                self.held.discard(entry.run.name)
-            elif _is_held(self.folder.run(entry.run)):
-                self._wait_for(entry.run)
-            elif None in self.slots:
-                self.held.discard(entry.run.name)
+            waits = not entry.is_settled and entry.run.name not in away and is_ready(entry.run, records)
+            if waits and self._has_room():
                 self._start(entry)
 
-    def _wait_for(self, run: Run) -> None:
-        if run.name not in self.held:
-            self.say(f"{run.name}: a process of an earlier call goes on with it; waiting for it")
-        self.held.add(run.name)
+    def _note_held(self) -> None:
+        """Which runs a process of an earlier call, whose runner was killed, goes on with."""
+        busy = {slot.run.name for slot in self.slots if slot is not None}
+        held = {run.name for run in self.plan.runs if is_held(self.folder.run(run))} - busy
+        for name in sorted(held - self.held):
+            self.say(f"{name}: a process of an earlier call goes on with it; waiting for it")
+        self.held = held
+
+    def _has_room(self) -> bool:
+        """A held run takes the place of one of ours; and which GPUs it has is not known."""
+        busy = sum(slot is not None for slot in self.slots)
+        return busy + len(self.held) < self.jobs and not (self.gpus and self.held)
 
     def _start(self, entry: Entry) -> None:
         run, slot, output = entry.run, self.slots.index(None), self.folder.output(entry.run)
@@ -110,15 +118,18 @@ class Runner:
             return
         output.parent.mkdir(exist_ok=True)
         with output.open("ab") as file:
+            printed = file.tell()
             process = subprocess.Popen(
                 self.command(run, config), env=self.environment(slot), stdout=file, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,  # signals come from here alone, and once
             )  # fmt: skip
-        self.slots[slot] = _Running(run, process)
+        self.slots[slot] = _Running(run, process, printed)
         self.say(f"{run.name}: {'goes on' if entry.log is not None else 'starts'}")
 
     def command(self, run: Run, config: Path) -> list[str]:
         arguments = [str(TRAIN), str(config), f"--out_dir={self.folder.run(run)}", "--init_from=auto"]
+        if self.gpus is not None and self.plan.arguments.device == "auto":
+            arguments.append("--device=cuda")  # where there are fewer GPUs, a run must not go on without
         ranks = self.gpus or 1
         if ranks == 1:
             return [sys.executable, *arguments]
@@ -141,10 +152,13 @@ class Runner:
             run, code = running.run, running.process.returncode
             self.slots[slot], self.something_ended = None, not self.signals
             (entry,) = (entry for entry in entries(self.plan, self.folder) if entry.run == run)
+            why = _last_words(self.folder.output(run), running.printed, code)
             if entry.is_finished:
                 self.say(f"{run.name}: finished{_losses(entry)}")
-            elif not self.signals and not _is_held(self.folder.run(run)):
-                self._note_failure(run, _last_words(self.folder.output(run), code))
+            elif entry.is_settled:
+                self.say(f"{run.name}: does not train at this rate: {why}")
+            elif not self.signals and not is_held(self.folder.run(run)):
+                self._note_failure(run, why)
 
     def _note_failure(self, run: Run, why: str) -> None:
         self.failed[run.name], self.something_ended = why, True
@@ -160,9 +174,9 @@ class Runner:
         for name, why in self.failed.items():
             print(f"failed: {name}: {why} ({self.folder.path}/output/{name}.txt)", flush=True)
         for entry in found:
-            if not entry.is_finished and entry.run.name not in self.failed:
+            if not entry.is_settled and entry.run.name not in self.failed:
                 print(f"not started: {entry.run.name} waits for {' and '.join(entry.run.waits_for)}", flush=True)
-        return 0 if finished == len(found) else 1
+        return 0 if all(entry.is_settled for entry in found) else 1
 
     # The rest
 
@@ -184,7 +198,11 @@ class Runner:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Raises UserError while another runner works on the ladder; the kernel lets go of it however one ends."""
-        with (self.folder.path / ".lock").open("w") as lock:
+        try:
+            lock = (self.folder.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder.path}: {error.strerror}") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -230,32 +248,26 @@ def divided(run: Run, ranks: int) -> Sequence[str]:
     sequences = run.gradient_accumulation_steps * run.batch_size
     if sequences % ranks:
         raise UserError(f"{run.name} has {sequences} sequences a step, which {ranks} GPUs cannot share: lower --gpus")
+    windows = run.eval_iters * run.batch_size
     batch_size = min(run.batch_size, sequences // ranks)
-    while sequences % (ranks * batch_size):
+    while sequences % (ranks * batch_size) or windows % batch_size:
         batch_size -= 1
     return [
         f"--gradient_accumulation_steps={sequences // batch_size}",
         f"--batch_size={batch_size}",
-        f"--eval_iters={run.eval_iters * run.batch_size // batch_size}",
+        f"--eval_iters={windows // batch_size}",
     ]
 
 
 def _gpus_of(slot: int, count: int) -> str:
     """Of those that the user lets be seen, or of all."""
-    first, visible = slot * count, os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else []
+    first, names = slot * count, _visible_gpus()
     return ",".join(names[first : first + count] if names else map(str, range(first, first + count)))
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a live process has the run."""
-    if not path.exists():
-        return False
-    try:
-        with RunFolder(path).hold():
-            return False
-    except UserError:
-        return True
+def _visible_gpus() -> list[str]:
+    """Their names in CUDA_VISIBLE_DEVICES; empty where that is not set."""
+    return list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
 
 
 def _losses(entry: Entry) -> str:
@@ -264,9 +276,11 @@ def _losses(entry: Entry) -> str:
     return "" if entry.loss is None else f", validation loss {entry.loss:.4f}{said}"
 
 
-def _last_words(output: Path, code: int) -> str:
-    """The last line that a failed run printed, or that a signal killed it."""
+def _last_words(output: Path, start: int, code: int) -> str:
+    """The last error that a run printed after `start` bytes (torchrun prints a summary of its own below it), or its
+    last line, or that a signal killed it."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = output.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+    lines = output.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit code {code}"])[-1].removeprefix("error: ")

@@ -56,7 +56,7 @@ def sizes_around(
     low, high = max(best / spread, n.min()), min(best * spread, n.max())
     free = (n >= low) & (n <= high)
     rows: list[int] = []
-    for target in np.geomspace(low, high, count):
+    for target in np.geomspace(low, high, count) if count > 1 else [best]:
         if not free.any():
             raise UserError(
                 f"{budget:.3g} FLOPs do not have {count} sizes of {arch}: from {low:,.0f} to {high:,.0f} parameters "

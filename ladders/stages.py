@@ -43,6 +43,8 @@ def prepare(run: Run, plan: Plan, folder: Folder) -> Path:
     text = config_of(run, plan, said)
     config = folder.config(run)
     if not config.exists():
+        if hash_of(text) != said["config"]:
+            raise UserError(f"{config} was lost, and this version of ladder.py writes another: restore it")
         config.parent.mkdir(exist_ok=True)
         write_whole(config, text.encode())
     return config
@@ -109,7 +111,7 @@ def advance(plan: Plan, folder: Folder, found: Sequence[Entry]) -> list[str]:
     for arch in plan.arguments.archs if plan.arguments.tune else ():
         sweep = [entry for entry in found if entry.run.is_sweep and entry.run.arch == arch]
         known = any(record["arch"] == arch for record in of_type(records, "learning_rate"))
-        if not known and all(entry.is_finished for entry in sweep):
+        if not known and all(entry.is_settled for entry in sweep):
             said.append(_choose_learning_rate(plan, folder, arch, sweep))
     needs_law = any("law" in run.waits_for for run in plan.runs)
     if needs_law and not of_type(records, "law") and all(entry.is_finished for entry in smaller(plan, found)):
@@ -168,7 +170,8 @@ def _fit_smaller(plan: Plan, folder: Folder, found: Sequence[Entry]) -> str:
 
 
 def fit_entries(chosen: Sequence[Entry], folder: Folder, n_meaning: str, holdout: float) -> Fitted:
-    """Raises UserError where the runs do not support a law."""
+    """Without runs whose last loss was not finite. Raises UserError where the others do not support a law."""
+    chosen = [entry for entry in chosen if entry.loss is not None]
     if not chosen:
         raise UserError(f"{folder.path} has no finished run to fit a law to: python ladder.py run {folder.path}")
     architectures = sorted({entry.run.arch for entry in chosen})

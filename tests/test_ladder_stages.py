@@ -1,17 +1,24 @@
 """A ladder from plan to law and back to the planner, on runs that a known law makes up; and what cannot be a ladder."""
 
 import dataclasses
+import fcntl
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import Done, command
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from tqdm import tqdm
 
 import ladder as ladder_command
@@ -20,11 +27,13 @@ import ladders.stages
 from configurator import load
 from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis, law_fitting
+from flops_parameter_counting.emit_config import RunSizes
 from flops_parameter_counting.law_fitting import predicted
 from flops_parameter_counting.scaling_laws import CONSTANTS, LAWS, find_law
 from ladders.calibration import seconds_of, step_flops
 from ladders.ledger import append, entries, of_type, predictions, read
-from ladders.plan import Folder, Plan, read_plan
+from ladders.plan import Folder, Plan, _evaluable, read_plan
+from ladders.report import isoflop_figure
 from ladders.runner import Runner, divided
 from ladders.sizes import sizes_around
 from run_logs import read_run
@@ -34,6 +43,7 @@ PLANTED = {"E": 1.2, "A": 40.0, "B": 60.0, "alpha": 0.36, "beta": 0.34}
 NOISE = 1e-3
 FAILS = 'run["budget"] == 0'
 BEST_RATE = 4e-3  # of the sweep
+HIGHEST_RATE = 0.5  # with which anything trains
 
 # In the place of train.py: the log of a run whose loss is the planted law's, more for other learning rates.
 TRAINER = f"""
@@ -50,6 +60,8 @@ law, n, tokens = {PLANTED!r}, run["n_params"], run["steps"] * run["tokens_per_st
 loss = law["E"] + law["A"] / n ** law["alpha"] + law["B"] / tokens ** law["beta"]
 loss *= 1 + {NOISE} * (zlib.crc32(config.stem.encode()) / 2**31 - 1)
 loss += run["is_sweep"] * math.log(keys["learning_rate"] / {BEST_RATE}) ** 2
+stops = keys["learning_rate"] > {HIGHEST_RATE}
+reason = "stopped: no finite gradient" if stops else "finished"
 config_of_run = {{"decay_lr": True, "lr_schedule": "cosine", "lr_decay_iters": None, **keys}}
 flops = {{"full": tokens * run["flops_per_token"], "causal": 1}}
 law_name = (keys.get("scaling_law") or {{}}).get("name")
@@ -61,11 +73,14 @@ records = [
       "dataset": {{"name": "tiny", "vocab_size": 256, "splits": {{"val": {{"checksum": "1"}}}}}}}},
     {{"type": "eval", "step": run["steps"], "tokens": tokens, "flops": flops, "val_loss": loss,
       "val_bits_per_byte": None, "best": True, "train_seconds": 1.0, "seconds": 0.0}},
-    {{"type": "summary", "reason": "finished", "step": run["steps"], "tokens": tokens, "flops": flops,
+    {{"type": "summary", "reason": reason, "step": run["steps"], "tokens": tokens, "flops": flops,
       "train_seconds": 1.0, "tokens_per_second": None}},
 ]
 out.mkdir(parents=True)
 (out / "log.jsonl").write_text("".join(json.dumps({{"time": time.time(), **record}}) + "\\n" for record in records))
+if stops:
+    print("error: the loss is not finite", "===== a launcher's summary =====", sep="\\n")
+    sys.exit(1)
 """
 
 
@@ -260,16 +275,27 @@ def test_the_report_draws_the_law(isoflop, ladder):
     folder, _, _ = isoflop
     done = ladder("report", "ladder/i")
     assert done.returncode == 0, done.stderr
-    assert (
-        "L(N, D) = E + A / N^alpha + B / D^beta" in done.stdout
-        and "C = 6 N D = " in (folder / "report.html").read_text()
-    )
+    assert "L(N, D) = E + A / N^alpha + B / D^beta" in done.stdout
+    assert '"3e+12 FLOPs, law"' in (folder / "report.html").read_text()
     for entry in entries(read_plan(folder), Folder(folder)):
         if entry.run.budget == 3e13:
             (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{entry.run.name} ")]
             predicted_loss = entry.prediction["loss"]
             assert f"{predicted_loss:.4f}" in line and f"{entry.loss:.4f}" in line
             assert f"{entry.loss / predicted_loss - 1:+.2%}" in line and " before " in line
+
+
+def test_the_curve_of_a_budget_passes_through_the_law_at_its_runs(isoflop):
+    found = [entry for entry in entries(read_plan(isoflop[0]), Folder(isoflop[0])) if not entry.run.is_sweep]
+    figure = isoflop_figure(found, "total", np.array([PLANTED[name] for name in CONSTANTS]))
+    traces = {trace["name"]: trace for trace in figure["data"]}
+    assert len(traces) == 2 * 3
+    for entry in found:
+        name = f"{entry.run.budget:.3g} FLOPs"
+        marks, curve = traces[name], traces[f"{name}, law"]
+        law = PLANTED["E"] + PLANTED["A"] / entry.run.n_params**0.36 + PLANTED["B"] / entry.run.tokens**0.34
+        assert marks["y"][marks["x"].index(entry.run.n_params)] == entry.loss
+        assert np.interp(np.log(entry.run.n_params), np.log(curve["x"]), curve["y"]) == pytest.approx(law, rel=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,6 +356,39 @@ def test_runs_at_the_same_time_have_gpus_of_their_own(isoflop, monkeypatch):
     assert [runner.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["4,5", "6,7"]
     launched = runner.command(runner.plan.runs[0], Path("x.py"))
     assert launched[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert "--device=cuda" in launched, "with fewer GPUs than that, not on the processor"
+
+
+def test_more_gpus_than_are_visible_are_refused(isoflop, ladder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    done = ladder("run", "ladder/i", "--gpus=2", "--jobs=2")
+    assert done.returncode == 2 and "--jobs=2 with --gpus=2 take 4 GPUs, and 2 are visible" in done.stderr
+
+
+def test_a_run_of_an_earlier_call_takes_the_place_of_one_of_this(ladder):
+    """With one job nothing starts beside it: times and devices are those of one run at a time."""
+    ladder("plan", "--budget=1e12", "--arch=gpt2", "--seeds=2", "--out=ladder/held")
+    first, second = (ladder.folder / f"ladder/held/runs/gpt2-1e12-s{seed}" for seed in (1, 2))
+    first.mkdir(parents=True)
+    released = []
+
+    def hold() -> None:
+        with (first / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            holds.set()
+            time.sleep(2)
+            released.append(time.time())
+        shutil.rmtree(first)
+
+    holds, holder = threading.Event(), threading.Thread(target=hold)
+    holder.start()
+    holds.wait()
+    done = ladder("run", "ladder/held")
+    holder.join()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gpt2-1e12-s1: a process of an earlier call goes on with it; waiting for it" in done.stdout
+    started = json.loads((second / "log.jsonl").read_text().splitlines()[0])["time"]
+    assert started >= released[0]
 
 
 def test_the_bar_counts_the_flops_of_the_whole_ladder(isoflop):
@@ -348,6 +407,29 @@ def test_ranks_share_a_step_and_evaluate_the_same_windows(isoflop, ranks):
         batch, batches = int(changed.get("batch_size", run.batch_size)), int(changed.get("eval_iters", run.eval_iters))
         assert accumulation % ranks == 0 and accumulation * batch * 32 == run.tokens_per_step
         assert batches * batch == run.eval_iters * run.batch_size
+
+
+@given(st.integers(1, 300), st.integers(1, 8), st.integers(0, 9))
+def test_every_batch_has_the_same_windows(batch_size, accumulation, power):
+    """As planned, and divided among ranks."""
+    planned = RunSizes(accumulation, batch_size, 32, 10, 1e-3)
+    sizes = _evaluable(planned, 2**power)
+    assert sizes.tokens_per_step == planned.tokens_per_step and 2**power % sizes.batch_size == 0
+    run = SimpleNamespace(
+        name="x",
+        gradient_accumulation_steps=sizes.gradient_accumulation_steps,
+        batch_size=sizes.batch_size,
+        eval_iters=2**power // sizes.batch_size,
+    )
+    for ranks in (2, 3, 4):
+        try:
+            keys = dict(key.removeprefix("--").split("=") for key in divided(run, ranks))
+        except UserError:
+            assert planned.gradient_accumulation_steps * planned.batch_size % ranks
+            continue
+        if keys:
+            assert int(keys["eval_iters"]) * int(keys["batch_size"]) == 2**power
+            assert int(keys["gradient_accumulation_steps"]) % ranks == 0
 
 
 def test_more_ranks_than_sequences_are_refused(isoflop):
@@ -373,6 +455,9 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--isoflop=1e12:x:4 --arch=gpt2", "--isoflop: 'x' is not a number above 0"),
         ("--isoflop=1e14:1e12:4 --arch=gpt2", "LOW must be below HIGH"),
         ("--isoflop=1e12:1e14:3 --arch=gpt2,llama3", "--isoflop takes one --arch"),
+        ("--isoflop=1e12:1.01e12:20 --arch=gpt2", "20 budgets do not differ in their first three digits"),
+        ("--budget=1e9 --arch=gpt2 --batch_tokens=1048576", "1e+09 FLOPs are less than one step of 1,048,576 tokens"),
+        ("--budget=1e12 --arch=gpt2 --tune=lr=1e-3,1.0000001e-3", "give at least two learning rates, each once"),
         ("--isoflop=1e9:2e9:2 --arch=gpt2", "do not have 5 sizes of gpt2"),
         ("--budget=1e12 --arch=gpt2 --sizes=3", "--sizes is for --isoflop"),
         ("--budget=1e12 --arch=gpt2 --tokens_per_parameter=20", "--tokens_per_parameter is for --isoflop"),
@@ -405,9 +490,18 @@ def test_a_folder_without_a_plan(ladder, subcommand, tmp_path):
     assert done.returncode == 2 and f"{tmp_path} holds no plan" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_plan_into_a_folder_of_something_else(ladder, tmp_path):
+def test_a_plan_into_an_empty_folder_and_one_of_something_else(ladder, tmp_path):
+    assert ladder("plan", "--budget=1e12", "--arch=gpt2", f"--out={tmp_path}").returncode == 0
+    (tmp_path / "plan.json").unlink()
     done = ladder("plan", "--budget=1e12", "--arch=gpt2", f"--out={tmp_path}")
-    assert done.returncode == 2 and f"{tmp_path} holds no plan" in done.stderr and list(tmp_path.iterdir()) == []
+    assert done.returncode == 2 and f"{tmp_path} holds no plan" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(ladder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ladder_command, "calibrated", None)
+    done = ladder("plan", "--budget=1e12", "--arch=gpt2", f"--out={tmp_path}/file/x")
+    assert done.returncode == 2 and f"cannot write {tmp_path}/file/x" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_plan_that_was_changed_is_refused_by_its_hash(isoflop, ladder, tmp_path):
@@ -437,9 +531,26 @@ def test_failures_are_listed_and_what_waits_for_them_is_named(ladder):
     assert ladder("run", "ladder/unlucky").returncode == 0
 
 
+def test_a_rate_at_which_nothing_trains_is_not_chosen_and_holds_nothing_up(ladder):
+    ladder("plan", "--budget=1e12", "--arch=gpt2", "--seeds=1", "--tune=lr=1e-3,1.0", "--out=ladder/diverging")
+    done = ladder("run", "ladder/diverging")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sweep-gpt2-1e12-lr1: does not train at this rate: the loss is not finite" in done.stdout
+    assert "gpt2: learning rate 0.001 has the lowest loss of the sweep" in done.stdout
+    again = ladder("run", "ladder/diverging")
+    assert again.returncode == 0 and "starts" not in again.stdout
+    assert "sweep-gpt2-1e12-lr1" in ladder("report", "ladder/diverging").stdout
+
+
 def test_the_command_needs_no_torch_to_plan():
     code = "import sys, ladder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_one_size_is_the_best(data_dir):
+    (alone,) = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 1, 3.0, None, None)
+    three = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 3.0, None, None)
+    assert three[0].candidate.n_params < alone.candidate.n_params < three[2].candidate.n_params
 
 
 def test_sizes_are_spread_around_the_best(data_dir):

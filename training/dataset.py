@@ -270,6 +270,11 @@ class Dataset:
         return f"{self.folder}: {', '.join(parts)}, vocabulary {self.vocab_size:,}"
 
 
+def dataset_folder(name: str, data_dir: str | None) -> Path:
+    """Where a dataset lies, as the config keys `dataset` and `data_dir` say."""
+    return (DATA_FOLDER if data_dir is None else Path(data_dir)) / name
+
+
 def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
     """Open a prepared dataset, or raise a UserError that says what is wrong with it and how to prepare it.
 
