@@ -478,9 +478,12 @@ def test_what_is_no_matrix_or_kernel_is_not_decayed(name):
 
 @pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda contestant: contestant.name)
 def test_the_benchmark_steps_every_layer(contestant):
-    x = inputs(1, 8)
-    contestant.step(contestant.make(), x)
+    """With the scan that its name says, where that is not the layer's own."""
+    x, scan = inputs(1, 8), Mock(side_effect=contestant.scan)
+    replaced = dataclasses.replace(contestant, scan=scan if contestant.scan else None)
+    replaced.step(replaced.make(), x)
     assert x.grad is not None and x.grad.isfinite().all()
+    assert scan.call_count == ("token by token" in contestant.name)
 
 
 # Fused kernels. On a GPU they are held against the recurrence (tests/test_gpu.py); here, what they are called with.
