@@ -14,6 +14,8 @@ GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}
 # The size of the state unless mamba_d_state gives it, as published: Gu and Dao 2023; Dao and Gu 2024.
 MAMBA_D_STATE = {"mamba1": 16, "mamba2": 128}
 
+SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps: few enough for a core's cache
+FUSED_CHUNK = 64  # tokens of a chunk in the fused kernels of Mamba-2's scan
 
 # The mixer of a layer, by its letter in layer_pattern.
 MIXERS = {"A": "attention", "W": "sliding_attention", "M": "mamba2", "S": "mamba1"}
@@ -140,7 +142,7 @@ class ModelArchitectureConfig:
     mamba_backend: str = key(
         "auto",
         "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (the extra "
-        "kernels: fused, for a GPU), or auto (fla on a GPU in 16 bits, where it runs and agrees with chunked)",
+        "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
     )
 
     @property
@@ -417,7 +419,7 @@ def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) 
 
 
 def check_mamba(config: ModelArchitectureConfig) -> None:
-    """Raises UserError for sizes of which no Mamba-2 layer can be made. A Mamba-1 layer takes any."""
+    """Raises UserError for what no Mamba-2 layer can be made of. A Mamba-1 layer takes any."""
     if config.mamba_width % config.mamba_head_dim:
         raise UserError(
             f"mamba_expand x n_embd = {config.mamba_expand} x {config.n_embd} = {config.mamba_width} channels are not "
@@ -427,6 +429,11 @@ def check_mamba(config: ModelArchitectureConfig) -> None:
         raise UserError(
             f"the {config.mamba_heads} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
             f"divisible by mamba_n_groups={config.mamba_n_groups}"
+        )
+    if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
+        raise UserError(
+            f"mamba_backend='fla' has chunks of {FUSED_CHUNK} tokens: drop mamba_chunk_size={config.mamba_chunk_size}, "
+            "or take mamba_backend='chunked'"
         )
 
 

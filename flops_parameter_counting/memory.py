@@ -19,7 +19,7 @@ import numpy as np
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
 from flops_parameter_counting.sharding import Mesh, Parameters, elements, gathered_bytes, larger, mesh_of, parameters
-from model_config import MIXERS, ModelArchitectureConfig
+from model_config import MIXERS, SELECTIVE_CHUNK, ModelArchitectureConfig
 from run_config import RunConfig
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,8 +29,6 @@ OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 # The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
 # 128,256 vocabulary, 258,000 of a character model's.
 CHUNK_BYTES = 64 * 2**20
-
-SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps (components/state_space.py)
 
 
 @dataclasses.dataclass(frozen=True)

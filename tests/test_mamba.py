@@ -522,8 +522,8 @@ def test_the_scan_is_gated_linear_attention(kernels, groups):
     assert_near(ssd_fla(*without_state, 64)[0], ssd_naive(*without_state)[0])
 
 
-def of_backend(backend: str) -> ModelArchitectureConfig:
-    return resolve_architecture({"arch_preset": "mamba2", "n_embd": 64, "mamba_backend": backend})
+def of_backend(backend: str, **keys) -> ModelArchitectureConfig:
+    return resolve_architecture({"arch_preset": "mamba2", "n_embd": 64, "mamba_backend": backend, **keys})
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -571,6 +571,28 @@ def test_without_the_package_auto_says_what_to_install(monkeypatch):
     monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: None)
     backend, said = choose_backend(of_backend("auto"), GPU, "bfloat16")
     assert backend == "chunked" and "fla-core is not installed: pip install -e '.[kernels]'" in said
+
+
+def test_kernels_of_other_chunks_are_not_taken(monkeypatch):
+    """The FLOPs are counted in the chunks of the configuration."""
+    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    assert choose_backend(of_backend("auto"), GPU, "bfloat16")[0] == "fla"
+    said = "chunked products in PyTorch (the fused kernels have chunks of 64 tokens, and mamba_chunk_size=128)"
+    assert choose_backend(of_backend("auto", mamba_chunk_size=128), GPU, "bfloat16") == ("chunked", said)
+
+
+def test_kernels_without_a_version(monkeypatch):
+    """Of a package that is on the path and not installed."""
+
+    def version(name: str) -> str:
+        raise fused_scan.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_scan.importlib.metadata, "version", version)
+    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    said = "fused kernels of fla-core of unknown version"
+    assert choose_backend(of_backend("auto"), GPU, "bfloat16") == ("fla", said)
 
 
 def test_what_the_kernels_are_tried_on_tells_right_from_wrong(kernels, monkeypatch):
