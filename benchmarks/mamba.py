@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from components.state_space import selective_naive, ssd_naive
-from errors import ArgumentParser, exit_cleanly
+from errors import ArgumentParser, exit_cleanly, positive
 from model_components import component
 from model_config import resolve_architecture
 
@@ -128,10 +128,10 @@ def _peak_of_process() -> float:
 @exit_cleanly
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--batch", type=int, default=4, help="sequences")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of each")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each layer")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--batch", type=positive, default=4, help="sequences")
+    parser.add_argument("--length", type=positive, default=1024, help="tokens of each")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed steps of each layer")
+    parser.add_argument("--threads", type=positive, default=2, help="of PyTorch")
     parser.add_argument("--without-references", action="store_true", help="leave out what goes token by token")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
