@@ -280,6 +280,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     given = {name: check_value(ModelArchitectureConfig, name, value) for name, value in given.items()}
     values = preset_values(given.get("arch_preset", "legacy"), given) | given
     config = _with_derived_values(ModelArchitectureConfig(**values))
+    _check_positions(given, config)
     check_architecture(config)
     _check_idle_keys(given, config)
     return config
@@ -328,6 +329,11 @@ def _with_pattern(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
         if ratio > 1:
             raise UserError(f"hybrid_attention_ratio={ratio} is a share of the layers: take 0 to 1")
         pattern = hybrid_pattern(n_layer, ratio)
+        if ratio > 0 and "A" not in pattern:
+            raise UserError(
+                f"hybrid_attention_ratio={ratio} of n_layer={n_layer} is no attention layer: take a larger one of "
+                "them, or hybrid_attention_ratio=0 with position_encoding='none'"
+            )
     elif pattern is not None:
         wrong = sorted(set(pattern) - set(MIXERS))
         if wrong:
@@ -360,14 +366,24 @@ def hybrid_pattern(n_layer: int, attention_ratio: float) -> str:
     return "".join("A" if layer in positions else "M" for layer in range(n_layer))
 
 
+def _check_positions(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
+    """Raises UserError for a position encoding that acts in attention, which no layer has: what says so, and whose
+    encoding it is, may be the preset and not the user."""
+    if config.layers_with(ATTENTION) or config.position_encoding not in ("rope", "alibi"):
+        return
+    preset = f"arch_preset={config.arch_preset!r}"
+    says = [f"{name}={given[name]!r}" for name in _PATTERN_KEYS if given.get(name) is not None]
+    of_preset = "" if "position_encoding" in given else f" of {preset}"
+    raise UserError(
+        f"{(says or [preset])[0]} leaves no layer with attention, in which position_encoding="
+        f"{config.position_encoding!r}{of_preset} acts: take position_encoding='none'"
+    )
+
+
 def check_architecture(config: ModelArchitectureConfig) -> None:
     """Raises UserError, with the reason, for sizes and combinations that cannot work together."""
     if config.layers_with(ATTENTION):
         _check_attention(config)
-    elif config.position_encoding in ("rope", "alibi"):
-        raise UserError(
-            f"position_encoding={config.position_encoding!r} acts in attention, which no layer has: take 'none'"
-        )
     if config.layers_with("M"):
         check_mamba(config)
     natural = GATED_FFN_ACTIVATION.get(config.ffn_type)
@@ -394,6 +410,7 @@ def _check_attention(config: ModelArchitectureConfig) -> None:
         raise UserError("layer_pattern has W layers, whose attention_window is not given")
 
 
+_PATTERN_KEYS = ("layer_pattern", "hybrid_attention_ratio")
 _ATTENTION_KEYS = ("n_head", "num_key_value_heads", "attention_backend", "rope_theta", "rope_scaling")
 _FFN_KEYS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "ffn_type", "activation")
 _MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size", "mamba_backend")
