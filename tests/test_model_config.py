@@ -320,7 +320,7 @@ def test_the_mixers_of_the_layers():
         ),
         (
             {"arch_preset": "hybrid", "hybrid_attention_ratio": 0},
-            "hybrid_attention_ratio=0.0 leaves .* position_encoding='rope' of arch_preset='hybrid' acts: take position_",
+            "hybrid_attention_ratio=0.0 leaves .* position_encoding='rope' of arch_preset='hybrid' acts: take",
         ),
         (
             {"arch_preset": "mamba2", "position_encoding": "alibi"},
