@@ -1,6 +1,7 @@
 """The state-space scans against their recurrence, and the mixers against Hugging Face's.
 
-Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32.
+Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32 (up to
+1e-4 where decay is strong).
 """
 
 import dataclasses
@@ -179,6 +180,19 @@ def test_in_float32(scan, reference, inputs):
     for ours, theirs in zip(values_and_gradients(scan, single), expected, strict=True):
         assert ours.dtype == torch.float32
         assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize(("chunk_size", "relative"), [(64, 2e-5), (256, 1e-4)])
+def test_in_float32_with_strong_decay(chunk_size, relative):
+    """Steps about 0.7 and A to -16, as a trained layer may have: exponents add up to thousands in a long chunk, and
+    their differences have the rounding of the sum."""
+    x, dt, A, B, C, state = (t.detach() for t in ssd_inputs(300, dtype=torch.float32))
+    dt, A = 0.7 * (dt / dt.mean()).sqrt(), -torch.linspace(1, 16, len(A))
+    single = [t.requires_grad_() for t in (x, dt, A, B, C, state)]
+    double = [t.detach().double().requires_grad_() for t in single]
+    expected = values_and_gradients(ssd_naive, double)
+    for ours, theirs in zip(values_and_gradients(chunked(chunk_size), single), expected, strict=True):
+        assert_near(ours, theirs, relative)
 
 
 @pytest.mark.parametrize(
