@@ -66,6 +66,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help explains")
 
 
+def positive(text: str) -> int:
+    """An argument's type: a count of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'rmsnorm'?)"` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

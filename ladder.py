@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
+from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
 from flops_parameter_counting.emit_config import law_as_dict
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
@@ -241,12 +241,6 @@ def number(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

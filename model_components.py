@@ -26,8 +26,8 @@ _REGISTRY: dict[str, dict[str, Any]] = {}
 def register(kind: str, *names: str, cost: CostFunction | None = None) -> Callable[[Any], Any]:
     """Decorate a component. `cost` is for components outside the repository; the built-in ones have theirs already.
 
-    A component is called with the ModelArchitectureConfig and returns the module, except a backend of attention,
-    which is the function itself.
+    A component is called with the ModelArchitectureConfig and returns the module, except the backends of
+    attention and of Mamba-2, which are the functions themselves.
     """
 
     def store(component: Any) -> Any:

@@ -14,6 +14,8 @@ GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}
 # The size of the state unless mamba_d_state gives it, as published: Gu and Dao 2023; Dao and Gu 2024.
 MAMBA_D_STATE = {"mamba1": 16, "mamba2": 128}
 
+SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps: few enough for a core's cache
+FUSED_CHUNK = 64  # tokens of a chunk in the fused kernels of Mamba-2's scan
 
 # The mixer of a layer, by its letter in layer_pattern.
 MIXERS = {"A": "attention", "W": "sliding_attention", "M": "mamba2", "S": "mamba1"}
@@ -140,7 +142,7 @@ class ModelArchitectureConfig:
     mamba_backend: str = key(
         "auto",
         "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (the extra "
-        "kernels: fused, for a GPU), or auto (fla on a GPU in 16 bits, where it runs and agrees with chunked)",
+        "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
     )
 
     @property
@@ -278,6 +280,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     given = {name: check_value(ModelArchitectureConfig, name, value) for name, value in given.items()}
     values = preset_values(given.get("arch_preset", "legacy"), given) | given
     config = _with_derived_values(ModelArchitectureConfig(**values))
+    _check_positions(given, config)
     check_architecture(config)
     _check_idle_keys(given, config)
     return config
@@ -326,6 +329,11 @@ def _with_pattern(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
         if ratio > 1:
             raise UserError(f"hybrid_attention_ratio={ratio} is a share of the layers: take 0 to 1")
         pattern = hybrid_pattern(n_layer, ratio)
+        if ratio > 0 and "A" not in pattern:
+            raise UserError(
+                f"hybrid_attention_ratio={ratio} of n_layer={n_layer} is no attention layer: take a larger one of "
+                "them, or hybrid_attention_ratio=0 with position_encoding='none'"
+            )
     elif pattern is not None:
         wrong = sorted(set(pattern) - set(MIXERS))
         if wrong:
@@ -358,14 +366,24 @@ def hybrid_pattern(n_layer: int, attention_ratio: float) -> str:
     return "".join("A" if layer in positions else "M" for layer in range(n_layer))
 
 
+def _check_positions(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
+    """Raises UserError for a position encoding that acts in attention, which no layer has: what says so, and whose
+    encoding it is, may be the preset and not the user."""
+    if config.layers_with(ATTENTION) or config.position_encoding not in ("rope", "alibi"):
+        return
+    preset = f"arch_preset={config.arch_preset!r}"
+    says = [f"{name}={given[name]!r}" for name in _PATTERN_KEYS if given.get(name) is not None]
+    of_preset = "" if "position_encoding" in given else f" of {preset}"
+    raise UserError(
+        f"{(says or [preset])[0]} leaves no layer with attention, in which position_encoding="
+        f"{config.position_encoding!r}{of_preset} acts: take position_encoding='none'"
+    )
+
+
 def check_architecture(config: ModelArchitectureConfig) -> None:
     """Raises UserError, with the reason, for sizes and combinations that cannot work together."""
     if config.layers_with(ATTENTION):
         _check_attention(config)
-    elif config.position_encoding in ("rope", "alibi"):
-        raise UserError(
-            f"position_encoding={config.position_encoding!r} acts in attention, which no layer has: take 'none'"
-        )
     if config.layers_with("M"):
         check_mamba(config)
     natural = GATED_FFN_ACTIVATION.get(config.ffn_type)
@@ -392,6 +410,7 @@ def _check_attention(config: ModelArchitectureConfig) -> None:
         raise UserError("layer_pattern has W layers, whose attention_window is not given")
 
 
+_PATTERN_KEYS = ("layer_pattern", "hybrid_attention_ratio")
 _ATTENTION_KEYS = ("n_head", "num_key_value_heads", "attention_backend", "rope_theta", "rope_scaling")
 _FFN_KEYS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "ffn_type", "activation")
 _MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size", "mamba_backend")
@@ -417,7 +436,7 @@ def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) 
 
 
 def check_mamba(config: ModelArchitectureConfig) -> None:
-    """Raises UserError for sizes of which no Mamba-2 layer can be made. A Mamba-1 layer takes any."""
+    """Raises UserError for what no Mamba-2 layer can be made of. A Mamba-1 layer takes any."""
     if config.mamba_width % config.mamba_head_dim:
         raise UserError(
             f"mamba_expand x n_embd = {config.mamba_expand} x {config.n_embd} = {config.mamba_width} channels are not "
@@ -427,6 +446,11 @@ def check_mamba(config: ModelArchitectureConfig) -> None:
         raise UserError(
             f"the {config.mamba_heads} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
             f"divisible by mamba_n_groups={config.mamba_n_groups}"
+        )
+    if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
+        raise UserError(
+            f"mamba_backend='fla' has chunks of {FUSED_CHUNK} tokens: drop mamba_chunk_size={config.mamba_chunk_size}, "
+            "or take mamba_backend='chunked'"
         )
 
 

@@ -20,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import Tensor
 
-from errors import ArgumentParser, UserError, exit_cleanly
+from errors import ArgumentParser, UserError, exit_cleanly, positive
 from model_builder import Caches, LanguageModel, build_model
 from model_config import ModelArchitectureConfig, resolve_architecture
+from run_config import RunConfig, check_run
+from training.device import choose_device, synchronize
+from training.ranks import ALONE
 
 HEAD_DIM = 64
 
@@ -31,12 +34,13 @@ HEAD_DIM = 64
 def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    models = {name: build_model(config, options.device, seed=0).eval() for name, config in contestants(options).items()}
+    device = choose_device(options.device, ALONE)
+    models = {name: build_model(config, device, seed=0).eval() for name, config in contestants(options).items()}
     for name, model in models.items():
         parameters = sum(parameter.numel() for parameter in model.parameters())
         print(f"{name:12s} {parameters:>12,} parameters  {model.config.name}")
     print(
-        f"float32, {options.device}, {options.threads} threads, batch {options.batch}, "
+        f"float32, {device}, {options.threads} threads, batch {options.batch}, "
         f"median of {options.rounds} rounds of {options.tokens} tokens\n"
     )
     print(f"{'context':>9s}" + "".join(f"{name:>28s}" for name in models))
@@ -51,20 +55,20 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     option = parser.add_argument
-    option("--n_embd", type=int, default=512, metavar="N", help=f"a multiple of {2 * HEAD_DIM} (512)")
-    option("--n_layer", type=int, default=8, metavar="N", help="of the transformer and the hybrid (8)")
-    option("--vocab_size", type=int, default=8192, metavar="N", help="(8192)")
-    option("--contexts", type=int, nargs="+", default=[1024 * 2**n for n in range(6)], help="(1024 to 32768)")
-    option("--batch", type=int, default=1, metavar="N", help="texts at once (1)")
-    option("--tokens", type=int, default=16, metavar="N", help="of each round (16)")
-    option("--rounds", type=int, default=5, metavar="N", help="(5)")
-    option("--threads", type=int, default=2, metavar="N", help="(2)")
-    option("--device", default="cpu", metavar="D", help="(cpu)")
+    option("--n_embd", type=positive, default=512, metavar="N", help=f"a multiple of {2 * HEAD_DIM} (512)")
+    option("--n_layer", type=positive, default=8, metavar="N", help="of the transformer and the hybrid (8)")
+    option("--vocab_size", type=positive, default=8192, metavar="N", help="(8192)")
+    option("--contexts", type=positive, nargs="+", default=[1024 * 2**n for n in range(6)], help="(1024 to 32768)")
+    option("--batch", type=positive, default=1, metavar="N", help="texts at once (1)")
+    option("--tokens", type=positive, default=16, metavar="N", help="of each round (16)")
+    option("--rounds", type=positive, default=5, metavar="N", help="(5)")
+    option("--threads", type=positive, default=2, metavar="N", help="(2)")
+    option("--device", default="cpu", metavar="D", help="auto, cpu, cuda, cuda:N or mps (cpu)")
     options = parser.parse_args()
-    counts = (options.n_layer, options.vocab_size, options.batch, options.tokens, options.rounds, options.threads)
-    if min(*counts, *options.contexts) < 1:
-        raise UserError("every number must be at least 1")
-    if options.n_embd < 1 or options.n_embd % (2 * HEAD_DIM):
+    check_run(RunConfig(device=options.device))  # the names are those of train.py's key
+    if options.n_layer < 2:
+        raise UserError("--n_layer=1: the hybrid has both attention and Mamba-2, and takes 2 or more")
+    if options.n_embd % (2 * HEAD_DIM):
         raise UserError(
             f"--n_embd={options.n_embd} must be a multiple of {2 * HEAD_DIM}: heads of {HEAD_DIM}, by pairs"
         )
@@ -129,18 +133,14 @@ def filled(model: LanguageModel, batch: int, context: int, room: int) -> Caches:
 
 def decode(model: LanguageModel, caches: Caches, options: argparse.Namespace) -> float:
     """Seconds per token, every one the likeliest after the last."""
-    token = torch.zeros(options.batch, 1, dtype=torch.long, device=options.device)
-    synchronize(options.device)
+    device = model.embedding.weight.device
+    token = torch.zeros(options.batch, 1, dtype=torch.long, device=device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(options.tokens):
         token = model.next_token_logits(token, caches).argmax(-1, keepdim=True)
-    synchronize(options.device)
+    synchronize(device)
     return (time.perf_counter() - start) / options.tokens
-
-
-def synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.train_throughput import merge, random_batches
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly
+from errors import ArgumentParser, UserError, exit_cleanly, positive
 from flops_parameter_counting.communication import Exchange
 from training.checkpoint import Checkpointer, Training
 from training.collectives import process_group
@@ -271,8 +271,8 @@ def report(
 @exit_cleanly
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--ranks", type=int, help="processes to start (default: one a GPU, 2 on a CPU)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each strategy")
+    parser.add_argument("--ranks", type=positive, help="processes to start (default: one a GPU, 2 on a CPU)")
+    parser.add_argument("--steps", type=positive, default=5, help="timed steps of each strategy")
     arguments, rest = parser.parse_known_args()
     size = arguments.ranks or torch.cuda.device_count() or 2
     if not any(word.endswith(".py") for word in rest):

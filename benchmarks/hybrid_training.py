@@ -24,7 +24,7 @@ import torch
 from benchmarks.train_throughput import Step, ours, random_batches
 from components.fused_scan import choose_backend
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly
+from errors import ArgumentParser, UserError, exit_cleanly, positive
 from flops_parameter_counting.model_cost import model_cost
 from model_config import ModelArchitectureConfig
 from training.device import choose_device, device_name, device_peak, synchronize
@@ -45,6 +45,8 @@ def main() -> None:
     arguments = parse_arguments()
     hybrid = load([str(arguments.config), "--compile=True", f"--dtype={DTYPE}", "--gradient_accumulation_steps=1"])
     device = choose_device("auto", ALONE)
+    if device.type != "cuda":
+        raise UserError("the benchmark needs an NVIDIA GPU that PyTorch sees")
     torch.set_float32_matmul_precision("high")
     print(f"{device_name(device)}, torch {torch.__version__}; {DTYPE}, compiled, micro-batches of {arguments.tokens:,}")
     for length in arguments.lengths:
@@ -60,9 +62,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("config", nargs="?", type=Path, default=Path("config/hybrid_1.3b.py"))
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="of a sequence")
-    parser.add_argument("--tokens", type=int, default=8192, help="of a micro-batch, which is a step here")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[2048, 4096, 8192], help="of a sequence")
+    parser.add_argument("--tokens", type=positive, default=8192, help="of a micro-batch, which is a step here")
+    parser.add_argument("--steps", type=positive, default=10, help="timed steps")
     parser.add_argument("--activation_checkpointing", action="store_true", help="as the key of this name")
     parser.add_argument("--backends", nargs="+", default=["chunked"], help="of the scan: chunked, fla, auto")
     return parser.parse_args()

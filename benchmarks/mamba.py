@@ -18,16 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
 
 import torch
 from torch import Tensor, nn
 
-from components import fused_scan, mamba
 from components.state_space import selective_naive, ssd_naive
-from errors import ArgumentParser, exit_cleanly
+from errors import ArgumentParser, exit_cleanly, positive
 from model_components import component
 from model_config import resolve_architecture
 
@@ -52,7 +50,7 @@ def hugging_faces(name: str) -> nn.Module:
 
 
 def ssd_by_token(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     return ssd_naive(x, dt, A, B, C, initial_state)
 
@@ -62,20 +60,17 @@ class Contestant:
     name: str
     build: Callable[..., nn.Module]
     arguments: tuple[str, dict[str, Any]]
-    scan: tuple[object, str, Callable] | None = (
-        None  # what takes the place of the layer's own: where, its name, by what
-    )
-
-    def step(self, layer: nn.Module, x: Tensor) -> None:
-        if self.scan is None:
-            layer(x).sum().backward()
-        else:
-            with patch.object(*self.scan):
-                layer(x).sum().backward()
+    scan: Callable | None = None  # in place of the layer's own
 
     def make(self) -> nn.Module:
         name, keys = self.arguments
-        return self.build(name, **keys)
+        layer: Any = self.build(name, **keys)
+        if self.scan is not None:
+            layer.scan = self.scan
+        return layer
+
+    def step(self, layer: nn.Module, x: Tensor) -> None:
+        layer(x).sum().backward()
 
 
 CONTESTANTS = (
@@ -84,10 +79,10 @@ CONTESTANTS = (
         Contestant(f"Mamba-2, chunks of {chunk}", ours, ("mamba2", {"mamba_chunk_size": chunk}))
         for chunk in (64, 128, 256)
     ),
-    Contestant("Mamba-2, token by token", ours, ("mamba2", {}), (fused_scan, "ssd_chunked", ssd_by_token)),
+    Contestant("Mamba-2, token by token", ours, ("mamba2", {}), ssd_by_token),
     Contestant("Mamba-1, Hugging Face's", hugging_faces, ("mamba1", {})),
     Contestant("Mamba-1", ours, ("mamba1", {})),
-    Contestant("Mamba-1, token by token", ours, ("mamba1", {}), (mamba, "selective_scan", selective_naive)),
+    Contestant("Mamba-1, token by token", ours, ("mamba1", {}), selective_naive),
 )
 
 
@@ -133,10 +128,10 @@ def _peak_of_process() -> float:
 @exit_cleanly
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--batch", type=int, default=4, help="sequences")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of each")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each layer")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--batch", type=positive, default=4, help="sequences")
+    parser.add_argument("--length", type=positive, default=1024, help="tokens of each")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed steps of each layer")
+    parser.add_argument("--threads", type=positive, default=2, help="of PyTorch")
     parser.add_argument("--without-references", action="store_true", help="leave out what goes token by token")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

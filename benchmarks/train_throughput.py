@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly
+from errors import ArgumentParser, UserError, exit_cleanly, positive
 from training.checkpoint import Training
 from training.device import choose_device, choose_dtype, device_name, device_peak, synchronize
 from training.loader import Batch
@@ -174,7 +174,7 @@ def report(configuration: Configuration, device: torch.device, contestants: list
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to compare with")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each contestant")
+    parser.add_argument("--steps", type=positive, default=20, help="timed steps of each contestant")
     arguments, rest = parser.parse_known_args()
     configuration = load(rest if any(word.endswith(".py") for word in rest) else merge(CHARACTER_MODEL, rest))
     if configuration.model.vocab_size is None:

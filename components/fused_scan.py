@@ -2,8 +2,8 @@
 `kernels`.
 
 Its simple gated linear attention, state <- exp(g) state + k v^T, y = q state, is the scan with q = C, k = B, v = dt x
-and g = dt A. The kernels have chunks of their own, of 64 tokens, and every head has its own q and k: those of a group
-are repeated for each of its heads. Products of float32 inputs are made in TF32.
+and g = dt A. The kernels have chunks of their own, of FUSED_CHUNK tokens, and every head has its own q and k: those of
+a group are repeated for each of its heads. Products of float32 inputs are made in TF32.
 """
 
 import importlib.metadata
@@ -15,9 +15,10 @@ from torch import Tensor
 from components.state_space import ssd_chunked, wide
 from errors import UserError
 from model_components import component, register
-from model_config import ModelArchitectureConfig
+from model_config import FUSED_CHUNK, ModelArchitectureConfig
 
 PACKAGE = "fla-core"
+IN_PYTORCH = "chunked products in PyTorch"
 CLOSE = 0.02  # of the norm, to the reference: 16-bit kernels round some ten times, by 2^-9 at most
 
 register("mamba_backend", "auto", "chunked")(ssd_chunked)
@@ -52,18 +53,19 @@ def choose_backend(config: ModelArchitectureConfig, device: torch.device, dtype:
     where `mamba_backend='fla'` cannot run.
     """
     wanted = config.mamba_backend
-    if not config.layers_with("M") or wanted not in ("auto", "fla"):
-        component("mamba_backend", wanted)  # an unknown name is an error
-        words = "chunked products in PyTorch" if wanted in ("auto", "chunked") else wanted
-        return wanted, words if config.layers_with("M") else None
+    component("mamba_backend", wanted)  # an unknown name is an error
+    if not config.layers_with("M"):
+        return wanted, None
+    if wanted not in ("auto", "fla"):
+        return wanted, IN_PYTORCH if wanted == "chunked" else wanted
     if wanted == "auto" and (device.type != "cuda" or dtype == "float32"):  # float32 they would round to TF32
-        return "chunked", "chunked products in PyTorch"
+        return "chunked", IN_PYTORCH
     failure = why_not(config, device, dtype)
     if failure is None:
-        return "fla", f"fused kernels of {PACKAGE} {importlib.metadata.version(PACKAGE)}"
+        return "fla", f"fused kernels of {installed()}"
     if wanted == "fla":
         raise UserError(f"mamba_backend='fla': {failure}; take auto or chunked")
-    return "chunked", f"chunked products in PyTorch ({failure})"
+    return "chunked", f"{IN_PYTORCH} ({failure})"
 
 
 def why_not(config: ModelArchitectureConfig, device: torch.device, dtype: str) -> str | None:
@@ -71,14 +73,23 @@ def why_not(config: ModelArchitectureConfig, device: torch.device, dtype: str) -
     forward and backward."""
     if device.type != "cuda":
         return f"the fused kernels need a GPU, and the run is on {device.type}"
+    if config.mamba_chunk_size != FUSED_CHUNK:
+        return f"the fused kernels have chunks of {FUSED_CHUNK} tokens, and mamba_chunk_size={config.mamba_chunk_size}"
     if any(importlib.util.find_spec(name) is None for name in ("fla", "triton")):
         return f"{PACKAGE} is not installed: pip install -e '.[kernels]'"
     try:
-        error = deviation(config, device, torch.float32 if dtype == "float32" else getattr(torch, dtype))
+        error = deviation(config, device, getattr(torch, dtype))
     except Exception as refusal:  # whatever a version of the kernels meets on a GPU or a compiler that it does not know
-        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)} does not run here: {_first_line(refusal)}"
-    wrong = not error < CLOSE
-    return f"{PACKAGE} {importlib.metadata.version(PACKAGE)} is off by {error:.2g} here" if wrong else None
+        return f"{installed()} does not run here: {_first_line(refusal)}"
+    return None if error < CLOSE else f"{installed()} is off by {error:.2g} here"  # so is what is no number
+
+
+def installed() -> str:
+    """The package and its version, which only an installed one has, and not one on the path."""
+    try:
+        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{PACKAGE} of unknown version"
 
 
 def deviation(config: ModelArchitectureConfig, device: torch.device, dtype: torch.dtype) -> float:
@@ -94,7 +105,7 @@ def deviation(config: ModelArchitectureConfig, device: torch.device, dtype: torc
     rounded = {name: values.to(device, dtype if name in "xBC" else None) for name, values in drawn.items()}
 
     def results(scan: object, inputs: list[Tensor]) -> list[Tensor]:
-        y, _ = scan(*(t.requires_grad_() for t in inputs), 64)  # type: ignore[operator]
+        y, _ = scan(*(t.requires_grad_() for t in inputs), FUSED_CHUNK)  # type: ignore[operator]
         return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
 
     ours = results(ssd_fla, [t.detach().clone() for t in rounded.values()])

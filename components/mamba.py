@@ -195,6 +195,7 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.empty(width * self.state_size))
         self.D = nn.Parameter(torch.empty(width))
         self.o_proj = ResidualProjection(width, config.n_embd, bias=config.bias)
+        self.scan = selective_scan
         self.reset_parameters()
 
     @torch.no_grad()
@@ -222,12 +223,12 @@ class Mamba1(nn.Module):
         dt = self.dt_proj(for_steps)  # (B, T, E)
         A = -wide(self.A_log).exp().view(-1, self.state_size)
         if cache is None:
-            y, _ = selective_scan(x_in, dt, A, B, C)
+            y, _ = self.scan(x_in, dt, A, B, C)
         elif x.shape[1] == 1:
             y, state = selective_step(x_in[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], cache.state)
             y = cache.advance(y[:, None], state)
         else:
-            y = cache.advance(*selective_scan(x_in, dt, A, B, C, cache.state))
+            y = cache.advance(*self.scan(x_in, dt, A, B, C, cache.state))
         y = (y + self.D.type_as(y) * x_in) * F.silu(self.z_proj(x))
         return self.o_proj(y)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model_config import SELECTIVE_CHUNK
+
 FEW_STEPS = 24  # of a recurrence: more are taken in groups
 
 
@@ -184,9 +186,6 @@ def selective_naive(
         y, state = selective_step(x_t, dt_t, A, B_t, C_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
-
-
-SELECTIVE_CHUNK = 16  # tokens whose states exist at one time: few enough for a core's cache
 
 
 @torch.compiler.disable  # it would unroll the recurrence: a graph of every token

@@ -2,7 +2,7 @@
 # A mixer: 3.765M of Mamba-2; 2 x 768^2 + 2 x 768 x 256 = 1.573M of attention; an FFN: 3 x 768 x 1,792 = 4.129M
 # Parameters: 8 x 3.765M + 4 x 1.573M + 12 x 4.129M = 86.0M in the blocks + 38.6M tied = 124.6M
 
-arch_preset = "hybrid"  # attention in 0.375 of the layers
+arch_preset = "hybrid"  # attention in round(0.375 x 12) = 4 of the layers
 n_layer = 12
 n_head = 12
 num_key_value_heads = 4
@@ -17,7 +17,8 @@ gradient_accumulation_steps = 40
 batch_size = 12
 block_size = 1024
 
-# 20 tokens a parameter (Hoffmann et al. 2022): 124e6 x 20 / 491,520 = 5,046 steps
+# 20 tokens a parameter (Hoffmann et al. 2022): 124,605,760 x 20 / 491,520 = 5,070 steps;
+# 5,050, as the other architectures near 124M
 max_iters = 5050
 warmup_iters = 250
 learning_rate = 6e-4

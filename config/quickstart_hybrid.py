@@ -2,7 +2,7 @@
 # CPU cores. Layers: MMAA (A attention, M Mamba-2), each with its FFN.
 
 dataset = "python_stdlib"
-arch_preset = "hybrid"  # RoPE, RMSNorm, SwiGLU, pre-norm; attention in 0.375 of the layers
+arch_preset = "hybrid"  # RoPE, RMSNorm, SwiGLU, pre-norm; attention in round(0.375 x 4) = 2 of the layers
 n_layer = 4
 n_head = 3
 n_embd = 192

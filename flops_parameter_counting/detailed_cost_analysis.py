@@ -361,6 +361,8 @@ def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpa
     if arguments.no_gqa:
         if arguments.kv_heads is not None:
             raise UserError("--no_gqa and --kv_heads contradict each other: give one of them")
+        if default.is_pure_mamba:
+            raise UserError(f"no_gqa: {default.arch} has neither attention nor FFNs: drop it, or take --arch=hybrid")
         given["kv_heads"] = None
     return dataclasses.replace(default, **given)
 

@@ -19,7 +19,7 @@ import numpy as np
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
 from flops_parameter_counting.sharding import Mesh, Parameters, elements, gathered_bytes, larger, mesh_of, parameters
-from model_config import MIXERS, ModelArchitectureConfig
+from model_config import MIXERS, SELECTIVE_CHUNK, ModelArchitectureConfig
 from run_config import RunConfig
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,8 +29,6 @@ OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 # The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
 # 128,256 vocabulary, 258,000 of a character model's.
 CHUNK_BYTES = 64 * 2**20
-
-SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps (components/state_space.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,17 +188,37 @@ def sdpa(batch: MicroBatch) -> int:
 
 @register_memory("attention_backend", "manual")
 def manual(batch: MicroBatch) -> int:
-    """Queries, keys and values of every query head; the (T, T) keys that are not seen; the float32 softmax, where that
-    is not the weights themselves; the weights; dropout's mask."""
+    """Queries, keys and values of every query head; the float32 softmax, where that is not the weights themselves; the
+    weights; dropout's mask."""
     config, e = batch.config, batch.e
     scores = batch.tokens * config.n_head * config.block_size
     softmax = scores * 4 if e < 4 or config.dropout else 0
     weights = scores * e + batch.dropout_mask(scores, e)
-    return 3 * batch.tokens * batch.query_width * e + config.block_size**2 + softmax + weights
+    return 3 * batch.tokens * batch.query_width * e + softmax + weights
 
 
 @register_memory("mixer", "attention")
 def attention(batch: MicroBatch) -> int:
+    return _attention(batch, "attention")
+
+
+@register_memory("mixer", "sliding_attention")
+def sliding_attention(batch: MicroBatch) -> int:
+    return _attention(batch, "sliding_attention")
+
+
+def mask_of_all_heads(batch: MicroBatch, mixer: str) -> int:
+    """(T, T), and no smaller for a part of the heads: of the formula the keys that are not seen, of the fused kernel a
+    window, unless it lies in the score bias, which every head has of its own."""
+    config, pairs = batch.config, batch.config.block_size**2
+    if config.attention_backend == "manual":
+        return pairs
+    fused = config.attention_backend == "sdpa" and not config.dropout
+    has_window = mixer == "sliding_attention" and config.position_encoding not in _BIASES_SCORES
+    return batch.e * pairs * (fused and has_window)
+
+
+def _attention(batch: MicroBatch, mixer: str) -> int:
     """The input of the three projections, what the backend keeps, and the input of the output projection, unless that
     is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head, which is no other
     layout for a single head."""
@@ -210,17 +228,9 @@ def attention(batch: MicroBatch) -> int:
     return (
         batch.linear_inputs(config.n_embd, layers=3)
         + kept_bytes("attention_backend", config.attention_backend, batch)
+        + mask_of_all_heads(batch, mixer)
         + batch.tokens * batch.query_width * batch.e * is_copied
     )
-
-
-@register_memory("mixer", "sliding_attention")
-def sliding_attention(batch: MicroBatch) -> int:
-    """The fused kernel has a mask of its own, for all heads; a score bias has one anyway."""
-    config = batch.config
-    masked = config.attention_backend == "sdpa" and not config.dropout
-    has_mask_anyway = config.position_encoding in _BIASES_SCORES
-    return attention(batch) + batch.e * config.block_size**2 * (masked and not has_mask_anyway)
 
 
 # State spaces. E channels (mamba_expand D), N state, K convolution width; of Mamba-2 H heads in G groups, chunks of Q.
@@ -335,8 +345,9 @@ def block_bytes(batch: MicroBatch, letter: str) -> int:
     """What a block with this mixer keeps: its parts, the masks of the dropouts into the residual stream, and cast
     weights.
 
-    Tensor-parallel ranks share all of it but the inputs of the mixer and the FFN, which each gathers and keeps whole
-    (Korthikanti et al. 2022, section 4.2.2, would keep the part and gather again).
+    Tensor-parallel ranks share all of it but a mask that is the same for all heads, and the inputs of the mixer and the
+    FFN, which each gathers and keeps whole (Korthikanti et al. 2022, section 4.2.2, would keep the part and gather
+    again).
     """
     config, has_ffn = batch.config, batch.config.has_ffn(letter)
     halves = 1 + has_ffn
@@ -351,6 +362,7 @@ def block_bytes(batch: MicroBatch, letter: str) -> int:
         return batch.weight_copies(letter) + divided
     ffn_inputs = 1 if config.ffn_type == "standard" else 2
     whole = batch.linear_inputs(config.n_embd, layers=3) + batch.linear_inputs(config.n_embd, layers=ffn_inputs)
+    whole += mask_of_all_heads(batch, MIXERS[letter])
     return batch.weight_copies(letter) + (divided - whole) // batch.tensor + whole
 
 

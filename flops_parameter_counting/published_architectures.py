@@ -150,6 +150,13 @@ def _attention_cache(config: ModelArchitectureConfig, length: int) -> dict[str, 
     return {"keys_and_values": 2 * length * config.kv_heads * config.head_dim}
 
 
+def _window_cache(config: ModelArchitectureConfig, length: int) -> dict[str, int]:
+    """What the next query meets besides its own key and value: of the published ones with the place of these."""
+    if config.attention_window is not None and not isinstance(config, PublishedArchitecture):
+        length = min(length, config.attention_window - 1)
+    return _attention_cache(config, length)
+
+
 def _latent_cache(config: PublishedArchitecture, length: int) -> dict[str, int]:
     return {"latent_keys_and_values": length * (config.kv_lora_rank + config.qk_rope_head_dim)}
 
@@ -165,7 +172,7 @@ def _state_space_cache(mixer: str, config: ModelArchitectureConfig, length: int)
 
 _CACHES: dict[str, Callable[[Any, int], dict[str, int]]] = {
     "attention": _attention_cache,
-    "sliding_attention": _attention_cache,
+    "sliding_attention": _window_cache,
     "latent_attention": _latent_cache,
     "mamba1": functools.partial(_state_space_cache, "mamba1"),
     "mamba2": functools.partial(_state_space_cache, "mamba2"),

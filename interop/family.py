@@ -112,7 +112,8 @@ def their_activation(name: str | None) -> str:
 def our_rotary(config: _Keys, rotated_unless_given: float = 1.0) -> _Keys:
     """transformers 5 has all in `rope_parameters`; 4 has `rope_theta` beside `rope_scaling`, once with a `type`.
 
-    `rotated_unless_given`: the share of a head's width that is rotated, where partial_rotary_factor does not say it.
+    `rotated_unless_given`: the share of a head's width that is rotated, where no partial_rotary_factor among them says
+    it.
     """
     given = config["rope_parameters"] or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
@@ -121,7 +122,9 @@ def our_rotary(config: _Keys, rotated_unless_given: float = 1.0) -> _Keys:
     theta = scaling.pop("rope_theta", config.get("rope_theta", 10000.0))
     rotated = scaling.pop("partial_rotary_factor", rotated_unless_given)
     if rotated != 1.0:
-        raise UserError(f"partial_rotary_factor={rotated} in rope_parameters: only whole heads, 1.0, are rotated here")
+        raise UserError(
+            f"partial_rotary_factor={rotated}: only whole heads are rotated here, which is 1.0 in rope_parameters"
+        )
     rope_type = scaling.pop("type", scaling.pop("rope_type", "default"))
     if rope_type != "default":
         return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}

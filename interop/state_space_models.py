@@ -106,7 +106,7 @@ def _read_bamba(config: dict[str, Any]) -> dict[str, Any]:
         "bias": config["mlp_bias"],
         "mamba_head_dim": width // heads,
         **_ours(config, _SAME_IN_BAMBA),
-        **our_rotary(config, rotated_unless_given=0.5),  # which is also what another keyword cannot change there
+        **our_rotary(config, rotated_unless_given=0.5),
     }
 
 
@@ -220,6 +220,8 @@ BAMBA = Family(
     defaults={
         "attn_layer_indices": [],
         "num_key_value_heads": 8,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
         "rope_parameters": None,
         "attention_bias": False,
         "mlp_bias": False,
@@ -255,5 +257,8 @@ BAMBA = Family(
         }
     ),
     mixers={"A": LLAMA_ATTENTION, "M": _named("mamba", _MAMBA2_MIXER)},
-    without_effect=frozenset({"attn_rotary_emb", "mamba_dt_rank", "num_logits_to_keep", "use_mamba_kernels"}),
+    # Whatever partial_rotary_factor is beside rope_parameters, transformers 5 reads 0.5.
+    without_effect=frozenset(
+        {"attn_rotary_emb", "mamba_dt_rank", "num_logits_to_keep", "partial_rotary_factor", "use_mamba_kernels"}
+    ),
 )

@@ -166,10 +166,11 @@ def test_bytes_by_hand():
     assert cache_bytes("AMMW", 20) == 20 * token + 2 * mamba2 + 4 * token
 
 
-@pytest.mark.parametrize("pattern", ["A", "M", "S", "AMMS"])
+@pytest.mark.parametrize("pattern", ["A", "W", "M", "S", "AMMS", "AMMW"])
 def test_the_caches_are_as_large_as_the_planner_says(pattern):
     config = small_model(pattern).config
-    assert cache_bytes(pattern, 20) == 4 * sum(cache_elements(config, 20).values())
+    for length in (3, 5, 20):  # within the window, it, and beyond it
+        assert cache_bytes(pattern, length) == 4 * sum(cache_elements(config, length).values())
 
 
 @torch.no_grad()

@@ -79,6 +79,7 @@ BAMBA = {
     "rope_parameters": WHOLE_HEADS,
     "pad_token_id": None,  # the gradient of its embedding is cut off there
 }
+OLD_BAMBA_ROPE = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}  # of transformers 4
 MODELS = {
     "gpt2": GPT2Config(**GPT2),
     "gpt2, another FFN": GPT2Config(**GPT2, n_inner=50, activation_function="relu", layer_norm_epsilon=1e-3),
@@ -414,6 +415,16 @@ def test_configurations_of_transformers_4():
     assert architecture_from_hugging_face(new.to_dict()) == architecture
 
 
+def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
+    """As transformers 5 reads it: what stands beside `rope_scaling` does not change the half that is rotated."""
+    old = BAMBA | {"rope_theta": 500.0, "rope_parameters": None, "partial_rotary_factor": 0.5}
+    old |= {"rope_scaling": {"type": "default", "partial_rotary_factor": 1.0}}
+    read = BambaConfig(**old).rope_parameters
+    assert (read["partial_rotary_factor"], read["rope_theta"]) == (1.0, 500.0)
+    expected = architecture_from_hugging_face({"model_type": "bamba", **BAMBA, "rope_parameters": WHOLE_HEADS})
+    assert architecture_from_hugging_face({"model_type": "bamba", **old}) == expected
+
+
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
@@ -496,7 +507,8 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("mamba2", {"num_heads": 5}, "num_heads x head_dim=80 is not expand x hidden_size = 64"),
         ("mamba2", {"n_groups": 3}, "mamba_n_groups=3"),
         ("bamba", {"rope_parameters": None}, "partial_rotary_factor=0.5"),
-        ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 of a bamba"),
+        ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: only whole heads"),
+        ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 1.0}, "partial_rotary_factor=0.5: .*1.0 in rope_param"),
         ("bamba", {"mamba_proj_bias": True}, "mamba_proj_bias"),
         ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] must be a list of layers"),
         ("bamba", {"attn_layer_indices": [0, 1, 2]}, "leave some"),

@@ -197,6 +197,8 @@ def test_an_emitted_config_is_what_trains(arch, monkeypatch, capsys, tmp_path, d
     [
         ("--arch mamba2 --head_dims 64", "head_dims: mamba2 has neither attention nor FFNs"),
         ("--arch mamba1 --kv_heads 4", "kv_heads: mamba1 has neither attention nor FFNs"),
+        ("--arch mamba1 --no_gqa", "no_gqa: mamba1 has neither attention nor FFNs"),
+        ("--arch mamba2 --no_gqa", "no_gqa: mamba2 has neither attention nor FFNs"),
         ("--arch mamba2 --ffn_expansion_ratio 4", "ffn_expansion_ratio: mamba2 has neither attention nor FFNs"),
         (
             "--arch mamba2 --hidden_sizes 40,72",

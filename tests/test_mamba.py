@@ -1,6 +1,7 @@
 """The state-space scans against their recurrence, and the mixers against Hugging Face's.
 
-Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32.
+Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32 (up to
+1e-4 where decay is strong).
 """
 
 import dataclasses
@@ -179,6 +180,19 @@ def test_in_float32(scan, reference, inputs):
     for ours, theirs in zip(values_and_gradients(scan, single), expected, strict=True):
         assert ours.dtype == torch.float32
         assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize(("chunk_size", "relative"), [(64, 2e-5), (256, 1e-4)])
+def test_in_float32_with_strong_decay(chunk_size, relative):
+    """Steps about 0.7 and A to -16, as a trained layer may have: exponents add up to thousands in a long chunk, and
+    their differences have the rounding of the sum."""
+    x, dt, A, B, C, state = (t.detach() for t in ssd_inputs(300, dtype=torch.float32))
+    dt, A = 0.7 * (dt / dt.mean()).sqrt(), -torch.linspace(1, 16, len(A))
+    single = [t.requires_grad_() for t in (x, dt, A, B, C, state)]
+    double = [t.detach().double().requires_grad_() for t in single]
+    expected = values_and_gradients(ssd_naive, double)
+    for ours, theirs in zip(values_and_gradients(chunked(chunk_size), single), expected, strict=True):
+        assert_near(ours, theirs, relative)
 
 
 @pytest.mark.parametrize(
@@ -478,9 +492,12 @@ def test_what_is_no_matrix_or_kernel_is_not_decayed(name):
 
 @pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda contestant: contestant.name)
 def test_the_benchmark_steps_every_layer(contestant):
-    x = inputs(1, 8)
-    contestant.step(contestant.make(), x)
+    """With the scan that its name says, where that is not the layer's own."""
+    x, scan = inputs(1, 8), Mock(side_effect=contestant.scan)
+    replaced = dataclasses.replace(contestant, scan=scan if contestant.scan else None)
+    replaced.step(replaced.make(), x)
     assert x.grad is not None and x.grad.isfinite().all()
+    assert scan.call_count == ("token by token" in contestant.name)
 
 
 # Fused kernels. On a GPU they are held against the recurrence (tests/test_gpu.py); here, what they are called with.
@@ -519,8 +536,8 @@ def test_the_scan_is_gated_linear_attention(kernels, groups):
     assert_near(ssd_fla(*without_state, 64)[0], ssd_naive(*without_state)[0])
 
 
-def of_backend(backend: str) -> ModelArchitectureConfig:
-    return resolve_architecture({"arch_preset": "mamba2", "n_embd": 64, "mamba_backend": backend})
+def of_backend(backend: str, **keys) -> ModelArchitectureConfig:
+    return resolve_architecture({"arch_preset": "mamba2", "n_embd": 64, "mamba_backend": backend, **keys})
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -568,6 +585,28 @@ def test_without_the_package_auto_says_what_to_install(monkeypatch):
     monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: None)
     backend, said = choose_backend(of_backend("auto"), GPU, "bfloat16")
     assert backend == "chunked" and "fla-core is not installed: pip install -e '.[kernels]'" in said
+
+
+def test_kernels_of_other_chunks_are_not_taken(monkeypatch):
+    """The FLOPs are counted in the chunks of the configuration."""
+    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    assert choose_backend(of_backend("auto"), GPU, "bfloat16")[0] == "fla"
+    said = "chunked products in PyTorch (the fused kernels have chunks of 64 tokens, and mamba_chunk_size=128)"
+    assert choose_backend(of_backend("auto", mamba_chunk_size=128), GPU, "bfloat16") == ("chunked", said)
+
+
+def test_kernels_without_a_version(monkeypatch):
+    """Of a package that is on the path and not installed."""
+
+    def version(name: str) -> str:
+        raise fused_scan.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_scan.importlib.metadata, "version", version)
+    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    said = "fused kernels of fla-core of unknown version"
+    assert choose_backend(of_backend("auto"), GPU, "bfloat16") == ("fla", said)
 
 
 def test_what_the_kernels_are_tried_on_tells_right_from_wrong(kernels, monkeypatch):

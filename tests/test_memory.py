@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor
 
-from components import cross_entropy, state_space
+from components import cross_entropy
 from errors import UserError
 from flops_parameter_counting import memory
 from flops_parameter_counting.hugging_face_config import model_from_values
@@ -372,7 +372,6 @@ def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy
 
 
 def test_every_component_has_its_memory_written():
-    assert memory.SELECTIVE_CHUNK == state_space.SELECTIVE_CHUNK
     batch = MicroBatch(resolve_architecture(SMALL), 2, COMPUTE_BYTES["float32"])
     for kind, name in BUILT_IN:
         assert kept_bytes(kind, name, batch) >= 0

@@ -314,8 +314,23 @@ def test_the_mixers_of_the_layers():
         ({"hybrid_attention_ratio": 1.5}, "hybrid_attention_ratio=1.5 is a share of the layers"),
         ({"hybrid_attention_ratio": -0.1}, "hybrid_attention_ratio=-0.1 must be at least 0"),
         ({"layer_pattern": "W"}, "W layers, whose attention_window is not given"),
-        ({"arch_preset": "llama", "layer_pattern": "M"}, "position_encoding='rope' acts in attention, which no layer"),
-        ({"layer_pattern": "S", "position_encoding": "alibi"}, "position_encoding='alibi' acts in attention"),
+        (
+            {"arch_preset": "hybrid", "layer_pattern": "M"},
+            "layer_pattern='M' leaves no layer with attention, in which position_encoding='rope' of arch_preset='hybr",
+        ),
+        (
+            {"arch_preset": "hybrid", "hybrid_attention_ratio": 0},
+            "hybrid_attention_ratio=0.0 leaves .* position_encoding='rope' of arch_preset='hybrid' acts: take",
+        ),
+        (
+            {"arch_preset": "mamba2", "position_encoding": "alibi"},
+            "arch_preset='mamba2' leaves no layer with attention, in which position_encoding='alibi' acts",
+        ),
+        ({"arch_preset": "hybrid", "n_layer": 1}, "hybrid_attention_ratio=0.375 of n_layer=1 is no attention layer"),
+        (
+            {"arch_preset": "hybrid", "hybrid_attention_ratio": 0.02},
+            "hybrid_attention_ratio=0.02 of n_layer=12 is no attention layer: take a larger one",
+        ),
         ({"layer_pattern": "M", "ffn_after": "behind"}, "ffn_after='behind'"),
         # What no layer has
         ({"arch_preset": "mamba2", "n_head": 4}, "n_head=4 is given, but no layer has attention"),
@@ -372,6 +387,10 @@ def test_sizes_of_mamba_layers():
         ({"mamba_head_dim": 2048}, "1536 channels are not divisible by mamba_head_dim=2048"),
         ({"mamba_n_groups": 5}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=5"),
         ({"mamba_n_groups": 48}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=48"),
+        (
+            {"mamba_backend": "fla", "mamba_chunk_size": 128},
+            "mamba_backend='fla' has chunks of 64 tokens: drop mamba_chunk_size=128",
+        ),
     ],
 )
 def test_sizes_that_no_mamba_layer_has(keys, message):

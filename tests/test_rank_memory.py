@@ -49,10 +49,16 @@ CASES = [
     *[(size, [*TENSOR, *model]) for size in (2, 4) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *FSDP, *GPT2]),
 ]
+# One mask for all heads, of a size that matters: few channels beside many tokens.
+LONG = ["--n_embd=16", "--block_size=256", "--batch_size=1"]
+WINDOW = [*LLAMA, "--layer_pattern=W", "--attention_window=7", *LONG]
+MANUAL = [*LLAMA, "--attention_backend=manual", "--n_head=2", *LONG]
 # So large a batch that the few bytes which no formula counts do not matter.
 BIG = ["--n_embd=64", "--block_size=48", "--batch_size=3"]
 ACTIVATIONS = [
-    [*TENSOR, *dtype, *model] for dtype in ([], [BF16]) for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING])
+    [*TENSOR, *dtype, *model]
+    for dtype in ([], [BF16])
+    for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL)
 ]
 
 
@@ -133,7 +139,7 @@ def test_the_planner_says_the_same(shared, keys, architecture):
 
 def kept_by_tensor_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     """Bytes that autograd keeps of the model without its loss, and of a block that is computed again."""
-    return [kept_on_a_rank(ranks, small_configuration(*keys, *BIG)) for keys in cases]
+    return [kept_on_a_rank(ranks, small_configuration(*BIG, *keys)) for keys in cases]
 
 
 def kept_on_a_rank(ranks, configuration) -> int:
@@ -161,7 +167,7 @@ def kept():
 
 @pytest.mark.parametrize("keys", ACTIVATIONS, ids=named)
 def test_activations_under_tensor_parallelism(keys, kept):
-    configuration = small_configuration(*keys, *BIG)
+    configuration = small_configuration(*BIG, *keys)
     estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
     for of_rank in kept:
         assert estimate == pytest.approx(of_rank[ACTIVATIONS.index(keys)], rel=0.05)

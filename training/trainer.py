@@ -66,7 +66,8 @@ def train(
 def describe_machine(
     configuration: Configuration, plan: RunPlan, ranks: Ranks, device: torch.device, saved: Progress | None
 ) -> Machine:
-    """Decides what was left to `auto`; a resumed run computes as it did before."""
+    """Decides what was left to `auto`. A resumed run computes in the dtype that it had, and compiled if it was; its
+    scans it may compute otherwise, as suits the machine that it is resumed on."""
     run = configuration.run
     dtype = saved.dtype if saved and run.dtype == "auto" else choose_dtype(run.dtype, device)
     peak = device_peak(device, dtype)
