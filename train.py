@@ -18,9 +18,9 @@ from training.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from training.report import plan_notes, startup_report
 from training.run_folder import RunFolder, damage, read_state, step_of
 
-# May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean. With
-# other chunks the run's FLOPs, from its first token on, are counted as in those.
-FREE_TO_CHANGE = ("arch_preset", "attention_backend", "mamba_backend", "mamba_chunk_size", "dropout")
+# May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean, nor
+# what a token costs (as mamba_chunk_size does).
+FREE_TO_CHANGE = ("arch_preset", "attention_backend", "mamba_backend", "dropout")
 
 
 @exit_cleanly

@@ -186,15 +186,15 @@ def test_resume_refuses_another_architecture_and_names_the_keys(train, tmp_path)
 
 
 def test_what_changes_speed_alone_may_change_on_resume(train, tmp_path):
+    """And what changes the FLOPs of a token may not: those of the steps before are counted already."""
     mixed = ["--layer_pattern=AM", "--mamba_head_dim=16", "--mamba_d_state=8", "--max_iters=3"]
     assert train(*mixed).returncode == 0
-    changed = ["--mamba_chunk_size=8", "--mamba_backend=chunked", "--attention_backend=manual", "--max_iters=4"]
+    changed = ["--mamba_backend=chunked", "--attention_backend=manual", "--max_iters=4"]
     resumed = train(*mixed, "--init_from=resume", *changed)
     assert resumed.returncode == 0, resumed.stderr
-    assert "mamba_chunk_size: 64 -> 8" in resumed.stdout
-    refused = train(*mixed, "--init_from=resume", "--mamba_head_dim=8", *changed)
-    assert refused.returncode == 2 and "mamba_head_dim: 16 -> 8" in refused.stderr
-    assert "chunk" not in refused.stderr and "backend" not in refused.stderr
+    refused = train(*mixed, "--init_from=resume", "--mamba_chunk_size=8", *changed)
+    assert refused.returncode == 2 and "mamba_chunk_size: 64 -> 8" in refused.stderr
+    assert "backend" not in refused.stderr
 
 
 def test_scratch_never_overwrites_a_run(train, tmp_path):
