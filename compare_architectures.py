@@ -6,6 +6,7 @@ python compare_architectures.py "out/seed*" --filter "n_layer>4" --sort best_val
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from comparison.runs import Run, describe, labels, matching, notes, sort
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
 from errors import ArgumentParser, UserError, exit_cleanly
-from run_logs import RunLog, find_runs, read_run
+from run_logs import RunLog, find_runs, log_file, read_run
 
 DEFAULT_LATEST = 3
 DEFAULT_SECONDS = 10
@@ -121,20 +122,45 @@ def choose_runs(paths: Sequence[Path], latest: int | None) -> list[Run]:
         paths = find_runs(".", DEFAULT_LATEST if latest is None else latest)
         if not paths:
             raise UserError(f"no run under {Path.cwd() / 'out'}: train one (make quickstart), or name a run's folder")
-    paths = list(dict.fromkeys(paths))
-    names = labels([RunLog(path / "log.jsonl" if path.is_dir() else path) for path in paths])
+    once: dict[str, Path] = {}  # a run may be named by its folder and by its log
+    for path in paths:
+        once.setdefault(os.path.realpath(log_file(path)), path)
+    paths = list(once.values())
+    names = labels([RunLog(log_file(path)) for path in paths])
+    for name in (*map(str, paths), *names):
+        check_name(name)
     return [describe(read_run(path), name) for path, name in zip(paths, names, strict=True)]
 
 
 def expanded(path: Path) -> list[Path]:
-    """What a pattern stands for: run folders, log files and files of the older layout, in order; a path as it is."""
-    if path.exists() or not set("*?[") & set(str(path)):
-        return [path]
-    matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    found = [one for one in matches if one.is_file() or (one / "log.jsonl").exists()]
+    """What a pattern stands for: run folders and logs of either layout, in order; a path as it is."""
+    try:
+        if path.exists() or not set("*?[") & set(str(path)):
+            return [path]
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        found = [match for match in matches if is_run(match)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # of the glob
+        raise UserError(f"there is no run {path}: {error}") from None
     if not found:
-        raise UserError(f"there is no run {path}: the pattern matches no run's folder and no file")
+        raise UserError(f"there is no run {path}: the pattern matches no run's folder and no log")
     return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a pattern means this: pages, pictures and tables of runs often lie beside the runs."""
+    if not path.is_file():
+        return (path / "log.jsonl").exists()
+    return path.suffix == ".jsonl" or (path.suffix == ".json" and b'"training_iterations"' in path.read_bytes())
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for one that could not be printed: a file may have any bytes as its name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the run {name!a} has a name that is not UTF-8: rename it") from None
 
 
 def terminal_width() -> int | None:

@@ -54,7 +54,7 @@ class RunLog:
         """`finished`; `interrupted` (by a signal); `stopped` (too many steps without a finite gradient); `running`;
         or `cut` (killed: no summary, and no process holds the folder)."""
         if self.summary is None:
-            return "running" if self.path.name == "log.jsonl" and _is_held(self.path.parent) else "cut"
+            return "running" if self.path.name == "log.jsonl" and is_held(self.path.parent) else "cut"
         reason = str(self.summary.get("reason"))
         if reason == "finished":
             return reason
@@ -173,8 +173,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
 
     Raises UserError when there is none, when it has no whole record, and when the file is something else.
     """
-    file = Path(path)
-    file = file / "log.jsonl" if file.is_dir() else file
+    file = log_file(Path(path))
     log = RunLog(file)
     records: list[Record] = []
     try:
@@ -195,6 +194,11 @@ def read_run(path: str | os.PathLike) -> RunLog:
         raise UserError(f"{file} holds no run: {reason}")
     _sort_in(records, log)
     return log
+
+
+def log_file(path: Path) -> Path:
+    """Of a run that is named by its folder or by its log."""
+    return path / "log.jsonl" if path.is_dir() else path
 
 
 def find_runs(base: str | os.PathLike = ".", latest: int | None = None) -> list[Path]:
@@ -267,7 +271,7 @@ def _last_time(log: Path) -> float | None:
             length *= 16
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
     """Whether a live run holds the folder (training.run_folder.RunFolder.hold)."""
     try:
         with (folder / ".lock").open() as lock:

@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import json
+import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -121,6 +123,32 @@ def test_patterns_files_sorting_and_filters(two_runs):
     assert names("out/*", "--sort", "-parameters") == names("out/*", "--sort=parameters", "--reverse")
     assert names("out/*", "--filter", "arch_preset=team") == ["gated"]
     assert names("out/*", "--filter", "n_layer>=2", "--filter", "arch_preset!=team") == ["plain"]
+
+
+def test_a_pattern_takes_runs_and_passes_over_what_was_made_of_them(two_runs, tmp_path):
+    shutil.copytree(two_runs / "out", tmp_path / "out")
+    made = ["--png=out/a.png", "--csv=out/a.csv", "--json=out/a.json", "--markdown=out/a.md", "--report=out/a.html"]
+    assert in_process(tmp_path, "out/*", *made).returncode == 0
+    shutil.copy(tmp_path / "out/plain/log.jsonl", tmp_path / "out/copied.jsonl")
+    (tmp_path / "out/older.json").write_text(json.dumps({"training_iterations": []}))
+    (tmp_path / "out/empty").mkdir()
+    with contextlib.chdir(tmp_path):
+        names = [path.name for path in compare_architectures.expanded(Path("out/*"))]
+    assert names == ["copied.jsonl", "gated", "older.json", "plain"]
+
+
+def test_a_run_that_is_named_twice_is_compared_once(two_runs):
+    twice = ["out/plain", "out/gated", "out/plain/log.jsonl", two_runs / "out/plain", "out/gated/../plain", "out/*"]
+    with contextlib.chdir(two_runs):
+        found = compare_architectures.choose_runs([Path(path) for path in twice], None)
+    assert [run.numbers.run for run in found] == ["plain", "gated"]
+
+
+def test_a_name_that_cannot_be_printed_is_one_line(tmp_path):
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    write_log(folder / "log.jsonl", record("run"))
+    for done in (in_process(tmp_path, folder.name), in_process(tmp_path, "*"), in_process(folder, "../*")):
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not UTF-8" in done.stderr
 
 
 def test_the_files_hold_the_numbers(two_runs, tmp_path):
@@ -299,7 +327,10 @@ def test_short_numbers_keep_four_digits(count):
         (["--latest", "0"], "must be at least 1"),
         (["--latest", "many"], "invalid int value"),
         (["out/absent"], "there is no run out/absent"),
-        (["out/absent*"], "the pattern matches no run's folder and no file"),
+        (["out/absent*"], "the pattern matches no run's folder and no log"),
+        (["out/**a"], "there is no run out/**a"),
+        (["a" * 300], "File name too long"),
+        (["a" * 300 + "*/b"], "File name too long"),
         (["out/plain", "--png", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
         (["out/plain", "--csv", "no/such/folder/a.csv"], "cannot write no/such/folder/a.csv"),
         (["out/plain", "--json", "out"], "cannot write out"),
