@@ -284,6 +284,29 @@ def test_runs_are_chosen_and_the_table_sorted_by_keyboard(opened):
     assert page.evaluate(names) == ["llama-1"]
 
 
+def test_keys_that_are_numbers_sort_as_numbers_and_the_unknown_come_last(opened):
+    values = (0.01, None, 6e-05, 0.001, 0.0006)
+    page = opened([describe(a_run(steps=3, learning_rate=value), str(value)) for value in values])
+    names = "[...document.querySelectorAll('#table tbody tr')].map(row => row.cells[0].textContent)"
+    page.click("#table th:has-text('learning_rate') button")
+    assert page.evaluate(names) == ["6e-05", "0.0006", "0.001", "0.01", "None"]
+    page.click("#table th:has-text('learning_rate') button")
+    assert page.evaluate(names) == ["0.01", "0.001", "0.0006", "6e-05", "None"]
+
+
+def test_a_chart_that_had_nothing_to_show_says_so_only_as_long(opened):
+    log = a_run(steps=3)
+    for record in (*log.iters, *log.evals):
+        del record["train_seconds"]
+    page, nothing = opened([describe(log)]), "No run's log has this."
+    for place, empty in (("time", True), ("tokens", False), ("time", True), ("flops", False)):
+        page.select_option("select[name=x]", place)
+        for chart in ("loss", "mfu", "memory", "grad_norm"):
+            assert (page.text_content(f"#{chart}") == nothing) == empty
+            assert (nothing in page.text_content(f"#{chart}")) == empty
+            assert (page.locator(f"#{chart} svg.main-svg").count() > 0) != empty
+
+
 def test_light_dark_print_and_phone(opened):
     page = opened(describe_all(four_runs()))
 
