@@ -152,6 +152,9 @@ def matching(runs: Sequence[Run], condition: str) -> list[Run]:
         raise UserError(f"--filter {condition!r} is no condition: write key=value, key!=value, key>value or key<value")
     column, _, wanted = (part.strip() for part in condition.partition(sign))
     check_column(runs, column)
+    known = [found for run in runs if (found := value(run, column)) is not None]
+    if sign not in ("=", "!=") and known and all(map(_is_number, known)) and math.isnan(_number(wanted)):
+        raise UserError(f"--filter {condition!r}: {column} is a number, compare it with one such as 1500000 or 1.5e6")
     kept = [run for run in runs if _holds(value(run, column), sign, wanted)]
     if not kept:
         raise UserError(f"--filter {condition!r} leaves none of the {len(runs)} runs")
@@ -172,13 +175,22 @@ def _holds(found: Any, sign: str, wanted: str) -> bool:
     """Numbers compare as numbers, everything else as text; what is not known meets no condition but `!=`."""
     if found is None:
         return (sign == "=" and wanted == "None") or (sign == "!=" and wanted != "None")
-    try:
-        number = float(wanted)
-    except ValueError:
-        number = math.nan
-    if isinstance(found, int | float) and not isinstance(found, bool) and not math.isnan(number):
+    number = _number(wanted)
+    if _is_number(found) and not math.isnan(number):
         return COMPARISONS[sign](found, number)
     return COMPARISONS[sign](str(found), wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(text: str) -> float:
+    """nan where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -172,6 +172,18 @@ def test_the_files_hold_the_numbers(two_runs, tmp_path):
     assert [cell.strip() for cell in table[2].split("|")][1] == "gated"
 
 
+def test_a_reader_of_the_files_never_meets_half_of_one(two_runs, tmp_path):
+    """They are replaced and not written over: whoever opened the old one still reads it."""
+    names = ("csv", "json", "markdown", "report", "png")
+    for name in names:
+        (tmp_path / name).write_text("old")
+        os.link(tmp_path / name, tmp_path / f"{name}.opened")
+    done = in_process(two_runs, "out/*", *(f"--{name}={tmp_path / name}" for name in names))
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert (tmp_path / f"{name}.opened").read_text() == "old" and (tmp_path / name).stat().st_size > 100
+
+
 def test_the_prediction_and_the_miss(tmp_path):
     prediction = {"law": "a law", "loss": 2.0, "flops": None, "seconds": None}
     path = write_log(
@@ -203,7 +215,7 @@ def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
     for x, place in (("tokens", "tokens"), ("steps", "step"), ("flops", "flops"), ("time", "time")):
         pictures.write_plots(described(two_runs), tmp_path / "loss.png", x=x)
@@ -342,6 +354,8 @@ def test_short_numbers_keep_four_digits(count):
         (["out/plain", "--filter", "n_layer"], "is no condition"),
         (["out/plain", "--filter", "n_layers>1"], "did you mean 'n_layer'?"),
         (["out/plain", "--filter", "n_layer>99"], "leaves none of the 1 runs"),
+        (["out/plain", "--filter", "tokens>1K"], "tokens is a number, compare it with one"),
+        (["out/plain", "--filter", "learning_rate<=nan"], "learning_rate is a number, compare it with one"),
         (["out/plain", "--watch", "0"], "must be a number of seconds above 0"),
     ],
 )
@@ -413,6 +427,12 @@ def read_like(config):
 def test_conditions_compare_numbers_as_numbers(condition, kept):
     made = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
     assert [run.config["x"] for run in runs.matching(made, condition)] == kept
+
+
+def test_text_that_looks_like_a_number_compares_as_text():
+    made = [runs.describe(read_like({"x": value})) for value in ("10", "9", "b", None)]
+    assert [run.config["x"] for run in runs.matching(made, "x>a")] == ["b"]
+    assert [run.config["x"] for run in runs.matching(made, "x>10")] == ["9", "b"]
 
 
 def test_the_document_has_every_column():
