@@ -23,6 +23,7 @@ from comparison.runs import (
 from comparison.statistics import PLACES, groups
 from comparison.table import HEADINGS, comparisons, rows, sentence
 from errors import UserError
+from flops_parameter_counting.outputs import write_whole
 from run_logs import RunLog
 
 FOLDER = Path(__file__).parent
@@ -53,10 +54,7 @@ def write_page(runs: Sequence[RunLog], file: Path, title: str, sections: Sequenc
 
 def write_page_of(runs: Sequence[Run], file: Path, title: str, sections: Sequence[Section] = ()) -> None:
     """As write_page, of runs that are described already."""
-    try:
-        file.write_text(page(runs, title, sections), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    write_whole(file, page(runs, title, sections).encode())
 
 
 def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:

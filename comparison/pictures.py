@@ -1,5 +1,6 @@
 """The main plots as a picture for a paper: losses, and below them MFU, memory and gradients."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from comparison.runs import Run, Unit, bits_per_byte_factor, comparable_unit, mf
 from comparison.statistics import PLACES, At
 from comparison.table import unit_of
 from errors import UserError
+from flops_parameter_counting.outputs import write_whole
 
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (8, 2, 1, 2)), (0, (1, 3)))  # by the number of a run's dashes
 AXES: dict[At, str] = {
@@ -56,10 +58,9 @@ def write_plots(runs: Sequence[Run], file: Path, x: At = "tokens") -> None:
     panels["grad_norm"].set(yscale="log")
     for axes in panels.values():
         _dress(axes, x)
-    try:
-        figure.savefig(file, format="png")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(file, picture.getvalue())
 
 
 def _dress(axes: Any, x: At) -> None:
