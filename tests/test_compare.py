@@ -18,6 +18,7 @@ from commands import command
 from conftest import ROOT, environment
 from hypothesis import given
 from hypothesis import strategies as st
+from test_comparison_statistics import made
 from test_run_logs import record, run_train, write_log
 
 import compare_architectures
@@ -208,7 +209,8 @@ def test_the_picture_is_a_png(two_runs, tmp_path, x):
     assert done.returncode == 0 and str(picture) in done.stdout, done.stderr
     content = picture.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", content[16:24]) == (1350, 1200)
+    width, height = struct.unpack(">II", content[16:24])
+    assert width == 1350 and 1200 < height < 1300
 
 
 def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
@@ -219,17 +221,41 @@ def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
     logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
     for x, place in (("tokens", "tokens"), ("steps", "step"), ("flops", "flops"), ("time", "time")):
         pictures.write_plots(described(two_runs), tmp_path / "loss.png", x=x)
-        panels = drawn.pop().axes
+        figure = drawn.pop()
+        panels = figure.axes
         lines = panels[0].get_lines()
         expected = [points for log in logs for points in (log.train_losses(place), log.val_losses(place))]
         assert [list(zip(*line.get_data(), strict=True)) for line in lines] == expected
-        assert [line.get_label() for line in lines[1::2]] == ["plain", "gated"]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["plain", "gated"]
+        assert [line.get_color() for line in legend.get_lines()] == [line.get_color() for line in lines[1::2]]
         norms = [[(record[place], record["grad_norm"]) for record in log.iters] for log in logs]
         if place in ("step", "tokens"):
             assert [list(zip(*line.get_data(), strict=True)) for line in panels[3].get_lines()] == norms
         assert [axes.get_ylabel() for axes in panels[1:]] == [
             "MFU (full attention), %", "peak memory (GB)", "gradient norm",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_the_legend_names_groups_below_the_panels_and_leaves_them_their_size(count, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    alone = [made([5.0, 4.0], name="_$alone", arch_preset="gpt2", dropout=99)]
+    keys = [{"seed": seed, "arch_preset": "gpt2", "dropout": share} for share in range(count // 2) for seed in (1, 2)]
+    seeds = [made([5.0, 4.0], **key) for key in keys]
+    pictures.write_plots(runs.describe_all(alone + seeds), tmp_path / "loss.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    panels = [panel.get_window_extent() for panel in figure.axes]
+    names = [text.get_text().replace("\\", "") for text in figure.legends[0].get_texts()]
+    assert names == ["_$alone-1", *(f"dropout={share} (2 seeds)" for share in range(count // 2))]
+    assert legend.y1 < min(panel.y0 for panel in panels)
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width and legend.y0 >= 0
+    assert panels[0].height > 4 * figure.dpi and min(panel.height for panel in panels[1:]) > 2 * figure.dpi
 
 
 def test_no_picture_needs_no_matplotlib(two_runs):
@@ -406,8 +432,8 @@ def test_the_keys_that_differ_are_those_and_only_those(configs):
 
 @given(st.lists(VALUES, min_size=1, max_size=6), st.booleans())
 def test_sorting_keeps_all_and_puts_the_unknown_last(values, descending):
-    made = [runs.describe(read_like({"key": value, "index": index})) for index, value in enumerate(values)]
-    found = [run.config["key"] for run in runs.sort(made, "key", descending)]
+    described = [runs.describe(read_like({"key": value, "index": index})) for index, value in enumerate(values)]
+    found = [run.config["key"] for run in runs.sort(described, "key", descending)]
     known = [value for value in found if value is not None]
     assert sorted(map(repr, found)) == sorted(map(repr, values)) and found[len(known) :] == [None] * (
         len(values) - len(known)
@@ -425,14 +451,14 @@ def read_like(config):
     [("x>1", [2, 10]), ("x>=2", [2, 10]), ("x<2", [1]), ("x=2.0", [2]), ("x!=2", [1, 10, None]), ("x=None", [None])],
 )
 def test_conditions_compare_numbers_as_numbers(condition, kept):
-    made = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
-    assert [run.config["x"] for run in runs.matching(made, condition)] == kept
+    told = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
+    assert [run.config["x"] for run in runs.matching(told, condition)] == kept
 
 
 def test_text_that_looks_like_a_number_compares_as_text():
-    made = [runs.describe(read_like({"x": value})) for value in ("10", "9", "b", None)]
-    assert [run.config["x"] for run in runs.matching(made, "x>a")] == ["b"]
-    assert [run.config["x"] for run in runs.matching(made, "x>10")] == ["9", "b"]
+    told = [runs.describe(read_like({"x": value})) for value in ("10", "9", "b", None)]
+    assert [run.config["x"] for run in runs.matching(told, "x>a")] == ["b"]
+    assert [run.config["x"] for run in runs.matching(told, "x>10")] == ["9", "b"]
 
 
 def test_the_document_has_every_column():
