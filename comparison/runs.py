@@ -65,15 +65,15 @@ def describe(log: RunLog, name: str | None = None) -> Run:
     convention = mfu = None
     if throughput is not None:
         convention = "full" if "full" in throughput.mfu else "unstated"
-        mfu = throughput.mfu[convention]
+        mfu = throughput.mfu.get(convention)
     predicted = (run.get("prediction") or {}).get("loss")
-    last, ended = log.final_val_loss, log.state == "finished" and log.step >= run.get("steps", 0)
+    last, ended = log.final_val_loss, log.state == "finished" and log.step >= (run.get("steps") or 0)
     miss = last - predicted if ended and predicted is not None and last is not None else None
     numbers = Numbers(
         run=name or log.name,
         architecture=run.get("architecture"),
-        parameters=run.get("parameters", {}).get("total"),
-        flops_per_token=run.get("flops_per_token", {}).get("full"),
+        parameters=(run.get("parameters") or {}).get("total"),
+        flops_per_token=(run.get("flops_per_token") or {}).get("full"),
         steps=log.step,
         tokens=log.tokens,
         flops=log.flops,
@@ -88,7 +88,7 @@ def describe(log: RunLog, name: str | None = None) -> Run:
         skipped_steps=log.skipped_steps,
         predicted_loss=predicted,
         miss=miss,
-        miss_percent=None if miss is None else 100 * miss / predicted,
+        miss_percent=100 * miss / predicted if miss is not None and predicted else None,
         state=log.state,
     )
     return Run(dataclasses.replace(log, iters=log.iters[-1:]), numbers, curves(log))
@@ -205,11 +205,11 @@ def comparable_unit(logs: Sequence[RunLog]) -> Unit:
     if len({validated_on(log) for log in logs}) <= 1:
         return "nats"
     first, other = next((logs[0], log) for log in logs if validated_on(log) != validated_on(logs[0]))
-    sizes = [_validation(log).get("bytes") for log in (first, other)]
+    sizes = [_split(log, "val").get("bytes") for log in (first, other)]
     told = " and ".join(dict.fromkeys(dataset_name(log) for log in (first, other)))
     if None in sizes:
         reason = "the log does not say how many bytes of text that is, so that bits per byte are not known"
-    elif len({_validation(log).get("bytes") for log in logs}) == 1:
+    elif len({_split(log, "val").get("bytes") for log in logs}) == 1:
         return "bits per byte"
     else:
         reason = f"of {sizes[0]:,} and {sizes[1]:,} bytes"
@@ -221,21 +221,25 @@ def comparable_unit(logs: Sequence[RunLog]) -> Unit:
 def validated_on(log: RunLog) -> tuple[Any, ...]:
     """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split. Where
     an older log has none, the dataset's name has to do (`notes` says so)."""
-    dataset, checksum = log.run.get("dataset", {}), _validation(log).get("checksum")
+    dataset, checksum = _dataset(log), _split(log, "val").get("checksum")
     return (dataset.get("vocab_size"), checksum) if checksum is not None else ("by its name", dataset.get("name"))
 
 
-def _validation(log: RunLog) -> dict[str, Any]:
-    return log.run.get("dataset", {}).get("splits", {}).get("val", {})
-
-
 def dataset_name(log: RunLog) -> str:
-    return log.run.get("dataset", {}).get("name", "unknown")
+    return _dataset(log).get("name") or "unknown"
+
+
+def _dataset(log: RunLog) -> dict[str, Any]:
+    return log.run.get("dataset") or {}
+
+
+def _split(log: RunLog, name: str) -> dict[str, Any]:
+    return (_dataset(log).get("splits") or {}).get(name) or {}
 
 
 def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
     """Bits per byte of a split's text for each nat per token; None where its bytes are not known."""
-    described = log.run.get("dataset", {}).get("splits", {}).get(split, {})
+    described = _split(log, split)
     tokens, size = described.get("tokens"), described.get("bytes")
     return tokens / size / math.log(2) if tokens and size else None
 

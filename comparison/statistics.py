@@ -193,7 +193,7 @@ def _place_in_words(at: At, place: float) -> str:
 
 def _goes_on(run: RunLog, at: At, place: float) -> bool:
     """Whether the run went on after this place, or was to."""
-    return _trained(run, at)[-1][0] > (1 + SAME_END) * place or run.step < run.run.get("steps", 0)
+    return _trained(run, at)[-1][0] > (1 + SAME_END) * place or run.step < (run.run.get("steps") or 0)
 
 
 def _differ_in_machine(runs: Sequence[RunLog]) -> bool:

@@ -50,7 +50,7 @@ def cells(numbers: Numbers) -> list[str]:
         "n/a" if numbers.peak_memory is None else f"{numbers.peak_memory / 1e9:.2f} GB",
         number(numbers.skipped_steps, "d"),
         number(numbers.predicted_loss, ".4f"),
-        "n/a" if numbers.miss is None else f"{numbers.miss:+.4f} ({numbers.miss_percent:+.1f}%)",
+        "n/a" if numbers.miss_percent is None else f"{numbers.miss:+.4f} ({numbers.miss_percent:+.1f}%)",
         numbers.state,
     ]
 
