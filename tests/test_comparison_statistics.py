@@ -77,6 +77,14 @@ def test_every_other_difference_is_another_group(other):
     assert len(groups([made([1.0], seed=2, arch_preset="gpt2", learning_rate=1), other])) == 2
 
 
+def test_a_step_that_is_divided_otherwise_is_the_same_step():
+    def divided(steps, size, batches):
+        return made([1.0], seed=size, gradient_accumulation_steps=steps, batch_size=size, eval_iters=batches)
+
+    assert len(groups([divided(1, 16, 8), divided(2, 8, 16), divided(4, 4, 32)])) == 1
+    assert len(groups([divided(1, 16, 8), divided(1, 8, 16), divided(2, 8, 8)])) == 3
+
+
 def test_groups_of_one_architecture_are_named_by_the_keys_that_differ():
     runs = [made([1.0], arch_preset="gpt2", learning_rate=rate, warmup=3) for rate in (1, 2)]
     assert [group.name for group in groups(runs)] == ["learning_rate=1", "learning_rate=2"]
