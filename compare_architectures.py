@@ -15,7 +15,7 @@ from pathlib import Path
 
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
-from comparison.runs import Run, describe, labels, matching, notes, sort
+from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
 from errors import ArgumentParser, UserError, exit_cleanly
@@ -30,10 +30,11 @@ CLEAR = "\x1b[H\x1b[2J"
 def main() -> None:
     arguments = parse_arguments()
     if arguments.watch is None:
-        show(arguments)
+        runs = show(arguments)
+        comparable_unit([run.log for run in runs if run.numbers.best_val_loss is not None])  # an error, last of all
         return
     try:
-        while show(arguments, clear=sys.stdout.isatty()):
+        while any(run.numbers.state == "running" for run in show(arguments, clear=sys.stdout.isatty())):
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
         print("no longer watching; the runs go on")
@@ -75,8 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def show(arguments: argparse.Namespace, clear: bool = False) -> bool:
-    """Print the table and write the files; whether one of the runs still goes on."""
+def show(arguments: argparse.Namespace, clear: bool = False) -> list[Run]:
+    """Print the table and write the files."""
     runs = choose_runs(arguments.run, arguments.latest)
     for condition in arguments.filter:
         runs = matching(runs, condition)
@@ -89,13 +90,10 @@ def show(arguments: argparse.Namespace, clear: bool = False) -> bool:
         print(line)
     write_files(runs, arguments, told)
     sys.stdout.flush()
-    return any(run.numbers.state == "running" for run in runs)
+    return runs
 
 
 def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequence[str]) -> None:
-    if arguments.png is not None:
-        write_plots(runs, arguments.png, arguments.x)
-        print(f"plots: {arguments.png}")
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
         print(f"numbers: {arguments.csv}")
@@ -108,6 +106,14 @@ def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequen
     if arguments.report is not None:
         write_page_of(runs, arguments.report, "Runs side by side")
         print(f"report: {arguments.report}")
+    if arguments.png is not None:
+        try:
+            write_plots(runs, arguments.png, arguments.x)
+            print(f"plots: {arguments.png}")
+        except NoCommonMetric as error:  # ends the command, but after everything else was written
+            if arguments.watch is None:
+                raise
+            print(f"no plots: {error}")
 
 
 def choose_runs(paths: Sequence[Path], latest: int | None) -> list[Run]:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from comparison.looks import looks
-from comparison.runs import Run, Unit, bits_per_byte_factor, comparable_unit, mfu_in_words
+from comparison.runs import NoCommonMetric, Run, Unit, bits_per_byte_factor, comparable_unit, mfu_in_words
 from comparison.statistics import PLACES, At, groups
 from comparison.table import unit_of
-from errors import UserError
 from flops_parameter_counting.outputs import write_whole
 
 WIDTH, HEIGHT = 9, 8  # inches, without the legend
@@ -36,14 +35,14 @@ def write_plots(runs: Sequence[Run], file: Path, x: At = "tokens") -> None:
     """A PNG: each run's training loss, faint, and its validation loss with a mark at each evaluation; MFU, peak memory
     and gradient norm.
 
-    Losses are in nats per token, or in bits per byte where the tokenizers differ. Raises UserError when the losses do
-    not compare, no log says `x`, or the file cannot be written.
+    Losses are in nats per token, or in bits per byte where the tokenizers differ. Raises NoCommonMetric when the
+    losses do not compare or no log says `x`, and UserError when the file cannot be written.
     """
     from matplotlib.figure import Figure  # half a second, and only this function needs it
 
     unit, place = comparable_unit([run.log for run in runs]), PLACES[x][0]
     if all(np.isnan(curve.x[place]).all() for run in runs for curve in run.curves.values()):
-        raise UserError(f"no common metric: none of the runs has a loss with a known place in {PLACES[x][1]}")
+        raise NoCommonMetric(f"no common metric: none of the runs has a loss with a known place in {PLACES[x][1]}")
     figure = Figure(dpi=150, layout="constrained")
     panels = figure.subplot_mosaic([["loss"] * 3, ["mfu", "memory", "grad_norm"]], height_ratios=[2, 1])
     lines = {}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from comparison.curves import Curve, curves
 from errors import UserError, did_you_mean
+from flops_parameter_counting.scaling_laws import LAWS
 from run_logs import RunLog
 
 # Keys that only name a run, or say where it lies, who is told about it, and what is expected of it.
@@ -197,11 +198,15 @@ def _number(text: str) -> float:
 # What compares
 
 
+class NoCommonMetric(UserError):
+    """The runs' losses do not compare, and why."""
+
+
 def comparable_unit(logs: Sequence[RunLog]) -> Unit:
     """In what these runs' losses compare: nats per token where they were validated on the same tokens, else bits per
-    byte where it was the same text. Raises UserError, with the reason, where they do not compare."""
+    byte where it was the same text. Raises NoCommonMetric, with the reason, where they do not compare."""
     if len(logs) > 1 and (silent := next((log for log in logs if validated_on(log)[-1] is None), None)) is not None:
-        raise UserError(f"no common metric: the log of {silent.name} does not say on what it was validated")
+        raise NoCommonMetric(f"no common metric: the log of {silent.name} does not say on what it was validated")
     if len({validated_on(log) for log in logs}) <= 1:
         return "nats"
     first, other = next((logs[0], log) for log in logs if validated_on(log) != validated_on(logs[0]))
@@ -213,7 +218,7 @@ def comparable_unit(logs: Sequence[RunLog]) -> Unit:
         return "bits per byte"
     else:
         reason = f"of {sizes[0]:,} and {sizes[1]:,} bytes"
-    raise UserError(
+    raise NoCommonMetric(
         f"no common metric: {first.name} and {other.name} were validated on different data ({told}): {reason}"
     )
 
@@ -273,7 +278,21 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         late = [record for record in log.evals if record["val_loss"] is None]
         if late:
             found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")
+    ranked = [log for log in logs if _law_only_ranks(log)]
+    for law in dict.fromkeys(log.run["config"]["scaling_law"] for log in ranked):
+        names = ", ".join(log.name for log in ranked if log.run["config"]["scaling_law"] == law)
+        found.append(
+            f"{names}: the law {law} was fitted to other data and another tokenizer: it ranks architectures and does "
+            "not foretell the loss, and the miss says nothing of the run"
+        )
     return [f"note: {note}" for note in found]
+
+
+def _law_only_ranks(log: RunLog) -> bool:
+    """Whether the run's predicted loss is a published law's (as training.plan.Prediction.only_ranks). A fitted law
+    stands in the configuration as a file or with its constants."""
+    law = (log.run.get("config") or {}).get("scaling_law")
+    return isinstance(law, str) and law in LAWS and (log.run.get("prediction") or {}).get("loss") is not None
 
 
 def mfu_in_words(runs: Sequence[Run]) -> str:

@@ -318,6 +318,18 @@ def test_different_windows_and_lost_evaluations_are_noted(tmp_path):
     assert runs.notes([lost]) == ["note: d: 1 evaluations were not finite (first at step 7)"]
 
 
+def test_a_law_that_only_ranks_is_noted(tmp_path):
+    def log(name, law, loss=3.0):
+        return synthetic(tmp_path / name, config={"scaling_law": law}, prediction={"law": str(law), "loss": loss})
+
+    fitted = {"name": "besiroglu", "E": 1.0}
+    logs = [log("a", "besiroglu"), log("b", "hoffmann"), log("c", "besiroglu"), log("d", "mine.json"), log("e", fitted)]
+    logs += [log("f", None), log("g", "besiroglu", loss=None)]
+    first, second = runs.notes(logs)
+    assert first.startswith("note: a, c: the law besiroglu was fitted to other data and another tokenizer: it ranks")
+    assert second.startswith("note: b: the law hoffmann ")
+
+
 def test_a_run_is_followed_until_it_ends(two_runs, tmp_path):
     """The log of a run that holds its folder, written as it would be."""
     lines = (two_runs / "out/plain/log.jsonl").read_bytes().splitlines(keepends=True)
@@ -397,7 +409,9 @@ def test_no_runs_at_all_is_one_line(tmp_path):
     assert done.returncode == 2 and "no run under" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_losses_without_a_common_metric_are_not_drawn_or_sorted(tmp_path):
+@pytest.fixture
+def without_metric(tmp_path):
+    """The folders a and b, validated on different texts."""
     for name, size in (("a", 400), ("b", 500)):
         val = {"checksum": name, "tokens": 100, "bytes": size}
         dataset = {"name": name, "vocab_size": 256, "splits": {"val": val}}
@@ -406,12 +420,34 @@ def test_losses_without_a_common_metric_are_not_drawn_or_sorted(tmp_path):
             record("run", dataset=dataset, config={"n": name}),
             record("eval", 1, tokens=10, val_loss=2.0),
         )
-    for arguments in (["--png", "loss.png"], ["--sort", "best_val_loss"], ["--sort", "bits_per_byte"]):
-        done = in_process(tmp_path, "a", "b", *arguments)
+    return tmp_path
+
+
+def test_losses_without_a_common_metric_end_with_an_error_when_all_is_written(without_metric):
+    files = ("csv", "json", "markdown", "report")
+    for arguments in ([], [f"--{name}={name}" for name in files], ["--png=png"], ["--png=png", "--csv=csv"]):
+        done = in_process(without_metric, "a", "b", *arguments)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-        assert "no common metric: a and b were validated on different data" in done.stderr
-    done = in_process(tmp_path, "a", "b")
-    assert done.returncode == 0 and "not compared, no common metric" in done.stdout
+        assert done.stderr.startswith("error: no common metric: a and b were validated on different data")
+        assert "not compared, no common metric" in done.stdout and len(done.stdout.splitlines()) >= 5
+        for file in (without_metric / name for name in files if f"--{name}={name}" in arguments):
+            assert file.stat().st_size > 100
+            file.unlink()
+    assert not (without_metric / "png").exists()
+    for column in ("best_val_loss", "bits_per_byte"):
+        done = in_process(without_metric, "a", "b", "--sort", column)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no common metric" in done.stderr
+
+
+def test_a_watch_goes_on_without_a_common_metric(without_metric):
+    done = in_process(without_metric, "a", "b", "--watch", "1", "--png=png")  # and ends, as no run goes on
+    assert (done.returncode, done.stderr) == (0, "") and "no plots: no common metric: a and b" in done.stdout
+
+
+def test_runs_without_an_evaluation_need_no_metric(without_metric):
+    log = without_metric / "b/log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert in_process(without_metric, "a", "b").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
