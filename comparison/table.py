@@ -15,23 +15,24 @@ from flops_parameter_counting import outputs
 
 GAP = "  "
 
-# Over each column of numbers, in two lines.
-HEADINGS = (
-    ("", "params"),
-    ("FLOPs/tok", "(full)"),
-    ("", "tokens"),
-    ("FLOPs", "(full)"),
-    ("best val", "loss"),
-    ("last val", "loss"),
-    ("bits per", "byte"),
-    ("", "tokens/s"),
-    ("MFU", "(full)"),
-    ("peak", "memory"),
-    ("skipped", "steps"),
-    ("predicted", "loss"),
-    ("", "miss"),
-    ("", "state"),
-)
+# The fields of Numbers that have a column, and what stands over each, in two lines.
+FIELDS = {
+    "parameters": ("", "params"),
+    "flops_per_token": ("FLOPs/tok", "(full)"),
+    "tokens": ("", "tokens"),
+    "flops": ("FLOPs", "(full)"),
+    "best_val_loss": ("best val", "loss"),
+    "last_val_loss": ("last val", "loss"),
+    "bits_per_byte": ("bits per", "byte"),
+    "tokens_per_second": ("", "tokens/s"),
+    "mfu": ("MFU", "(full)"),
+    "peak_memory": ("peak", "memory"),
+    "skipped_steps": ("skipped", "steps"),
+    "predicted_loss": ("predicted", "loss"),
+    "miss": ("", "miss"),
+    "state": ("", "state"),
+}
+HEADINGS = tuple(FIELDS.values())
 
 
 def cells(numbers: Numbers) -> list[str]:
