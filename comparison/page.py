@@ -113,7 +113,7 @@ def drawn(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def smoothed(curve: Curve, longest: int) -> dict[str, Any]:
-    """The smoothed training loss by each of SMOOTHINGS, computed from every logged step and not from those that are drawn."""
+    """The smoothed training loss by each of SMOOTHINGS, computed from every logged step, not from those drawn."""
     means = [evenly(smooth(curve, share * longest), SMOOTH_POINTS) for share in SMOOTHINGS.values()]
     return {**columns(means[0]), "means": [rounded(mean.y, 5) for mean in means]}
 

@@ -280,9 +280,9 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
             found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")
     ranked = [log for log in logs if _law_only_ranks(log)]
     for law in dict.fromkeys(log.run["config"]["scaling_law"] for log in ranked):
-        names = ", ".join(log.name for log in ranked if log.run["config"]["scaling_law"] == law)
+        which = ", ".join(log.name for log in ranked if log.run["config"]["scaling_law"] == law)
         found.append(
-            f"{names}: the law {law} was fitted to other data and another tokenizer: it ranks architectures and does "
+            f"{which}: the law {law} was fitted to other data and another tokenizer: it ranks architectures and does "
             "not foretell the loss, and the miss says nothing of the run"
         )
     return [f"note: {note}" for note in found]
