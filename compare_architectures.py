@@ -6,6 +6,7 @@ python compare_architectures.py "out/seed*" --filter "n_layer>4" --sort best_val
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -14,11 +15,11 @@ from pathlib import Path
 
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
-from comparison.runs import Run, describe, labels, matching, notes, sort
+from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
 from errors import ArgumentParser, UserError, exit_cleanly
-from run_logs import RunLog, find_runs, read_run
+from run_logs import RunLog, find_runs, log_file, read_run
 
 DEFAULT_LATEST = 3
 DEFAULT_SECONDS = 10
@@ -29,10 +30,11 @@ CLEAR = "\x1b[H\x1b[2J"
 def main() -> None:
     arguments = parse_arguments()
     if arguments.watch is None:
-        show(arguments)
+        runs = show(arguments)
+        comparable_unit([run.log for run in runs if run.numbers.best_val_loss is not None])  # an error, last of all
         return
     try:
-        while show(arguments, clear=sys.stdout.isatty()):
+        while any(run.numbers.state == "running" for run in show(arguments, clear=sys.stdout.isatty())):
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
         print("no longer watching; the runs go on")
@@ -74,8 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def show(arguments: argparse.Namespace, clear: bool = False) -> bool:
-    """Print the table and write the files; whether one of the runs still goes on."""
+def show(arguments: argparse.Namespace, clear: bool = False) -> list[Run]:
+    """Print the table and write the files."""
     runs = choose_runs(arguments.run, arguments.latest)
     for condition in arguments.filter:
         runs = matching(runs, condition)
@@ -88,13 +90,10 @@ def show(arguments: argparse.Namespace, clear: bool = False) -> bool:
         print(line)
     write_files(runs, arguments, told)
     sys.stdout.flush()
-    return any(run.numbers.state == "running" for run in runs)
+    return runs
 
 
 def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequence[str]) -> None:
-    if arguments.png is not None:
-        write_plots(runs, arguments.png, arguments.x)
-        print(f"plots: {arguments.png}")
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
         print(f"numbers: {arguments.csv}")
@@ -107,6 +106,14 @@ def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequen
     if arguments.report is not None:
         write_page_of(runs, arguments.report, "Runs side by side")
         print(f"report: {arguments.report}")
+    if arguments.png is not None:
+        try:
+            write_plots(runs, arguments.png, arguments.x)
+            print(f"plots: {arguments.png}")
+        except NoCommonMetric as error:  # ends the command, but after everything else was written
+            if arguments.watch is None:
+                raise
+            print(f"no plots: {error}")
 
 
 def choose_runs(paths: Sequence[Path], latest: int | None) -> list[Run]:
@@ -121,20 +128,45 @@ def choose_runs(paths: Sequence[Path], latest: int | None) -> list[Run]:
         paths = find_runs(".", DEFAULT_LATEST if latest is None else latest)
         if not paths:
             raise UserError(f"no run under {Path.cwd() / 'out'}: train one (make quickstart), or name a run's folder")
-    paths = list(dict.fromkeys(paths))
-    names = labels([RunLog(path / "log.jsonl" if path.is_dir() else path) for path in paths])
+    once: dict[str, Path] = {}  # a run may be named by its folder and by its log
+    for path in paths:
+        once.setdefault(os.path.realpath(log_file(path)), path)
+    paths = list(once.values())
+    names = labels([RunLog(log_file(path)) for path in paths])
+    for name in (*map(str, paths), *names):
+        check_name(name)
     return [describe(read_run(path), name) for path, name in zip(paths, names, strict=True)]
 
 
 def expanded(path: Path) -> list[Path]:
-    """What a pattern stands for: run folders, log files and files of the older layout, in order; a path as it is."""
-    if path.exists() or not set("*?[") & set(str(path)):
-        return [path]
-    matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    found = [one for one in matches if one.is_file() or (one / "log.jsonl").exists()]
+    """What a pattern stands for: run folders and logs of either layout, in order; a path as it is."""
+    try:
+        if path.exists() or not set("*?[") & set(str(path)):
+            return [path]
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        found = [match for match in matches if is_run(match)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # of the glob
+        raise UserError(f"there is no run {path}: {error}") from None
     if not found:
-        raise UserError(f"there is no run {path}: the pattern matches no run's folder and no file")
+        raise UserError(f"there is no run {path}: the pattern matches no run's folder and no log")
     return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a pattern means this: pages, pictures and tables of runs often lie beside the runs."""
+    if not path.is_file():
+        return (path / "log.jsonl").exists()
+    return path.suffix == ".jsonl" or (path.suffix == ".json" and b'"training_iterations"' in path.read_bytes())
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for one that could not be printed: a file may have any bytes as its name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the run {name!a} has a name that is not UTF-8: rename it") from None
 
 
 def terminal_width() -> int | None:

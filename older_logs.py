@@ -29,7 +29,7 @@ def read_older(file: Path) -> dict[str, Any] | None:
         return None
     try:
         return _fields(log)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has training_iterations, but is no log of the older layout: {error!r}") from None
 
 

@@ -19,6 +19,25 @@ Record = dict[str, Any]
 KINDS = ("run", "iter", "eval", "checkpoint", "event", "summary")
 POSITIONS = ("step", "tokens", "flops", "time")  # what a loss can be looked up by
 _TAIL_BYTES = 1 << 16
+_NEEDED = {"iter": "loss", "eval": "val_loss"}  # the field that such a record is for
+
+# What the readers take a field for, where it is there and not null: a number, a truth, text, or fields of its own.
+_SPLIT: dict[str, Any] = {"tokens": float, "bytes": float, "checksum": str}
+_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("time", "step", "steps", "tokens", "train_seconds", "skipped_steps"), float),
+    **dict.fromkeys(("loss", "val_loss", "val_bits_per_byte", "grad_norm", "step_ms", "tokens_per_second"), float),
+    "flops": {"full": float},
+    "mfu": {"full": float, "causal": float, "unstated": float},
+    "memory": {"peak": float},
+    "skipped": bool,
+    "architecture": str,
+    "config": dict.fromkeys(("seed", "gradient_accumulation_steps", "batch_size", "block_size", "eval_iters"), float),
+    "parameters": {"total": float},
+    "flops_per_token": {"full": float},
+    "prediction": {"loss": float},
+    "dataset": {"name": str, "vocab_size": float, "splits": {"train": _SPLIT, "val": _SPLIT}},
+    "hardware": {"device_name": str, "host": str, "ranks": float, "threads_per_rank": float},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +155,13 @@ class RunLog:
     @property
     def throughput(self) -> Throughput | None:
         """As the newest process summed it up; without such a summary, the mean over the time of all timed steps."""
-        if self.summary is not None and self.summary["tokens_per_second"] is not None:
-            return Throughput(self.summary["tokens_per_second"], self.summary["mfu"])
+        if self.summary is not None and self.summary.get("tokens_per_second") is not None:
+            return Throughput(self.summary["tokens_per_second"], self.summary.get("mfu") or {})
         tokens = time = 0.0
         at_peak: dict[str, float] = {}  # seconds that the same FLOPs take at the device's peak
         before = 0
         for record in self.iters:
-            if record.get("step_ms") is not None:
+            if None not in map(record.get, ("step_ms", "tokens_per_second", "mfu")):
                 seconds = (record["step"] - before) * record["step_ms"] / 1000
                 time += seconds
                 tokens += record["tokens_per_second"] * seconds
@@ -173,8 +192,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
 
     Raises UserError when there is none, when it has no whole record, and when the file is something else.
     """
-    file = Path(path)
-    file = file / "log.jsonl" if file.is_dir() else file
+    file = log_file(Path(path))
     log = RunLog(file)
     records: list[Record] = []
     try:
@@ -189,12 +207,19 @@ def read_run(path: str | os.PathLike) -> RunLog:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     if not records and (older := read_older(file)) is not None:
+        if not all(map(fits, (older["run"], *older["iters"], *older["evals"]))):
+            raise UserError(f"{file} is of the older layout, but one of its numbers or texts is something else")
         return RunLog(file, **older)
     if not records:
         reason = "none of its lines is a whole record of a run" if log.cut_lines else "it is empty"
         raise UserError(f"{file} holds no run: {reason}")
     _sort_in(records, log)
     return log
+
+
+def log_file(path: Path) -> Path:
+    """Of a run that is named by its folder or by its log."""
+    return path / "log.jsonl" if path.is_dir() else path
 
 
 def find_runs(base: str | os.PathLike = ".", latest: int | None = None) -> list[Path]:
@@ -219,7 +244,20 @@ def _parse(line: bytes) -> Record | None:
     if not isinstance(record, dict) or record.get("type") not in KINDS:
         return None
     positioned = record["type"] == "run" or type(record.get("step")) is int
-    return record if positioned and type(record.get("time")) in (int, float) else None
+    whole = positioned and record.get("time") is not None and _NEEDED.get(record["type"], "type") in record
+    return record if whole and fits(record) else None
+
+
+def fits(value: Any, shape: Any = _SHAPE) -> bool:
+    """Whether a record, or a field of it, is what the readers take it for. No number of a run is near a float's end,
+    and what JSON calls NaN or Infinity is none."""
+    if value is None:
+        return True
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(fits(value[name], shape[name]) for name in value.keys() & shape.keys())
+    if shape is float:
+        return type(value) in (int, float) and -1e300 < value < 1e300
+    return isinstance(value, shape)
 
 
 def _sort_in(records: list[Record], log: RunLog) -> None:

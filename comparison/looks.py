@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from comparison.statistics import groups
 from run_logs import RunLog
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; black is the colour of the text.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-
-
+# Five of Okabe and Ito's colours, and in place of those too light for a white page three that stand out on a dark one
+# too; colour-blind readers can tell all apart. Black is the colour of the text.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#d01040", "#7080ff", "#000000", "#8030ff")
 DASHES = 7  # ways to dash a line
 
 

@@ -64,9 +64,10 @@ function show(id, traces, form) {
   const chart = document.getElementById(id);
   const known = traces.some((trace) => trace.x.length);
   chart.style.height = known ? "" : "auto";
-  if (known)
+  if (known) {
+    if (!chart.data) chart.textContent = "";  // what was said while there was nothing to draw
     Plotly.react(chart, traces, form, { responsive: !printing, displaylogo: false });
-  else {
+  } else {
     Plotly.purge(chart);
     chart.textContent = "No run's log has this.";
   }
@@ -141,9 +142,10 @@ function sortable(table) {
     headings.forEach((other) => other.removeAttribute("aria-sort"));
     heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const compare = (a, b) => heading.classList.contains("number") ? Number(value(a)) - Number(value(b)) :
-      value(a).localeCompare(value(b), undefined, { numeric: true });
-    const known = [...body.rows].filter((row) => value(row) !== ""), unknown = [...body.rows].filter((row) => value(row) === "");
+    const isUnknown = (row) => ["", "n/a", "None"].includes(value(row));
+    const known = [...body.rows].filter((row) => !isUnknown(row)), unknown = [...body.rows].filter(isUnknown);
+    const numbers = known.every((row) => Number.isFinite(Number(value(row))));
+    const compare = (a, b) => numbers ? Number(value(a)) - Number(value(b)) : value(a).localeCompare(value(b), undefined, { numeric: true });
     known.sort((a, b) => descending ? compare(b, a) : compare(a, b));
     body.append(...known, ...unknown);
   }));

@@ -21,18 +21,15 @@ from comparison.runs import (
     notes,
 )
 from comparison.statistics import PLACES, groups
-from comparison.table import HEADINGS, comparisons, rows, sentence
+from comparison.table import FIELDS, comparisons, rows, sentence
 from errors import UserError
+from flops_parameter_counting.outputs import write_whole
 from run_logs import RunLog
 
 FOLDER = Path(__file__).parent
 SMOOTHINGS = {"light": 0.005, "medium": 0.02, "strong": 0.05}  # in which share of the longest run a weight falls to 1/e
 BUCKETS, FEWEST_BUCKETS, MOST_BUCKETS = 12_000, 240, 1_500  # of the training losses: of all runs, of one
 SMOOTH_POINTS = 150
-SORTED_BY = (  # what stands behind the cells of table.HEADINGS
-    "parameters", "flops_per_token", "tokens", "flops", "best_val_loss", "last_val_loss", "bits_per_byte",
-    "tokens_per_second", "mfu", "peak_memory", "skipped_steps", "predicted_loss", "miss", "state",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,7 @@ def write_page(runs: Sequence[RunLog], file: Path, title: str, sections: Sequenc
 
 def write_page_of(runs: Sequence[Run], file: Path, title: str, sections: Sequence[Section] = ()) -> None:
     """As write_page, of runs that are described already."""
-    try:
-        file.write_text(page(runs, title, sections), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    write_whole(file, page(runs, title, sections).encode())
 
 
 def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
@@ -119,7 +113,7 @@ def drawn(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def smoothed(curve: Curve, longest: int) -> dict[str, Any]:
-    """The smoothed training loss by each of SMOOTHINGS, computed from every step and not from those that are drawn."""
+    """The smoothed training loss by each of SMOOTHINGS, computed from every logged step, not from those drawn."""
     means = [evenly(smooth(curve, share * longest), SMOOTH_POINTS) for share in SMOOTHINGS.values()]
     return {**columns(means[0]), "means": [rounded(mean.y, 5) for mean in means]}
 
@@ -159,7 +153,7 @@ def sections_as_html(sections: Sequence[Section]) -> str:
 
 def numbers_as_html(runs: Sequence[Run]) -> str:
     headings, body = rows(runs)
-    texts = len(headings) - len(HEADINGS)
+    texts = len(headings) - len(FIELDS)
     numeric = [texts <= column < len(headings) - 1 for column in range(len(headings))]
     kinds = ["number" if is_number else "key" * (2 <= column < texts) for column, is_number in enumerate(numeric)]
     head = "".join(
@@ -168,7 +162,7 @@ def numbers_as_html(runs: Sequence[Run]) -> str:
     )
     lines = []
     for run, row in zip(runs, body, strict=True):
-        values = [*row[:texts], *(getattr(run.numbers, name) for name in SORTED_BY)]
+        values = [*row[:texts], *(getattr(run.numbers, name) for name in FIELDS)]
         cells = (
             f'<td class="{kind}" data-value="{"" if value is None else escape(str(value))}">{escape(cell)}</td>'
             for cell, value, kind in zip(row, values, kinds, strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from comparison.curves import Curve, curves
 from errors import UserError, did_you_mean
+from flops_parameter_counting.scaling_laws import LAWS
 from run_logs import RunLog
 
 # Keys that only name a run, or say where it lies, who is told about it, and what is expected of it.
@@ -65,15 +66,15 @@ def describe(log: RunLog, name: str | None = None) -> Run:
     convention = mfu = None
     if throughput is not None:
         convention = "full" if "full" in throughput.mfu else "unstated"
-        mfu = throughput.mfu[convention]
+        mfu = throughput.mfu.get(convention)
     predicted = (run.get("prediction") or {}).get("loss")
-    last, ended = log.final_val_loss, log.state == "finished" and log.step >= run.get("steps", 0)
+    last, ended = log.final_val_loss, log.state == "finished" and log.step >= (run.get("steps") or 0)
     miss = last - predicted if ended and predicted is not None and last is not None else None
     numbers = Numbers(
         run=name or log.name,
         architecture=run.get("architecture"),
-        parameters=run.get("parameters", {}).get("total"),
-        flops_per_token=run.get("flops_per_token", {}).get("full"),
+        parameters=(run.get("parameters") or {}).get("total"),
+        flops_per_token=(run.get("flops_per_token") or {}).get("full"),
         steps=log.step,
         tokens=log.tokens,
         flops=log.flops,
@@ -88,7 +89,7 @@ def describe(log: RunLog, name: str | None = None) -> Run:
         skipped_steps=log.skipped_steps,
         predicted_loss=predicted,
         miss=miss,
-        miss_percent=None if miss is None else 100 * miss / predicted,
+        miss_percent=100 * miss / predicted if miss is not None and predicted else None,
         state=log.state,
     )
     return Run(dataclasses.replace(log, iters=log.iters[-1:]), numbers, curves(log))
@@ -152,6 +153,9 @@ def matching(runs: Sequence[Run], condition: str) -> list[Run]:
         raise UserError(f"--filter {condition!r} is no condition: write key=value, key!=value, key>value or key<value")
     column, _, wanted = (part.strip() for part in condition.partition(sign))
     check_column(runs, column)
+    known = [found for run in runs if (found := value(run, column)) is not None]
+    if sign not in ("=", "!=") and known and all(map(_is_number, known)) and math.isnan(_number(wanted)):
+        raise UserError(f"--filter {condition!r}: {column} is a number, compare it with one such as 1500000 or 1.5e6")
     kept = [run for run in runs if _holds(value(run, column), sign, wanted)]
     if not kept:
         raise UserError(f"--filter {condition!r} leaves none of the {len(runs)} runs")
@@ -172,36 +176,49 @@ def _holds(found: Any, sign: str, wanted: str) -> bool:
     """Numbers compare as numbers, everything else as text; what is not known meets no condition but `!=`."""
     if found is None:
         return (sign == "=" and wanted == "None") or (sign == "!=" and wanted != "None")
-    try:
-        number = float(wanted)
-    except ValueError:
-        number = math.nan
-    if isinstance(found, int | float) and not isinstance(found, bool) and not math.isnan(number):
+    number = _number(wanted)
+    if _is_number(found) and not math.isnan(number):
         return COMPARISONS[sign](found, number)
     return COMPARISONS[sign](str(found), wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(text: str) -> float:
+    """nan where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What compares
 
 
+class NoCommonMetric(UserError):
+    """The runs' losses do not compare, and why."""
+
+
 def comparable_unit(logs: Sequence[RunLog]) -> Unit:
     """In what these runs' losses compare: nats per token where they were validated on the same tokens, else bits per
-    byte where it was the same text. Raises UserError, with the reason, where they do not compare."""
+    byte where it was the same text. Raises NoCommonMetric, with the reason, where they do not compare."""
     if len(logs) > 1 and (silent := next((log for log in logs if validated_on(log)[-1] is None), None)) is not None:
-        raise UserError(f"no common metric: the log of {silent.name} does not say on what it was validated")
+        raise NoCommonMetric(f"no common metric: the log of {silent.name} does not say on what it was validated")
     if len({validated_on(log) for log in logs}) <= 1:
         return "nats"
     first, other = next((logs[0], log) for log in logs if validated_on(log) != validated_on(logs[0]))
-    sizes = [_validation(log).get("bytes") for log in (first, other)]
+    sizes = [_split(log, "val").get("bytes") for log in (first, other)]
     told = " and ".join(dict.fromkeys(dataset_name(log) for log in (first, other)))
     if None in sizes:
         reason = "the log does not say how many bytes of text that is, so that bits per byte are not known"
-    elif len({_validation(log).get("bytes") for log in logs}) == 1:
+    elif len({_split(log, "val").get("bytes") for log in logs}) == 1:
         return "bits per byte"
     else:
         reason = f"of {sizes[0]:,} and {sizes[1]:,} bytes"
-    raise UserError(
+    raise NoCommonMetric(
         f"no common metric: {first.name} and {other.name} were validated on different data ({told}): {reason}"
     )
 
@@ -209,21 +226,25 @@ def comparable_unit(logs: Sequence[RunLog]) -> Unit:
 def validated_on(log: RunLog) -> tuple[Any, ...]:
     """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split. Where
     an older log has none, the dataset's name has to do (`notes` says so)."""
-    dataset, checksum = log.run.get("dataset", {}), _validation(log).get("checksum")
+    dataset, checksum = _dataset(log), _split(log, "val").get("checksum")
     return (dataset.get("vocab_size"), checksum) if checksum is not None else ("by its name", dataset.get("name"))
 
 
-def _validation(log: RunLog) -> dict[str, Any]:
-    return log.run.get("dataset", {}).get("splits", {}).get("val", {})
-
-
 def dataset_name(log: RunLog) -> str:
-    return log.run.get("dataset", {}).get("name", "unknown")
+    return _dataset(log).get("name") or "unknown"
+
+
+def _dataset(log: RunLog) -> dict[str, Any]:
+    return log.run.get("dataset") or {}
+
+
+def _split(log: RunLog, name: str) -> dict[str, Any]:
+    return (_dataset(log).get("splits") or {}).get(name) or {}
 
 
 def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
     """Bits per byte of a split's text for each nat per token; None where its bytes are not known."""
-    described = log.run.get("dataset", {}).get("splits", {}).get(split, {})
+    described = _split(log, split)
     tokens, size = described.get("tokens"), described.get("bytes")
     return tokens / size / math.log(2) if tokens and size else None
 
@@ -257,7 +278,21 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         late = [record for record in log.evals if record["val_loss"] is None]
         if late:
             found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")
+    ranked = [log for log in logs if _law_only_ranks(log)]
+    for law in dict.fromkeys(log.run["config"]["scaling_law"] for log in ranked):
+        which = ", ".join(log.name for log in ranked if log.run["config"]["scaling_law"] == law)
+        found.append(
+            f"{which}: the law {law} was fitted to other data and another tokenizer: it ranks architectures and does "
+            "not foretell the loss, and the miss says nothing of the run"
+        )
     return [f"note: {note}" for note in found]
+
+
+def _law_only_ranks(log: RunLog) -> bool:
+    """Whether the run's predicted loss is a published law's (as training.plan.Prediction.only_ranks). A fitted law
+    stands in the configuration as a file or with its constants."""
+    law = (log.run.get("config") or {}).get("scaling_law")
+    return isinstance(law, str) and law in LAWS and (log.run.get("prediction") or {}).get("loss") is not None
 
 
 def mfu_in_words(runs: Sequence[Run]) -> str:

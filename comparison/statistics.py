@@ -69,11 +69,15 @@ def groups(runs: Sequence[RunLog]) -> list[Group]:
 
 
 def _identity(run: RunLog, index: int) -> str:
-    """Equal for runs of one group. A run whose log does not say what it was is a group of its own."""
+    """Equal for runs of one group. A run whose log does not say what it was is a group of its own. How the sequences
+    of a step and of an evaluation were divided, to fit a memory, changes neither."""
     config = run.run.get("config")
     if not config:
         return f"run {index}"
     kept = {key: value for key, value in config.items() if key not in NAMING_KEYS and key != "seed"}
+    if None not in map(kept.get, ("gradient_accumulation_steps", "batch_size", "eval_iters")):
+        size = kept.pop("batch_size")
+        kept |= {key: kept[key] * size for key in ("gradient_accumulation_steps", "eval_iters")}
     return json.dumps([kept, validated_on(run)], sort_keys=True)
 
 
@@ -193,7 +197,7 @@ def _place_in_words(at: At, place: float) -> str:
 
 def _goes_on(run: RunLog, at: At, place: float) -> bool:
     """Whether the run went on after this place, or was to."""
-    return _trained(run, at)[-1][0] > (1 + SAME_END) * place or run.step < run.run.get("steps", 0)
+    return _trained(run, at)[-1][0] > (1 + SAME_END) * place or run.step < (run.run.get("steps") or 0)
 
 
 def _differ_in_machine(runs: Sequence[RunLog]) -> bool:

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import json
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +11,28 @@ from typing import Any
 from comparison.runs import COLUMNS, Numbers, Run, differing_keys
 from comparison.statistics import PLACES, At, Difference, Group, compare_groups, groups
 from errors import UserError
+from flops_parameter_counting import outputs
 
 GAP = "  "
 
-# Over each column of numbers, in two lines.
-HEADINGS = (
-    ("", "params"),
-    ("FLOPs/tok", "(full)"),
-    ("", "tokens"),
-    ("FLOPs", "(full)"),
-    ("best val", "loss"),
-    ("last val", "loss"),
-    ("bits per", "byte"),
-    ("", "tokens/s"),
-    ("MFU", "(full)"),
-    ("peak", "memory"),
-    ("skipped", "steps"),
-    ("predicted", "loss"),
-    ("", "miss"),
-    ("", "state"),
-)
+# The fields of Numbers that have a column, and what stands over each, in two lines.
+FIELDS = {
+    "parameters": ("", "params"),
+    "flops_per_token": ("FLOPs/tok", "(full)"),
+    "tokens": ("", "tokens"),
+    "flops": ("FLOPs", "(full)"),
+    "best_val_loss": ("best val", "loss"),
+    "last_val_loss": ("last val", "loss"),
+    "bits_per_byte": ("bits per", "byte"),
+    "tokens_per_second": ("", "tokens/s"),
+    "mfu": ("MFU", "(full)"),
+    "peak_memory": ("peak", "memory"),
+    "skipped_steps": ("skipped", "steps"),
+    "predicted_loss": ("predicted", "loss"),
+    "miss": ("", "miss"),
+    "state": ("", "state"),
+}
+HEADINGS = tuple(FIELDS.values())
 
 
 def cells(numbers: Numbers) -> list[str]:
@@ -49,7 +51,7 @@ def cells(numbers: Numbers) -> list[str]:
         "n/a" if numbers.peak_memory is None else f"{numbers.peak_memory / 1e9:.2f} GB",
         number(numbers.skipped_steps, "d"),
         number(numbers.predicted_loss, ".4f"),
-        "n/a" if numbers.miss is None else f"{numbers.miss:+.4f} ({numbers.miss_percent:+.1f}%)",
+        "n/a" if numbers.miss_percent is None else f"{numbers.miss:+.4f} ({numbers.miss_percent:+.1f}%)",
         numbers.state,
     ]
 
@@ -159,14 +161,12 @@ def sentence(comparison: Difference | str) -> str:
 def write_csv(runs: Sequence[Run], file: Path) -> None:
     """A line a run: every number in full, then the keys that differ as `config.<key>`; empty where not known."""
     keys = differing_keys([run.config for run in runs])
-    try:
-        with file.open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.writer(lines)
-            writer.writerow([*COLUMNS, *(f"config.{key}" for key in keys)])
-            for run in runs:
-                writer.writerow([*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)])
-    except OSError as error:
-        raise _unwritable(file, error) from None
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow([*COLUMNS, *(f"config.{key}" for key in keys)])
+    for run in runs:
+        writer.writerow([*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)])
+    outputs.write_whole(file, lines.getvalue().encode())
 
 
 def write_json(runs: Sequence[Run], file: Path) -> None:
@@ -178,7 +178,7 @@ def write_json(runs: Sequence[Run], file: Path) -> None:
         ]
         for at in PLACES
     }
-    _write(file, json.dumps({"runs": described, "comparisons": compared}, indent=1) + "\n")
+    outputs.write_json(file, {"runs": described, "comparisons": compared})
 
 
 def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At) -> None:
@@ -191,19 +191,8 @@ def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At
         *map(_markdown_row, body),
     ]
     told = [*map(sentence, comparisons(runs, at)), *notes]
-    _write(file, "\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told))
+    outputs.write_whole(file, ("\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told)).encode())
 
 
 def _markdown_row(row: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(file, error) from None
-
-
-def _unwritable(file: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {file}: {error.strerror}")

@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import json
+import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -16,6 +18,7 @@ from commands import command
 from conftest import ROOT, environment
 from hypothesis import given
 from hypothesis import strategies as st
+from test_comparison_statistics import made
 from test_run_logs import record, run_train, write_log
 
 import compare_architectures
@@ -123,6 +126,32 @@ def test_patterns_files_sorting_and_filters(two_runs):
     assert names("out/*", "--filter", "n_layer>=2", "--filter", "arch_preset!=team") == ["plain"]
 
 
+def test_a_pattern_takes_runs_and_passes_over_what_was_made_of_them(two_runs, tmp_path):
+    shutil.copytree(two_runs / "out", tmp_path / "out")
+    made = ["--png=out/a.png", "--csv=out/a.csv", "--json=out/a.json", "--markdown=out/a.md", "--report=out/a.html"]
+    assert in_process(tmp_path, "out/*", *made).returncode == 0
+    shutil.copy(tmp_path / "out/plain/log.jsonl", tmp_path / "out/copied.jsonl")
+    (tmp_path / "out/older.json").write_text(json.dumps({"training_iterations": []}))
+    (tmp_path / "out/empty").mkdir()
+    with contextlib.chdir(tmp_path):
+        names = [path.name for path in compare_architectures.expanded(Path("out/*"))]
+    assert names == ["copied.jsonl", "gated", "older.json", "plain"]
+
+
+def test_a_run_that_is_named_twice_is_compared_once(two_runs):
+    twice = ["out/plain", "out/gated", "out/plain/log.jsonl", two_runs / "out/plain", "out/gated/../plain", "out/*"]
+    with contextlib.chdir(two_runs):
+        found = compare_architectures.choose_runs([Path(path) for path in twice], None)
+    assert [run.numbers.run for run in found] == ["plain", "gated"]
+
+
+def test_a_name_that_cannot_be_printed_is_one_line(tmp_path):
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    write_log(folder / "log.jsonl", record("run"))
+    for done in (in_process(tmp_path, folder.name), in_process(tmp_path, "*"), in_process(folder, "../*")):
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not UTF-8" in done.stderr
+
+
 def test_the_files_hold_the_numbers(two_runs, tmp_path):
     files = {name: tmp_path / f"runs.{name}" for name in ("csv", "json", "markdown")}
     done = compare(two_runs, "out/*", *(f"--{name}={file}" for name, file in files.items()))
@@ -142,6 +171,18 @@ def test_the_files_hold_the_numbers(two_runs, tmp_path):
     table = [line for line in files["markdown"].read_text().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and len(table) == 4
     assert [cell.strip() for cell in table[2].split("|")][1] == "gated"
+
+
+def test_a_reader_of_the_files_never_meets_half_of_one(two_runs, tmp_path):
+    """They are replaced and not written over: whoever opened the old one still reads it."""
+    names = ("csv", "json", "markdown", "report", "png")
+    for name in names:
+        (tmp_path / name).write_text("old")
+        os.link(tmp_path / name, tmp_path / f"{name}.opened")
+    done = in_process(two_runs, "out/*", *(f"--{name}={tmp_path / name}" for name in names))
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert (tmp_path / f"{name}.opened").read_text() == "old" and (tmp_path / name).stat().st_size > 100
 
 
 def test_the_prediction_and_the_miss(tmp_path):
@@ -168,28 +209,53 @@ def test_the_picture_is_a_png(two_runs, tmp_path, x):
     assert done.returncode == 0 and str(picture) in done.stdout, done.stderr
     content = picture.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", content[16:24]) == (1350, 1200)
+    width, height = struct.unpack(">II", content[16:24])
+    assert width == 1350 and 1200 < height < 1300
 
 
 def test_the_curves_are_those_of_the_logs(two_runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     logs = [read_run(two_runs / "out" / name) for name in ("plain", "gated")]
     for x, place in (("tokens", "tokens"), ("steps", "step"), ("flops", "flops"), ("time", "time")):
         pictures.write_plots(described(two_runs), tmp_path / "loss.png", x=x)
-        panels = drawn.pop().axes
+        figure = drawn.pop()
+        panels = figure.axes
         lines = panels[0].get_lines()
         expected = [points for log in logs for points in (log.train_losses(place), log.val_losses(place))]
         assert [list(zip(*line.get_data(), strict=True)) for line in lines] == expected
-        assert [line.get_label() for line in lines[1::2]] == ["plain", "gated"]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["plain", "gated"]
+        assert [line.get_color() for line in legend.get_lines()] == [line.get_color() for line in lines[1::2]]
         norms = [[(record[place], record["grad_norm"]) for record in log.iters] for log in logs]
         if place in ("step", "tokens"):
             assert [list(zip(*line.get_data(), strict=True)) for line in panels[3].get_lines()] == norms
         assert [axes.get_ylabel() for axes in panels[1:]] == [
             "MFU (full attention), %", "peak memory (GB)", "gradient norm",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_the_legend_names_groups_below_the_panels_and_leaves_them_their_size(count, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    alone = [made([5.0, 4.0], name="_$alone", arch_preset="gpt2", dropout=99)]
+    keys = [{"seed": seed, "arch_preset": "gpt2", "dropout": share} for share in range(count // 2) for seed in (1, 2)]
+    seeds = [made([5.0, 4.0], **key) for key in keys]
+    pictures.write_plots(runs.describe_all(alone + seeds), tmp_path / "loss.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    panels = [panel.get_window_extent() for panel in figure.axes]
+    names = [text.get_text().replace("\\", "") for text in figure.legends[0].get_texts()]
+    assert names == ["_$alone-1", *(f"dropout={share} (2 seeds)" for share in range(count // 2))]
+    assert legend.y1 < min(panel.y0 for panel in panels)
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width and legend.y0 >= 0
+    assert panels[0].height > 4 * figure.dpi and min(panel.height for panel in panels[1:]) > 2 * figure.dpi
 
 
 def test_no_picture_needs_no_matplotlib(two_runs):
@@ -252,6 +318,18 @@ def test_different_windows_and_lost_evaluations_are_noted(tmp_path):
     assert runs.notes([lost]) == ["note: d: 1 evaluations were not finite (first at step 7)"]
 
 
+def test_a_law_that_only_ranks_is_noted(tmp_path):
+    def log(name, law, loss=3.0):
+        return synthetic(tmp_path / name, config={"scaling_law": law}, prediction={"law": str(law), "loss": loss})
+
+    fitted = {"name": "besiroglu", "E": 1.0}
+    logs = [log("a", "besiroglu"), log("b", "hoffmann"), log("c", "besiroglu"), log("d", "mine.json"), log("e", fitted)]
+    logs += [log("f", None), log("g", "besiroglu", loss=None)]
+    first, second = runs.notes(logs)
+    assert first.startswith("note: a, c: the law besiroglu was fitted to other data and another tokenizer: it ranks")
+    assert second.startswith("note: b: the law hoffmann ")
+
+
 def test_a_run_is_followed_until_it_ends(two_runs, tmp_path):
     """The log of a run that holds its folder, written as it would be."""
     lines = (two_runs / "out/plain/log.jsonl").read_bytes().splitlines(keepends=True)
@@ -299,7 +377,10 @@ def test_short_numbers_keep_four_digits(count):
         (["--latest", "0"], "must be at least 1"),
         (["--latest", "many"], "invalid int value"),
         (["out/absent"], "there is no run out/absent"),
-        (["out/absent*"], "the pattern matches no run's folder and no file"),
+        (["out/absent*"], "the pattern matches no run's folder and no log"),
+        (["out/**a"], "there is no run out/**a"),
+        (["a" * 300], "File name too long"),
+        (["a" * 300 + "*/b"], "File name too long"),
         (["out/plain", "--png", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
         (["out/plain", "--csv", "no/such/folder/a.csv"], "cannot write no/such/folder/a.csv"),
         (["out/plain", "--json", "out"], "cannot write out"),
@@ -311,6 +392,8 @@ def test_short_numbers_keep_four_digits(count):
         (["out/plain", "--filter", "n_layer"], "is no condition"),
         (["out/plain", "--filter", "n_layers>1"], "did you mean 'n_layer'?"),
         (["out/plain", "--filter", "n_layer>99"], "leaves none of the 1 runs"),
+        (["out/plain", "--filter", "tokens>1K"], "tokens is a number, compare it with one"),
+        (["out/plain", "--filter", "learning_rate<=nan"], "learning_rate is a number, compare it with one"),
         (["out/plain", "--watch", "0"], "must be a number of seconds above 0"),
     ],
 )
@@ -326,7 +409,9 @@ def test_no_runs_at_all_is_one_line(tmp_path):
     assert done.returncode == 2 and "no run under" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_losses_without_a_common_metric_are_not_drawn_or_sorted(tmp_path):
+@pytest.fixture
+def without_metric(tmp_path):
+    """The folders a and b, validated on different texts."""
     for name, size in (("a", 400), ("b", 500)):
         val = {"checksum": name, "tokens": 100, "bytes": size}
         dataset = {"name": name, "vocab_size": 256, "splits": {"val": val}}
@@ -335,12 +420,34 @@ def test_losses_without_a_common_metric_are_not_drawn_or_sorted(tmp_path):
             record("run", dataset=dataset, config={"n": name}),
             record("eval", 1, tokens=10, val_loss=2.0),
         )
-    for arguments in (["--png", "loss.png"], ["--sort", "best_val_loss"], ["--sort", "bits_per_byte"]):
-        done = in_process(tmp_path, "a", "b", *arguments)
+    return tmp_path
+
+
+def test_losses_without_a_common_metric_end_with_an_error_when_all_is_written(without_metric):
+    files = ("csv", "json", "markdown", "report")
+    for arguments in ([], [f"--{name}={name}" for name in files], ["--png=png"], ["--png=png", "--csv=csv"]):
+        done = in_process(without_metric, "a", "b", *arguments)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-        assert "no common metric: a and b were validated on different data" in done.stderr
-    done = in_process(tmp_path, "a", "b")
-    assert done.returncode == 0 and "not compared, no common metric" in done.stdout
+        assert done.stderr.startswith("error: no common metric: a and b were validated on different data")
+        assert "not compared, no common metric" in done.stdout and len(done.stdout.splitlines()) >= 5
+        for file in (without_metric / name for name in files if f"--{name}={name}" in arguments):
+            assert file.stat().st_size > 100
+            file.unlink()
+    assert not (without_metric / "png").exists()
+    for column in ("best_val_loss", "bits_per_byte"):
+        done = in_process(without_metric, "a", "b", "--sort", column)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no common metric" in done.stderr
+
+
+def test_a_watch_goes_on_without_a_common_metric(without_metric):
+    done = in_process(without_metric, "a", "b", "--watch", "1", "--png=png")  # and ends, as no run goes on
+    assert (done.returncode, done.stderr) == (0, "") and "no plots: no common metric: a and b" in done.stdout
+
+
+def test_runs_without_an_evaluation_need_no_metric(without_metric):
+    log = without_metric / "b/log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert in_process(without_metric, "a", "b").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,8 +468,8 @@ def test_the_keys_that_differ_are_those_and_only_those(configs):
 
 @given(st.lists(VALUES, min_size=1, max_size=6), st.booleans())
 def test_sorting_keeps_all_and_puts_the_unknown_last(values, descending):
-    made = [runs.describe(read_like({"key": value, "index": index})) for index, value in enumerate(values)]
-    found = [run.config["key"] for run in runs.sort(made, "key", descending)]
+    described = [runs.describe(read_like({"key": value, "index": index})) for index, value in enumerate(values)]
+    found = [run.config["key"] for run in runs.sort(described, "key", descending)]
     known = [value for value in found if value is not None]
     assert sorted(map(repr, found)) == sorted(map(repr, values)) and found[len(known) :] == [None] * (
         len(values) - len(known)
@@ -380,8 +487,14 @@ def read_like(config):
     [("x>1", [2, 10]), ("x>=2", [2, 10]), ("x<2", [1]), ("x=2.0", [2]), ("x!=2", [1, 10, None]), ("x=None", [None])],
 )
 def test_conditions_compare_numbers_as_numbers(condition, kept):
-    made = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
-    assert [run.config["x"] for run in runs.matching(made, condition)] == kept
+    told = [runs.describe(read_like({"x": value})) for value in (1, 2, 10, None)]
+    assert [run.config["x"] for run in runs.matching(told, condition)] == kept
+
+
+def test_text_that_looks_like_a_number_compares_as_text():
+    told = [runs.describe(read_like({"x": value})) for value in ("10", "9", "b", None)]
+    assert [run.config["x"] for run in runs.matching(told, "x>a")] == ["b"]
+    assert [run.config["x"] for run in runs.matching(told, "x>10")] == ["9", "b"]
 
 
 def test_the_document_has_every_column():

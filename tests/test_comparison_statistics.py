@@ -1,10 +1,12 @@
 """Groups of runs, and intervals of their differences, against scipy and against simulated truth."""
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -75,6 +77,14 @@ def test_runs_that_differ_by_seed_and_name_alone_are_a_group():
 )
 def test_every_other_difference_is_another_group(other):
     assert len(groups([made([1.0], seed=2, arch_preset="gpt2", learning_rate=1), other])) == 2
+
+
+def test_a_step_that_is_divided_otherwise_is_the_same_step():
+    def divided(steps, size, batches):
+        return made([1.0], seed=size, gradient_accumulation_steps=steps, batch_size=size, eval_iters=batches)
+
+    assert len(groups([divided(1, 16, 8), divided(2, 8, 16), divided(4, 4, 32)])) == 1
+    assert len(groups([divided(1, 16, 8), divided(1, 8, 16), divided(2, 8, 8)])) == 3
 
 
 def test_groups_of_one_architecture_are_named_by_the_keys_that_differ():
@@ -235,6 +245,54 @@ def test_the_intervals_hold_the_truth_nineteen_times_in_twenty():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How they are drawn
+
+
+STYLE = (ROOT / "comparison/page.css").read_text()
+# What is left of linear red, green and blue to readers without red cones, and without green ones (Machado et al. 2009).
+SEEN = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def linear(color):
+    parts = np.array([int(color[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(*colors):
+    """As WCAG defines it."""
+    dark, light = sorted(linear(color) @ [0.2126, 0.7152, 0.0722] for color in colors)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def in_lab(light):
+    """CIELAB: a distance of 2 can just be seen."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(light, 0, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_contrast_is_that_of_the_definition():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21) and contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )
+
+
+def test_every_colour_stands_out_on_a_light_and_on_a_dark_page():
+    grounds, texts = (re.findall(rf"--{name}: (#[0-9a-f]{{6}})", STYLE)[:2] for name in ("ground", "text"))
+    assert grounds == ["#ffffff", "#16181b"]  # as the style has them: light, then dark
+    for ground, text in zip(grounds, texts, strict=True):
+        for color in COLORS:
+            assert contrast(text if color == "#000000" else color, ground) >= 3, (color, ground)
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+def test_every_colour_can_be_told_from_the_others(eyes):
+    seen = [in_lab(np.array(SEEN[eyes]) @ linear(color)) for color in COLORS if color != "#000000"]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 17  # the least of Okabe and Ito's
 
 
 def test_seeds_share_their_colour_and_no_two_runs_look_alike():

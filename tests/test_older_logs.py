@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_compare import compare
 
+from comparison.runs import describe
 from errors import UserError
 from run_logs import read_run
 
@@ -88,6 +89,26 @@ def test_damage_is_one_line_or_reads(tmp_path_factory, replaced):
         assert log.step >= 0 and log.state in ("finished", "cut")
     except UserError as error:
         assert "\n" not in str(error)
+
+
+ROW = {"iter": 1, "loss": 3.0, "time_ms": 5.0, "mfu": DETAIL, "memory": MEMORY}
+REPLACED = st.sampled_from([None, "text", float("inf"), float("nan"), -1, 10**400, [], {}, {"mfu_percent": "x"}])
+
+
+@given(st.dictionaries(st.sampled_from(list(ROW)), REPLACED), st.dictionaries(st.sampled_from(list(MEMORY)), REPLACED))
+def test_damage_in_a_row_is_one_line_or_reads(tmp_path_factory, replaced, memory):
+    row = {**ROW, "memory": {**MEMORY, **memory}, **replaced}
+    path = write(tmp_path_factory.mktemp("damaged") / "run.json", {**OLDER, "training_iterations": [row]})
+    try:
+        describe(read_run(path))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("row", [{"iter": float("inf")}, {"memory": {"peak_gb": float("inf")}}])
+def test_infinity_is_one_line(tmp_path, row):
+    with pytest.raises(UserError, match="is no log of the older layout"):
+        read_run(write(tmp_path / "run.json", {"training_iterations": [{**ROW, **row}]}))
 
 
 def test_a_json_file_of_something_else_is_refused(tmp_path):

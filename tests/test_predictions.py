@@ -86,12 +86,15 @@ def test_a_published_law_ranks_and_says_so(train):
     assert "besiroglu was fitted to other data and another tokenizer: it ranks architectures" in done.stdout
 
 
-def test_a_prediction_of_another_run_is_said(train, law):
+def test_a_prediction_of_another_run_is_said(train, tmp_path):
     """Such as an emitted config with another --max_iters."""
-    done = train("--max_iters=1", "--predicted_flops=1e13")
-    assert "note: the prediction is of another run: this one has" in done.stdout
-    flops = 6 * 12 * TOKENS_PER_STEP  # a parameter, about
-    assert "another run" not in train("--out_dir=same", f"--predicted_flops={flops}", f"--scaling_law={law}").stderr
+    note = "note: the prediction is of another run: this one has"
+    assert note in train("--max_iters=1", "--predicted_flops=1e13").stdout
+    (run,) = records(tmp_path / "run", "run")
+    flops = run["flops_per_token"]["full"] * TOKENS_PER_STEP
+    for share, other in ((0.991, False), (1.011, True)):
+        done = train("--max_iters=1", f"--predicted_flops={share * flops}", f"--out_dir=of_{share}")
+        assert done.returncode == 0 and "Predicted: " in done.stdout and (note in done.stdout) == other, share
 
 
 def test_a_run_that_did_not_reach_its_end_has_no_miss(train, law, tmp_path):

@@ -13,6 +13,8 @@ from conftest import ROOT, SMALL, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comparison.page import page
+from comparison.runs import describe, describe_all
 from errors import UserError
 from run_logs import find_runs, read_run
 from training.run_folder import RunFolder
@@ -286,12 +288,58 @@ def test_a_run_that_holds_its_folder_is_running(tmp_path):
     assert read_run(tmp_path).state == "cut"
 
 
+FOREIGN = [None, "text", 3, -1, 0, 1e308, float("inf"), float("nan"), 10**400, True, [], [1], {}, {"full": "x"}]
+
+
+@given(st.data())
+def test_a_line_that_is_none_of_ours_counts_as_cut_and_every_reader_goes_on(eventful, tmp_path_factory, data):
+    """One field of one record, at any depth, is something else or gone."""
+    records = records_of(eventful[1])
+    changed = data.draw(st.sampled_from(records))
+    paths = sorted(leaves(changed))
+    path = data.draw(st.sampled_from(paths))
+    path = path[: data.draw(st.integers(1, len(path)), label="depth")]
+    inner = changed
+    for name in path[:-1]:
+        inner = inner[name]
+    if data.draw(st.booleans(), label="gone"):
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = data.draw(st.sampled_from(FOREIGN))
+    log = read_run(write_log(tmp_path_factory.mktemp("foreign") / "log.jsonl", *records))
+    assert log.cut_lines in (0, 1)
+    for found in (log, log.train_losses("flops"), log.val_losses("time"), describe(log), describe_all([log, log])):
+        assert found is not None
+    assert page(describe_all([log, read_run(eventful[0])]), "title", [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        record("iter", 1),
+        record("eval", 1),
+        record("iter", 1, loss="x"),
+        record("eval", 1, val_loss=[1]),
+        record("iter", 1, loss=float("inf")),
+        record("iter", 1, loss=1.0, memory="much"),
+        record("iter", 1, loss=1.0, skipped="no"),
+        record("eval", 1, val_loss=1.0, tokens=10**400),
+        record("run", config=["n_layer"]),
+        record("run", dataset={"splits": {"val": 3}}),
+        record("summary", 1, mfu={"full": "x"}, tokens_per_second=1.0),
+    ],
+)
+def test_what_a_reader_could_not_use_is_no_whole_record(tmp_path, line):
+    log = read_run(write_log(tmp_path / "log.jsonl", record("run"), line, record("iter", 2, loss=2.0)))
+    assert log.cut_lines == 1 and log.train_losses() == [(2, 2.0)] and not log.evals and log.summary is None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Finding and refusing
 
 
 def test_the_newest_run_is_the_one_that_wrote_last(tmp_path):
-    write_log(tmp_path / "out/b/log.jsonl", record("run", time=1), record("iter", 1, time=30))
+    write_log(tmp_path / "out/b/log.jsonl", record("run", time=1), record("iter", 1, time=30, loss=1.0))
     write_log(tmp_path / "out/a/log.jsonl", record("run", time=20), b'{"type": "iter", "time": 99, ' + b"x" * 200_000)
     write_log(tmp_path / "out-nano/log.jsonl", record("run", time=25))
     write_log(tmp_path / "out/just-started/log.jsonl")
