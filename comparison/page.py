@@ -41,6 +41,7 @@ class Section:
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     figure: dict[str, Any] | None = None
+    lines: Sequence[str] = ()  # of a fixed pitch, as a terminal shows them
 
 
 def write_page(runs: Sequence[RunLog], file: Path, title: str, sections: Sequence[Section] = ()) -> None:
@@ -141,6 +142,8 @@ def sections_as_html(sections: Sequence[Section]) -> str:
     written, figures = [], 0
     for section in sections:
         parts = [f"<h2>{escape(section.heading)}</h2>", *map(paragraph, section.paragraphs)]
+        if section.lines:
+            parts.append(scrolling(f"<pre>{escape(chr(10).join(section.lines))}</pre>", section.heading))
         if section.figure is not None:
             label = escape(section.heading, quote=True)
             parts.append(f'<div class="chart" data-figure="{figures}" role="img" aria-label="{label}"></div>')

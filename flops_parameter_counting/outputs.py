@@ -1,5 +1,6 @@
 """Files that a command writes: checked before anything is computed, and written whole or not at all."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_whole(path: Path, content: bytes) -> None:
         _aside(path).write_bytes(content)
         _aside(path).replace(path)
     except OSError as error:
-        _aside(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be none
+            _aside(path).unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -38,7 +38,7 @@ def report(plan: Plan, folder: Folder, page: Path) -> Report:
     sections = [
         Section("Winner", winner),
         Section("Prediction ledger", _on_the_ledger(), HEADINGS, ledger),
-        Section("Scaling law", law, figure=figure),
+        Section("Scaling law", lines=law, figure=figure),
         Section("Cost", costs),
     ]
     logs = [entry.log for entry in finished if entry.log is not None]

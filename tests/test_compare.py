@@ -383,6 +383,7 @@ def test_short_numbers_keep_four_digits(count):
         (["a" * 300 + "*/b"], "File name too long"),
         (["out/plain", "--png", "no/such/folder/loss.png"], "cannot write no/such/folder/loss.png"),
         (["out/plain", "--csv", "no/such/folder/a.csv"], "cannot write no/such/folder/a.csv"),
+        (["out/plain", "--csv", 300 * "a"], "cannot write aaa"),
         (["out/plain", "--json", "out"], "cannot write out"),
         (["out/plain", "--markdown", "no/such/folder/a.md"], "cannot write no/such/folder/a.md"),
         (["out/plain", "--report", "no/such/folder/a.html"], "cannot write no/such/folder/a.html"),

@@ -276,7 +276,10 @@ def test_the_report_draws_the_law(isoflop, ladder):
     done = ladder("report", "ladder/i")
     assert done.returncode == 0, done.stderr
     assert "L(N, D) = E + A / N^alpha + B / D^beta" in done.stdout
-    assert '"3e+12 FLOPs, law"' in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert '"3e+12 FLOPs, law"' in page
+    assert "\n  alpha " in re.search("<pre>(.*?)</pre>", page, re.DOTALL)[1]
+    assert page.count('<th scope="col">predicted loss</th>') == 1
     for entry in entries(read_plan(folder), Folder(folder)):
         if entry.run.budget == 3e13:
             (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{entry.run.name} ")]
