@@ -2,11 +2,11 @@
 
 import os
 import pickle
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from run_config import RunConfig
@@ -19,17 +19,17 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
 
     `body` stands at a module's top level. An exception on any rank fails the caller.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # As torchrun does it: a port that is found free and bound later may be another's by then.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = mp.get_context("spawn")
     results = context.Manager().dict()
-    mp.spawn(_one_rank, args=(size, port, results, body, arguments), nprocs=size)
+    mp.spawn(_one_rank, args=(size, store.port, results, body, arguments), nprocs=size)
     return [pickle.loads(results[rank]) for rank in range(size)]
 
 
 def _one_rank(rank: int, size: int, port: int, results: Any, body: Callable, arguments: tuple) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     ranks = Ranks(rank, rank, size)
     with process_group(ranks, torch.device("cpu"), RunConfig(use_fsdp=True)):  # a group for one rank too
