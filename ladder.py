@@ -171,6 +171,10 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
     for option in ("spread", "tokens_per_parameter", "layers"):
         if getattr(given, option) is not None and given.isoflop is None:
             raise UserError(f"--{option} is for --isoflop: at a --budget the planner chooses the size")
+    if given.spread is not None and given.spread <= 1:
+        raise UserError(
+            f"--spread={given.spread:g} must be above 1: sizes reach from 1/FACTOR to FACTOR times the middle"
+        )
     asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
     law = find_law(given.law)
     block_size = given.block_size or default_space(min(asked), archs[0]).sequence_length

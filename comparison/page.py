@@ -143,7 +143,8 @@ def sections_as_html(sections: Sequence[Section]) -> str:
     for section in sections:
         parts = [f"<h2>{escape(section.heading)}</h2>", *map(paragraph, section.paragraphs)]
         if section.lines:
-            parts.append(scrolling(f"<pre>{escape(chr(10).join(section.lines))}</pre>", section.heading))
+            text = escape("\n".join(section.lines))
+            parts.append(scrolling(f"<pre>{text}</pre>", section.heading))
         if section.figure is not None:
             label = escape(section.heading, quote=True)
             parts.append(f'<div class="chart" data-figure="{figures}" role="img" aria-label="{label}"></div>')

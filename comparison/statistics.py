@@ -5,8 +5,8 @@ time, each at the latest place that all their runs reached; between evaluations 
 logarithm of the place. The evaluation before the first step is left out: from there no line is straight.
 
 The difference of the means comes with a 95 % interval of Student's t: over the differences seed by seed where both
-groups have the same seeds (whose runs are alike in more than one way, if only in the data's order), else by Welch. A
-group of one seed has no interval.
+groups have the same seeds (with one block size and tokenizer they saw the same data in the same order), else by Welch.
+A group of one seed has no interval.
 """
 
 import dataclasses

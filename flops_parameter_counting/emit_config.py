@@ -225,7 +225,8 @@ def _learning_rate(sizes: RunSizes, rules: list[RuleValue]) -> str:
 
 
 def schedule_keys(learning_rate: float, steps: int) -> list[str]:
-    """The learning rate's lines of a config file: linear warm-up, then a cosine down to a tenth."""
+    """The learning rate's lines of a config file: linear warm-up, then a cosine down to a tenth. What a shorter warm-up
+    costs is measured in docs/ladders.md, "The recipe"."""
     warmup = max(int(WARMUP * steps), min(FEWEST_WARMUP, int(MOST_WARMUP * steps)))
     return [
         f"learning_rate = {learning_rate!r}",

@@ -1,13 +1,13 @@
 """What came of a ladder: the comparison page with winner, law and prediction ledger; and the same as text."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from comparison.looks import COLORS
 from comparison.page import Section, write_page
 from comparison.statistics import Group, compare_groups, groups
 from errors import UserError
@@ -18,7 +18,7 @@ from ladders.plan import Folder, Plan
 from ladders.stages import fit_entries
 
 HELD_OUT = 2.0  # the budgets within this factor of the largest, which the report's second fit leaves out
-BUDGET_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#3a9bd9")  # on white and on black
+BUDGET_COLORS = tuple(color for color in COLORS if color != "#000000")  # which a dark page does not show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ def winners(plan: Plan, finished: Sequence[Entry]) -> list[str]:
 
 
 def _mean(group: Group) -> float:
-    """Of the last validation losses."""
-    return float(np.mean([run.final_val_loss or math.nan for run in group.runs]))
+    """Of the last validation losses, which are known here."""
+    return float(np.mean([run.final_val_loss for run in group.runs if run.final_val_loss is not None]))
 
 
 def _costs(plan: Plan, found: Sequence[Entry]) -> list[str]:

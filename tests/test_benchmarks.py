@@ -1,10 +1,14 @@
-"""What the benchmarks say to a mistake: one line, before anything is timed."""
+"""That the benchmarks time what they say, and what they say to a mistake: one line, before anything is timed."""
+
+import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
 from commands import command
 
 from benchmarks import decoding, distributed, hybrid_training, mamba, train_throughput
+from benchmarks.mamba import CONTESTANTS, inputs
 
 COUNT = "'0' is not a whole number of 1 or more"
 
@@ -29,3 +33,13 @@ def test_mistakes(benchmark, arguments, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = command(benchmark.main, *arguments.split())
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda contestant: contestant.name)
+def test_the_benchmark_steps_every_layer(contestant):
+    """With the scan that its name says, where that is not the layer's own."""
+    x, scan = inputs(1, 8), Mock(side_effect=contestant.scan)
+    replaced = dataclasses.replace(contestant, scan=scan if contestant.scan else None)
+    replaced.step(replaced.make(), x)
+    assert x.grad is not None and x.grad.isfinite().all()
+    assert scan.call_count == ("token by token" in contestant.name)

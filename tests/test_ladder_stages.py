@@ -466,6 +466,7 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--budget=1e12 --arch=gpt2 --tokens_per_parameter=20", "--tokens_per_parameter is for --isoflop"),
         ("--budget=1e12 --arch=gpt2 --layers=3", "--layers is for --isoflop"),
         ("--budget=1e12 --arch=gpt2 --spread=4", "--spread is for --isoflop"),
+        ("--isoflop=1e12:1e14:3 --arch=gpt2 --spread=0.5", "--spread=0.5 must be above 1"),
         ("--budget=1e12 --arch=gpt2 --batch_tokens=100", "--batch_tokens=100 is not a multiple of the block size, 32"),
         ("--budget=1e12 --arch=gpt2 --tune=rate=1", "--tune=rate=1 is not lr=RATE,..., such as lr=1e-3,2e-3,4e-3"),
         ("--budget=1e12 --arch=gpt2 --tune=lr=1e-3", "give at least two learning rates, each once"),

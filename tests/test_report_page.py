@@ -369,6 +369,7 @@ def test_fifty_runs_of_a_hundred_thousand_steps(browser, tmp_path):
     words = "; ".join(", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items()) for times in opened)
     print(f"{file.stat().st_size / 1e6:.1f} MB, from the start of the navigation: {words}")
     assert min(times["text"] for times in opened) < 2000
+    assert min(times["losses"] - times["library"] for times in opened) < 2000
     assert min(times["computed"] for times in opened) < 5000  # two thirds are plotly's, which has no smaller bundle
 
 
