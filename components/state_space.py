@@ -28,6 +28,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def widest(x: Tensor) -> Tensor:
+    """In float64, where the device has it: Apple's has not."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Mamba-2, of every head:  state <- exp(dt A) state + dt B x^T,  y = C state
 #
@@ -79,15 +84,18 @@ def ssd_chunked(
     x_in = chunks((x * dt[..., None]).type_as(x), heads // groups, width)  # (B, c, Q, G, R, P)
     x_in = x_in.transpose(2, 3)  # (B, c, G, Q, R, P)
     B, C = (chunks(t, t.shape[-1]).transpose(2, 3) for t in (B, C))  # (B, c, G, Q, N)
-    kept = chunks(decay, heads // groups).permute(0, 1, 3, 4, 2).cumsum(-1)  # (B, c, G, R, Q), since the chunk's start
+    # Since the chunk's start, (B, c, G, R, Q). Sums reach thousands, and their differences would have float32's rounding
+    # of thousands
+    kept = widest(chunks(decay, heads // groups)).permute(0, 1, 3, 4, 2).cumsum(-1)
 
     # Within chunks: what token i reads of token j
-    fading = _differences(kept).exp_()
+    fading = _Fading.apply(kept, decay.dtype)
     scores = (C @ B.mT)[:, :, :, None] * fading  # (B, c, G, R, Q, Q)
     y = (scores.type_as(x) @ x_in.transpose(3, 4)).transpose(3, 4)  # (B, c, G, Q, R, P)
 
     # Between chunks: what each adds to the state, the state at each one's start, what its tokens read of it
-    until_end = (kept[..., -1:] - kept).exp().mT[..., None]  # (B, c, G, Q, R, 1)
+    until_end = (kept[..., -1:] - kept).to(decay.dtype).exp().mT[..., None]  # (B, c, G, Q, R, 1)
+    kept = kept.to(decay.dtype)
     added = B.mT @ (x_in * until_end).type_as(x).flatten(-2)  # (B, c, G, N, R P)
     if initial_state is not None:
         initial_state = initial_state.reshape(batch, groups, heads // groups, width, -1).permute(0, 1, 4, 2, 3)
@@ -101,15 +109,32 @@ def ssd_chunked(
     return y.type_as(x), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
 
 
-def _differences(kept: Tensor) -> Tensor:
-    """(..., Q) -> (..., Q, Q): from j to i, kept[i] - kept[j] below the diagonal, 0 on it, -inf above.
+class _Fading(torch.autograd.Function):
+    """exp(kept[i] - kept[j]), what token i finds of what token j put in: kept (..., Q) in float64 -> (..., i, j) of
+    `dtype`, 0 where j is later.
 
-    There, the exponential of the difference would overflow. On the diagonal, a difference would have two gradients
-    that cancel but for their rounding errors, which strong decay multiplies.
+    There the exponential would overflow, so that -inf stands before it is taken. The differences are those of `kept`
+    rounded, and of what the rounding left, which together are as good as float64 in half of its memory. The gradient
+    of a pair is added to i and taken from j, and a sum over the chunk later lets them cancel: in float64, in full.
     """
-    rest = torch.full(2 * kept.shape[-1:], -torch.inf, dtype=kept.dtype, device=kept.device).triu_(1)
-    past = torch.ones_like(rest, dtype=torch.bool).tril_(-1)
-    return torch.where(past, kept[..., :, None] - kept[..., None, :], rest)
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, dtype: torch.dtype) -> Tensor:
+        rounded = kept.to(dtype)
+        left = (kept - rounded).to(dtype)
+        fading = rounded[..., :, None] - rounded[..., None, :]
+        fading.add_(left[..., :, None]).sub_(left[..., None, :])
+        later = torch.ones(fading.shape[-2:], dtype=torch.bool, device=kept.device).triu_(1)
+        fading.masked_fill_(later, -torch.inf).exp_()
+        ctx.save_for_backward(fading)
+        ctx.sums_in = kept.dtype
+        return fading
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (fading,) = ctx.saved_tensors
+        gradient = (gradient * fading).tril_(-1)  # a token's own would cancel, and drown what is smaller until then
+        return gradient.sum(-1, dtype=ctx.sums_in) - gradient.sum(-2, dtype=ctx.sums_in), None
 
 
 class _PassOn(torch.autograd.Function):

@@ -18,13 +18,14 @@ from model_config import ModelArchitectureConfig
 class ComponentCost:
     """Parameters of one instance, and its forward FLOPs per token: `matmul` of the projections, which grow with the
     width alone, `scores` of attention, which grow with the sequence length too, and `masked` of them that the causal
-    convention leaves out; and `scan` of a state-space layer's convolution and scan, which grow with the state and the
-    chunk."""
+    convention leaves out; and of a state-space layer its `convolution`, and its `scan`, which grows with the state and
+    the chunk."""
 
     parameters: int = 0
     matmul: int = 0
     scores: int = 0
     masked: int = 0
+    convolution: int = 0
     scan: int = 0
 
 
@@ -70,6 +71,7 @@ def total(*costs: ComponentCost) -> ComponentCost:
         matmul=sum(cost.matmul for cost in costs),
         scores=sum(cost.scores for cost in costs),
         masked=sum(cost.masked for cost in costs),
+        convolution=sum(cost.convolution for cost in costs),
         scan=sum(cost.scan for cost in costs),
     )
 
@@ -129,7 +131,8 @@ def _attention(config: ModelArchitectureConfig, sequence_length: int, keys: int)
 
 def _convolution(channels: int, config: ModelArchitectureConfig) -> ComponentCost:
     """Depthwise and causal, with a bias: d_conv multiply-adds a channel."""
-    return ComponentCost(parameters=channels * (config.mamba_d_conv + 1), scan=2 * config.mamba_d_conv * channels)
+    width = config.mamba_d_conv
+    return ComponentCost(parameters=channels * (width + 1), convolution=2 * width * channels)
 
 
 @register_cost("mixer", "mamba1")

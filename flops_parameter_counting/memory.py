@@ -278,7 +278,6 @@ def chunked_scan(batch: MicroBatch) -> int:
         2 * copies * padded * written_or_read * e
         + padded * config.mamba_n_groups * chunk * e  # C B^T
         + padded * heads * chunk * (4 + e)  # how they fade, and the product, in the compute dtype
-        + chunk**2
         + padded * width * e * (3 + (heads > 1))  # inputs: as they are, head by head, faded; what is read
         + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
         + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice

@@ -91,6 +91,7 @@ def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = No
             "attention_projections": attention.matmul,
             "attention_scores": attention.scores,
             "mamba_projections": state_spaces.matmul,
+            "convolution": state_spaces.convolution,
             "scan": state_spaces.scan,
             "ffn": ffn.matmul,
             "other": norms * norm.matmul + position.matmul,

@@ -309,6 +309,7 @@ def breakdown(config: ModelArchitectureConfig, length: int) -> Breakdown:
             parameters[part] += layers * cost_of_part.parameters
             projections = {"attention": "attention_projections", "mamba": "mamba_projections"}
             forward[projections.get(part, part)] += layers * cost_of_part.matmul
+            forward["convolution"] += layers * cost_of_part.convolution
             forward["scan"] += layers * cost_of_part.scan
             forward["attention_scores"] += layers * cost_of_part.scores
             # of `length` x `keys` pairs, a triangle of keys x keys / 2 lies in the future or before the sequence

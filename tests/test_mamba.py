@@ -1,7 +1,6 @@
 """The state-space scans against their recurrence, and the mixers against Hugging Face's.
 
-Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32 (up to
-1e-4 where decay is strong).
+Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32.
 """
 
 import dataclasses
@@ -173,17 +172,17 @@ def test_in_float32(scan, reference, inputs):
         assert_near(ours, theirs)
 
 
-@pytest.mark.parametrize(("chunk_size", "relative"), [(64, 2e-5), (256, 1e-4)])
-def test_in_float32_with_strong_decay(chunk_size, relative):
-    """Steps about 0.7 and A to -16, as a trained layer may have: exponents add up to thousands in a long chunk, and
-    their differences have the rounding of the sum."""
+@pytest.mark.parametrize("chunk_size", [64, 128, 256])
+def test_in_float32_with_strong_decay(chunk_size):
+    """Steps about 0.7 and A to -16, as a trained layer may have: exponents add up to thousands in a long chunk, whose
+    differences in float32 would be off by 1e-4."""
     x, dt, A, B, C, state = (t.detach() for t in ssd_inputs(300, dtype=torch.float32))
     dt, A = 0.7 * (dt / dt.mean()).sqrt(), -torch.linspace(1, 16, len(A))
     single = [t.requires_grad_() for t in (x, dt, A, B, C, state)]
     double = [t.detach().double().requires_grad_() for t in single]
     expected = values_and_gradients(ssd_naive, double)
     for ours, theirs in zip(values_and_gradients(chunked(chunk_size), single), expected, strict=True):
-        assert_near(ours, theirs, relative)
+        assert_near(ours, theirs)
 
 
 @pytest.mark.parametrize(
