@@ -1,0 +1,36 @@
+# 2L-4H-64D-AbsPos-LN-GELUtanh-PreNorm: a run of the sweep of learning rates, 132,864 parameters.
+# 693,248 tokens x 1,081,344 FLOPs (training, full attention, with logits) = 7.4964e+11,
+#   24.99 % of the budget
+
+arch_preset = "gpt2"
+n_layer = 2
+n_head = 4
+num_key_value_heads = 4
+n_embd = 64
+d_ff = 256
+weight_tying = True
+vocab_size = 256
+block_size = 256
+
+dataset = "python_stdlib"
+seed = 1
+device = "cpu"
+
+# 1 x 4 x 256 = 1,024 tokens
+gradient_accumulation_steps = 1
+batch_size = 4
+max_iters = 677
+
+learning_rate = 0.016
+min_lr = 0.0016  # a tenth
+lr_schedule = "cosine"
+warmup_iters = 169
+
+# 128 x 4 = 512 windows: the same for every run
+eval_iters = 128
+eval_interval = 136
+log_interval = 6
+keep_best = False
+
+predicted_flops = 693248 * 1081344
+predicted_seconds = 27.8651
