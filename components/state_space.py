@@ -84,8 +84,8 @@ def ssd_chunked(
     x_in = chunks((x * dt[..., None]).type_as(x), heads // groups, width)  # (B, c, Q, G, R, P)
     x_in = x_in.transpose(2, 3)  # (B, c, G, Q, R, P)
     B, C = (chunks(t, t.shape[-1]).transpose(2, 3) for t in (B, C))  # (B, c, G, Q, N)
-    # Since the chunk's start, (B, c, G, R, Q). Sums reach thousands, and their differences would have float32's rounding
-    # of thousands
+    # Since the chunk's start, (B, c, G, R, Q). In float32 the sums, thousands where decay is strong, would leave their
+    # rounding in every difference
     kept = widest(chunks(decay, heads // groups)).permute(0, 1, 3, 4, 2).cumsum(-1)
 
     # Within chunks: what token i reads of token j
@@ -157,33 +157,37 @@ class _PassOn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, starts_grad: Tensor, end_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, starts = ctx.saved_tensors
-        ends_grad, state_grad = _recur(starts_grad.flip(1), kept.flip(1), end_grad)
-        ends_grad = ends_grad.flip(1)
+        ends_grad, state_grad = _recur(starts_grad, kept, end_grad, backwards=True)
         return ends_grad, (ends_grad * starts).sum((3, 5)), state_grad
 
 
-def _recur(added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """state <- kept state + added, over dimension 1: the states before every step, stacked, and the last one.
+def _recur(added: Tensor, kept: Tensor, state: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """state <- kept state + added, over dimension 1, or from its end: the states before every step, stacked, and the
+    last one.
 
     Many steps are taken in groups of about their root: in all groups at once from zero, then from group to group. That
     takes fewer and larger operations, which a GPU needs, and a compiler, which unrolls them.
     """
     length = added.shape[1]
+    order = -1 if backwards else 1
     if length <= FEW_STEPS:
-        before = []
-        for added_by_one, kept_by_one in zip(added.unbind(1), kept.unbind(1), strict=True):
-            before.append(state)
+        passed = []
+        for added_by_one, kept_by_one in list(zip(added.unbind(1), kept.unbind(1), strict=True))[::order]:
+            passed.append(state)
             state = torch.addcmul(added_by_one, kept_by_one, state)
-        return torch.stack(before, dim=1), state
+        return torch.stack(passed[::order], dim=1), state
     size = math.isqrt(length - 1) + 1
     missing = -length % size  # steps that keep all and add nothing
     added = F.pad(added, (0, 0) * (added.dim() - 2) + (0, missing)).unflatten(1, (-1, size))  # (B, groups, size, ...)
     kept = F.pad(kept, (0, 0) * (kept.dim() - 2) + (0, missing), value=1.0).unflatten(1, (-1, size))
-    inside, ends = _recur(added.flatten(0, 1), kept.flatten(0, 1), torch.zeros_like(added[:, :, 0]).flatten(0, 1))
-    groups, last = _recur(ends.unflatten(0, added.shape[:2]), kept.prod(2), state)
-    since_start = torch.cat((torch.ones_like(kept[:, :, :1]), kept[:, :, :-1].cumprod(2)), dim=2)
-    starts = torch.addcmul(inside.unflatten(0, added.shape[:2]), since_start, groups[:, :, None])
-    return starts.flatten(1, 2)[:, :length], last
+    zero = torch.zeros_like(added[:, :, 0]).flatten(0, 1)
+    inside, ends = _recur(added.flatten(0, 1), kept.flatten(0, 1), zero, backwards)
+    groups, last = _recur(ends.unflatten(0, added.shape[:2]), kept.prod(2), state, backwards)
+    in_order = kept.flip(2) if backwards else kept
+    since_start = torch.cat((torch.ones_like(kept[:, :, :1]), in_order[:, :, :-1].cumprod(2)), dim=2)
+    since_start = since_start.flip(2) if backwards else since_start
+    before = torch.addcmul(inside.unflatten(0, added.shape[:2]), since_start, groups[:, :, None])
+    return before.flatten(1, 2)[:, :length], last
 
 
 # ---------------------------------------------------------------------------------------------------------------------
