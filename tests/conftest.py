@@ -24,6 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}
 
 
+# The longest files begin, so that at the end no worker is left alone with one of them.
+LONGEST = """
+test_parallel test_ladder test_checkpoint test_readme test_rank_memory test_resume test_faults test_communication
+test_slurm test_interrupts test_docs test_report_page test_training test_hugging_face
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the dataset `tiny`: some 20,000 bytes of a text that a small model can learn."""
