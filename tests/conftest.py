@@ -4,13 +4,12 @@ import functools
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # leaves the second core to the other test worker; read by torch
 
+import processes
 import pytest
 from commands import Done, command
 
@@ -23,6 +22,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}
+
+
+# The longest files begin, so that at the end no worker is left alone with one of them.
+LONGEST = """
+test_parallel test_ladder test_checkpoint test_readme test_rank_memory test_resume test_faults test_communication
+test_slurm test_interrupts test_docs test_report_page test_training test_hugging_face
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +75,9 @@ def train(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def run(*keys: str, ranks: int = 1, script: Path | None = None) -> Done:
         if ranks == 1 and script is None:
             return training(data_dir, "run", *keys)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, script or ROOT / "train.py", *small_run(data_dir, "--out_dir=run", *keys)],
-            env=environment(), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        return Done(done.returncode, done.stdout, done.stderr)
+        torchrun = ["--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        given = small_run(data_dir, "--out_dir=run", *keys)
+        return processes.run(script or ROOT / "train.py", given, tmp_path, environment(), torchrun)
 
     return run
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import warm
 
 from run_config import RunConfig
 from training.collectives import process_group
@@ -21,9 +22,8 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
     """
     # As torchrun does it: a port that is found free and bound later may be another's by then.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = mp.get_context("spawn")
-    results = context.Manager().dict()
-    mp.spawn(_one_rank, args=(size, store.port, results, body, arguments), nprocs=size)
+    results = warm().Manager().dict()
+    mp.start_processes(_one_rank, (size, store.port, results, body, arguments), nprocs=size, start_method="forkserver")
     return [pickle.loads(results[rank]) for rank in range(size)]
 
 

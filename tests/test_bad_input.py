@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, small_run
+from processes import start_speaking
 
 # Stops the command if it imports torch: these mistakes are found before any device is touched.
-WITHOUT_TORCH = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['torch'] = None; import train; train.main()"
-)
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; import train; train.main()"
+
+
+def without_torch(data_dir: Path, folder: Path, *keys: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *small_run(data_dir, "--out_dir=run", *keys)]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 def refused(train, *keys: str) -> str:
@@ -47,22 +52,15 @@ def refused(train, *keys: str) -> str:
         (["--out_dir=/proc/run"], "cannot write to the run's folder /proc/run"),
     ],
 )
-def test_mistakes_are_named_before_torch_is_imported(train, tmp_path, keys, message):
-    script = tmp_path / "without_torch.py"
-    script.write_text(WITHOUT_TORCH)
-    before = sorted(tmp_path.rglob("*"))
-    done = train(*keys, script=script)
+def test_mistakes_are_named_before_torch_is_imported(data_dir, tmp_path, keys, message):
+    done = without_torch(data_dir, tmp_path, *keys)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
-    assert [
-        path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name not in ("run", ".lock")
-    ] == []
+    assert [path for path in tmp_path.rglob("*") if path.name not in ("run", ".lock")] == []
 
 
-def test_a_dry_run_needs_no_torch_and_writes_nothing(train, tmp_path):
-    script = tmp_path / "without_torch.py"
-    script.write_text(WITHOUT_TORCH)
-    done = train("--dry_run", script=script)
+def test_a_dry_run_needs_no_torch_and_writes_nothing(train, data_dir, tmp_path):
+    done = without_torch(data_dir, tmp_path, "--dry_run")
     assert done.returncode == 0, done.stderr
     for part in (
         "Architecture Name:",
@@ -101,18 +99,17 @@ def test_a_device_that_is_not_there(train, tmp_path):
 
 
 def test_an_out_folder_that_a_live_run_holds(data_dir, tmp_path, train):
-    keys = ["--dataset=tiny", f"--data_dir={data_dir}", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16"]
-    command = [sys.executable, str(ROOT / "train.py"), *keys, "--out_dir=run", "--device=cpu", "--dtype=float32"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as live:
-        assert live.stdout is not None
-        for line in live.stdout:
-            if line.startswith("Iter 1"):
-                break
-        try:
-            assert "a live run holds run" in refused(train, "--init_from=auto")
-        finally:
-            live.kill()
-            live.stdout.read()
+    keys = small_run(data_dir, "--out_dir=run", "--max_iters=1000000", "--compile=False")
+    live, output = start_speaking(ROOT / "train.py", keys, tmp_path, environment())
+    for line in output:
+        if line.startswith("Iter 1"):
+            break
+    try:
+        assert "a live run holds run" in refused(train, "--init_from=auto")
+    finally:
+        live.kill()
+        live.join()
+        output.close()
 
 
 def test_a_damaged_dataset_is_refused(train, data_dir, tmp_path):

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
+import processes
 import pytest
 from checkpoints import last_checkpoint, same, tensors
-from conftest import ROOT, SMALL, environment
+from commands import Done
+from conftest import ROOT, environment, small_run
 from test_resume import KEYS, curve, same_end
 
 from errors import UserError
@@ -40,39 +44,38 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 FREEZE = "os.kill(os.getpid(), signal.SIGSTOP)"
 HANG = "time.sleep(1000)"
 CRASH = "raise ValueError('a bug')"
+TWO_RANKS = ["--standalone", "--nproc_per_node=2"]
 
 
-def start(folder: Path, data: Path, *keys: str, ranks: int = 2, script: Path = ROOT / "train.py") -> subprocess.Popen:
-    """The small run of test_resume under torchrun."""
-    given = {key.partition("=")[0]: key for key in [*SMALL, *KEYS, f"--data_dir={data}", "--out_dir=run", *keys]}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "--max_restarts=1"]
-    if "--comm_timeout" in given:
-        launcher.remove("--max_restarts=1")
+def start(folder: Path, data: Path, *keys: str, script: Path = ROOT / "train.py") -> subprocess.Popen:
+    """The small run of test_resume under the real torchrun, which starts it again once."""
+    launcher = ["-m", "torch.distributed.run", *TWO_RANKS, "--max_restarts=1"]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *given.values()],
+        [sys.executable, *launcher, str(script), *small_run(data, *KEYS, "--out_dir=run", *keys)],
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def read_until(process: subprocess.Popen, pattern: str) -> str:
+def read_until(output: Iterable[str] | None, pattern: str) -> str:
     """The line in which the pattern appears. The test's own time limit ends a wait in vain."""
-    assert process.stdout is not None
     seen = []
-    for line in process.stdout:
+    for line in output or ():
         seen.append(line)
         if re.search(pattern, line):
             return line
     raise AssertionError(f"{pattern!r} is not in:\n{''.join(seen)}")
 
 
-def kill_everything(process: subprocess.Popen) -> None:
+def kill_everything(launcher: int, output: TextIO | None) -> None:
     """The launcher and its ranks, which torchrun starts in sessions of their own."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGSTOP)  # it starts no more of them
-    for pid in [process.pid, *children(process.pid)]:
+        os.kill(launcher, signal.SIGSTOP)  # it starts no more of them
+    for pid in [launcher, *children(launcher)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.communicate()  # ends when the last of them has closed its output
+    if output is not None:
+        output.read()  # ends when the last of them has closed it
+        output.close()
 
 
 def children(pid: int) -> list[int]:
@@ -94,10 +97,14 @@ def wait_until_free(run: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(data_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = start(folder, data_dir)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
+    done = continued(folder, data_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
+
+
+def continued(folder: Path, data: Path) -> Done:
+    keys = small_run(data, *KEYS, "--out_dir=run", "--init_from=auto")
+    return processes.run(ROOT / "train.py", keys, folder, environment(), TWO_RANKS)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +121,15 @@ def uninterrupted(data_dir, tmp_path_factory) -> Path:
 def test_the_error_names_the_lost_rank_and_the_step(data_dir, tmp_path, fault, ranks, lost, message):
     script = tmp_path / "faulty_run.py"
     script.write_text(FAULTY_RUN.format(root=str(ROOT), step=6, rank=lost, fault=fault))
-    keys = ["--comm_timeout=5", "--gradient_accumulation_steps=4"]
-    process = start(tmp_path, data_dir, *keys, ranks=ranks, script=script)
+    keys = small_run(data_dir, *KEYS, "--out_dir=run", "--comm_timeout=5", "--gradient_accumulation_steps=4")
+    torchrun = ["--standalone", f"--nproc_per_node={ranks}"]
+    process, output = processes.start_speaking(script, keys, tmp_path, environment(), torchrun)
     try:
-        line = read_until(process, r"^error: ")
+        line = read_until(output, r"^error: ")
         assert re.search(message, line), line
         assert last_checkpoint(tmp_path / "run").name in ("step_00000003", "step_00000004")  # it may be under way
     finally:
-        kill_everything(process)
+        kill_everything(process.pid, output)
 
 
 def test_torchrun_starts_a_failed_run_again_and_it_continues_by_itself(data_dir, tmp_path, uninterrupted):
@@ -138,15 +146,14 @@ def test_torchrun_starts_a_failed_run_again_and_it_continues_by_itself(data_dir,
 @pytest.mark.parametrize("everything", [True, False], ids=["launcher and ranks", "the launcher alone"])
 def test_the_launcher_is_killed(data_dir, tmp_path, uninterrupted, everything):
     process = start(tmp_path, data_dir)
-    read_until(process, "^Iter 5 ")
+    read_until(process.stdout, "^Iter 5 ")
     if everything:
-        kill_everything(process)
+        kill_everything(process.pid, process.stdout)
     else:
         process.kill()  # the ranks live on, and may finish the run
-        process.wait()
+    process.wait()
     wait_until_free(tmp_path / "run")
-    again = start(tmp_path, data_dir, "--init_from=auto")
-    assert again.wait(timeout=120) == 0
+    assert continued(tmp_path, data_dir).returncode == 0
     assert curve(tmp_path / "run/log.jsonl") == curve(uninterrupted / "log.jsonl")
     assert same_end(tmp_path / "run", uninterrupted)
 
@@ -159,7 +166,7 @@ def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_p
     keys = [*strategy, "--max_iters=3000", "--checkpoint_interval=5", "--eval_interval=20", "--log_interval=10"]
     began = time.monotonic()
     whole = start(tmp_path, data_dir, *keys, "--out_dir=whole")
-    read_until(whole, "^Iter 10 ")
+    read_until(whole.stdout, "^Iter 10 ")
     start_up = time.monotonic() - began
     for line in whole.stdout or []:
         assert not line.startswith("error"), line
@@ -171,10 +178,11 @@ def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_p
         if kill % 3 == 0:
             time.sleep(rng.uniform(0, 0.7 * start_up))
         else:
-            read_until(process, "^Iter ")
+            read_until(process.stdout, "^Iter ")
             time.sleep(rng.uniform(0, steps / 70))
         assert process.poll() is None, "the run has ended before the last kill"
-        kill_everything(process)
+        kill_everything(process.pid, process.stdout)
+        process.wait()
     last = start(tmp_path, data_dir, *keys, "--init_from=auto")
     output = last.communicate(timeout=1200)[0]
     assert last.returncode == 0 and "resumed at step" in output

@@ -329,8 +329,9 @@ TRAININGS = [
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: f"{training.strategy}, {training.dtype}")
 def test_only_what_fits_is_kept_and_all_of_it(arch, training):
-    """Against --model_config's figure of each architecture by itself."""
+    """Against --model_config's figure of each architecture by itself; of a ninth of the space, as far as it reaches."""
     space = default_space(1e20, arch)
+    space = dataclasses.replace(space, hidden_sizes=space.hidden_sizes[::3], layers=space.layers[::3])
 
     def candidates(training):
         result = grid_search.grid_search(Search(1e20, LAWS["besiroglu"], space, training=training))

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, environment
+from conftest import ROOT, environment, small_run
+from processes import start_speaking
 from test_resume import curve
 
 # Sends this process a signal when one of the run's functions is called for the n-th time.
@@ -72,9 +73,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(train, tmp_
 
 
 def test_ctrl_c_on_the_real_command_saves_a_checkpoint(data_dir, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"--data_dir={data_dir}", "--out_dir=run"]
-    endless = [key for key in command if not key.startswith("--max_iters")] + ["--max_iters=1000000"]
-    process = subprocess.Popen(endless, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    endless = small_run(data_dir, "--out_dir=run", "--max_iters=1000000", "--compile=False")
+    command = [sys.executable, str(ROOT / "train.py"), *endless]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("Iter 3"):
@@ -95,14 +96,14 @@ def test_a_second_signal_ends_the_process_at_once(data_dir, tmp_path):
         "    while True: time.sleep(0.1)\n"
         "training.trainer.take_step = take_step\ntrain.main()\n"
     )
-    command = [sys.executable, str(script), *SMALL, f"--data_dir={data_dir}", "--out_dir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
+    process, output = start_speaking(script, small_run(data_dir, "--out_dir=run"), tmp_path, environment())
+    for line in output:
         if line == "in the step\n":
             break
-    process.send_signal(signal.SIGTERM)
+    process.terminate()
     time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.is_alive()
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+    output.close()

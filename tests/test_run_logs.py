@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import ROOT, SMALL, environment
 from hypothesis import given
@@ -36,8 +37,7 @@ train.main()
 def run_train(data_dir: Path, out_dir: Path, *keys: str, script: Path = ROOT / "train.py") -> int:
     """Train the small model of conftest in `out_dir`; returns the exit code."""
     given = {key.partition("=")[0]: key for key in [*SMALL, f"--data_dir={data_dir}", f"--out_dir={out_dir}", *keys]}
-    command = [sys.executable, str(script), *given.values()]
-    return subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode
+    return processes.run(script, list(given.values()), ROOT, environment()).returncode
 
 
 @pytest.fixture(scope="module")

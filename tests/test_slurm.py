@@ -33,7 +33,7 @@ def job(folder: Path, data: Path, *keys: str) -> subprocess.Popen:
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again_and_ends(data_dir, tmp_path):
-    first = job(tmp_path, data_dir, "--max_iters=1000000")
+    first = job(tmp_path, data_dir, "--max_iters=1000000", "--compile=False")
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith("Iter 5"):
