@@ -30,7 +30,7 @@ from training.step import take_step
 
 CPU = torch.device("cpu")
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2".split()
-ACCUMULATION = "--gradient_accumulation_steps=8"  # several micro-batches on each data rank
+ACCUMULATION = "--gradient_accumulation_steps=8"
 
 GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
 LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]
@@ -49,6 +49,14 @@ TENSOR = ["--tensor_parallel=2"]
 CHECKPOINTING = "--activation_checkpointing=True"
 BF16 = "--dtype=bfloat16"
 
+
+def few_each(size: int, keys: list[str]) -> list[str]:
+    """Three micro-batches on each data rank: a first, one between, and a last one; two on each of four."""
+    sharing = max([int(key.partition("=")[2]) for key in keys if key.startswith("--tensor_parallel=")], default=1)
+    data_ranks = size // sharing
+    return [f"--gradient_accumulation_steps={8 if data_ranks == 4 else 3 * data_ranks}", *keys]
+
+
 CASES = [
     *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
@@ -66,6 +74,7 @@ CASES = [
     *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
 ]
+CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
 
 def small_configuration(*keys: str) -> Configuration:

@@ -20,6 +20,7 @@ from test_communication import (
     TENSOR,
     ZERO1,
     ZERO2,
+    few_each,
     prepared_step,
     small_configuration,
 )
@@ -49,6 +50,7 @@ CASES = [
     *[(size, [*TENSOR, *model]) for size in (2, 4) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *FSDP, *GPT2]),
 ]
+CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 # One mask for all heads, of a size that matters: few channels beside many tokens.
 LONG = ["--n_embd=16", "--block_size=256", "--batch_size=1"]
 WINDOW = [*LLAMA, "--layer_pattern=W", "--attention_window=7", *LONG]
@@ -175,7 +177,9 @@ def test_activations_under_tensor_parallelism(keys, kept):
 
 # Wide enough that weights, and not only activations, take memory.
 WIDE = ["--n_layer=6", "--n_embd=128", "--batch_size=4", "--block_size=64", "--vocab_size=1000"]
-PEAKS = [[*strategy, *dtype, *LLAMA] for strategy in (FSDP, ZERO2, ZERO1, TENSOR) for dtype in ([], [BF16])]
+PEAKS = [
+    few_each(2, [*strategy, *dtype, *LLAMA]) for strategy in (FSDP, ZERO2, ZERO1, TENSOR) for dtype in ([], [BF16])
+]
 
 
 def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
@@ -199,6 +203,7 @@ def test_a_whole_step_stays_within_the_sum():
 
 
 STEADY = [(1, [*strategy, *dtype]) for strategy in (FSDP, ZERO2) for dtype in ([], [BF16])] + [(4, TENSOR)]
+STEADY = [(size, few_each(size, keys)) for size, keys in STEADY]
 
 
 def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
