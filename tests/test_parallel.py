@@ -21,7 +21,7 @@ from training.run_folder import Progress
 from training.step import backward_pass, settle_gradients, take_step
 
 CPU = torch.device("cpu")
-STEPS = 5  # of fewer, biases that began at zero are so small that the rounding in them is not
+FEW, MANY = 5, 20  # steps; of fewer, biases that began at zero are so small that the rounding in them is not
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256".split()
 # Adam divides gradients by their root mean square, which would lift the rounding of those that are zero but for it (the
 # bias of keys) to the size of a step. With this epsilon what is compared is the strategy and not that.
@@ -67,8 +67,8 @@ class Trained:
     evaluations: tuple[float, float]
 
 
-def trained(ranks: Ranks, keys: list[str], data: Path) -> Trained:
-    """What came of STEPS steps, whole, as this rank sees it."""
+def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
+    """What came of some steps, whole, as this rank sees it."""
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
@@ -92,7 +92,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path) -> Trained:
     training.optimizer.zero_grad()
 
     results = []
-    for step in range(STEPS):
+    for step in range(steps):
         rate = run.learning_rate
         results.append(take_step(training, wrapped, batches(step), run, rate, ranks, CPU, run.dtype, False))
         training.progress.step += 1
@@ -143,19 +143,19 @@ def named(case: Case) -> str:
     return f"{size} ranks {' '.join([*strategy, *model])}"
 
 
-def all_trained(ranks: Ranks, cases: list[list[str]], data: Path) -> list[Trained]:
-    return [trained(ranks, keys, data) for keys in cases]
+def all_trained(ranks: Ranks, cases: list[list[str]], data: Path, steps: int) -> list[Trained]:
+    return [trained(ranks, keys, data, steps) for keys in cases]
 
 
-@pytest.fixture(scope="module")
-def results(data_dir):
+@pytest.fixture(scope="module", params=[FEW, pytest.param(MANY, marks=pytest.mark.soak)], ids="{} steps".format)
+def results(data_dir, request):
     """`results(size, keys)`: what each rank got. All cases of a number of ranks run in the same processes."""
     known: dict[int, list[list[Trained]]] = {}
 
     def get(size: int, keys: list[str]) -> list[Trained]:
         cases = [[*strategy, *model] for ranks, strategy, model in CASES if ranks == size]
         if size not in known:
-            known[size] = on_ranks(size, all_trained, cases, data_dir / "tiny")
+            known[size] = on_ranks(size, all_trained, cases, data_dir / "tiny", request.param)
         return [of_rank[cases.index(keys)] for of_rank in known[size]]
 
     return get
@@ -192,9 +192,10 @@ def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
 @pytest.mark.soak
 def test_compiled_blocks_train_alike_under_every_strategy(data_dir):
     compiled = [*LLAMA, "--compile=True"]
-    ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny")
+    ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny", MANY)
     strategies = [DDP, ZERO1, FSDP, ZERO2, TENSOR]
-    for of_rank in on_ranks(2, all_trained, [[*strategy, *compiled] for strategy in strategies], data_dir / "tiny"):
+    cases = [[*strategy, *compiled] for strategy in strategies]
+    for of_rank in on_ranks(2, all_trained, cases, data_dir / "tiny", MANY):
         for one in of_rank:
             assert max(compare(one, alone).values()) <= 1e-6
 
