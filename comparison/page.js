@@ -5,7 +5,7 @@ const media = { dark: matchMedia("(prefers-color-scheme: dark)"), print: matchMe
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,6px"];
 const AXES = { step: "optimizer steps", tokens: "training tokens", flops: "training FLOPs (full attention)",
-  time: "training time (s)" };
+  time: "training time (s)", wall: "wall-clock time (s)" };
 const CURVES = { mfu: data.mfu, memory: "peak memory (bytes)", grad_norm: "gradient norm, before clipping" };
 const FEW_MARKS = 1000;  // of all runs: each is an element of its own, and slow
 const shown = data.runs.map(() => true);

@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent
 SMOOTHINGS = {"light": 0.005, "medium": 0.02, "strong": 0.05}  # in which share of the longest run a weight falls to 1/e
 BUCKETS, FEWEST_BUCKETS, MOST_BUCKETS = 12_000, 240, 1_500  # of the training losses: of all runs, of one
 SMOOTH_POINTS = 150
+AXES = (*PLACES.values(), ("wall", "wall-clock time"))  # of run_logs.POSITIONS, and in words
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
         css=(FOLDER / "page.css").read_text(),
         notes="\n".join(paragraph(note, "note") for note in notes([run.log for run in runs])),
         sections=sections_as_html(sections),
-        places="".join(option(place, words, chosen=place == "tokens") for place, words in PLACES.values()),
+        places="".join(option(place, words, chosen=place == "tokens") for place, words in AXES),
         smoothings=option("-1", "none") + "".join(option(str(i), name) for i, name in enumerate(SMOOTHINGS)),
         units="".join(option(name, {"nats": "nats per token"}.get(name, name)) for name in units),
         no_losses=refusal,

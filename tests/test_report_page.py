@@ -38,6 +38,7 @@ def a_run(preset="gpt2", seed=1, name="run", steps=300, **keys):
                 "tokens": 10 * step,
                 "flops": {"full": 10_000 * step},
                 "train_seconds": step / 2,
+                "wall_seconds": 10 + step,
                 "loss": 5 * step**-0.2 + rng.normal() / 20,
                 "grad_norm": 1 + rng.random(),
                 "skipped": False,
@@ -47,6 +48,7 @@ def a_run(preset="gpt2", seed=1, name="run", steps=300, **keys):
                 "memory": {"peak": 10**9 + step},
             }
         )
+    log.evals = [{**record, "wall_seconds": 11 + record["step"]} for record in log.evals]
     log.run["dataset"]["splits"]["train"] = VAL
     return log
 
@@ -296,6 +298,14 @@ def test_a_chart_is_drawn_when_it_comes_near_and_again_after_a_change(opened):
     assert layout(page, "grad_norm")["xaxis"]["title"]["text"] == "optimizer steps"
 
 
+def test_wall_clock_time_is_a_fifth_axis(opened):
+    page = opened(describe_all(four_runs()))
+    page.select_option("select[name=x]", "wall")
+    assert layout(page)["xaxis"]["title"]["text"] == "wall-clock time (s)"
+    places = page.evaluate("[0, 1].map((trace) => Array.from(document.getElementById('loss').data[trace].x))")
+    assert places == [list(range(11, 311)), [11, 21, 31]]
+
+
 def test_the_switches_work_by_keyboard(opened):
     page = opened(describe_all(four_runs()))
     assert len(traces(page)) == 8 and len(traces(page, "mfu")) == 4
@@ -355,9 +365,9 @@ def test_keys_that_are_numbers_sort_as_numbers_and_the_unknown_come_last(opened)
 def test_a_chart_that_had_nothing_to_show_says_so_only_as_long(opened):
     log = a_run(steps=3)
     for record in (*log.iters, *log.evals):
-        del record["train_seconds"]
+        del record["train_seconds"], record["wall_seconds"]  # as in a log of the older layout
     page, nothing = opened([describe(log)]), "No run's log has this."
-    for place, empty in (("time", True), ("tokens", False), ("time", True), ("flops", False)):
+    for place, empty in (("time", True), ("tokens", False), ("wall", True), ("flops", False)):
         page.select_option("select[name=x]", place)
         for chart in ("loss", "mfu", "memory", "grad_norm"):
             drawn(page, chart)
@@ -424,6 +434,7 @@ def test_fifty_runs_of_a_hundred_thousand_steps(browser, tmp_path):
     """The curves are made here: logs of that size would be 3 GB. Each run has one spike of one step."""
     steps, rng, runs = np.arange(1.0, 100_001), np.random.default_rng(0), []
     x = {"step": steps, "tokens": 491_520 * steps, "flops": 4.5e14 * steps, "time": 1.234567 * steps}
+    x["wall"] = 1.345678 * steps + 20
     for seed in range(50):
         log = a_run(seed=seed, steps=1)
         log.evals = [
