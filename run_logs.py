@@ -17,7 +17,7 @@ from older_logs import read_older
 
 Record = dict[str, Any]
 KINDS = ("run", "iter", "eval", "checkpoint", "event", "summary")
-POSITIONS = ("step", "tokens", "flops", "time")  # what a loss can be looked up by
+POSITIONS = ("step", "tokens", "flops", "time", "wall")  # what a loss can be looked up by
 _TAIL_BYTES = 1 << 16
 _NEEDED = {"iter": "loss", "eval": "val_loss"}  # the field that such a record is for
 
@@ -175,10 +175,11 @@ class RunLog:
 
 def position(record: Record, x: str) -> float | None:
     """Where an `iter`, `eval` or `summary` record stands: its `step`, its `tokens`, its training `flops` (full
-    attention), or its `time` in training steps, in seconds. None where the log does not say."""
+    attention), its `time` in training steps, or its `wall` clock time since the run began, both in seconds. None where
+    the log does not say."""
     if x == "flops":
         return (record.get("flops") or {}).get("full")
-    return record.get("train_seconds" if x == "time" else x)
+    return record.get({"time": "train_seconds", "wall": "wall_seconds"}.get(x, x))
 
 
 def _points(records: list[Record], x: str, y: str) -> list[tuple[float, float]]:
@@ -267,6 +268,7 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
     from; else its first step tells (and a process that died before any step says nothing). What earlier processes
     wrote about later steps is superseded.
     """
+    _add_wall_seconds(records)
     kept: list[Record] = []
     begins = False
     for record in records:
@@ -284,6 +286,20 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
             kept.append(record)
     log.events = [record for record in kept if record["type"] == "event"]
     log.iters, log.evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+
+
+def _add_wall_seconds(records: list[Record]) -> None:
+    """`wall_seconds` of every record but `run`: since the first record, without the pauses between a process's last
+    record and the next process. Seconds that went into steps which a later process took back were spent, and count."""
+    seconds, before = 0.0, None
+    for record in records:
+        if record["type"] == "run":
+            before = record
+            continue
+        resumes = record["type"] == "event" and record.get("event") == "resume"
+        if before is not None and (not resumes or before["type"] == "run"):  # else a process whose `run` line was lost
+            seconds += max(0, record["time"] - before["time"])  # a clock may be put back
+        record["wall_seconds"], before = seconds, record
 
 
 def _last_of_each_step(records: list[Record], kind: str) -> list[Record]:

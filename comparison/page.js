@@ -5,10 +5,13 @@ const media = { dark: matchMedia("(prefers-color-scheme: dark)"), print: matchMe
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,6px"];
 const AXES = { step: "optimizer steps", tokens: "training tokens", flops: "training FLOPs (full attention)",
-  time: "training time (s), without evaluation and checkpoints" };
-const CHARTS = { mfu: data.mfu, memory: "peak memory (bytes)", grad_norm: "gradient norm, before clipping" };
+  time: "training time (s)", wall: "wall-clock time (s)" };
+const CURVES = { mfu: data.mfu, memory: "peak memory (bytes)", grad_norm: "gradient norm, before clipping" };
 const FEW_MARKS = 1000;  // of all runs: each is an element of its own, and slow
 const shown = data.runs.map(() => true);
+document.getElementById("loss").hidden = data.unit === null;
+const charts = [...document.querySelectorAll(".chart:not([hidden])")];
+const near = new Set(), stale = new Set(charts);  // within a screen of the window; not drawn as the controls say
 let printing = media.print.matches;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -74,24 +77,21 @@ function show(id, traces, form) {
 }
 
 function drawLosses() {
-  document.getElementById("loss").hidden = data.unit === null;
-  if (data.unit === null) return;
-  show("loss", lossTraces(), layout("loss (" + (controls.unit.value === "nats" ? "nats per token" : "bits per byte") + ")",
-    { type: controls.yscale.value }));
+  const unit = controls.unit.value === "nats" ? "nats per token" : "bits per byte";
+  show("loss", lossTraces(), layout("loss (" + unit + ")", { type: controls.yscale.value }));
 }
 
-function drawOthers() {
-  for (const [id, title] of Object.entries(CHARTS)) {
-    const format = id === "mfu" ? { tickformat: ".2~%", rangemode: "tozero" } : id === "memory" ?
-      { rangemode: "tozero", exponentformat: "B" } : { type: "log" };
-    show(id, data.runs.map((run, index) => line(run, index, points(run.curves[id]))), layout(title, format));
-  }
-  document.querySelectorAll("[data-figure]").forEach((place) => {
-    const figure = data.figures[place.dataset.figure], themed = layout(""), given = figure.layout ?? {};
-    Plotly.react(place, figure.data, { ...themed, xaxis: undefined, yaxis: undefined, showlegend: true, ...given,
-      font: themed.font, paper_bgcolor: themed.paper_bgcolor, plot_bgcolor: themed.plot_bgcolor,
-      ...axes(given, themed) }, { responsive: !printing, displaylogo: false });
-  });
+function drawCurves(id) {
+  const format = id === "mfu" ? { tickformat: ".2~%", rangemode: "tozero" } : id === "memory" ?
+    { rangemode: "tozero", exponentformat: "B" } : { type: "log" };
+  show(id, data.runs.map((run, index) => line(run, index, points(run.curves[id]))), layout(CURVES[id], format));
+}
+
+function drawFigure(place) {
+  const figure = data.figures[place.dataset.figure], themed = layout(""), given = figure.layout ?? {};
+  Plotly.react(place, figure.data, { ...themed, xaxis: undefined, yaxis: undefined, showlegend: true, ...given,
+    font: themed.font, paper_bgcolor: themed.paper_bgcolor, plot_bgcolor: themed.plot_bgcolor,
+    ...axes(given, themed) }, { responsive: !printing, displaylogo: false });
 }
 
 // A section's own axes in the colours of the page.
@@ -102,9 +102,22 @@ function axes(given, themed) {
     zerolinecolor }]));
 }
 
+// Draws what is stale and near the window, one chart a task so that the page answers in between; for the printer, which
+// does not wait, all that is stale.
+function drawStale() {
+  const due = charts.filter((chart) => stale.has(chart) && (printing || near.has(chart)));
+  for (const chart of printing ? due : due.slice(0, 1)) {
+    stale.delete(chart);
+    if (chart.dataset.figure) drawFigure(chart);
+    else if (chart.id === "loss") drawLosses();
+    else drawCurves(chart.id);
+  }
+  if (!printing && due.length > 1) setTimeout(drawStale);
+}
+
 function draw() {
-  drawLosses();
-  drawOthers();
+  charts.forEach((chart) => stale.add(chart));
+  drawStale();
 }
 
 function listRuns() {
@@ -162,12 +175,13 @@ function print(state) {
 
 listRuns();
 sortable(document.getElementById("table"));
-drawLosses();
-document.documentElement.dataset.ready = "losses";
-requestAnimationFrame(() => setTimeout(() => {
-  drawOthers();
-  document.documentElement.dataset.ready = "all";
-}));
+const watcher = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes)
+    if (isIntersecting) near.add(target);
+    else near.delete(target);
+  drawStale();
+}, { rootMargin: "100% 0%" });
+charts.forEach((chart) => watcher.observe(chart));
 document.getElementById("controls").addEventListener("change", draw);
 document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
 media.dark.addEventListener("change", draw);

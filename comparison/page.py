@@ -11,6 +11,7 @@ from typing import Any
 
 from comparison.curves import Array, Curve, evenly, smooth, thin
 from comparison.looks import looks
+from comparison.plotting_library import plotting_library
 from comparison.runs import (
     Run,
     bits_per_byte_factor,
@@ -30,6 +31,7 @@ FOLDER = Path(__file__).parent
 SMOOTHINGS = {"light": 0.005, "medium": 0.02, "strong": 0.05}  # in which share of the longest run a weight falls to 1/e
 BUCKETS, FEWEST_BUCKETS, MOST_BUCKETS = 12_000, 240, 1_500  # of the training losses: of all runs, of one
 SMOOTH_POINTS = 150
+AXES = (*PLACES.values(), ("wall", "wall-clock time"))  # of run_logs.POSITIONS, and in words
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,6 @@ def write_page_of(runs: Sequence[Run], file: Path, title: str, sections: Sequenc
 
 
 def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
-    from plotly.offline import get_plotlyjs  # only this function needs it
-
     try:
         unit, refusal = str(comparable_unit([run.log for run in runs])), ""
     except UserError as error:
@@ -64,18 +64,15 @@ def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
     units = [unit] if unit else []
     if unit == "nats" and all(bits_per_byte_factor(run.log, "val") is not None for run in runs):
         units.append("bits per byte")
-    embedded = {
-        "unit": unit or None,
-        "mfu": mfu_in_words(runs),
-        "runs": drawn(runs),
-        "figures": [section.figure for section in sections if section.figure is not None],
-    }
+    figures = [section.figure for section in sections if section.figure is not None]
+    kinds = {trace.get("type", "scatter") for figure in figures for trace in figure["data"]}
+    embedded = {"unit": unit or None, "mfu": mfu_in_words(runs), "runs": drawn(runs), "figures": figures}
     return Template((FOLDER / "page.html").read_text()).substitute(
         title=escape(title),
         css=(FOLDER / "page.css").read_text(),
         notes="\n".join(paragraph(note, "note") for note in notes([run.log for run in runs])),
         sections=sections_as_html(sections),
-        places="".join(option(place, words, chosen=place == "tokens") for place, words in PLACES.values()),
+        places="".join(option(place, words, chosen=place == "tokens") for place, words in AXES),
         smoothings=option("-1", "none") + "".join(option(str(i), name) for i, name in enumerate(SMOOTHINGS)),
         units="".join(option(name, {"nats": "nats per token"}.get(name, name)) for name in units),
         no_losses=refusal,
@@ -84,7 +81,7 @@ def page(runs: Sequence[Run], title: str, sections: Sequence[Section]) -> str:
         statistics=statistics_as_html(runs),
         environment=environment_as_html(runs),
         data=as_script(embedded),
-        plotly=get_plotlyjs(),
+        plotly=plotting_library(all_kinds=not kinds <= {"scatter"}),
         script=(FOLDER / "page.js").read_text(),
     )
 
@@ -126,7 +123,7 @@ def columns(curve: Curve) -> dict[str, list[float | None]]:
 def rounded(values: Array, digits: int) -> list[float | None]:
     """To so many significant digits, which no eye sees and which make the file small."""
     short = (float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist())
-    return [int(value) if value is not None and value.is_integer() else value for value in short]
+    return [int(value) if value is not None and value.is_integer() and value < 1e16 else value for value in short]
 
 
 def as_script(value: Any) -> str:

@@ -65,7 +65,7 @@ def test_a_warm_up_row_does_not_enter_the_speed(tmp_path):
 def test_what_it_does_not_say_is_not_made_up(tmp_path):
     log = read_run(write(tmp_path / "run.json", OLDER))
     assert log.flops is log.train_seconds is log.skipped_steps is log.best_val_bits_per_byte is None
-    assert log.train_losses("flops") == log.val_losses("time") == []
+    assert log.train_losses("flops") == log.val_losses("time") == log.train_losses("wall") == []
     assert "flops_per_token" not in log.run
     bare = {"training_iterations": [{"iter": 0, "loss": 3.0, "time_ms": 5.0, "mfu": 30.0}]}
     log = read_run(write(tmp_path / "bare.json", bare))

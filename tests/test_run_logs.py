@@ -77,6 +77,11 @@ def write_log(path: Path, *records: dict | bytes) -> Path:
     return path
 
 
+def as_written(records: list[dict]) -> list[dict]:
+    """Without what the reader adds."""
+    return [{name: value for name, value in r.items() if name != "wall_seconds"} for r in records]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A real run
 
@@ -89,19 +94,24 @@ def test_a_resumed_run_reads_as_one_run(eventful):
 
     assert [r["step"] for r in everything if r["type"] == "iter"] == [*range(1, 9), *range(5, 11)]
     assert [r["step"] for r in log.iters] == list(range(1, 11))
-    assert [everything.index(r) < written_first for r in log.iters] == [True] * 4 + [False] * 6
+    assert [everything.index(r) < written_first for r in as_written(log.iters)] == [True] * 4 + [False] * 6
     assert [r["step"] for r in log.evals] == [0, 4, 8, 10]
     assert [r["step"] for r in log.checkpoints] == [4]
     assert (log.events[0]["event"], log.events[0]["step"]) == ("resume", 4)
     assert [r["event"] for r in log.events[1:3]] == ["damaged_checkpoint", "checkpoint_failed"]
     assert {r["event"] for r in log.events[3:]} <= {"checkpoint_failed"}
-    assert log.run["steps"] == 10 and log.summary == everything[-1] and log.state == "finished"
+    assert log.run["steps"] == 10 and as_written([log.summary]) == everything[-1:] and log.state == "finished"
     assert log.name == "run" and log.step == 10 and log.tokens == 10 * 2 * 4 * 32 and log.cut_lines == 0
     assert log.best_val_loss == log.summary["best_val_loss"] == min(r["val_loss"] for r in log.evals)
     assert log.best_val_bits_per_byte == log.summary["best_val_bits_per_byte"]
     assert log.final_val_loss == log.summary["last_val_loss"]
     assert log.train_losses("tokens") == [(r["tokens"], r["loss"]) for r in log.iters]
     assert log.val_losses() == [(r["step"], r["val_loss"]) for r in log.evals]
+    processes = [everything[:written_first], everything[written_first:]]
+    spent = sum(process[-1]["time"] - process[0]["time"] for process in processes)
+    assert log.summary["wall_seconds"] == pytest.approx(spent, abs=0.05)  # a record of a checkpoint may come late
+    for (wall, _), r in zip(log.val_losses("wall"), log.evals, strict=True):
+        assert wall == r["wall_seconds"] >= r["train_seconds"] + r["seconds"] - 0.005  # `time` is in whole milliseconds
 
 
 def test_bits_per_byte_follows_from_loss_and_bytes(eventful):
@@ -205,9 +215,9 @@ def test_a_cut_loses_no_whole_record(eventful, tmp_path_factory, data):
         return
     log = read_run(path)
     assert log.run == [r for r in whole if r["type"] == "run"][-1]
-    assert log.summary == (whole[-1] if whole[-1]["type"] == "summary" else None)
+    assert as_written([log.summary] if log.summary else []) == [r for r in whole[-1:] if r["type"] == "summary"]
     for kind, found in (("iter", log.iters), ("eval", log.evals), ("checkpoint", log.checkpoints)):
-        assert found == [r for r in whole if r["type"] == kind]
+        assert as_written(found) == [r for r in whole if r["type"] == kind]
     assert log.cut_lines == last_is_cut
 
 
@@ -239,13 +249,13 @@ def test_what_a_later_process_took_back_is_gone(tmp_path_factory, processes, dat
     assert dict(log.train_losses()) == truth and dict(log.val_losses()) == evaluated
     assert [r["step"] for r in log.iters] == sorted(truth) and len(log.evals) == len(evaluated)
     assert log.run["number"] == len(processes) - 1
-    assert log.summary == (lines[-1] if has_summary else None)
+    assert as_written([log.summary] if log.summary else []) == lines[len(lines) - has_summary :]
 
 
 def test_a_process_that_died_before_any_step_takes_nothing_back(tmp_path):
     steps = [record("iter", step, loss=1.0) for step in (1, 2, 3)]
     log = read_run(write_log(tmp_path / "log.jsonl", record("run"), *steps, record("run", died=True)))
-    assert log.iters == steps and log.run["died"]
+    assert as_written(log.iters) == steps and log.run["died"]
     resumed = [record("run"), record("event", 2, event="resume"), record("iter", 3, loss=2.0)]
     log = read_run(write_log(tmp_path / "log.jsonl", record("run"), *steps, record("run"), *resumed))
     assert [loss for _, loss in log.train_losses()] == [1.0, 1.0, 2.0]
@@ -265,6 +275,56 @@ def test_a_resume_whose_run_record_was_cut_is_told_by_its_event(tmp_path):
     after = [record("event", 1, event="resume"), record("iter", 2, loss=2.0)]
     log = read_run(write_log(tmp_path / "log.jsonl", *before, b'{"type": "run", "ti\n', *after))
     assert log.train_losses() == [(1, 1.0), (2, 2.0)] and log.summary is None and log.cut_lines == 1
+
+
+FIRST_PROCESS = [
+    record("run", time=100),
+    record("eval", 0, time=107, val_loss=5.0),
+    record("iter", 1, time=110, loss=4.0),
+    record("eval", 2, time=130, val_loss=3.0),
+    record("checkpoint", 2, time=131),
+    record("iter", 3, time=150, loss=2.5),
+]
+
+
+def test_wall_clock_time_leaves_pauses_out_and_counts_what_was_taken_back(tmp_path):
+    """The first process spent 50 s; of those, 19 s went into a step that the second one took back."""
+    resumed = [record("event", 2, time=1004, event="resume"), record("iter", 3, time=1011, loss=2.0)]
+    resumed += [record("eval", 3, time=1021, val_loss=1.0), record("summary", 3, time=1030, reason="finished")]
+    log = read_run(write_log(tmp_path / "log.jsonl", *FIRST_PROCESS, record("run", time=1000), *resumed))
+    assert log.train_losses("wall") == [(10, 4.0), (50 + 11, 2.0)]
+    assert log.val_losses("wall") == [(7, 5.0), (30, 3.0), (50 + 21, 1.0)]
+    assert log.summary["wall_seconds"] == 50 + 30
+    cut = read_run(write_log(tmp_path / "log.jsonl", *FIRST_PROCESS, b'{"type": "run", "ti\n', *resumed))
+    assert cut.val_losses("wall")[-1] == (50 + 17, 1.0)  # from the event, where the line of the process is lost
+
+
+def test_wall_clock_time_of_a_run_that_started_over_and_of_a_clock_that_was_put_back(tmp_path):
+    again = [record("run", time=7000), record("iter", 1, time=7010, loss=4.0), record("iter", 2, time=3400, loss=3.0)]
+    again += [record("iter", 3, time=3405, loss=2.0)]
+    log = read_run(write_log(tmp_path / "log.jsonl", *FIRST_PROCESS, *again))
+    assert log.train_losses("wall") == [(60, 4.0), (60, 3.0), (65, 2.0)]
+
+
+GAPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=8)  # milliseconds
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), GAPS), min_size=1, max_size=6), st.data())
+def test_wall_clock_time_is_the_time_of_all_processes_up_to_there(tmp_path_factory, processes, data):
+    lines, truth, time, spent, step = [], {}, 0, 0, 0
+    for pause, gaps in processes:
+        time += pause
+        lines.append(record("run", time=time / 1000))
+        if lines[1:]:
+            step = data.draw(st.integers(0, step), label="resumes at step")
+            lines.append(record("event", step, time=time / 1000, event="resume"))
+            truth = {at: wall for at, wall in truth.items() if at <= step}
+        for gap in gaps:
+            time, spent, step = time + gap, spent + gap, step + 1
+            truth[step] = spent / 1000
+            lines.append(record("iter", step, time=time / 1000, loss=step))
+    log = read_run(write_log(tmp_path_factory.mktemp("wall") / "log.jsonl", *lines))
+    assert {loss: wall for wall, loss in log.train_losses("wall")} == pytest.approx(truth, abs=1e-6)
 
 
 @pytest.mark.parametrize(
