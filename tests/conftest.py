@@ -12,10 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # leaves the second core to the o
 import processes
 import pytest
 from commands import Done, command
+from hypothesis import settings
 
 import train as train_command
 from training.dataset import DatasetWriter
 from training.tokenizers import tokenizer_from_meta
+
+# How long an example takes is not what these tests are about, and a busy machine would fail them.
+settings.register_profile("unhurried", parent=settings(), deadline=None)
+settings.load_profile("unhurried")
 
 # A job in the background of a shell ignores SIGINT, and so would the commands that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -111,7 +111,7 @@ def test_a_dataset_that_is_not_seen_twice_changes_nothing(ask):
     assert not any("Muennighoff" in note for note in plenty["notes"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(1, 1e6),
     st.sampled_from(sorted(LAWS)),
@@ -390,7 +390,7 @@ COMPLETE = with_("training_efficiency", micro_batch=2, activation_checkpointing=
 PLACES = [(section, key) for section, values in COMPLETE.items() for key in [*values, None]]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(place=st.sampled_from(PLACES), value=NO_VALUE)
 def test_any_value_anywhere_is_answered_or_refused(tmp_path_factory, place, value):
     section, key = place

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BloomConfig, LlamaConfig
@@ -87,7 +87,6 @@ def test_activations_are_hugging_faces(ours, theirs):
 # Positions
 
 
-@settings(deadline=None)
 @given(n_head=st.integers(1, 130))
 def test_alibi_slopes_are_blooms(n_head):
     """Also where the number of heads is no power of two."""

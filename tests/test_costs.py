@@ -148,7 +148,7 @@ def architectures(draw) -> ModelArchitectureConfig:
     return resolve_architecture(keys)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(config=architectures(), data=st.data())
 def test_parameters_and_flops_equal_pytorchs_counts(config, data):
     length, batch = data.draw(st.integers(1, config.block_size)), data.draw(st.integers(1, 3))

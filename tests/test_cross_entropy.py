@@ -35,7 +35,7 @@ def relative_error(value, expected):
     return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 4),
     length=st.integers(1, 9),

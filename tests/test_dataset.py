@@ -66,7 +66,7 @@ def flip_byte_secretly(path):
 documents = st.lists(st.lists(st.integers(0, 69_999), max_size=20), min_size=1, max_size=10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(train=documents, val=documents, vocab_size=st.sampled_from([70_000, 1 << 16]))
 def test_files_hold_the_documents_and_meta_describes_them(train, val, vocab_size):
     train, val = ([[token % vocab_size for token in ids] + [0] for ids in part] for part in (train, val))

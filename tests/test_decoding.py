@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import command
 from conftest import training
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoint
@@ -87,7 +87,6 @@ def models(draw):
     return pattern, keys
 
 
-@settings(deadline=None)
 @given(models(), st.integers(1, BLOCK), st.sets(st.integers(1, BLOCK - 1)), st.sampled_from(list(TOLERANCE)))
 def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
     pattern, keys = drawn

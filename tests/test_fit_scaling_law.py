@@ -65,7 +65,7 @@ def command(script, *arguments, folder):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_lbfgs_finds_the_minimum_of_every_row(seed, size):
     """Quadratics of a condition of up to 1e4, each with its own minimum."""
     rng = np.random.default_rng(seed)
@@ -384,7 +384,7 @@ def test_files_that_are_no_text_or_not_there(tmp_path):
 
 
 @given(st.lists(st.tuples(*[st.floats(1e-3, 1e15)] * 3), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_written_is_what_is_read(tmp_path_factory, rows):
     points = Points(*np.array(rows).T)
     read = read_text(tmp_path_factory.mktemp("csv"), csv_of(points)).points

@@ -192,7 +192,7 @@ def architectures(space: SearchSpace):
                 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(small_spaces(), st.floats(1e9, 1e15), st.sampled_from(sorted(LAWS)), st.none() | st.floats(1e3, 1e9))
 def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, unique):
     """One configuration at a time, through the cost of a single model, with Python's integers."""
@@ -221,7 +221,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         assert 0 <= int(budget) - c.flops < c.flops_per_token, "the budget is met to a token, and never exceeded"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(11, 26), st.floats(1.0, 50), st.sampled_from(ARCHITECTURES))
 def test_a_larger_budget_buys_no_worse_a_model(exponent, factor, arch):
     space = default_space(10**exponent, arch)

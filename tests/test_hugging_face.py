@@ -330,7 +330,7 @@ def architectures(draw):
     return keys | {key: draw(st.sampled_from(choices[key])) for key in changed}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(architectures())
 def test_whatever_is_written_computes_the_same(keys):
     try:

@@ -78,7 +78,7 @@ def test_parameters_are_those_of_transformers_model(family, tied):
         assert sum(parameters.values()) == counted
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_parameters_of_any_sizes(data):
     """Llama, Qwen 2 and 3, Bamba and DeepSeek with sizes that share nothing by habit."""
@@ -266,7 +266,7 @@ NO_VALUE = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(data=st.data(), value=NO_VALUE)
 def test_any_value_of_any_key_is_counted_or_refused(data, value):
     family = data.draw(st.sampled_from(sorted(FAMILIES)))

@@ -140,7 +140,7 @@ def test_a_pure_mamba_decodes_at_constant_cost(preset):
 # Searches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(MAMBAS),
     st.lists(st.tuples(st.integers(2, 60), st.integers(1, 9)), min_size=1, max_size=4),

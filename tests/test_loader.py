@@ -35,7 +35,7 @@ def write_dataset(folder, train, vocab_size=256):
 # The order
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(n_windows=st.integers(1, 3000), seed=seeds, epoch=st.integers(0, 1 << 30))
 def test_every_window_once_per_epoch(n_windows, seed, epoch):
     order = WindowOrder(n_windows, seed)
@@ -43,7 +43,7 @@ def test_every_window_once_per_epoch(n_windows, seed, epoch):
     assert np.array_equal(np.sort(windows), np.arange(n_windows))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n_windows=st.integers(1 << 16, 1 << 40), seed=seeds, start=st.integers(0, 1 << 60))
 def test_a_huge_corpus_repeats_no_window_within_an_epoch(n_windows, seed, start):
     start -= start % n_windows
@@ -139,7 +139,7 @@ def test_impossible_requests_are_refused():
 # The batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(2, 400),
     block_size=st.integers(1, 50),

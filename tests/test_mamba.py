@@ -116,7 +116,7 @@ def test_the_recurrence_of_mamba_1_is_that_of_mamba_2_with_every_decay_its_own()
     assert_near(state, torch.cat([part.squeeze(-1) for _, part in by_state], dim=-1))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 23),
     chunk_size=st.integers(1, 25),
@@ -143,7 +143,7 @@ def test_many_chunks_pass_their_states_on_in_groups(length, chunk_size):
         assert_near(ours, theirs)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(length=st.integers(1, 40), channels=st.integers(1, 5), state=st.integers(1, 6), seed=st.integers(0, 99))
 def test_the_fast_selective_scan_is_the_recurrence(length, channels, state, seed):
     inputs = selective_inputs(length, 2, channels, state, seed=seed)
@@ -190,7 +190,7 @@ def test_in_float32_with_strong_decay(chunk_size):
     [(chunked(8), ssd_inputs), (selective_scan, selective_inputs)],
     ids=["mamba2", "mamba1"],
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(split=st.integers(1, 39))
 def test_a_sequence_is_split_anywhere_with_the_state_carried(scan, inputs, split):
     x, dt, A, B, C, state = inputs(40)
@@ -349,7 +349,7 @@ def test_mixers_are_hugging_faces(name, keys, length):
 
 
 @pytest.mark.parametrize("name", MIXERS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(pieces=st.lists(st.integers(1, 20), min_size=1, max_size=6), d_conv=st.integers(1, 5))
 def test_a_cache_continues_from_pieces_of_any_length(name, pieces, d_conv):
     """Prefill, then token by token, or anything else: as the whole at once; the cache is updated in place."""

@@ -171,7 +171,7 @@ def micro_batches(draw):
     return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(micro_batches())
 def test_activations_of_any_architecture(micro_batch):
     config, batch_size, dtype = micro_batch
@@ -345,7 +345,7 @@ def grids(draw):
     return configs, Grid(**(dataclasses.asdict(config) | arrays)), batch_size
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     grids(),
     st.sampled_from([*COMPUTE_BYTES, "tf32"]),

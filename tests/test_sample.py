@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import weights
 from conftest import BYTES, ROOT, environment
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_run_logs import run_train
 
@@ -84,7 +84,6 @@ LOGITS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(LOGITS, st.just(0.0) | st.floats(0.05, 10), st.integers(1, 40), st.just(1.0) | st.floats(1e-3, 0.999))
 def test_the_distribution_is_what_a_naive_one_gives(logits, temperature, top_k, top_p):
     expected = naive_distribution(logits, temperature, top_k, top_p)
@@ -183,7 +182,6 @@ def test_the_end_of_the_document_ends_the_text():
     assert generated(Alphabet(8, 8), b"e", ends_at_e, max_new_tokens=3) == b"fgh"
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_streamed_text_is_whole_and_no_character_is_torn(text):
     ids = BYTE_TOKENIZER.encode(text)

@@ -167,7 +167,7 @@ NO_VALUE = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(key=st.sampled_from(sorted(LAW_FILE)), value=NO_VALUE)
 @example("N", ["total"])
 @example("N", {})
