@@ -5,8 +5,9 @@ B and C within a group, and the scan becomes products of matrices. Mamba-1 (Gu a
 N decays of its own, and the scan stays a recurrence.
 
 Shapes: B batch, T tokens, H heads in G groups of R, P channels a head, N state, D channels of Mamba-1; c chunks of Q.
-Steps, decays and the state between chunks are in float32 (float64 for float64 inputs), whatever autocast says; the
-products take the dtype of x, or autocast's. Final states are what a later call takes as its `initial_state`.
+Steps, decays and the state between chunks are in float32 (float64 for float64 inputs), whatever autocast says, and
+the sums of decays in float64; the products take the dtype of x, or autocast's. Final states are what a later call
+takes as its `initial_state`.
 """
 
 import itertools
