@@ -1,6 +1,7 @@
 """That the benchmarks time what they say, and what they say to a mistake: one line, before anything is timed."""
 
 import dataclasses
+import re
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +22,13 @@ COUNT = "'0' is not a whole number of 1 or more"
         (distributed, "--steps 0", COUNT),
         (train_throughput, "--steps 0", COUNT),
         (hybrid_training, "--lengths 2048 0", COUNT),
-        (hybrid_training, "", "the benchmark needs an NVIDIA GPU that PyTorch sees"),
+        (
+            hybrid_training,
+            "config/arch_llama.py --vocab_size=9",
+            "the config is no hybrid with an FFN after every layer",
+        ),
+        (hybrid_training, "config/quickstart_hybrid.py --vocab_size=9 --n_laier=2", "n_laier"),
+        (hybrid_training, "config/hybrid_1.3b.py --device=cuda", "device='cuda' needs an NVIDIA GPU that PyTorch sees"),
         (decoding, "--contexts 0", COUNT),
         (decoding, "--n_layer 1", "--n_layer=1: the hybrid has both attention and Mamba-2, and takes 2 or more"),
         (decoding, "--n_embd 64", "--n_embd=64 must be a multiple of 128"),
@@ -43,3 +50,16 @@ def test_the_benchmark_steps_every_layer(contestant):
     replaced.step(replaced.make(), x)
     assert x.grad is not None and x.grad.isfinite().all()
     assert scan.call_count == ("token by token" in contestant.name)
+
+
+def test_a_hybrid_beside_a_transformer_of_equal_parameters_on_a_cpu():
+    keys = "config/quickstart_hybrid.py --vocab_size=9 --n_embd=96 --dtype=float32 --lengths 64 128 --tokens 128"
+    done = command(hybrid_training.main, *keys.split(), "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    found = [re.split(r" {2,}", line.strip()) for line in done.stdout.splitlines()[1:]]
+    assert [line[:2] for line in found] == [
+        [length, name] for length in ("64", "128") for name in ("transformer", "hybrid, chunked")
+    ]
+    transformer, hybrid = (int(line[2].split()[0].replace(",", "")) for line in found[:2])
+    assert abs(transformer - hybrid) <= 4 * 3 * 64 * 96 / 2  # half of a step of the FFN's width in four layers
+    assert all(re.search(r"[1-9]\d* tokens/s", " ".join(line)) for line in found)
