@@ -2,7 +2,7 @@
 
     python benchmarks/hybrid_training.py
     python benchmarks/hybrid_training.py config/hybrid_1.3b.py --lengths 2048 8192 --tokens 8192
-    python benchmarks/hybrid_training.py config/arch_hybrid.py --vocab_size=256 --n_layer=6 --n_embd=384 --n_head=6
+    python benchmarks/hybrid_training.py config/quickstart_hybrid.py --vocab_size=256 --lengths 256 1024
 
 The transformer is the config with attention in every layer and a wider FFN, as near to the hybrid's parameters as a
 multiple of 64 comes. Both train on random tokens, in micro-batches of `--tokens` tokens, on a GPU compiled; the hybrid
