@@ -1,5 +1,5 @@
-# A small hybrid of Mamba-2 and attention on the Python standard library's source, byte by byte: some minutes on two
-# CPU cores. Layers: MMAA (A attention, M Mamba-2), each with its FFN.
+# A small hybrid of Mamba-2 and attention on the Python standard library's source, byte by byte: about ten minutes
+# on two CPU cores. Layers: MMAA (A attention, M Mamba-2), each with its FFN.
 
 dataset = "python_stdlib"
 arch_preset = "hybrid"  # RoPE, RMSNorm, SwiGLU, pre-norm; attention in round(0.375 x 4) = 2 of the layers
