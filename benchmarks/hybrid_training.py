@@ -5,8 +5,8 @@
     python benchmarks/hybrid_training.py config/quickstart_hybrid.py --vocab_size=256 --lengths 256 1024
 
 The transformer is the config with attention in every layer and a wider FFN, as near to the hybrid's parameters as a
-multiple of 64 comes. Both train on random tokens, in micro-batches of `--tokens` tokens, on a GPU compiled; the hybrid
-with each of the `--backends`. A contestant that does not fit the GPU is listed as such.
+multiple of 64 comes. Both train on random tokens, in micro-batches of `--tokens` tokens, on a GPU compiled unless
+`--compile=False`; the hybrid with each of the `--backends`. A contestant that does not fit the GPU is listed as such.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import torch
 
-from benchmarks.train_throughput import Step, ours, random_batches
+from benchmarks.train_throughput import Step, check_one_device, ours, random_batches
 from components.fused_scan import choose_backend
 from configurator import Configuration, load
 from errors import ArgumentParser, UserError, exit_cleanly, positive
@@ -42,19 +42,20 @@ class Measured:
 @exit_cleanly
 def main() -> None:
     arguments, keys = parse_arguments()
-    hybrid = load([str(arguments.config), *keys, "--gradient_accumulation_steps=1"])
-    if hybrid.model.vocab_size is None:
-        raise UserError("give --vocab_size: the benchmark reads no dataset")
+    sizes = [f"--block_size={max(arguments.lengths)}", "--batch_size=1", "--gradient_accumulation_steps=1"]
+    hybrid = load([str(arguments.config), *keys, *sizes])  # which refuses sizes among the keys
+    check_one_device(hybrid)
     device = choose_device(hybrid.run.device, ALONE)
     dtype = choose_dtype(hybrid.run.dtype, device)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
-    how = "compiled" if device.type == "cuda" else "eager"
+    compiled = device.type == "cuda" if hybrid.run.compile == "auto" else hybrid.run.compile
+    how = "compiled" if compiled else "eager"
     print(f"{device_name(device)}, torch {torch.__version__}; {dtype}, {how}, micro-batches of {arguments.tokens:,}")
     for length in arguments.lengths:
         for name, model in contestants(hybrid.model, arguments.backends, device, dtype):
             model = dataclasses.replace(model, block_size=length)
             batch_size = max(1, arguments.tokens // length)
-            run = dataclasses.replace(hybrid.run, batch_size=batch_size, dtype=dtype)
+            run = dataclasses.replace(hybrid.run, batch_size=batch_size, dtype=dtype, compile=compiled)
             measured = measure(Configuration(model, run), device, arguments.steps)
             print(line(name, length, model, measured), flush=True)
 
@@ -91,14 +92,14 @@ def as_transformer(hybrid: ModelArchitectureConfig) -> ModelArchitectureConfig:
 
 def measure(configuration: Configuration, device: torch.device, steps: int) -> Measured | None:
     """The median of the timed steps; None where the GPU's memory is too small."""
-    on_gpu, dtype = device.type == "cuda", configuration.run.dtype
+    on_gpu, dtype, compiled = device.type == "cuda", configuration.run.dtype, configuration.run.compile is True
     gc.collect()
     torch.compiler.reset()  # the shapes of the one before are no reason to compile for any shape
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        _, step = ours(configuration, device, dtype, compiled=on_gpu)
+        _, step = ours(configuration, device, dtype, compiled)
         seconds = time_steps(step, configuration, device, steps)
     except torch.OutOfMemoryError:
         return None
@@ -110,8 +111,8 @@ def measure(configuration: Configuration, device: torch.device, steps: int) -> M
 
 
 def time_steps(step: Step, configuration: Configuration, device: torch.device, steps: int) -> list[float]:
-    """Seconds of each step after the first, or on a GPU the first three, which compile."""
-    seconds, untimed = [], 3 if device.type == "cuda" else 1
+    """Seconds of each step after the first, or the first three, which compile."""
+    seconds, untimed = [], 3 if configuration.run.compile is True else 1
     for batch in random_batches(configuration, device, untimed + steps):
         synchronize(device)
         start = time.perf_counter()

@@ -177,14 +177,23 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=20, help="timed steps of each contestant")
     arguments, rest = parser.parse_known_args()
     configuration = load(rest if any(word.endswith(".py") for word in rest) else merge(CHARACTER_MODEL, rest))
-    if configuration.model.vocab_size is None:
-        raise UserError("give --vocab_size: the benchmark reads no dataset")
+    check_one_device(configuration)
     device = choose_device(configuration.run.device, ALONE)
     tf32 = configuration.run.tf32 and device.type == "cuda"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     contestants = choose_contestants(configuration, device, arguments.nanogpt)
     compare(contestants, random_batches(configuration, device, arguments.steps + 3), device)
     report(configuration, device, contestants)
+
+
+def check_one_device(configuration: Configuration) -> None:
+    """Raises UserError for what a benchmark of one device and random tokens would leave out without a word."""
+    if configuration.model.vocab_size is None:
+        raise UserError("give --vocab_size: the benchmark reads no dataset")
+    if configuration.run.is_sharded:
+        raise UserError(
+            "the benchmark is of one device: benchmarks/distributed.py is of use_fsdp, use_zero1 and tensor_parallel"
+        )
 
 
 def merge(defaults: list[str], given: list[str]) -> list[str]:
