@@ -38,7 +38,7 @@ from training.checkpoint import Checkpointer, Training
 from training.collectives import process_group
 from training.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
 from training.optimizer import build_optimizer, optimizer_tensors
-from training.parallel import device_mesh, parallelize, settle_buckets
+from training.parallel import device_mesh, own_part, parallelize, settle_buckets
 from training.plan import check_ranks
 from training.ranks import Ranks
 from training.run_folder import Progress, RunFolder
@@ -170,7 +170,7 @@ def cost(ranks: Ranks, device: torch.device, configuration: Configuration, folde
         step()
     moments = optimizer_tensors(training.model, training.optimizer).values()
     held = [parameter.detach() for parameter in training.model.parameters()] + list(moments)
-    state = sum((value.to_local() if isinstance(value, DTensor) else value).nbytes for value in held)
+    state = sum(own_part(value).nbytes for value in held)
     sent = sum(Exchange("", kind, size, payload).sent for (kind, size), payload in counter.payload.items())
     return Cost(state, peak, sent, *saving(training, ranks, RunFolder(Path(folder))))
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.tensor import DTensor
 
 from components import cross_entropy
 from errors import UserError
@@ -22,6 +21,7 @@ from flops_parameter_counting.search_space import SIZES, Grid
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, hybrid_pattern, resolve_architecture
+from training.parallel import own_part
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
 OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too
@@ -34,19 +34,14 @@ def autocast(dtype: str):
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 @contextlib.contextmanager
 def counting_kept_bytes(model: LanguageModel, exclude: tuple[torch.Tensor, ...] = ()):
     """Collects {storage: bytes} of everything that autograd keeps on this rank, except parameters and `exclude`."""
-    outside = {local(tensor.detach()).untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
+    outside = {own_part(tensor.detach()).untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor):
-        storage = local(tensor.detach()).untyped_storage()
+        storage = own_part(tensor.detach()).untyped_storage()
         if storage.data_ptr() not in outside:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being reused
         return tensor

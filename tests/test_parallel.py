@@ -27,7 +27,7 @@ SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256".sp
 # bias of keys) to the size of a step. With this epsilon what is compared is the strategy and not that.
 RUN = """
 --batch_size=2 --gradient_accumulation_steps=4 --learning_rate=1e-3 --adam_eps=1e-3 --decay_lr=False --eval_iters=5
---dtype=float32
+--dtype=float32 --grad_clip=0.1
 """.split()
 
 GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
@@ -115,10 +115,14 @@ OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
 TENSOR = ["--tensor_parallel=2"]
 
 BF16, F16 = "--dtype=bfloat16", "--dtype=float16"
+# Micro-batches, for tensor parallel ranks, of which each takes a tenth of a second.
+GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2 = (
+    [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM)
+)
 
 Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
 CASES: list[Case] = [
-    *[(1, DDP, model) for model in (ODD, POST_NORM)],
+    *[(1, DDP, model) for model in (ODD, GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],
     *[(1, DDP, [*model, dtype]) for model, dtype in ((GPT2, BF16), (LLAMA, BF16), (GPT2, F16))],
     *[(n, keys, model) for n in (1, 2, 4) for keys in (DDP, ZERO1, FSDP, ZERO2) for model in (GPT2, LLAMA)],
     *[(n, keys, ODD) for n in (2, 4) for keys in (ZERO1, FSDP)],
@@ -130,9 +134,9 @@ CASES: list[Case] = [
     (2, TENSOR, WINDOW),
     *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],
     *[(2, [*FSDP, "--activation_checkpointing=True"], LLAMA)],
-    *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2, LLAMA, POST_NORM)],
-    *[(4, [*TENSOR, *FSDP], model) for model in (GPT2, LLAMA)],
-    *[(2, [*TENSOR, "--activation_checkpointing=True"], LLAMA)],
+    *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],
+    *[(4, [*TENSOR, *FSDP], model) for model in (GPT2_OF_2, LLAMA_OF_2)],
+    *[(2, [*TENSOR, "--activation_checkpointing=True"], LLAMA_OF_2)],
     *[(2, keys, [*model, BF16]) for keys in (FSDP, TENSOR) for model in (GPT2, LLAMA)],
     (2, FSDP, [*GPT2, F16]),
 ]
@@ -167,6 +171,7 @@ def test_every_strategy_trains_as_one_process_does(size, strategy, model, result
     anything does that changes one bit; and tensor parallel ranks round their parts of each sum before they add them.
     """
     (alone,) = results(1, model)
+    assert min(alone.norms) > small_configuration(*model).run.grad_clip, "every step is clipped"
     halves = {BF16: torch.bfloat16, F16: torch.float16}
     half = next((halves[key] for key in model if key in halves), None)
     for one in results(size, [*strategy, *model]):

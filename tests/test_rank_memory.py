@@ -24,13 +24,13 @@ from test_communication import (
     prepared_step,
     small_configuration,
 )
-from test_memory import allocation_peak, counting_kept_bytes, local
+from test_memory import allocation_peak, counting_kept_bytes
 
 from flops_parameter_counting.memory import rank_memory
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import Setting, memory_per_device
 from training.device import precision
-from training.parallel import settle_gradients
+from training.parallel import own_part, settle_gradients
 from training.ranks import Ranks
 from training.step import backward_pass
 from training.zero import ZeroOptimizer
@@ -80,9 +80,9 @@ def held(ranks, configuration) -> dict[str, int]:
     model, optimizer = training.model, training.optimizer
     states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
     return {
-        "weights": sum(local(p.detach()).nbytes for p in model.parameters()),
-        "gradients": sum(local(p.grad).nbytes for p in model.parameters()),
-        "optimizer": sum(local(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
+        "weights": sum(own_part(p.detach()).nbytes for p in model.parameters()),
+        "gradients": sum(own_part(p.grad).nbytes for p in model.parameters()),
+        "optimizer": sum(own_part(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
     }
 
 

@@ -1,14 +1,17 @@
 """The README's first hour is run as it stands, only shorter; its config file and its links too."""
 
+import itertools
 import math
-import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
+from commands import Done
 from conftest import ROOT, environment
 
 from configurator import load
@@ -20,7 +23,7 @@ SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
     "laptop.py --": "--max_iters=3 --eval_iters=1",
     "sample.py": "--max_new_tokens=5",
-    "ladder.py plan": "--budget=2e10 --block_size=32",
+    "ladder.py plan": "--budget=2e10 --seeds=1 --block_size=32",
 }
 
 
@@ -54,11 +57,16 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run(command: str, folder) -> subprocess.CompletedProcess:
-    env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if "train.py" in command or "ladder.py plan" in command:
-        command += f" --data_dir={folder / 'data'} --device=cpu"
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+def run(command: str, folder: Path) -> Done:
+    """A `python` or `torchrun` command, in a process that need not import PyTorch first (`make quickstart` shows that
+    a fresh one can)."""
+    program, *arguments = shlex.split(command)
+    before = list(itertools.takewhile(lambda argument: not argument.endswith(".py"), arguments))
+    script, *keys = arguments[len(before) :]
+    assert program == ("torchrun" if before else "python")
+    if script == "train.py" or (script, keys[0]) == ("ladder.py", "plan"):
+        keys += [f"--data_dir={folder / 'data'}", "--device=cpu"]
+    return processes.run(folder / script, keys, folder, environment(), before)
 
 
 def test_the_first_hour(checkout):

@@ -125,12 +125,10 @@ def init_weights(model: LanguageModel, seed: int) -> None:
 def keep_part(parameter: Tensor, whole: Tensor) -> None:
     """Copy this rank's part of the whole values into a parameter."""
     if isinstance(parameter, DTensor):
-        mesh, local = parameter.device_mesh, parameter.to_local()
+        mesh = parameter.device_mesh
         whole = whole.to(mesh.device_type)
-        part = distribute_tensor(whole, mesh, parameter.placements, src_data_rank=None)  # cut here, nothing is sent
-        local.copy_(part.to_local())
-    else:
-        parameter.copy_(whole)
+        whole = distribute_tensor(whole, mesh, parameter.placements, src_data_rank=None)  # cut here, nothing is sent
+    own_part(parameter).copy_(own_part(whole))
 
 
 @contextlib.contextmanager
@@ -158,6 +156,11 @@ def give_back_weights(model: nn.Module) -> None:
 def whole(values: Tensor) -> Tensor:
     """All of something that may be distributed over the ranks, on every one of them."""
     return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def own_part(values: Tensor) -> Tensor:
+    """What this rank has of something that may be distributed over the ranks, in the same memory."""
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: torch.device) -> None:

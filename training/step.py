@@ -12,7 +12,7 @@ from training.checkpoint import Training
 from training.collectives import sum_over_ranks
 from training.device import precision
 from training.loader import Batch
-from training.parallel import settle_gradients, whole, without_gradient_sync
+from training.parallel import own_part, settle_gradients, whole, without_gradient_sync
 from training.ranks import Ranks
 
 
@@ -45,16 +45,16 @@ def take_step(
     loss_sum = backward_pass(training, model, batches, run, ranks, device, dtype)
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
-    parameters = [p for p in training.model.parameters() if p.grad is not None]
-    total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = whole(total_norm).to(device)
+    gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))  # where the gradients are: offloaded, in main memory
     stats = gradient_stats(training.model) if wants_gradient_stats else None
     mean_loss = sum_over_ranks(loss_sum, ranks) / run.gradient_accumulation_steps
-    loss, grad_norm = torch.stack((mean_loss, norm)).tolist()  # the one place where a step waits for the device
+    both = torch.stack((mean_loss, norm.to(device)))
+    loss, grad_norm = both.tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         if run.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, run.grad_clip, total_norm)
+            clip(gradients, norm, run.grad_clip)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate
         training.scaler.step(training.optimizer)
@@ -84,6 +84,17 @@ def backward_pass(
             training.scaler.scale(loss / len(micro_batches)).backward()
         loss_sum += loss.detach()
     return loss_sum
+
+
+@torch.no_grad()
+def clip(gradients: list[torch.Tensor], norm: torch.Tensor, largest: float) -> None:
+    """Scale gradients, whose norm over all of them is known, down to the largest that is wanted; in place.
+
+    Each rank multiplies what it has. PyTorch's own multiplies the distributed tensors, and first works out how: that is
+    most of the first step of a deep model on tensor-parallel ranks.
+    """
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([own_part(gradient) for gradient in gradients], factor)
 
 
 def _dropout_seed(run: RunConfig, step: int, micro: int) -> int:
