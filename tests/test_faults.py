@@ -145,13 +145,15 @@ def test_torchrun_starts_a_failed_run_again_and_it_continues_by_itself(data_dir,
 
 @pytest.mark.parametrize("everything", [True, False], ids=["launcher and ranks", "the launcher alone"])
 def test_the_launcher_is_killed(data_dir, tmp_path, uninterrupted, everything):
-    process = start(tmp_path, data_dir)
-    read_until(process.stdout, "^Iter 5 ")
+    keys = small_run(data_dir, *KEYS, "--out_dir=run")
+    torchrun = [*TWO_RANKS, "--max_restarts=1"]
+    process, output = processes.start_speaking(ROOT / "train.py", keys, tmp_path, environment(), torchrun)
+    read_until(output, "^Iter 5 ")
     if everything:
-        kill_everything(process.pid, process.stdout)
+        kill_everything(process.pid, output)
     else:
         process.kill()  # the ranks live on, and may finish the run
-    process.wait()
+    process.join()
     wait_until_free(tmp_path / "run")
     assert continued(tmp_path, data_dir).returncode == 0
     assert curve(tmp_path / "run/log.jsonl") == curve(uninterrupted / "log.jsonl")

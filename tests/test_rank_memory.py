@@ -176,7 +176,7 @@ def test_activations_under_tensor_parallelism(keys, kept):
 
 
 # Wide enough that weights, and not only activations, take memory.
-WIDE = ["--n_layer=6", "--n_embd=128", "--batch_size=4", "--block_size=64", "--vocab_size=1000"]
+WIDE = ["--n_layer=4", "--n_embd=128", "--batch_size=4", "--block_size=64", "--vocab_size=1000"]
 PEAKS = [
     few_each(2, [*strategy, *dtype, *LLAMA]) for strategy in (FSDP, ZERO2, ZERO1, TENSOR) for dtype in ([], [BF16])
 ]
