@@ -167,12 +167,12 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_logits_never_exist_as_a_whole(dtype):
-    """With Llama 3's vocabulary: 130 rows at a time are 64 MiB, all 2,048 of them would be a gigabyte."""
-    vocabulary, rows, width = 128256, 2048, 8
+    """With Llama 3's vocabulary: 130 rows at a time are 64 MiB, all 1,024 of them would be half a gigabyte."""
+    vocabulary, rows, width = 128256, 1024, 8
     hidden, weight, targets = inputs(2, rows // 2, width, vocabulary)
     with LargestTensor() as largest, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         loss = linear_cross_entropy(hidden, weight, targets)
         loss.backward()
     assert largest.elements * 4 <= max(cross_entropy.CHUNK_BYTES, 4 * vocabulary * width)
-    assert largest.elements < vocabulary * rows / 10
+    assert largest.elements < vocabulary * rows / 7
     assert loss.item() == pytest.approx(math.log(vocabulary) + width / 2, rel=0.05)  # of normal logits of variance 8

@@ -221,9 +221,9 @@ def allocation_peak(function) -> int:
 
 PEAKS = {
     "small vocabulary": {"arch_preset": "gpt2", "vocab_size": 65},
-    "one chunk of logits": {"arch_preset": "llama", "vocab_size": 5000},
-    "many chunks of logits": {"arch_preset": "llama3", "vocab_size": 40000, "n_layer": 2},
-    "more logits than weights": {"arch_preset": "team", "vocab_size": 30000, "n_embd": 16},
+    "one chunk of logits": {"arch_preset": "llama", "vocab_size": 2500},
+    "many chunks of logits": {"arch_preset": "llama3", "vocab_size": 20000, "n_layer": 2},
+    "more logits than weights": {"arch_preset": "team", "vocab_size": 15000, "n_embd": 16},
 }
 
 
@@ -231,7 +231,7 @@ PEAKS = {
 @pytest.mark.parametrize("keys", PEAKS.values(), ids=PEAKS)
 def test_the_peak_of_a_forward_pass_is_activations_and_loss(keys, dtype, monkeypatch):
     for module in (memory, cross_entropy):
-        monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 2**20)  # as for a vocabulary four times larger
+        monkeypatch.setattr(module, "CHUNK_BYTES", 8 * 2**20)  # as for a vocabulary eight times larger
     config = resolve_architecture({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128} | keys)
     model, tokens = build_model(config, seed=0), torch.randint(config.vocab_size, (4, 128))
 
