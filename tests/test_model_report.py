@@ -255,15 +255,22 @@ assert "torch" not in sys.modules
 
 
 def test_the_command_starts_without_torch_and_in_half_a_second():
-    """The fastest of some: whatever else the machine does only slows it down."""
+    """The fastest of some: whatever else the machine does only slows it down. Where it never rests, in less than four
+    times what a process takes that imports NumPy alone, in turn with it."""
     times: list[float] = []
-    while len(times) < 3 or (min(times) >= 0.5 and len(times) < 20):
-        start = time.perf_counter()
-        arguments = [sys.executable, "-c", WITHOUT_TORCH, "--model_config", CONFIG]
-        done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=60)
-        times.append(time.perf_counter() - start)
+    of_numpy: list[float] = []
+    while len(times) < 3 or (min(times) >= 0.5 and len(times) < 10):
+        done, seconds = timed("-c", WITHOUT_TORCH, "--model_config", CONFIG)
         assert done.returncode == 0 and "124,439,808" in done.stdout, done.stderr
-    assert min(times) < 0.5
+        times.append(seconds)
+        of_numpy.append(timed("-c", "import numpy")[1])
+    assert min(times) < max(0.5, 4 * min(of_numpy))
+
+
+def timed(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=60)
+    return done, time.perf_counter() - start
 
 
 @pytest.mark.parametrize(
