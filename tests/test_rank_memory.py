@@ -1,11 +1,12 @@
-"""What each rank holds, measured on real ranks against the closed forms."""
+"""What passes through a rank's memory in a step, measured on real ranks against the closed forms."""
 
 import dataclasses
 
 import pytest
 import torch
 from ranks import on_ranks
-from test_communication import (
+from test_memory import allocation_peak, counting_kept_bytes
+from test_rank_costs import (
     BF16,
     CHECKPOINTING,
     CPU,
@@ -15,7 +16,6 @@ from test_communication import (
     LLAMA,
     MIXED,
     ODD,
-    OFFLOAD,
     POST_NORM,
     TENSOR,
     ZERO1,
@@ -24,33 +24,18 @@ from test_communication import (
     prepared_step,
     small_configuration,
 )
-from test_memory import allocation_peak, counting_kept_bytes
 
 from flops_parameter_counting.memory import rank_memory
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import Setting, memory_per_device
 from training.device import precision
-from training.parallel import own_part, settle_gradients
 from training.ranks import Ranks
-from training.step import backward_pass
-from training.zero import ZeroOptimizer
 
 
 def named(value) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-CASES = [
-    *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
-    *[(size, [*strategy, *MIXED]) for size in (2, 4) for strategy in (ZERO1, FSDP)],
-    (2, [*ZERO2, *LLAMA]),
-    (2, [*FSDP, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
-    (2, [*OFFLOAD, *LLAMA]),
-    (4, [*HYBRID, *ODD]),
-    *[(size, [*TENSOR, *model]) for size in (2, 4) for model in (GPT2, LLAMA)],
-    (4, [*TENSOR, *FSDP, *GPT2]),
-]
-CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 # One mask for all heads, of a size that matters: few channels beside many tokens.
 LONG = ["--n_embd=16", "--block_size=256", "--batch_size=1"]
 WINDOW = [*LLAMA, "--layer_pattern=W", "--attention_window=7", *LONG]
@@ -62,58 +47,6 @@ ACTIVATIONS = [
     for dtype in ([], [BF16])
     for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL)
 ]
-
-
-def held_after_backward(ranks: Ranks, cases: list[list[str]]) -> list[dict[str, int]]:
-    """Bytes of parameters, gradients and moments, of this rank."""
-    return [held(dataclasses.replace(ranks), small_configuration(*keys)) for keys in cases]
-
-
-def held(ranks, configuration) -> dict[str, int]:
-    run, model_config = configuration.run, configuration.model
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
-    training, wrapped, step = prepared_step(configuration, ranks)
-    step()
-    tokens = torch.zeros(run.batch_size, model_config.block_size, dtype=torch.long)
-    backward_pass(training, wrapped, iter([(tokens, tokens)] * 99), run, ranks, CPU, run.dtype)
-    settle_gradients(training.model)
-    model, optimizer = training.model, training.optimizer
-    states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
-    return {
-        "weights": sum(own_part(p.detach()).nbytes for p in model.parameters()),
-        "gradients": sum(own_part(p.grad).nbytes for p in model.parameters()),
-        "optimizer": sum(own_part(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
-    }
-
-
-@pytest.fixture(scope="module")
-def measured():
-    known: dict[int, list[list[dict[str, int]]]] = {}
-
-    def get(size: int, keys: list[str]) -> list[dict[str, int]]:
-        cases = [keys for ranks, keys in CASES if ranks == size]
-        if size not in known:
-            known[size] = on_ranks(size, held_after_backward, cases)
-        return [of_rank[cases.index(keys)] for of_rank in known[size]]
-
-    return get
-
-
-@pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
-def test_the_state_of_a_rank(size, keys, measured):
-    """The first rank's to the byte; no other has more, and together they have every copy of the model once."""
-    configuration = small_configuration(*keys)
-    run, n_params = configuration.run, model_cost(configuration.model).n_params
-    found = measured(size, keys)
-    estimate = rank_memory(configuration.model, run, size, run.dtype)
-    assert {part: estimate[part] for part in found[0]} == found[0]
-    for part, held in found[0].items():
-        assert max(one[part] for one in found) == held
-    shards = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
-    for part, is_divided in shards.items():
-        if run.tensor_parallel == 1:
-            copies = run.fsdp_replicas if is_divided else size
-            assert sum(one[part] for one in found) == copies * {"optimizer": 8}.get(part, 4) * n_params
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the ranks send in a step, counted in real steps against the closed forms."""
+"""What the ranks send in a step and hold after it, counted in real steps against the closed forms."""
 
 import collections
 import dataclasses
@@ -21,12 +21,13 @@ from flops_parameter_counting.sharding import parameters
 from model_builder import LanguageModel
 from training.checkpoint import Training
 from training.optimizer import build_optimizer
-from training.parallel import device_mesh, parallelize, settle_buckets
+from training.parallel import device_mesh, own_part, parallelize, settle_buckets, settle_gradients
 from training.plan import plan_run
 from training.ranks import Ranks
 from training.report import bytes_text, startup_report
 from training.run_folder import Progress
-from training.step import take_step
+from training.step import backward_pass, take_step
+from training.zero import ZeroOptimizer
 
 CPU = torch.device("cpu")
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2".split()
@@ -60,8 +61,10 @@ def few_each(size: int, keys: list[str]) -> list[str]:
 CASES = [
     *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
-    *[(2, [*strategy, *MIXED]) for strategy in ([], ZERO1, FSDP)],
+    (2, MIXED),
+    *[(size, [*strategy, *MIXED]) for size in (2, 4) for strategy in (ZERO1, FSDP)],
     *[(2, [*FSDP, BF16, *model]) for model in (LLAMA, MIXED)],
+    (2, [*FSDP, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
     (2, [*ZERO2, BF16, "--fsdp_reduce_dtype=bfloat16", *ODD]),
     (2, [*FSDP, CHECKPOINTING, *GPT2]),
     (2, [*OFFLOAD, *LLAMA]),
@@ -71,7 +74,7 @@ CASES = [
     (4, [*HYBRID, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
     *[(4, [*TENSOR, *model]) for model in (GPT2, LLAMA)],
     (4, ["--tensor_parallel=4", *GPT2]),
-    *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
+    (4, [*TENSOR, *FSDP, *GPT2]),
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
@@ -104,27 +107,39 @@ class Counted:
     payload: dict[tuple[str, int], int]  # bytes by kind and size of the group
     calls: int
     seen_by_the_backend: int
+    held: dict[str, int]  # bytes of weights, gradients and moments, after another backward pass
 
 
 def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
-    """Of the second step of each case: DDP agrees on its buckets in the first."""
-    results = []
-    for keys in cases:
-        configuration = small_configuration(*keys)
-        *_, step = prepared_step(
-            configuration, dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
-        )
+    return [counted_step(ranks, small_configuration(*keys)) for keys in cases]
+
+
+def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
+    """Of the second step: DDP agrees on its buckets in the first."""
+    run = configuration.run
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    training, wrapped, step = prepared_step(configuration, ranks)
+    step()
+    with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
-        with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
-            step()
-        seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
-        results.append(Counted(dict(counter.payload), counter.calls, seen))
-    return results
+    seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
+
+    tokens = torch.zeros(run.batch_size, configuration.model.block_size, dtype=torch.long)
+    backward_pass(training, wrapped, itertools.repeat((tokens, tokens)), run, ranks, CPU, run.dtype)
+    settle_gradients(training.model)
+    optimizer, parameters = training.optimizer, list(training.model.parameters())
+    states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
+    held = {
+        "weights": sum(own_part(p.detach()).nbytes for p in parameters),
+        "gradients": sum(own_part(p.grad).nbytes for p in parameters if p.grad is not None),
+        "optimizer": sum(own_part(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
+    }
+    return Counted(dict(counter.payload), counter.calls, seen, held)
 
 
 @pytest.fixture(scope="module")
 def counted():
-    """`counted(size, keys)`: what each rank took part in. All cases of a number of ranks run in the same processes."""
+    """`counted(size, keys)`: what each rank counted. All cases of a number of ranks run in the same processes."""
     known: dict[int, list[list[Counted]]] = {}
 
     def get(size: int, keys: list[str]) -> list[Counted]:
@@ -150,6 +165,23 @@ def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
     for of_rank in counted(size, keys):
         assert of_rank.payload == expected
         assert of_rank.calls == of_rank.seen_by_the_backend
+
+
+@pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
+def test_the_state_of_a_rank(size, keys, counted):
+    """The first rank's to the byte; no other has more, and together they have every copy of the model once."""
+    configuration = small_configuration(*keys)
+    run, n_params = configuration.run, model_cost(configuration.model).n_params
+    found = [one.held for one in counted(size, keys)]
+    estimate = rank_memory(configuration.model, run, size, run.dtype)
+    assert {part: estimate[part] for part in found[0]} == found[0]
+    for part, held in found[0].items():
+        assert max(one[part] for one in found) == held
+    shards = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
+    for part, is_divided in shards.items():
+        if run.tensor_parallel == 1:
+            copies = run.fsdp_replicas if is_divided else size
+            assert sum(one[part] for one in found) == copies * {"optimizer": 8}.get(part, 4) * n_params
 
 
 # The closed forms against the papers' figures
