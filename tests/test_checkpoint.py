@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
-from test_parallel import CPU, DDP, FSDP, GPT2, HYBRID, LLAMA, MIXED, ODD, OFFLOAD, TENSOR, ZERO1, ZERO2
+from setups import DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, TENSOR, ZERO1, ZERO2
+from test_parallel import CPU, MIXED
 from test_resume import curve
 
 import checkpoint as checkpoint_command

@@ -8,6 +8,22 @@ import pytest
 import torch
 from checkpoints import same
 from ranks import on_ranks
+from setups import (
+    BF16,
+    CHECKPOINTING,
+    DDP,
+    F16,
+    FSDP,
+    GPT2,
+    HYBRID,
+    LLAMA,
+    ODD,
+    OFFLOAD,
+    POST_NORM,
+    TENSOR,
+    ZERO1,
+    ZERO2,
+)
 
 from configurator import Configuration, load
 from training.checkpoint import Training
@@ -29,11 +45,6 @@ RUN = """
 --batch_size=2 --gradient_accumulation_steps=4 --learning_rate=1e-3 --adam_eps=1e-3 --decay_lr=False --eval_iters=5
 --dtype=float32 --grad_clip=0.1
 """.split()
-
-GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
-LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]  # RoPE, RMSNorm, SwiGLU, an untied head
-POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
-ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
 
 
 # Attention with its FFN, Mamba-2 and Mamba-1 without
@@ -106,15 +117,6 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     )
 
 
-DDP: list[str] = []
-ZERO1 = ["--use_zero1=True"]
-FSDP = ["--use_fsdp=True"]
-ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
-HYBRID = [*FSDP, "--fsdp_replicas=2"]
-OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
-TENSOR = ["--tensor_parallel=2"]
-
-BF16, F16 = "--dtype=bfloat16", "--dtype=float16"
 # Micro-batches, for tensor parallel ranks, of which each takes a tenth of a second.
 GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2 = (
     [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM)
@@ -127,17 +129,16 @@ CASES: list[Case] = [
     *[(n, keys, model) for n in (1, 2, 4) for keys in (DDP, ZERO1, FSDP, ZERO2) for model in (GPT2, LLAMA)],
     *[(n, keys, ODD) for n in (2, 4) for keys in (ZERO1, FSDP)],
     (1, DDP, MIXED),
-    *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, "--activation_checkpointing=True"])],
+    *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     (1, DDP, [*MIXED, BF16]),
     (2, FSDP, [*MIXED, BF16]),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
     *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],
-    *[(2, [*FSDP, "--activation_checkpointing=True"], LLAMA)],
-    *[(2, TENSOR, model) for model in (GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],
-    *[(4, TENSOR, model) for model in (GPT2_OF_2, LLAMA_OF_2)],
+    *[(2, [*FSDP, CHECKPOINTING], LLAMA)],
+    *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],
     *[(4, [*TENSOR, *FSDP], model) for model in (GPT2_OF_2, LLAMA_OF_2)],
-    *[(2, [*TENSOR, "--activation_checkpointing=True"], LLAMA_OF_2)],
+    *[(2, [*TENSOR, CHECKPOINTING], LLAMA_OF_2)],
     *[(2, keys, [*model, BF16]) for keys in (FSDP, TENSOR) for model in (GPT2, LLAMA)],
     (2, FSDP, [*GPT2, F16]),
 ]

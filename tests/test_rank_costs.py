@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ranks import on_ranks
+from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, POST_NORM, TENSOR, ZERO1, ZERO2
 from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,22 +34,9 @@ CPU = torch.device("cpu")
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2".split()
 ACCUMULATION = "--gradient_accumulation_steps=8"
 
-GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
-LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]
-POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
-ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
 # Blocks of three sizes, the last neither the largest nor the smallest; rows that no number of ranks divides
 MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
 MIXED += ["--mamba_d_state=5"]
-
-ZERO1 = ["--use_zero1=True"]
-FSDP = ["--use_fsdp=True"]
-ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
-HYBRID = [*FSDP, "--fsdp_replicas=2"]
-OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
-TENSOR = ["--tensor_parallel=2"]
-CHECKPOINTING = "--activation_checkpointing=True"
-BF16 = "--dtype=bfloat16"
 
 
 def few_each(size: int, keys: list[str]) -> list[str]:
@@ -59,7 +47,7 @@ def few_each(size: int, keys: list[str]) -> list[str]:
 
 
 CASES = [
-    *[(size, [*strategy, *model]) for size in (2, 4) for strategy in ([], ZERO1, FSDP) for model in (GPT2, ODD)],
+    *[(size, [*strategy, *model]) for size in (2, 4) for strategy in (DDP, ZERO1, FSDP) for model in (GPT2, ODD)],
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
     (2, MIXED),
     *[(size, [*strategy, *MIXED]) for size in (2, 4) for strategy in (ZERO1, FSDP)],
@@ -74,7 +62,7 @@ CASES = [
     (4, [*HYBRID, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
     *[(4, [*TENSOR, *model]) for model in (GPT2, LLAMA)],
     (4, ["--tensor_parallel=4", *GPT2]),
-    (4, [*TENSOR, *FSDP, *GPT2]),
+    *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
@@ -131,7 +119,7 @@ def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
     held = {
         "weights": sum(own_part(p.detach()).nbytes for p in parameters),
-        "gradients": sum(own_part(p.grad).nbytes for p in parameters if p.grad is not None),
+        "gradients": sum(own_part(p.grad).nbytes for p in parameters),
         "optimizer": sum(own_part(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
     }
     return Counted(dict(counter.payload), counter.calls, seen, held)
@@ -232,7 +220,7 @@ def test_a_layer_under_tensor_parallelism_sends_four_all_reduces(ranks):
 
 
 def test_one_rank_sends_nothing():
-    assert all(not sent(1, *strategy, *LLAMA) for strategy in ([], ZERO1, FSDP))
+    assert all(not sent(1, *strategy, *LLAMA) for strategy in (DDP, ZERO1, FSDP))
 
 
 @settings(max_examples=60)

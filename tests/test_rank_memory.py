@@ -5,36 +5,15 @@ import dataclasses
 import pytest
 import torch
 from ranks import on_ranks
+from setups import BF16, CHECKPOINTING, FSDP, GPT2, HYBRID, LLAMA, ODD, POST_NORM, TENSOR, ZERO1, ZERO2
 from test_memory import allocation_peak, counting_kept_bytes
-from test_rank_costs import (
-    BF16,
-    CHECKPOINTING,
-    CPU,
-    FSDP,
-    GPT2,
-    HYBRID,
-    LLAMA,
-    MIXED,
-    ODD,
-    POST_NORM,
-    TENSOR,
-    ZERO1,
-    ZERO2,
-    few_each,
-    prepared_step,
-    small_configuration,
-)
+from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
 from flops_parameter_counting.memory import rank_memory
 from flops_parameter_counting.model_cost import model_cost
 from flops_parameter_counting.model_report import Setting, memory_per_device
 from training.device import precision
 from training.ranks import Ranks
-
-
-def named(value) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
-
 
 # One mask for all heads, of a size that matters: few channels beside many tokens.
 LONG = ["--n_embd=16", "--block_size=256", "--batch_size=1"]

@@ -88,7 +88,8 @@ def backward_pass(
 
 @torch.no_grad()
 def clip(gradients: list[torch.Tensor], norm: torch.Tensor, largest: float) -> None:
-    """Scale gradients, whose norm over all of them is known, down to the largest that is wanted; in place.
+    """Scale gradients, whose norm over all of them is known, down to the largest that is wanted; in place (Pascanu et
+    al. 2013, algorithm 1).
 
     Each rank multiplies what it has. PyTorch's own multiplies the distributed tensors, and first works out how: that is
     most of the first step of a deep model on tensor-parallel ranks.

@@ -1,0 +1,17 @@
+"""Keys that several tests give: strategies of training on several ranks, and small models for them."""
+
+GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
+LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]  # RoPE, RMSNorm, SwiGLU, an untied head
+POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
+ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+
+DDP: list[str] = []
+ZERO1 = ["--use_zero1=True"]
+FSDP = ["--use_fsdp=True"]
+ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
+HYBRID = [*FSDP, "--fsdp_replicas=2"]
+OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
+TENSOR = ["--tensor_parallel=2"]
+
+CHECKPOINTING = "--activation_checkpointing=True"
+BF16, F16 = "--dtype=bfloat16", "--dtype=float16"
