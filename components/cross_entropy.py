@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn import functional as F
 
-from flops_parameter_counting.memory import CHUNK_BYTES
+from flops_parameter_counting.memory import loss_rows
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _accumulate(
 
     Of the sum: those of a mean over many rows are too small for float16, and no gradient scaler has seen them yet.
     """
-    rows_per_chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    rows_per_chunk = loss_rows(*weight.shape)
     loss = torch.zeros((), device=hidden.device)
     for start in range(0, len(targets), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)

@@ -13,12 +13,22 @@ an element), and attention with dropout (fused, without T x T scores).
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from errors import UserError, did_you_mean
 from flops_parameter_counting.component_costs import component_cost
-from flops_parameter_counting.sharding import Mesh, Parameters, elements, gathered_bytes, larger, mesh_of, parameters
+from flops_parameter_counting.sharding import (
+    Mesh,
+    Parameters,
+    elements,
+    gathered_bytes,
+    larger,
+    mesh_of,
+    parameters,
+    smaller,
+)
 from model_config import MIXERS, SELECTIVE_CHUNK, ModelArchitectureConfig
 from run_config import RunConfig
 
@@ -26,9 +36,10 @@ COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REDUCE_BYTES = {"float32": 4, "bfloat16": 2}
 OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
 
-# The loss is computed over so many bytes of float32 logits at a time (components/cross_entropy.py): 130 rows of a
-# 128,256 vocabulary, 258,000 of a character model's.
+# The loss is computed over so many bytes of float32 logits at a time, or so many rows, which are more in a large
+# vocabulary (loss_rows).
 CHUNK_BYTES = 64 * 2**20
+LOSS_ROWS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,6 +401,16 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     return outside + inputs + larger(again, sum(layers[letter] * batch.weight_copies(letter) for letter in layers))
 
 
+def loss_rows(vocab_size: int, width: Any) -> Any:
+    """Tokens whose logits and loss are computed at a time (components/cross_entropy.py).
+
+    Every time, a product of three that grow with the tokens is added to the gradient of the head's weight, which does
+    not: with few tokens a GPU spends most of its time on that. Unless the model is narrower, and so that gradient
+    smaller than the logits, LOSS_ROWS make it a fifth.
+    """
+    return larger(CHUNK_BYTES // (4 * vocab_size), smaller(width, LOSS_ROWS))
+
+
 def loss_bytes(batch: MicroBatch) -> int:
     """What the head and its loss hold while they run (components/cross_entropy.py): hidden states and their gradient,
     the gradient of the head's weight, a cast of that weight, and one chunk's rows and logits.
@@ -400,7 +421,7 @@ def loss_bytes(batch: MicroBatch) -> int:
     config, e = batch.config, batch.e
     vocab_size = (config.vocab_size or 0) // batch.tensor
     table = vocab_size * config.n_embd
-    rows = min(batch.tokens, max(1, CHUNK_BYTES // (4 * vocab_size)))
+    rows = smaller(batch.tokens, loss_rows(vocab_size, config.n_embd))
     cast = 0 if e == 4 else e
     softmax = rows * vocab_size * 8
     product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, table * (4 + cast))

@@ -160,6 +160,11 @@ def larger(a: Any, b: Any) -> Any:
     return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
 
 
+def smaller(a: Any, b: Any) -> Any:
+    """As `larger`."""
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
 def parameters(config: ModelArchitectureConfig, by_part: dict[str, int] | None = None) -> Parameters:
     """Those of model_components.py. A component of another name is taken, by its cost, for one vector: what it pads is
     then not known. `by_part` are model_cost's, which need not be counted again. Raises UserError for an unknown

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components import cross_entropy
 from components.cross_entropy import linear_cross_entropy
+from flops_parameter_counting.memory import CHUNK_BYTES
 
 
 def plain(hidden, weight, targets):
@@ -53,7 +54,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vo
     loss = F.cross_entropy(logits, targets.flatten())
     expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "CHUNK_BYTES", 4 * vocabulary * rows_per_chunk)
+        patch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
         values = value_and_gradients(linear_cross_entropy, *arguments)
     for value, exact in zip(values, expected, strict=True):
         torch.testing.assert_close(value.double(), exact.double(), rtol=1e-5, atol=1e-6)
@@ -73,7 +74,7 @@ def test_under_autocast_it_is_as_close_to_the_truth_as_the_plain_way(rows_per_ch
     """bfloat16 keeps 8 bits; the two round in different orders, so they are compared by their errors."""
     hidden, weight, targets = inputs(vocabulary=300)
     exact = value_and_gradients(plain, hidden, weight, targets)
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 300 * rows_per_chunk)
+    monkeypatch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
     with torch.autocast("cpu", torch.bfloat16):
         ours = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
         theirs = value_and_gradients(plain, hidden, weight, targets)
@@ -143,7 +144,7 @@ def test_very_large_logits():
 @pytest.mark.parametrize("rows_per_chunk", [5, 1000])
 def test_it_costs_what_the_plain_head_costs(rows_per_chunk, monkeypatch):
     hidden, weight, targets = inputs()
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 101 * rows_per_chunk)
+    monkeypatch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
     forward = 2 * 3 * 17 * 24 * 101
     with FlopCounterMode(display=False) as counter:
         linear_cross_entropy(hidden, weight, targets).backward()
@@ -173,6 +174,6 @@ def test_the_logits_never_exist_as_a_whole(dtype):
     with LargestTensor() as largest, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         loss = linear_cross_entropy(hidden, weight, targets)
         loss.backward()
-    assert largest.elements * 4 <= max(cross_entropy.CHUNK_BYTES, 4 * vocabulary * width)
+    assert largest.elements * 4 <= max(CHUNK_BYTES, 4 * vocabulary * width)
     assert largest.elements < vocabulary * rows / 7
     assert loss.item() == pytest.approx(math.log(vocabulary) + width / 2, rel=0.05)  # of normal logits of variance 8

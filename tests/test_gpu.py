@@ -126,13 +126,15 @@ def test_a_hybrid_learns_alike_in_fused_kernels_and_in_chunks(train, tmp_path, c
 
 @needs_kernels
 def test_the_activations_of_fused_kernels_are_those_of_the_estimate():
+    """The estimate is of CPU kernels; a GPU's RMSNorm is fused, and keeps no normalized copy."""
     keys = "--arch_preset=mamba2 --n_layer=3 --n_embd=256 --vocab_size=500 --block_size=192 --mamba_backend=fla"
     model = build_model(load(keys.split()).model, "cuda", seed=0)
     tokens = torch.randint(0, 500, (2, 192), device="cuda")
     with counting_kept_bytes(model) as kept, torch.autocast("cuda", torch.bfloat16):
         model.hidden(tokens)
     estimate = training_memory(model.config, 2, "bfloat16")["activations"]
-    assert estimate == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
+    normalized = (model.config.n_layer + 1) * tokens.numel() * model.config.n_embd * 4
+    assert sum(size for size, _ in kept.values()) == pytest.approx(estimate - normalized, rel=0.001)
 
 
 @pytest.mark.parametrize("name", ["mamba1", "mamba2"])

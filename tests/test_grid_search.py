@@ -387,7 +387,7 @@ def test_a_device_of_unknown_memory_bounds_nothing_and_says_so(command):
 
 def test_what_the_message_on_memory_advises_is_enough(capsys, monkeypatch, command):
     """Each of the remedies that it names, on the architecture that it names."""
-    space = "--hidden_sizes 2048:4096:1024 --head_dims 64,128 --layers 24,32 --vocab_size 50304 --no_gqa".split()
+    space = "--hidden_sizes 2048:4096:1024 --head_dims 64,128 --layers 22,32 --vocab_size 50304 --no_gqa".split()
     machines = "--grid_search --device A100-40GB --mfu 0.4 --aspect_ratio 0:inf".split()
 
     def refusal(*options: str) -> str:
@@ -396,9 +396,9 @@ def test_what_the_message_on_memory_advises_is_enough(capsys, monkeypatch, comma
         return err
 
     err = refusal("--days=16", "--micro_batch=16")
-    assert "24L-16H-2048D" in err and "fits with --micro_batch 1 or with --activation_checkpointing\n" in err
+    assert "22L-16H-2048D" in err and "fits with --micro_batch 1 or with --activation_checkpointing\n" in err
     for remedy in (["--micro_batch=1"], ["--micro_batch=16", "--activation_checkpointing"]):
-        assert command(*machines, *space, "--days=16", *remedy)[1]["candidates"][0]["n_layer"] == 24
+        assert command(*machines, *space, "--days=16", *remedy)[1]["candidates"][0]["n_layer"] == 22
     err = refusal("--days=16", "--devices=4", "--strategy=ddp", "--layers=48")
     assert "fits with --strategy fsdp\n" in err
     command(*machines, *space, "--days=16", "--devices=4", "--strategy=fsdp", "--layers=48")

@@ -82,7 +82,8 @@ def selective_inputs(length, batch=2, channels=6, state=5, dtype=torch.float64, 
 def values_and_gradients(scan, inputs):
     """Of a function of both results, y and the final state, in which every element has a weight of its own."""
     results = scan(*inputs)
-    weighted = sum((r.double() * torch.linspace(-1, 2, r.numel()).view(r.shape).double()).sum() for r in results)
+    weights = (torch.linspace(-1, 2, r.numel(), device=r.device).view(r.shape).double() for r in results)
+    weighted = sum((r.double() * w).sum() for r, w in zip(results, weights, strict=True))
     return [*results, *torch.autograd.grad(weighted, inputs, materialize_grads=True)]
 
 
