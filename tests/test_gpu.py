@@ -91,7 +91,7 @@ def kernels():
 
 
 needs_kernels = pytest.mark.usefixtures("kernels")
-# Relative to the largest element. In bfloat16 a rounding is off by 2^-9; queries, keys, values, scores and states are
+# Of the norm. In bfloat16 a rounding is off by 2^-9; queries, keys, values, scores and states are
 # rounded one after the other. float32 is multiplied as TF32, which keeps 2^-11.
 ROUNDING = {torch.bfloat16: 8 * 2**-9, torch.float32: 8 * 2**-11}
 
