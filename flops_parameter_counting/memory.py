@@ -404,9 +404,9 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
 def loss_rows(vocab_size: int, width: Any) -> Any:
     """Tokens whose logits and loss are computed at a time (components/cross_entropy.py).
 
-    Every time, a product of three that grow with the tokens is added to the gradient of the head's weight, which does
-    not: with few tokens a GPU spends most of its time on that. Unless the model is narrower, and so that gradient
-    smaller than the logits, LOSS_ROWS make it a fifth.
+    Every time, the gradient of the head's weight is added to, as large as it is for however few tokens: for 333 of
+    them, an H100 took longer to add than to compute what is added (docs/performance.md). Hence at least LOSS_ROWS, but
+    no more than the head is wide, beyond which their logits would be larger than that gradient.
     """
     return larger(CHUNK_BYTES // (4 * vocab_size), smaller(width, LOSS_ROWS))
 

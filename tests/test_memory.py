@@ -302,9 +302,18 @@ def test_weights_gradients_and_optimizer_are_float32():
     assert {part: estimate[part] for part in size} == size
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "width", "rows"),
+    [(256, 192, 65536), (50304, 192, 333), (50304, 768, 768), (128256, 2048, 2048), (128256, 16384, 2048)],
+)
+def test_tokens_whose_logits_are_computed_at_a_time(vocab_size, width, rows):
+    """64 MiB of float32 logits, at least 2,048 tokens' or as many as the head is wide."""
+    assert memory.loss_rows(vocab_size, width) == rows
+
+
 def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
-    """Its gradient and a cast, and the logits of 768 tokens, as many as it is wide, with theirs. The float32 logits of
-    all 12 x 1,024 tokens, and their gradient, would be 32 tables."""
+    """Its gradient, a cast, a product that is added and a cast of that, and 768 tokens' logits with their gradient, as
+    many as it is wide. The float32 logits of all 12 x 1,024 tokens, and their gradient, would be 32 tables."""
     config = resolve_architecture({"arch_preset": "llama3", "n_embd": 768, "n_head": 12, "vocab_size": 128256})
     loss = training_memory(config, 12, "bfloat16")["logits"]
     table = 4 * 128256 * 768
