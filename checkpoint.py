@@ -28,12 +28,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import configurator
+from common.errors import ArgumentParser, UserError, exit_cleanly
 from configurator import Configuration
-from errors import ArgumentParser, UserError, exit_cleanly
 from model_builder import build_model
-from training.checkpoint import OPTIMIZER, load_tensors, tensors_of
-from training.ranks import ALONE
-from training.run_folder import (
+from parallel.ranks import ALONE
+from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
+from runs.folder import (
     Progress,
     RunFolder,
     check_state,

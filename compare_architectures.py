@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import ArgumentParser, UserError, exit_cleanly
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
 from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
-from errors import ArgumentParser, UserError, exit_cleanly
-from run_logs import RunLog, find_runs, log_file, read_run
+from runs.logs import RunLog, find_runs, log_file, read_run
 
 DEFAULT_LATEST = 3
 DEFAULT_SECONDS = 10

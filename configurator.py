@@ -1,7 +1,7 @@
 """From a config file and --key=value arguments to one checked configuration, and back to files that reproduce it.
 
 `load` reads, `write` saves, `from_dict` reads back what was saved. `python configurator.py` prints
-docs/configuration.md. The keys themselves are declared in model_config.py and run_config.py.
+docs/configuration.md. The keys themselves are declared in model_config.py and runs/config.py.
 """
 
 import ast
@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config_keys import allowed_types, check_value, groups, parse_value, type_and_bounds
-from errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean
+from common.keys import allowed_types, check_value, groups, parse_value, type_and_bounds
 from model_config import PRESETS, ModelArchitectureConfig, preset_values, resolve_architecture
-from run_config import RunConfig, check_run
+from runs.config import RunConfig, check_run
 
 # Every key, with the dataclass that declares it.
 KEYS: dict[str, type] = {

@@ -12,15 +12,16 @@ import argparse
 import json
 from pathlib import Path
 
-from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
-from flops_parameter_counting.emit_config import law_as_dict
+from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
+from common.files import check_target, write_whole
+from data.dataset import dataset_folder, open_dataset
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.fit_scaling_law import draw
-from flops_parameter_counting.grid_search import DEFAULT_LAW
-from flops_parameter_counting.outputs import check_target, write_whole
-from flops_parameter_counting.scaling_laws import LAWS, N_MEANINGS, find_law
-from flops_parameter_counting.search_space import ARCHITECTURES, default_space
+from flops_parameter_counting.laws.scaling_laws import LAWS, N_MEANINGS, find_law
+from flops_parameter_counting.planner.emit import law_as_dict
+from flops_parameter_counting.planner.search import DEFAULT_LAW
+from flops_parameter_counting.planner.space import ARCHITECTURES, default_space
 from ladders.calibration import calibrated
 from ladders.ledger import entries
 from ladders.plan import Arguments, Folder, existing_plan, make_plan, read_plan
@@ -28,7 +29,6 @@ from ladders.planned import check_folder, create, plan_as_text
 from ladders.runner import Runner
 from ladders.sizes import budgets
 from ladders.stages import fit_entries
-from training.dataset import dataset_folder, open_dataset
 
 
 @exit_cleanly

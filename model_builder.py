@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from common.errors import UserError
 from components.cross_entropy import linear_cross_entropy
 from components.mamba import MambaCache
-from errors import UserError
 from model_components import AttentionCache, ResidualProjection, component
 from model_config import ATTENTION, MIXERS, ModelArchitectureConfig
 

@@ -1,6 +1,6 @@
 """The registry: every interchangeable part of a model, under its kind (a configuration key) and name.
 
-To add a part, write the module, register it, and write its cost in flops_parameter_counting/component_costs.py.
+To add a part, write the module, register it, and write its cost in flops_parameter_counting/costs/component_costs.py.
 A config file can do the same without touching the repository: `register(kind, name, cost=...)`.
 
 Shapes: B batch, T tokens, D n_embd, H query heads, K key-value heads, h head dimension, F d_ff.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError, did_you_mean
 from components.state_space import wide
-from errors import UserError, did_you_mean
-from flops_parameter_counting.component_costs import CostFunction, register_cost
+from flops_parameter_counting.costs.component_costs import CostFunction, register_cost
 from model_config import ModelArchitectureConfig
 
 _REGISTRY: dict[str, dict[str, Any]] = {}

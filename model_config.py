@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from config_keys import check_value, key
-from errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean
+from common.keys import check_value, key
 
 # What a gated FFN applies to its gate (Shazeer 2020, GLU Variants Improve Transformer).
 GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 import configurator
-from errors import ArgumentParser, UserError, exit_cleanly
+from common.errors import ArgumentParser, UserError, exit_cleanly
+from data.dataset import dataset_folder, open_dataset
+from data.tokenizers import Tokenizer, tokenizer_from_meta
 from model_builder import Caches, LanguageModel, build_model
 from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
-from run_config import RunConfig, check_run
-from training.checkpoint import load_model
-from training.dataset import dataset_folder, open_dataset
-from training.device import choose_device
-from training.ranks import ALONE
-from training.run_folder import RunFolder, checkpoint_choice, existing_run, read_state, saved_configuration
-from training.tokenizers import Tokenizer, tokenizer_from_meta
+from parallel.device import choose_device
+from parallel.ranks import ALONE
+from runs.checkpoint import load_model
+from runs.config import RunConfig, check_run
+from runs.folder import RunFolder, checkpoint_choice, existing_run, read_state, saved_configuration
 
 
 @exit_cleanly

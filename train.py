@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError, exit_cleanly
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
-from errors import UserError, exit_cleanly
-from run_logs import read_run
-from training.dataset import Dataset, dataset_folder, open_dataset
+from data.dataset import Dataset, dataset_folder, open_dataset
+from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
+from runs.folder import RunFolder, damage, read_state, step_of
+from runs.logs import read_run
 from training.plan import RunPlan, check_ranks, plan_run
-from training.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from training.report import plan_notes, startup_report
-from training.run_folder import RunFolder, damage, read_state, step_of
 
 # May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean, nor
 # what a token costs (as mamba_chunk_size does).

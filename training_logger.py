@@ -19,14 +19,14 @@ import torch
 from tqdm import tqdm
 
 import configurator
+from common.errors import UserError
 from configurator import Configuration
-from errors import UserError
-from flops_parameter_counting.model_cost import CONVENTIONS
-from training.checkpoint import Saved
-from training.dataset import Dataset
-from training.device import Peak, memory_in_use
+from data.dataset import Dataset
+from flops_parameter_counting.costs.model_cost import CONVENTIONS
+from parallel.device import Peak, memory_in_use
+from runs.checkpoint import Saved
+from runs.folder import Progress
 from training.plan import RunPlan
-from training.run_folder import Progress
 from training.step import StepResult
 
 

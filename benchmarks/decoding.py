@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import Tensor
 
-from errors import ArgumentParser, UserError, exit_cleanly, positive
+from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from model_builder import Caches, LanguageModel, build_model
 from model_config import ModelArchitectureConfig, resolve_architecture
-from run_config import RunConfig, check_run
-from training.device import choose_device, synchronize
-from training.ranks import ALONE
+from parallel.device import choose_device, synchronize
+from parallel.ranks import ALONE
+from runs.config import RunConfig, check_run
 
 HEAD_DIM = 64
 

@@ -31,17 +31,17 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.train_throughput import merge, random_batches
+from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly, positive
-from flops_parameter_counting.communication import Exchange
-from training.checkpoint import Checkpointer, Training
-from training.collectives import process_group
-from training.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
+from flops_parameter_counting.costs.communication import Exchange
+from parallel.collectives import process_group
+from parallel.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
+from parallel.ranks import Ranks
+from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets
+from runs.checkpoint import Checkpointer, Training
+from runs.folder import Progress, RunFolder
 from training.optimizer import build_optimizer, optimizer_tensors
-from training.parallel import device_mesh, own_part, parallelize, settle_buckets
 from training.plan import check_ranks
-from training.ranks import Ranks
-from training.run_folder import Progress, RunFolder
 from training.step import take_step
 
 MODEL = "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=256 --batch_size=4".split()
@@ -75,7 +75,7 @@ class CollectiveBytes(TorchDispatchMode):
     """Counts what a block of code exchanges, whoever asks for it: DDP, FSDP, DTensor or this project.
 
     `payload` are the bytes of the whole of every collective, by its kind and the size of its group, as in
-    `flops_parameter_counting.communication.Exchange`; `calls` their number.
+    `flops_parameter_counting.costs.communication.Exchange`; `calls` their number.
     """
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import numpy as np
 
-from errors import ArgumentParser, exit_cleanly
-from flops_parameter_counting.law_fitting import Points, bootstrap, fit_law
-from flops_parameter_counting.scaling_laws import LAWS
+from common.errors import ArgumentParser, exit_cleanly
+from flops_parameter_counting.laws.fitting import Points, bootstrap, fit_law
+from flops_parameter_counting.laws.scaling_laws import LAWS
 
 BUDGETS, SIZES, NOISE, DRAWS = 10, 25, 0.01, 1000
 

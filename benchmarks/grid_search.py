@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import numpy as np
 
-from errors import ArgumentParser, exit_cleanly
-from flops_parameter_counting.grid_search import Search, uncertainty
-from flops_parameter_counting.grid_search import grid_search as search_for
-from flops_parameter_counting.model_report import Setting
-from flops_parameter_counting.scaling_laws import CONSTANTS, LAWS
-from flops_parameter_counting.search_space import PUBLISHED_BUDGET, SearchSpace, default_space
+from common.errors import ArgumentParser, exit_cleanly
+from flops_parameter_counting.costs.report import Setting
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS
+from flops_parameter_counting.planner.search import Search, uncertainty
+from flops_parameter_counting.planner.search import grid_search as search_for
+from flops_parameter_counting.planner.space import PUBLISHED_BUDGET, SearchSpace, default_space
 
 COMMAND = Path(__file__).resolve().parent.parent / "flops_parameter_counting/detailed_cost_analysis.py"
 

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 
 from benchmarks.train_throughput import Step, check_one_device, ours, random_batches
+from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from components.fused_scan import choose_backend
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly, positive
-from flops_parameter_counting.model_cost import CONVENTIONS, model_cost
+from flops_parameter_counting.costs.model_cost import CONVENTIONS, model_cost
 from model_config import ModelArchitectureConfig
-from training.device import choose_device, choose_dtype, device_name, device_peak, synchronize
-from training.ranks import ALONE
+from parallel.device import choose_device, choose_dtype, device_name, device_peak, synchronize
+from parallel.ranks import ALONE
 
 
 @dataclasses.dataclass(frozen=True)

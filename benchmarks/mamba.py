@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import Tensor, nn
 
+from common.errors import ArgumentParser, exit_cleanly, positive
 from components.state_space import selective_naive, ssd_naive
-from errors import ArgumentParser, exit_cleanly, positive
 from model_components import component
 from model_config import resolve_architecture
 

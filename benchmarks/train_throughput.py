@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import nn
 
+from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from configurator import Configuration, load
-from errors import ArgumentParser, UserError, exit_cleanly, positive
-from training.checkpoint import Training
-from training.device import choose_device, choose_dtype, device_name, device_peak, synchronize
-from training.loader import Batch
+from data.loader import Batch
+from parallel.device import choose_device, choose_dtype, device_name, device_peak, synchronize
+from parallel.ranks import ALONE
+from parallel.strategy import parallelize
+from runs.checkpoint import Training
+from runs.folder import Progress
 from training.optimizer import build_optimizer
-from training.parallel import parallelize
 from training.plan import plan_run
-from training.ranks import ALONE
-from training.run_folder import Progress
 from training.step import take_step
 
 CHARACTER_MODEL = (

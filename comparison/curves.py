@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from run_logs import POSITIONS, Record, RunLog, position
+from runs.logs import POSITIONS, Record, RunLog, position
 
 Array = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ OF_EVALS: dict[str, Callable[[Record], float | None]] = {"val_loss": lambda reco
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One quantity of one run. `x` has for each value its position, by each of run_logs.POSITIONS; nan where the log
+    """One quantity of one run. `x` has for each value its position, by each of runs.logs.POSITIONS; nan where the log
     does not say."""
 
     x: dict[str, Array]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from comparison.statistics import groups
-from run_logs import RunLog
+from runs.logs import RunLog
 
 # Five of Okabe and Ito's colours, and in place of those too light for a white page three that stand out on a dark one
 # too; colour-blind readers can tell all apart. Black is the colour of the text.

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from common.errors import UserError
+from common.files import write_whole
 from comparison.curves import Array, Curve, evenly, smooth, thin
 from comparison.looks import looks
 from comparison.plotting_library import plotting_library
@@ -23,15 +25,13 @@ from comparison.runs import (
 )
 from comparison.statistics import PLACES, groups
 from comparison.table import FIELDS, comparisons, rows, sentence
-from errors import UserError
-from flops_parameter_counting.outputs import write_whole
-from run_logs import RunLog
+from runs.logs import RunLog
 
 FOLDER = Path(__file__).parent
 SMOOTHINGS = {"light": 0.005, "medium": 0.02, "strong": 0.05}  # in which share of the longest run a weight falls to 1/e
 BUCKETS, FEWEST_BUCKETS, MOST_BUCKETS = 12_000, 240, 1_500  # of the training losses: of all runs, of one
 SMOOTH_POINTS = 150
-AXES = (*PLACES.values(), ("wall", "wall-clock time"))  # of run_logs.POSITIONS, and in words
+AXES = (*PLACES.values(), ("wall", "wall-clock time"))  # of runs.logs.POSITIONS, and in words
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from common.errors import UserError, did_you_mean
 from comparison.curves import Curve, curves
-from errors import UserError, did_you_mean
-from flops_parameter_counting.scaling_laws import LAWS
-from run_logs import RunLog
+from flops_parameter_counting.laws.scaling_laws import LAWS
+from runs.logs import RunLog
 
 # Keys that only name a run, or say where it lies, who is told about it, and what is expected of it.
 NAMING_KEYS = frozenset(

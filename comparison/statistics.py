@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.errors import UserError
 from comparison.runs import NAMING_KEYS, Unit, bits_per_byte_factor, comparable_unit, differing_keys, validated_on
-from errors import UserError
-from run_logs import RunLog
+from runs.logs import RunLog
 
 At = Literal["steps", "tokens", "flops", "time"]
-PLACES: dict[At, tuple[str, str]] = {  # what a place is in run_logs.POSITIONS, and in words
+PLACES: dict[At, tuple[str, str]] = {  # what a place is in runs.logs.POSITIONS, and in words
     "steps": ("step", "steps"),
     "tokens": ("tokens", "tokens"),
     "flops": ("flops", "FLOPs"),

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common import files
+from common.errors import UserError
 from comparison.runs import COLUMNS, Numbers, Run, differing_keys
 from comparison.statistics import PLACES, At, Difference, Group, compare_groups, groups
-from errors import UserError
-from flops_parameter_counting import outputs
 
 GAP = "  "
 
@@ -166,7 +166,7 @@ def write_csv(runs: Sequence[Run], file: Path) -> None:
     writer.writerow([*COLUMNS, *(f"config.{key}" for key in keys)])
     for run in runs:
         writer.writerow([*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)])
-    outputs.write_whole(file, lines.getvalue().encode())
+    files.write_whole(file, lines.getvalue().encode())
 
 
 def write_json(runs: Sequence[Run], file: Path) -> None:
@@ -178,7 +178,7 @@ def write_json(runs: Sequence[Run], file: Path) -> None:
         ]
         for at in PLACES
     }
-    outputs.write_json(file, {"runs": described, "comparisons": compared})
+    files.write_json(file, {"runs": described, "comparisons": compared})
 
 
 def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At) -> None:
@@ -191,7 +191,7 @@ def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At
         *map(_markdown_row, body),
     ]
     told = [*map(sentence, comparisons(runs, at)), *notes]
-    outputs.write_whole(file, ("\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told)).encode())
+    files.write_whole(file, ("\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told)).encode())
 
 
 def _markdown_row(row: Sequence[str]) -> str:

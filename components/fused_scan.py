@@ -12,8 +12,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from components.state_space import ssd_chunked, wide
-from errors import UserError
 from model_components import component, register
 from model_config import FUSED_CHUNK, ModelArchitectureConfig
 

@@ -26,21 +26,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
 
-from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
-from flops_parameter_counting.backward_config import answer
-from flops_parameter_counting.backward_config import as_text as backward_as_text
-from flops_parameter_counting.devices import dense_peak, device_names, named_device
-from flops_parameter_counting.emit_config import choose_dataset, config_text
-from flops_parameter_counting.grid_search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
-from flops_parameter_counting.hugging_face_config import Model, read_model
-from flops_parameter_counting.model_report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
-from flops_parameter_counting.outputs import check_target, write_json, write_whole
-from flops_parameter_counting.published_formula import LAW as PUBLISHED_LAW
-from flops_parameter_counting.scaling_laws import LAWS, find_law
-from flops_parameter_counting.search_report import as_json, report
-from flops_parameter_counting.search_report import as_text as search_as_text
-from flops_parameter_counting.search_space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
-from run_config import RunConfig
+from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
+from common.files import check_target, write_json, write_whole
+from flops_parameter_counting.costs.devices import dense_peak, device_names, named_device
+from flops_parameter_counting.costs.report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
+from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
+from flops_parameter_counting.planner.backward import answer
+from flops_parameter_counting.planner.backward import as_text as backward_as_text
+from flops_parameter_counting.planner.emit import choose_dataset, config_text
+from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_LAW
+from flops_parameter_counting.planner.report import as_json, report
+from flops_parameter_counting.planner.report import as_text as search_as_text
+from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
+from flops_parameter_counting.planner.space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
+from interop.model_files import Model, read_model
+from runs.config import RunConfig
 
 FROM_HARDWARE = "from the hardware"
 TOP_K = 10
@@ -238,7 +238,7 @@ def choice(option: str, value: str, among: Collection[str]) -> str:
 
 
 def validate_command(arguments: argparse.Namespace, argv: list[str]) -> int:
-    from flops_parameter_counting.validate import validate
+    from flops_parameter_counting.costs.validate import validate
 
     return validate()
 

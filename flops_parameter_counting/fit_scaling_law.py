@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import numpy as np
 
-from errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
-from flops_parameter_counting.law_fitting import (
+from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
+from common.files import check_target, write_whole
+from flops_parameter_counting.laws.fitting import (
     HUBER_DELTA,
     Fit,
     HeldOut,
@@ -34,9 +35,8 @@ from flops_parameter_counting.law_fitting import (
     predicted,
     too_narrow,
 )
-from flops_parameter_counting.loss_points import Measured, read_points
-from flops_parameter_counting.outputs import check_target, write_whole
-from flops_parameter_counting.scaling_laws import CONSTANTS, N_MEANINGS
+from flops_parameter_counting.laws.loss_points import Measured, read_points
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, N_MEANINGS
 
 FEWEST_DRAWS = 40  # 2.5 % of them is one
 

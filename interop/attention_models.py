@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from errors import UserError
+from common.errors import UserError
 from interop.family import Family, Place, our_activation, our_rotary, places, their_activation, their_rotary
 from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from errors import UserError
+from common.errors import UserError
 from model_config import ModelArchitectureConfig
 
 _Keys = dict[str, Any]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errors import UserError
+from common.errors import UserError
 from interop.attention_models import GPT2, LLAMA
 from interop.family import Family, Place
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from errors import UserError
-from flops_parameter_counting.hugging_face_config import LENGTH_OF_STATE_SPACE_MODELS
+from common.errors import UserError
 from interop.attention_models import LLAMA_ATTENTION
 from interop.family import Family, Place, our_rotary, places, their_rotary
+from interop.model_files import LENGTH_OF_STATE_SPACE_MODELS
 from model_config import ModelArchitectureConfig
 
 # Of initialisation, of which implementation runs, and state-spaces' names that transformers keeps and does not read.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 from ladders.configs import config_text
 from ladders.plan import Plan, Run
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from flops_parameter_counting.emit_config import prediction_keys, schedule_keys
-from flops_parameter_counting.scaling_laws import Law
+from common.errors import UserError
+from flops_parameter_counting.laws.scaling_laws import Law
+from flops_parameter_counting.planner.emit import prediction_keys, schedule_keys
 from ladders.plan import Arguments, Run, hash_of
 
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from common.errors import UserError
 from ladders.configs import check_config
 from ladders.plan import Folder, Plan, Run
-from run_logs import RunLog, read_run
+from runs.logs import RunLog, read_run
 
 Record = dict[str, Any]
 

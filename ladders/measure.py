@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository: this script is called by its path
 
+from common.errors import exit_cleanly
 from configurator import load, with_vocabulary
-from errors import exit_cleanly
-from training.dataset import dataset_folder, open_dataset
-from training.device import choose_device
+from data.dataset import dataset_folder, open_dataset
+from data.loader import Batch, prefetch
+from parallel.device import choose_device
+from parallel.lost_ranks import naming_lost_ranks
+from parallel.ranks import ALONE
+from runs.folder import RunFolder
 from training.interrupts import StopRequest
-from training.loader import Batch, prefetch
-from training.lost_ranks import naming_lost_ranks
 from training.plan import plan_run
-from training.ranks import ALONE
-from training.run_folder import RunFolder
 from training.trainer import Trainer, describe_machine
 
 WARM_UP = 3  # steps in which kernels are loaded and blocks compiled

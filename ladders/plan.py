@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from flops_parameter_counting.emit_config import MICRO_BATCH_TOKENS, RunSizes, run_sizes
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.scaling_laws import Law, count_parameters, law_from, training_rules
+from common.errors import UserError
+from data.dataset import Dataset
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
+from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
 from ladders.sizes import Choice, largest_power_of_two, planners_choice, sizes_around
 from model_config import ATTENTION, ModelArchitectureConfig
-from training.dataset import Dataset
 
 EVALUATED_SEQUENCES = 512  # of the validation split, or as many as it has, in a power of two
 EVALUATIONS = 5  # besides the one before the first step

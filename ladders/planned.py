@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from flops_parameter_counting.law_fitting import FEWEST_POINTS, Points, bootstrap, fit_law, too_narrow
-from flops_parameter_counting.scaling_laws import Law
+from common.errors import UserError
+from data.dataset import Dataset
+from flops_parameter_counting.laws.fitting import FEWEST_POINTS, Points, bootstrap, fit_law, too_narrow
+from flops_parameter_counting.laws.scaling_laws import Law
 from ladders.ledger import as_text, predictions, read
 from ladders.plan import TUNING_SHARE, Folder, Plan, Run, as_json, short
 from ladders.stages import prepare
-from training.dataset import Dataset
 
 NOISE = 0.005  # of the losses, relative, with which the conditioning of a fit is tried out
 RESAMPLES = 200

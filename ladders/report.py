@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from comparison.looks import COLORS
 from comparison.page import Section, write_page
 from comparison.statistics import Group, compare_groups, groups
-from errors import UserError
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
-from flops_parameter_counting.law_fitting import predicted
+from flops_parameter_counting.laws.fitting import predicted
 from ladders.ledger import HEADINGS, Entry, as_markdown, as_text, entries, rows
 from ladders.plan import Folder, Plan
 from ladders.stages import fit_entries

@@ -18,11 +18,11 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from errors import UserError
+from common.errors import UserError
 from ladders.ledger import Entry, entries, read
 from ladders.plan import Folder, Plan, Run
 from ladders.stages import advance, is_ready, prepare
-from run_logs import is_held, read_run
+from runs.logs import is_held, read_run
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 LOOK_SECONDS = 0.2  # between looks at the processes

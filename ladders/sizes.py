@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from errors import UserError
-from flops_parameter_counting.grid_search import KEPT, Candidate, Search, grid_search
-from flops_parameter_counting.scaling_laws import Law
-from flops_parameter_counting.search_space import SIZES, default_aspect_ratio, default_space
+from common.errors import UserError
+from flops_parameter_counting.laws.scaling_laws import Law
+from flops_parameter_counting.planner.search import KEPT, Candidate, Search, grid_search
+from flops_parameter_counting.planner.space import SIZES, default_aspect_ratio, default_space
 
 ISOFLOP_ASPECT = (8.0, 64.0)  # n_embd / n_layer: wider than the planner's, so that there are small models too
 ASPECT = 32.0  # which the sizes keep to, as near as they can: a law is one of N and D, not of shapes

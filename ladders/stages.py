@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
-from flops_parameter_counting.emit_config import law_as_dict
+from common.errors import UserError
+from common.files import write_whole
 from flops_parameter_counting.fit_scaling_law import Fitted, as_json, fit_everything
-from flops_parameter_counting.law_fitting import middle_95, predicted
-from flops_parameter_counting.loss_points import read_points
-from flops_parameter_counting.outputs import write_whole
-from flops_parameter_counting.scaling_laws import CONSTANTS, Law, law_from
+from flops_parameter_counting.laws.fitting import middle_95, predicted
+from flops_parameter_counting.laws.loss_points import read_points
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, Law, law_from
+from flops_parameter_counting.planner.emit import law_as_dict
 from ladders.configs import config_text
 from ladders.ledger import Entry, Record, append, of_type, predictions, read
 from ladders.plan import Folder, Plan, Run, hash_of, swept_run

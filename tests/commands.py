@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import model_components
-from flops_parameter_counting import component_costs, memory
+from flops_parameter_counting.costs import component_costs, memory
 
 
 @dataclasses.dataclass

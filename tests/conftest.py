@@ -15,8 +15,8 @@ from commands import Done, command
 from hypothesis import settings
 
 import train as train_command
-from training.dataset import DatasetWriter
-from training.tokenizers import tokenizer_from_meta
+from data.dataset import DatasetWriter
+from data.tokenizers import tokenizer_from_meta
 
 # How long an example takes is not what these tests are about, and a busy machine would fail them.
 settings.register_profile("unhurried", parent=settings(), deadline=None)
@@ -90,7 +90,7 @@ def train(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 @pytest.fixture(scope="session", autouse=True)
 def peak_measured_once() -> Iterator[None]:
     """A run on a CPU measures its peak for half a second."""
-    from training import device
+    from parallel import device
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "measure_matmul", functools.cache(device.measure_matmul))

@@ -9,14 +9,14 @@ from checkpoints import same
 from test_parallel import CPU, build, small_configuration
 
 import configurator
-from training.checkpoint import Checkpointer, Training, load_checkpoint
-from training.collectives import from_first_rank
-from training.dataset import open_dataset
-from training.loader import WindowLoader
+from data.dataset import open_dataset
+from data.loader import WindowLoader
+from parallel.collectives import from_first_rank
+from parallel.ranks import Ranks
+from parallel.strategy import whole
+from runs.checkpoint import Checkpointer, Training, load_checkpoint
+from runs.folder import RunFolder
 from training.optimizer import optimizer_tensors
-from training.parallel import whole
-from training.ranks import Ranks
-from training.run_folder import RunFolder
 from training.step import take_step
 
 STEPS = 2  # before each save, and after it

@@ -92,7 +92,7 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], torchrun: bool, o
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    from training import device
+    from parallel import device
 
     device.measure_matmul = lambda *_: 1e11  # half a second, for a figure that no test of a process looks at
     if torchrun:

@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from processes import warm
 
-from run_config import RunConfig
-from training.collectives import process_group
-from training.ranks import Ranks
+from parallel.collectives import process_group
+from parallel.ranks import Ranks
+from runs.config import RunConfig
 
 
 def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:

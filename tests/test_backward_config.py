@@ -16,13 +16,13 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from configurator import as_dict, load
-from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.backward_config import answer, as_text, backward, read_question
-from flops_parameter_counting.hugging_face_config import Model
-from flops_parameter_counting.model_report import Setting, describe
-from flops_parameter_counting.scaling_laws import LAWS
+from flops_parameter_counting.costs.report import Setting, describe
+from flops_parameter_counting.laws.scaling_laws import LAWS
+from flops_parameter_counting.planner.backward import answer, as_text, backward, read_question
+from interop.model_files import Model
 
 COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"
 EXAMPLE = ROOT / "config/backward_h100.jsonc"

@@ -23,11 +23,11 @@ from test_resume import curve
 
 import checkpoint as checkpoint_command
 import sample
-from run_config import RunConfig
-from training.checkpoint import _Writer
-from training.collectives import process_group
-from training.ranks import ALONE
-from training.run_folder import RunFolder, checksum, damage, read_state, step_of, write_state
+from parallel.collectives import process_group
+from parallel.ranks import ALONE
+from runs.checkpoint import _Writer
+from runs.config import RunConfig
+from runs.folder import RunFolder, checksum, damage, read_state, step_of, write_state
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Any strategy, any number of ranks
@@ -409,7 +409,8 @@ def test_a_second_save_waits_for_the_first(data_dir, tmp_path, runs, slow_disk):
 KILLED_WHILE_WRITING = """
 import os, signal, sys, threading
 sys.path.insert(0, {root!r})
-from training import checkpoint, trainer
+from runs import checkpoint
+from training import trainer
 write, step, second = checkpoint._Writer.write_data, trainer.take_step, threading.Event()
 
 def hanging(self, plan, planner):

@@ -23,8 +23,8 @@ from test_run_logs import record, run_train, write_log
 
 import compare_architectures
 from comparison import pictures, runs, table
-from run_logs import RunLog, read_run
-from training.run_folder import RunFolder
+from runs.folder import RunFolder
+from runs.logs import RunLog, read_run
 
 
 @pytest.fixture(scope="module")

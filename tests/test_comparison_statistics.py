@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from common.errors import UserError
 from comparison.looks import COLORS, DASHES, looks
 from comparison.statistics import (
     common_place,
@@ -21,8 +22,7 @@ from comparison.statistics import (
     t_quantile,
     welch_interval,
 )
-from errors import UserError
-from run_logs import RunLog
+from runs.logs import RunLog
 
 VAL = {"checksum": "1", "tokens": 1000, "bytes": 4000}
 

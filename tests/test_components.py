@@ -13,10 +13,10 @@ from transformers.models.bloom import modeling_bloom
 from transformers.models.llama import modeling_llama
 
 import model_components
+from common.errors import UserError
 from configurator import load
-from errors import UserError
-from flops_parameter_counting import component_costs
-from flops_parameter_counting.component_costs import ComponentCost, total
+from flops_parameter_counting.costs import component_costs
+from flops_parameter_counting.costs.component_costs import ComponentCost, total
 from model_builder import build_model
 from model_components import component, register, registered, rotate
 from model_config import resolve_architecture
@@ -232,7 +232,7 @@ def test_a_component_is_used_under_each_of_its_names(own_registry):
 
 WITHOUT_RESET = """
 import torch
-from flops_parameter_counting.component_costs import ComponentCost
+from flops_parameter_counting.costs.component_costs import ComponentCost
 from model_components import register
 
 n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31

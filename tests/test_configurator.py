@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import configurator
-from config_keys import check_value, key, parse_value
+from common.errors import UserError
+from common.keys import check_value, key, parse_value
 from configurator import as_dict, differences, from_dict, load, with_vocabulary, write
-from errors import UserError
 from model_config import PRESETS, ModelArchitectureConfig
-from run_config import RunConfig
+from runs.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -349,7 +349,7 @@ BAD_FILES = {
     "missing module": ("import no_such_module_at_all\n", [":1:", "ModuleNotFoundError", "no_such_module_at_all"]),
     "it exits": ("n_layer = 2\nraise SystemExit(0)\n", [":2:", "SystemExit"]),
     "refused by what it calls": (
-        "from errors import UserError\nraise UserError('norm mine is registered twice')\n",
+        "from common.errors import UserError\nraise UserError('norm mine is registered twice')\n",
         [":2: norm mine is registered twice"],
     ),
 }
@@ -394,7 +394,7 @@ def test_a_command_reports_bad_input_in_one_line_with_exit_code_2(tmp_path):
     program = (
         "import sys\n"
         "from configurator import load\n"
-        "from errors import exit_cleanly\n"
+        "from common.errors import exit_cleanly\n"
         "exit_cleanly(lambda: print(load(sys.argv[1:]).model.name))()\n"
     )
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import model_components
+from common.errors import UserError
 from components.mamba import CausalConvolution
 from configurator import load
-from errors import UserError
-from flops_parameter_counting import component_costs
-from flops_parameter_counting.component_costs import ComponentCost, component_cost
-from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.costs import component_costs
+from flops_parameter_counting.costs.component_costs import ComponentCost, component_cost
+from flops_parameter_counting.costs.model_cost import model_cost
 from model_builder import LanguageModel, build_model
 from model_components import Attention, component, register, registered
 from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
@@ -333,7 +333,7 @@ def own_registry(monkeypatch):
 
 USERS_COMPONENTS = """
 import torch
-from flops_parameter_counting.component_costs import ComponentCost, linear
+from flops_parameter_counting.costs.component_costs import ComponentCost, linear
 from model_components import register
 
 n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31

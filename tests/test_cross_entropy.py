@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components import cross_entropy
 from components.cross_entropy import linear_cross_entropy
-from flops_parameter_counting.memory import CHUNK_BYTES
+from flops_parameter_counting.costs.memory import CHUNK_BYTES
 
 
 def plain(hidden, weight, targets):

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import UserError
-from training.dataset import DatasetWriter, open_dataset
+from common.errors import UserError
+from data.dataset import DatasetWriter, open_dataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 WRITE_AND_DIE = """
 import os, signal, sys
-from training.dataset import DatasetWriter
+from data.dataset import DatasetWriter
 
 remaining = int(sys.argv[2])
 
@@ -288,7 +288,7 @@ def test_the_command_that_prepares_is_named():
 
 
 def test_the_command_has_no_out_dir_in_the_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.dataset.DATA_FOLDER", tmp_path)
+    monkeypatch.setattr("data.dataset.DATA_FOLDER", tmp_path)
     (tmp_path / "poems").mkdir()
     (tmp_path / "poems" / "prepare.py").touch()
     with pytest.raises(UserError, match=r"prepare it with: python data/poems/prepare.py$"):
@@ -306,5 +306,5 @@ def test_model_and_data_must_fit(folder):
 
 
 def test_opening_a_dataset_imports_no_torch():
-    program = "import sys, training.dataset; sys.exit('torch' in sys.modules)"
+    program = "import sys, data.dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, timeout=60).returncode == 0

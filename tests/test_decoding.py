@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import checkpoint
 import sample
-from flops_parameter_counting.published_architectures import cache_elements
+from data.tokenizers import tokenizer_from_meta
+from flops_parameter_counting.costs.published_architectures import cache_elements
 from model_builder import Block, build_model
 from model_config import MIXERS, resolve_architecture
-from training.tokenizers import tokenizer_from_meta
 
 TOLERANCE = {torch.float64: {"rtol": 0.0, "atol": 1e-10}, torch.float32: {"rtol": 0.0, "atol": 1e-5}}
 BLOCK = 24

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, environment
 
 from configurator import Configuration, load
+from data.dataset import open_dataset
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.emit_config import schedule_keys
-from flops_parameter_counting.scaling_laws import LAWS
-from training.dataset import open_dataset
+from flops_parameter_counting.laws.scaling_laws import LAWS
+from flops_parameter_counting.planner.emit import schedule_keys
 from training.plan import RunPlan, plan_run
 from training.schedule import learning_rate
 

@@ -20,8 +20,8 @@ import checkpoint
 import sample
 from configurator import load
 from model_builder import build_model
-from training.ranks import ALONE
-from training.run_folder import RunFolder, damage, read_state, saved_configuration
+from parallel.ranks import ALONE
+from runs.folder import RunFolder, damage, read_state, saved_configuration
 
 KEYS = ["--dropout=0.1", "--keep_last=5", "--lr_decay_iters=12"]
 
@@ -176,7 +176,7 @@ def test_a_run_with_components_of_its_own(data_dir, tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "import torch\n"
-        "from flops_parameter_counting.component_costs import ComponentCost\n"
+        "from flops_parameter_counting.costs.component_costs import ComponentCost\n"
         "from model_components import register\n"
         "@register('activation', 'cosine', cost=lambda config, length: ComponentCost())\n"
         "class Cosine(torch.nn.Module):\n"

@@ -19,8 +19,8 @@ from commands import Done
 from conftest import ROOT, environment, small_run
 from test_resume import KEYS, curve, same_end
 
-from errors import UserError
-from training.run_folder import RunFolder
+from common.errors import UserError
+from runs.folder import RunFolder
 
 # A run in which something happens when one rank begins its n-th step.
 FAULTY_RUN = """

@@ -16,9 +16,10 @@ from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 from test_run_logs import record, run_train, write_log
 
+from common.errors import UserError
 from configurator import load
-from errors import UserError
-from flops_parameter_counting.law_fitting import (
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.laws.fitting import (
     Points,
     bootstrap,
     fit_law,
@@ -29,11 +30,10 @@ from flops_parameter_counting.law_fitting import (
     predicted,
     too_narrow,
 )
-from flops_parameter_counting.lbfgs import minimise
-from flops_parameter_counting.loss_points import read_points
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.scaling_laws import CONSTANTS, LAWS, N_MEANINGS, count_parameters, find_law
-from run_logs import read_run
+from flops_parameter_counting.laws.lbfgs import minimise
+from flops_parameter_counting.laws.loss_points import read_points
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS, N_MEANINGS, count_parameters, find_law
+from runs.logs import read_run
 
 PLANTED = np.array([1.8172, 482.01, 2085.43, 0.3478, 0.3658])  # Besiroglu's, in the order of CONSTANTS
 COMMAND = ROOT / "flops_parameter_counting/fit_scaling_law.py"

@@ -9,7 +9,7 @@ from test_training import records
 from components.fused_scan import ssd_fla, why_not
 from components.state_space import ssd_naive
 from configurator import load
-from flops_parameter_counting.memory import training_memory
+from flops_parameter_counting.costs.memory import training_memory
 from model_builder import build_model
 from model_components import component
 from model_config import resolve_architecture

@@ -15,15 +15,17 @@ from conftest import ROOT, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from configurator import load
-from errors import UserError
-from flops_parameter_counting import detailed_cost_analysis, grid_search, law_fitting
-from flops_parameter_counting.grid_search import Search, uncertainty
-from flops_parameter_counting.hugging_face_config import Model
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import Setting, describe
-from flops_parameter_counting.scaling_laws import LAWS, Law
-from flops_parameter_counting.search_space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
+from flops_parameter_counting import detailed_cost_analysis
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.report import Setting, describe
+from flops_parameter_counting.laws import fitting as law_fitting
+from flops_parameter_counting.laws.scaling_laws import LAWS, Law
+from flops_parameter_counting.planner import search as grid_search
+from flops_parameter_counting.planner.search import Search, uncertainty
+from flops_parameter_counting.planner.space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
+from interop.model_files import Model
 from model_config import resolve_architecture
 
 COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"

@@ -24,7 +24,7 @@ from transformers import (
     MambaConfig,
 )
 
-from errors import UserError
+from common.errors import UserError
 from interop.hugging_face import (
     architecture_from_hugging_face,
     architecture_to_hugging_face,

@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from errors import UserError
-from flops_parameter_counting.hugging_face_config import FAMILIES, model_from_values, read_model
-from flops_parameter_counting.json_files import read_json
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.published_architectures import breakdown, cache_elements, keys_met, palm_scores, trainable
+from common.errors import UserError
+from common.json_files import read_json
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.published_architectures import (
+    breakdown,
+    cache_elements,
+    keys_met,
+    palm_scores,
+    trainable,
+)
+from interop.model_files import FAMILIES, model_from_values, read_model
 from model_config import resolve_architecture
 
 transformers = pytest.importorskip("transformers")

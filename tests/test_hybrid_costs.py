@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
+from common.errors import UserError
 from components.mamba import Mamba1, Mamba2
 from configurator import Configuration, load, with_vocabulary
-from errors import UserError
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.hugging_face_config import Model
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import Setting, as_text, describe
-from flops_parameter_counting.published_architectures import breakdown
-from flops_parameter_counting.search_space import SIZES, SearchSpace, default_space
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.published_architectures import breakdown
+from flops_parameter_counting.costs.report import Setting, as_text, describe
+from flops_parameter_counting.planner.space import SIZES, SearchSpace, default_space
+from interop.model_files import Model
 from model_builder import build_model
 from model_config import hybrid_pattern, resolve_architecture
-from run_config import RunConfig
+from runs.config import RunConfig
 from training.plan import check_ranks, plan_run
 from training.report import startup_report
 

@@ -46,8 +46,8 @@ def signalled_run(folder: Path, function: str, call: int, number: int, rank: int
     [
         ("training.trainer:parallelize", 1, signal.SIGTERM, 0),  # before the first step
         ("training.step:backward_pass", 6, signal.SIGINT, 6),  # the step is finished
-        ("training.evaluation:precision", 6, signal.SIGTERM, 4),  # the second evaluation is not
-        ("training.checkpoint:checksum", 1, signal.SIGTERM, None),  # while a checkpoint is written, in the background
+        ("training.validation:precision", 6, signal.SIGTERM, 4),  # the second evaluation is not
+        ("runs.checkpoint:checksum", 1, signal.SIGTERM, None),  # while a checkpoint is written, in the background
     ],
 )
 def test_a_signal_saves_and_the_run_continues_bit_for_bit(train, tmp_path, function, call, number, step):
@@ -62,7 +62,7 @@ def test_a_signal_saves_and_the_run_continues_bit_for_bit(train, tmp_path, funct
 
 
 @pytest.mark.parametrize(
-    ("function", "call"), [("training.step:backward_pass", 3), ("training.evaluation:precision", 2)]
+    ("function", "call"), [("training.step:backward_pass", 3), ("training.validation:precision", 2)]
 )
 def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(train, tmp_path, function, call):
     stopped = train(ranks=2, script=signalled_run(tmp_path, function, call, signal.SIGTERM, rank=1))

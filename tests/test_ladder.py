@@ -15,10 +15,10 @@ from conftest import ROOT, environment
 
 import ladder as ladder_command
 from configurator import load
-from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.costs.model_cost import model_cost
 from ladders.ledger import entries, predictions, read
 from ladders.plan import Folder, read_plan
-from run_logs import RunLog, read_run
+from runs.logs import RunLog, read_run
 from training.plan import plan_run
 
 BUDGET = 1e9
@@ -212,7 +212,7 @@ def test_a_run_that_another_process_holds_is_waited_for(finished, tmp_path):
 
 HOLD = """
 from pathlib import Path
-from training.run_folder import RunFolder
+from runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).hold():
     print("held", flush=True)
     input()

@@ -24,19 +24,20 @@ from tqdm import tqdm
 import ladder as ladder_command
 import ladders.runner
 import ladders.stages
+from common.errors import UserError
 from configurator import load
-from errors import UserError
-from flops_parameter_counting import detailed_cost_analysis, law_fitting
-from flops_parameter_counting.emit_config import RunSizes
-from flops_parameter_counting.law_fitting import predicted
-from flops_parameter_counting.scaling_laws import CONSTANTS, LAWS, find_law
+from flops_parameter_counting import detailed_cost_analysis
+from flops_parameter_counting.laws import fitting as law_fitting
+from flops_parameter_counting.laws.fitting import predicted
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS, find_law
+from flops_parameter_counting.planner.emit import RunSizes
 from ladders.calibration import seconds_of, step_flops
 from ladders.ledger import append, entries, of_type, predictions, read
 from ladders.plan import Folder, Plan, _evaluable, read_plan
 from ladders.report import isoflop_figure
 from ladders.runner import Runner, divided
 from ladders.sizes import sizes_around
-from run_logs import read_run
+from runs.logs import read_run
 from training.plan import plan_run
 
 PLANTED = {"E": 1.2, "A": 40.0, "B": 60.0, "alpha": 0.36, "beta": 0.34}

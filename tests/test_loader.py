@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.dataset import DatasetWriter, open_dataset
-from training.loader import WindowLoader, WindowOrder, prefetch
+from data.dataset import DatasetWriter, open_dataset
+from data.loader import WindowLoader, WindowOrder, prefetch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = {"kind": "bytes", "end_of_document": None}
@@ -292,7 +292,7 @@ def test_closing_or_dropping_stops_the_thread(end):
 
 ENDLESS = """
 import itertools, sys, time, torch
-from training.loader import prefetch
+from data.loader import prefetch
 
 class Slow:
     def batch(self, first_sample, batch_size):

@@ -20,7 +20,7 @@ from components.state_space import selective_naive, selective_scan, ssd_chunked,
 from model_builder import LanguageModel
 from model_components import component
 from model_config import ModelArchitectureConfig, resolve_architecture
-from run_config import RunConfig
+from runs.config import RunConfig
 from training.optimizer import build_optimizer
 
 MIXERS = ("mamba1", "mamba2")

@@ -10,17 +10,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import UserError
-from flops_parameter_counting import memory
-from flops_parameter_counting.hugging_face_config import model_from_values
-from flops_parameter_counting.memory import COMPUTE_BYTES, MicroBatch, activation_bytes, kept_bytes, training_memory
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import STRATEGIES, Setting, describe, memory_per_device
-from flops_parameter_counting.search_space import SIZES, Grid
+from common.errors import UserError
+from flops_parameter_counting.costs import memory
+from flops_parameter_counting.costs.memory import (
+    COMPUTE_BYTES,
+    MicroBatch,
+    activation_bytes,
+    kept_bytes,
+    training_memory,
+)
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.report import STRATEGIES, Setting, describe, memory_per_device
+from flops_parameter_counting.planner.space import SIZES, Grid
+from interop.model_files import model_from_values
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import GATED_FFN_ACTIVATION, PRESETS, hybrid_pattern, resolve_architecture
-from training.parallel import own_part
+from parallel.strategy import own_part
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
 OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too

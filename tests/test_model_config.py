@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from configurator import as_dict, from_dict, load
-from errors import UserError
 from model_config import PRESETS, ModelArchitectureConfig, check_mamba, hybrid_pattern, resolve_architecture
 
 LLAMA3_SCALING = {

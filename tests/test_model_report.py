@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.errors import UserError
 from configurator import load, with_vocabulary
-from errors import UserError
-from flops_parameter_counting import detailed_cost_analysis, validate
-from flops_parameter_counting.devices import DEVICES, find_device
-from flops_parameter_counting.hugging_face_config import Model, model_from_values
-from flops_parameter_counting.memory import rank_memory, training_memory
-from flops_parameter_counting.model_report import Setting, as_text, describe
-from flops_parameter_counting.published_architectures import breakdown
-from flops_parameter_counting.sharding import parameters
+from data.dataset import DatasetWriter, open_dataset
+from flops_parameter_counting import detailed_cost_analysis
+from flops_parameter_counting.costs import validate
+from flops_parameter_counting.costs.devices import DEVICES, find_device
+from flops_parameter_counting.costs.memory import rank_memory, training_memory
+from flops_parameter_counting.costs.published_architectures import breakdown
+from flops_parameter_counting.costs.report import Setting, as_text, describe
+from flops_parameter_counting.costs.sharding import parameters
+from interop.model_files import Model, model_from_values
 from model_config import resolve_architecture
-from training.dataset import DatasetWriter, open_dataset
 from training.plan import plan_run
 
 COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"

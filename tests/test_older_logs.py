@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_compare import compare
 
+from common.errors import UserError
 from comparison.runs import describe
-from errors import UserError
-from run_logs import read_run
+from runs.logs import read_run
 
 DETAIL = {
     "mfu": 0.4692,
@@ -74,7 +74,7 @@ def test_what_it_does_not_say_is_not_made_up(tmp_path):
 
 
 def test_a_file_of_the_older_layout_in_the_folder_of_a_live_run_is_not_running(tmp_path):
-    from training.run_folder import RunFolder
+    from runs.folder import RunFolder
 
     write(tmp_path / "run.json", {**OLDER, "summary": {}})
     with RunFolder(tmp_path).hold():

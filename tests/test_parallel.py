@@ -26,15 +26,15 @@ from setups import (
 )
 
 from configurator import Configuration, load
-from training.checkpoint import Training
-from training.dataset import open_dataset
-from training.evaluation import evaluate
-from training.loader import WindowLoader
+from data.dataset import open_dataset
+from data.loader import WindowLoader
+from parallel.ranks import Ranks
+from parallel.strategy import device_mesh, parallelize, settle_buckets, whole
+from runs.checkpoint import Training
+from runs.folder import Progress
 from training.optimizer import build_optimizer, optimizer_tensors
-from training.parallel import device_mesh, parallelize, settle_buckets, whole
-from training.ranks import Ranks
-from training.run_folder import Progress
 from training.step import backward_pass, settle_gradients, take_step
+from training.validation import evaluate
 
 CPU = torch.device("cpu")
 FEW, MANY = 5, 20  # steps; of fewer, biases that began at zero are so small that the rounding in them is not

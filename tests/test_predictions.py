@@ -13,7 +13,7 @@ from test_training import records
 import train as train_command
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.costs.model_cost import model_cost
 from training.plan import plan_run
 
 CONSTANTS = {"E": 1.5, "A": 20.0, "B": 30.0, "alpha": 0.3, "beta": 0.4}

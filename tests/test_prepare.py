@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import UserError
-from training.dataset import open_dataset
-from training.tokenizers import tokenizer_from_meta
+from common.errors import UserError
+from data.dataset import open_dataset
+from data.tokenizers import tokenizer_from_meta
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_NETWORK = {  # a port on which nothing listens: every attempt to connect fails at once
@@ -155,7 +155,7 @@ def test_stdlib_is_prepared_again_when_it_must_be(tmp_path, reason):
 
 STRIKE = """
 import os, runpy, signal, sys
-from training.dataset import DatasetWriter
+from data.dataset import DatasetWriter
 
 script, strike, after = sys.argv[1], getattr(signal, sys.argv[2]), int(sys.argv[3])
 add = DatasetWriter.add

@@ -15,20 +15,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.distributed import CollectiveBytes
 from configurator import Configuration, load
-from flops_parameter_counting.communication import sent_by_part, step_exchanges
-from flops_parameter_counting.memory import rank_memory
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.sharding import parameters
+from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.costs.memory import rank_memory
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.sharding import parameters
 from model_builder import LanguageModel
-from training.checkpoint import Training
+from parallel.ranks import Ranks
+from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets, settle_gradients
+from parallel.zero import ZeroOptimizer
+from runs.checkpoint import Training
+from runs.folder import Progress
 from training.optimizer import build_optimizer
-from training.parallel import device_mesh, own_part, parallelize, settle_buckets, settle_gradients
 from training.plan import plan_run
-from training.ranks import Ranks
 from training.report import bytes_text, startup_report
-from training.run_folder import Progress
 from training.step import backward_pass, take_step
-from training.zero import ZeroOptimizer
 
 CPU = torch.device("cpu")
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256 --batch_size=2".split()

@@ -9,11 +9,11 @@ from setups import BF16, CHECKPOINTING, FSDP, GPT2, HYBRID, LLAMA, ODD, POST_NOR
 from test_memory import allocation_peak, counting_kept_bytes
 from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
-from flops_parameter_counting.memory import rank_memory
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.model_report import Setting, memory_per_device
-from training.device import precision
-from training.ranks import Ranks
+from flops_parameter_counting.costs.memory import rank_memory
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.report import Setting, memory_per_device
+from parallel.device import precision
+from parallel.ranks import Ranks
 
 # One mask for all heads, of a size that matters: few channels beside many tokens.
 LONG = ["--n_embd=16", "--block_size=256", "--batch_size=1"]

@@ -17,7 +17,7 @@ from comparison.curves import Curve, evenly, smooth, thin
 from comparison.page import SMOOTHINGS, Section, page, write_page, write_page_of
 from comparison.plotting_library import plotting_library
 from comparison.runs import Run, describe, describe_all
-from run_logs import POSITIONS
+from runs.logs import POSITIONS
 
 ARGUMENTS = """
 --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run

@@ -7,7 +7,7 @@ import pytest
 from checkpoints import last_checkpoint, same, tensors
 from conftest import ROOT
 
-from run_logs import read_run
+from runs.logs import read_run
 
 # A run that kills itself, as `kill -9` would, when one of its own functions has been called for the n-th time.
 KILLED_RUN = """
@@ -87,12 +87,12 @@ def uninterrupted(tmp_path_factory, data_dir):
         ("training.trainer:take_step", 2, False),  # before there is any checkpoint
         ("training.step:backward_pass", 6, True),  # with gradients, before the update
         ("training.trainer:WindowLoader.batch", 15, False),  # while data are read, or in an evaluation
-        ("training.evaluation:precision", 7, False),  # within the second evaluation
-        ("training.checkpoint:Checkpointer.start", 2, True),  # copied, perhaps not written
-        ("training.checkpoint:_Writer.write_data", 2, True),  # tensors written
-        ("training.run_folder:write_state", 2, True),  # all written, not renamed
-        ("training.checkpoint:Checkpointer.settle", 12, True),  # perhaps renamed, the log does not know
-        ("training.run_folder:shutil.rmtree", 1, False),  # before an old checkpoint, renamed already, is deleted
+        ("training.validation:precision", 7, False),  # within the second evaluation
+        ("runs.checkpoint:Checkpointer.start", 2, True),  # copied, perhaps not written
+        ("runs.checkpoint:_Writer.write_data", 2, True),  # tensors written
+        ("runs.folder:write_state", 2, True),  # all written, not renamed
+        ("runs.checkpoint:Checkpointer.settle", 12, True),  # perhaps renamed, the log does not know
+        ("runs.folder:shutil.rmtree", 1, False),  # before an old checkpoint, renamed already, is deleted
         ("training_logger:TrainingLogger.evaluation", 2, True),
         ("training_logger:TrainingLogger.finish", 1, False),  # all is done but the summary
     ],
@@ -112,8 +112,8 @@ def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterr
     ("function", "call", "rank"),
     [
         ("training.step:backward_pass", 6, 1),
-        ("training.checkpoint:_Writer.write_data", 2, 0),
-        ("training.evaluation:precision", 3, 1),
+        ("runs.checkpoint:_Writer.write_data", 2, 0),
+        ("training.validation:precision", 3, 1),
     ],
 )
 def test_two_ranks_continue_bit_for_bit_after_one_was_killed(train, tmp_path, uninterrupted, function, call, rank):

@@ -1,4 +1,4 @@
-"""What a run writes is what run_logs reads and docs/log_format.md describes, also after kills, cuts and resumes."""
+"""What a run writes is what runs/logs.py reads and docs/log_format.md describes, also after kills, cuts and resumes."""
 
 import json
 import math
@@ -14,21 +14,21 @@ from conftest import ROOT, SMALL, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from comparison.page import page
 from comparison.runs import describe, describe_all
-from errors import UserError
-from run_logs import find_runs, read_run
-from training.run_folder import RunFolder
+from runs.folder import RunFolder
+from runs.logs import find_runs, read_run
 
 FULL_DISK = """
 import errno, sys
 sys.path.insert(0, {root!r})
-import training.checkpoint
+import runs.checkpoint
 
 def write_data(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-training.checkpoint._Writer.write_data = write_data
+runs.checkpoint._Writer.write_data = write_data
 import train
 train.main()
 """
@@ -428,5 +428,5 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
 
 
 def test_reading_a_log_needs_no_torch():
-    code = "import sys, run_logs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, runs.logs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

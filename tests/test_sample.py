@@ -18,10 +18,10 @@ from test_run_logs import run_train
 
 import sample
 from configurator import from_dict
+from data.dataset import DatasetWriter
+from data.tokenizers import tokenizer_from_meta
 from model_builder import build_model
-from training.dataset import DatasetWriter
-from training.run_folder import read_state, write_state
-from training.tokenizers import tokenizer_from_meta
+from runs.folder import read_state, write_state
 
 BYTE_TOKENIZER = tokenizer_from_meta(BYTES)
 
@@ -267,7 +267,7 @@ def test_a_component_from_the_config_file_and_a_padded_vocabulary(data_dir, tmp_
     """At this temperature a text of 300 ids without a mask would have one beyond the bytes, which has no text."""
     (tmp_path / "own.py").write_text(
         "import torch\n"
-        "from flops_parameter_counting.component_costs import ComponentCost\n"
+        "from flops_parameter_counting.costs.component_costs import ComponentCost\n"
         "from model_components import register\n"
         "@register('activation', 'sine', cost=lambda config, length: ComponentCost())\n"
         "class Sine(torch.nn.Module):\n"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from errors import UserError
-from flops_parameter_counting.model_cost import model_cost
-from flops_parameter_counting.scaling_laws import (
+from common.errors import UserError
+from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.laws.scaling_laws import (
     LAWS,
     TRAINING_RULES,
     count_parameters,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_config import RunConfig
+from runs.config import RunConfig
 from training.schedule import learning_rate, run_length
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
+from common.errors import SECONDS_TO_REPORT
 from configurator import load
-from errors import SECONDS_TO_REPORT
-from flops_parameter_counting.communication import sent_by_part, step_exchanges
-from flops_parameter_counting.memory import rank_memory
-from flops_parameter_counting.model_cost import model_cost
+from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.costs.memory import rank_memory
+from flops_parameter_counting.costs.model_cost import model_cost
 
 SIZES = "--n_layer=4 --n_head=8 --n_embd=1024 --num_key_value_heads=4 --block_size=64 --batch_size=2".split()
 MODEL = ["--arch_preset=llama3", *SIZES, "--dtype=bfloat16", "--gradient_accumulation_steps=128"]

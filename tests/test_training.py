@@ -17,18 +17,18 @@ from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import load
+from data.dataset import open_dataset
+from data.loader import WindowLoader
 from model_builder import build_model
-from training.checkpoint import Training
-from training.dataset import open_dataset
-from training.device import Peak, measure_matmul
-from training.evaluation import evaluate
-from training.loader import WindowLoader
+from parallel.device import Peak, measure_matmul
+from parallel.ranks import ALONE
+from runs.checkpoint import Training
+from runs.folder import Progress
 from training.optimizer import build_optimizer
 from training.plan import plan_run
-from training.ranks import ALONE
-from training.run_folder import Progress
 from training.step import take_step
 from training.trainer import decide_compile
+from training.validation import evaluate
 
 
 def records(run: Path, kind: str) -> list[dict]:
@@ -149,7 +149,7 @@ def test_a_run_ends_at_max_flops(train, tmp_path):
 
 NAN_FROM_THE_FIFTH_CALL = '''
 import torch
-from flops_parameter_counting.component_costs import ComponentCost
+from flops_parameter_counting.costs.component_costs import ComponentCost
 from model_components import register
 
 @register("activation", "breaks", cost=lambda config, length: ComponentCost())
@@ -207,7 +207,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(train, tmp_path):
     script = tmp_path / "full_disk.py"
     script.write_text(
         f"import errno, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train, training.checkpoint as checkpoint\n"
+        "import train, runs.checkpoint as checkpoint\n"
         "original, calls = checkpoint._Writer.write_data, 0\n"
         "def write_data(*arguments):\n"
         "    global calls\n"

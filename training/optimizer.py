@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from run_config import RunConfig
-from training.zero import ZeroOptimizer
+from parallel.zero import ZeroOptimizer
+from runs.config import RunConfig
 
 
 def build_optimizer(model: nn.Module, run: RunConfig, mesh: DeviceMesh | None = None) -> torch.optim.Optimizer:

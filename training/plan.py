@@ -4,13 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+from common.errors import UserError
 from configurator import Configuration
-from errors import UserError
-from flops_parameter_counting.model_cost import CONVENTIONS, ModelCost, model_cost
-from flops_parameter_counting.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
-from flops_parameter_counting.sharding import check_mesh
-from run_config import RunConfig
-from training.dataset import Dataset
+from data.dataset import Dataset
+from flops_parameter_counting.costs.model_cost import CONVENTIONS, ModelCost, model_cost
+from flops_parameter_counting.costs.sharding import check_mesh
+from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
+from runs.config import RunConfig
 from training.schedule import run_length
 
 SAME_RUN = 0.01  # relative difference of FLOPs up to which a prediction is of this run

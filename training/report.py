@@ -4,12 +4,12 @@ import dataclasses
 import math
 import textwrap
 
+from common.errors import UserError
 from configurator import Configuration
-from errors import UserError
-from flops_parameter_counting.communication import sent_by_part, step_exchanges
-from flops_parameter_counting.memory import OFFLOADED, rank_memory
-from flops_parameter_counting.model_cost import CONVENTIONS
-from flops_parameter_counting.sharding import mesh_of
+from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
+from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
+from flops_parameter_counting.costs.model_cost import CONVENTIONS
+from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import MIXERS, ModelArchitectureConfig
 from training.plan import RunPlan
 

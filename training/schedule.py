@@ -2,7 +2,7 @@
 
 import math
 
-from run_config import RunConfig
+from runs.config import RunConfig
 
 
 def run_length(run: RunConfig, tokens_per_step: int, flops_per_token: int) -> int:

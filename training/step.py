@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from run_config import RunConfig
-from training.checkpoint import Training
-from training.collectives import sum_over_ranks
-from training.device import precision
-from training.loader import Batch
-from training.parallel import own_part, settle_gradients, whole, without_gradient_sync
-from training.ranks import Ranks
+from data.loader import Batch
+from parallel.collectives import sum_over_ranks
+from parallel.device import precision
+from parallel.ranks import Ranks
+from parallel.strategy import own_part, settle_gradients, whole, without_gradient_sync
+from runs.checkpoint import Training
+from runs.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

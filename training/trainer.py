@@ -16,22 +16,22 @@ import torch
 import configurator
 from components.fused_scan import choose_backend
 from configurator import Configuration
-from run_config import RunConfig
-from training.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
-from training.collectives import from_first_rank, largest_over_ranks, process_group
-from training.dataset import Dataset
-from training.device import Peak, choose_device, choose_dtype, device_name, device_peak
-from training.evaluation import WINDOW_SEED, evaluate
+from data.dataset import Dataset
+from data.loader import Batch, WindowLoader, prefetch
+from parallel.collectives import from_first_rank, largest_over_ranks, process_group
+from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
+from parallel.lost_ranks import Watch, naming_lost_ranks
+from parallel.ranks import Ranks
+from parallel.strategy import device_mesh, parallelize, settle_buckets
+from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
+from runs.config import RunConfig
+from runs.folder import Progress, RunFolder, read_state
 from training.interrupts import StopRequest
-from training.loader import Batch, WindowLoader, prefetch
-from training.lost_ranks import Watch, naming_lost_ranks
 from training.optimizer import build_optimizer
-from training.parallel import device_mesh, parallelize, settle_buckets
 from training.plan import RunPlan
-from training.ranks import Ranks
-from training.run_folder import Progress, RunFolder, read_state
 from training.schedule import learning_rate
 from training.step import take_step
+from training.validation import WINDOW_SEED, evaluate
 from training_logger import Machine, TrainingLogger
 
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from errors import UserError, exit_cleanly
-from training.dataset import DatasetWriter, dtype_for, open_dataset
-from training.tokenizers import GPT2Tokenizer, tokenizer_from_meta
+from common.errors import UserError, exit_cleanly
+from data.dataset import DatasetWriter, dtype_for, open_dataset
+from data.tokenizers import GPT2Tokenizer, tokenizer_from_meta
 
 NAME = "Skylion007/openwebtext"
 END_OF_DOCUMENT = 50256  # <|endoftext|>

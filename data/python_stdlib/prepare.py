@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from errors import UserError, exit_cleanly
-from training.dataset import DatasetWriter, open_dataset
+from common.errors import UserError, exit_cleanly
+from data.dataset import DatasetWriter, open_dataset
 
 SOURCE = f"standard library of {platform.python_implementation()} {platform.python_version()}"
 END_OF_DOCUMENT = 0

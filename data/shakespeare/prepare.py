@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
+from common.errors import exit_cleanly
+from data.dataset import DatasetWriter, open_dataset
 from data.shakespeare_char.prepare import URL, parse_arguments, read_text, split_text
-from errors import exit_cleanly
-from training.dataset import DatasetWriter, open_dataset
-from training.tokenizers import tokenizer_from_meta
+from data.tokenizers import tokenizer_from_meta
 
 TOKENIZER = {"kind": "gpt2", "end_of_document": None}  # each split is one document, without an end
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from errors import UserError, exit_cleanly
-from training.dataset import DatasetWriter, open_dataset
-from training.tokenizers import tokenizer_from_meta
+from common.errors import UserError, exit_cleanly
+from data.dataset import DatasetWriter, open_dataset
+from data.tokenizers import tokenizer_from_meta
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

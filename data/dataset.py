@@ -1,0 +1,410 @@
+"""What a prepared dataset is: one writer for every prepare script, one reader for every command.
+
+    data/<name>/
+        train.bin, val.bin   token ids one after the other, little-endian uint16 (uint32 when vocab_size > 65536)
+        meta.json            what they hold; written last, so that a folder which has it is finished
+        .verified.json       the reader's note of the files whose contents it has already checked
+        .lock                held while a prepare script writes here
+
+meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits": {"train": {...}, "val": {...}}} with
+"file", "tokens", "bytes", "documents" and "checksum" for each split. "bytes" counts the UTF-8 bytes of the split's
+original text, without separators, so that bits per byte = loss / ln 2 * tokens / bytes.
+
+No torch in here: a command that only plans must start in a fraction of a second.
+"""
+
+import fcntl
+import json
+import operator
+import os
+import shlex
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError, did_you_mean
+
+FORMAT = 1
+SPLITS = ("train", "val")
+DATA_FOLDER = Path(__file__).resolve().parent
+READ_BYTES = 1 << 24  # a file is verified in pieces of this size
+SLOW_FILE_BYTES = 1 << 30  # a file this large takes long enough to verify that the user is told
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """The type that stores ids below `vocab_size`: little-endian uint16, or uint32 where 16 bits do not suffice."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+class DatasetWriter:
+    """Writes a dataset document by document in constant memory; nothing looks finished before everything is.
+
+        with DatasetWriter(folder, tokenizer, vocab_size, source) as writer:
+            writer.add("train", ids, text_bytes)
+
+    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`; `source` says where the text came from.
+    The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
+    exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
+    folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
+    another process is preparing it, and at the end of the block when a split is empty.
+    """
+
+    def __init__(self, folder: str | os.PathLike, tokenizer: dict[str, Any], vocab_size: int, source: str):
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.source = source
+        self._splits: dict[str, _SplitFile] = {}
+
+    def __enter__(self) -> "DatasetWriter":
+        with ExitStack() as opened, _writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context((self.folder / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
+            except BlockingIOError:
+                raise UserError(f"another process is preparing {self.folder}: wait until it has finished") from None
+            for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
+                leftover.unlink(missing_ok=True)
+            for name in SPLITS:
+                self._splits[name] = opened.enter_context(_SplitFile(self.folder, name, dtype_for(self.vocab_size)))
+            self._opened = opened.pop_all()
+        return self
+
+    def add(self, split: str, ids: Sequence[int] | np.ndarray, text_bytes: int, documents: int = 1) -> None:
+        """Append `ids` (tokens,), which stand for `text_bytes` bytes of text and complete `documents` documents.
+
+        One call may bring several documents, or a piece of one (`documents=0` for all but its last piece). The
+        caller appends the tokenizer's end_of_document id to each document where there is one. Raises UserError for
+        an id outside the vocabulary.
+        """
+        array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise UserError(f"token id {wrong} lies outside the vocabulary of {self.vocab_size}: check the tokenizer")
+        end = self.tokenizer["end_of_document"]
+        if documents and end is not None and not (array.size and array[-1] == end):
+            raise ValueError(f"a document must end with the tokenizer's end_of_document id {end}")
+        with _writing_to(self.folder):
+            self._splits[split].append(array, text_bytes, documents)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._opened:  # whatever happens, closes the files, removes what was not renamed, and unlocks the folder
+            if error is None:
+                self._finish()
+
+    def _finish(self) -> None:
+        """Put the new files in place in an order that no kill or power cut can turn into a lie."""
+        for split in self._splits.values():
+            if split.tokens == 0:
+                raise UserError(f"the {split.name} split of {self.folder} would be empty: give more text")
+        meta = {
+            "format": FORMAT,
+            "source": self.source,
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "dtype": dtype_for(self.vocab_size).name,
+            "splits": {name: split.describe() for name, split in self._splits.items()},
+        }
+        with _writing_to(self.folder):
+            for split in self._splits.values():
+                split.flush_to_disk()
+            (self.folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
+            _sync_folder(self.folder)
+            for split in self._splits.values():
+                split.temporary.replace(split.path)
+            _sync_folder(self.folder)
+            _replace_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")  # ... and here the new one is
+            _sync_folder(self.folder)
+
+
+class _SplitFile:
+    """One .bin file while it grows, under its temporary name."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype):
+        self.name = name
+        self.path = folder / f"{name}.bin"
+        self.temporary = folder / f".{name}.bin.partial"
+        self.tokens = self.text_bytes = self.documents = self.checksum = 0
+        self._dtype = dtype
+        self._file = self.temporary.open("wb", buffering=1 << 20)
+
+    def append(self, ids: np.ndarray, text_bytes: int, documents: int) -> None:
+        content = ids.astype(self._dtype).tobytes()
+        self._file.write(content)
+        self.checksum = zlib.crc32(content, self.checksum)
+        self.tokens += len(ids)
+        self.text_bytes += text_bytes
+        self.documents += documents
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "file": self.path.name,
+            "tokens": self.tokens,
+            "bytes": self.text_bytes,
+            "documents": self.documents,
+            "checksum": _checksum_text(self.checksum),
+        }
+
+    def flush_to_disk(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "_SplitFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.temporary.unlink(missing_ok=True)  # nothing to remove once it has been renamed
+        with _writing_to(self.path.parent):
+            self._file.close()
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """A full disk or a missing permission is the user's to mend: one line instead of a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a small file aside, bring it to the disk, and rename it: readers see all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring renames and removals to the disk: fsync on a file does not cover its name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum_text(crc: int) -> str:
+    # CRC-32 finds every error burst of up to 32 bits and misses a random one in 2**32. It guards against accidents,
+    # not attackers, and unlike a cryptographic hash it keeps up with the disk that brings 18 GB of tokens.
+    return f"crc32:{crc:08x}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset. `bytes` are those of the original UTF-8 text, not of the file at `path`."""
+
+    name: str
+    path: Path
+    tokens: int
+    bytes: int
+    documents: int
+    checksum: str
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text that one token stands for; bits per byte = loss / ln 2 / bytes_per_token."""
+        return self.bytes / self.tokens
+
+    def n_windows(self, block_size: int) -> int:
+        """How many non-overlapping windows of `block_size` inputs it holds, each with its targets one token later."""
+        return (self.tokens - 1) // block_size
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset as meta.json describes it. Ids of all splits are below `vocab_size`."""
+
+    folder: Path
+    source: str
+    tokenizer: dict[str, Any]
+    vocab_size: int
+    dtype: np.dtype
+    splits: dict[str, Split]
+
+    def check_fits(self, block_size: int, vocab_size: int) -> None:
+        """Raise UserError unless each split holds a window of `block_size`, and `vocab_size` (the model's) every id."""
+        for split in self.splits.values():
+            if split.n_windows(block_size) < 1:
+                raise UserError(
+                    f"block_size {block_size} needs {block_size + 1} tokens, but the {split.name} split of "
+                    f"{self.folder} has {split.tokens}: set --block_size to at most {split.tokens - 1}, "
+                    f"or prepare more text"
+                )
+        if self.vocab_size > vocab_size:
+            raise UserError(
+                f"{self.folder} has a vocabulary of {self.vocab_size}, but the model's is {vocab_size}: "
+                f"set --vocab_size to at least {self.vocab_size}"
+            )
+
+    def describe(self) -> str:
+        """One line for people: tokens, documents and bytes of each split, and where they are."""
+        parts = [
+            f"{split.name} {split.tokens:,} tokens ({split.bytes:,} bytes, {split.documents:,} "
+            f"{'document' if split.documents == 1 else 'documents'})"
+            for split in self.splits.values()
+        ]
+        return f"{self.folder}: {', '.join(parts)}, vocabulary {self.vocab_size:,}"
+
+
+def dataset_folder(name: str, data_dir: str | None) -> Path:
+    """Where a dataset lies, as the config keys `dataset` and `data_dir` say."""
+    return (DATA_FOLDER if data_dir is None else Path(data_dir)) / name
+
+
+def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
+    """Open a prepared dataset, or raise a UserError that says what is wrong with it and how to prepare it.
+
+    Files must have the lengths, and with `verify` the checksums, that meta.json states. A file is read for its
+    checksum once: .verified.json remembers its size and modification time. Where that note cannot be written, every
+    call reads the files. Of several processes that start together, one need verify.
+    """
+    dataset = _read_meta(Path(folder))
+    for split in dataset.splits.values():
+        _check_length(dataset, split)
+    if verify:
+        _verify_contents(dataset)
+    return dataset
+
+
+def how_to_prepare(folder: Path) -> str:
+    """The command that prepares `folder`, as the end of an error message."""
+    known = sorted(script.parent.name for script in DATA_FOLDER.glob("*/prepare.py"))
+    name = folder.resolve().name
+    if name not in known:
+        return f"prepare one of the datasets under data/: {', '.join(known)}{did_you_mean(name, known)}"
+    command = f"prepare it with: python data/{name}/prepare.py"
+    if folder.resolve() != DATA_FOLDER / name:
+        command += f" --out_dir {shlex.quote(str(folder))}"
+    return command
+
+
+def _read_meta(folder: Path) -> Dataset:
+    """meta.json, with every field of the type and range that the format says."""
+    path = folder / "meta.json"
+    if not folder.is_dir():
+        raise UserError(f"there is no dataset folder {folder}; {how_to_prepare(folder)}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(meta, dict) or "format" not in meta:
+            raise ValueError("it has no format number")
+        if meta["format"] != FORMAT:
+            found = f"{path} has format {meta['format']!r}, this version reads {FORMAT}"
+            raise UserError(f"{found}; {how_to_prepare(folder)}")
+        dataset = _parse_meta(folder, meta)
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no meta.json, so it is not prepared; {how_to_prepare(folder)}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({_one_line(error)}); {how_to_prepare(folder)}") from error
+    if dataset.dtype != dtype_for(dataset.vocab_size):
+        right = dtype_for(dataset.vocab_size).name
+        raise UserError(
+            f"{path} says dtype {dataset.dtype.name}, but a vocabulary of {dataset.vocab_size} is stored as {right}; "
+            f"{how_to_prepare(folder)}"
+        )
+    return dataset
+
+
+def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
+    splits = {}
+    for name in SPLITS:
+        entry = meta["splits"][name]
+        counts = {key: operator.index(entry[key]) for key in ("tokens", "bytes", "documents")}
+        if min(counts.values()) < 0:
+            raise ValueError(f"a count of the {name} split is negative")
+        splits[name] = Split(name, folder / entry["file"], **counts, checksum=str(entry["checksum"]))
+    return Dataset(
+        folder=folder,
+        source=str(meta["source"]),
+        tokenizer=dict(meta["tokenizer"]),
+        vocab_size=operator.index(meta["vocab_size"]),
+        dtype=np.dtype(str(meta["dtype"])).newbyteorder("<"),
+        splits=splits,
+    )
+
+
+def _check_length(dataset: Dataset, split: Split) -> None:
+    if split.tokens == 0:
+        raise UserError(f"the {split.name} split of {dataset.folder} is empty; {how_to_prepare(dataset.folder)}")
+    try:
+        with split.path.open("rb") as file:  # opened, not only looked at: an unreadable file is found here
+            length = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        message = f"cannot read {split.path}: {error.strerror}"
+        raise UserError(f"{message}; {how_to_prepare(dataset.folder)}") from error
+    expected = split.tokens * dataset.dtype.itemsize
+    if length != expected:
+        raise UserError(
+            f"{split.path} has {length} bytes, but meta.json says {split.tokens} tokens of {dataset.dtype.name} "
+            f"({expected} bytes); {how_to_prepare(dataset.folder)}"
+        )
+
+
+def _verify_contents(dataset: Dataset) -> None:
+    """Compare the files with their checksums, except those that are as they were when last compared."""
+    note = dataset.folder / ".verified.json"
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    verified = {}
+    for split in dataset.splits.values():
+        state = split.path.stat()  # before reading: a change while reading must not be taken for verified
+        mark = [state.st_size, state.st_mtime_ns, split.checksum, dataset.vocab_size]
+        if not (isinstance(known, dict) and known.get(split.name) == mark):
+            _verify_file(dataset, split)
+        verified[split.name] = mark
+    if verified != known:
+        try:
+            _replace_text(note, json.dumps(verified) + "\n")
+        except OSError:
+            return  # a folder that we may not write to is verified at every start
+
+
+def _verify_file(dataset: Dataset, split: Split) -> None:
+    if split.path.stat().st_size >= SLOW_FILE_BYTES:
+        print(f"verifying {split.path} (once) ...", file=sys.stderr)
+    crc = largest = 0
+    with split.path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            crc = zlib.crc32(piece, crc)
+            largest = max(largest, int(np.frombuffer(piece, dataset.dtype).max()))
+    if _checksum_text(crc) != split.checksum:
+        raise UserError(
+            f"{split.path} is damaged: its checksum is {_checksum_text(crc)}, meta.json says {split.checksum}; "
+            f"{how_to_prepare(dataset.folder)}"
+        )
+    if largest >= dataset.vocab_size:
+        raise UserError(
+            f"{split.path} has a token id {largest}, outside the vocabulary of {dataset.vocab_size} that meta.json "
+            f"states; {how_to_prepare(dataset.folder)}"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,148 @@
+"""Batches of windows in an order that depends on nothing but (seed, sample index).
+
+A split of n tokens is cut into (n - 1) // block_size windows that do not overlap. Sample i of a run shows window
+`WindowOrder.window(i)`: samples 0 ... n_windows - 1 are the first epoch and show every window once, the next
+n_windows samples are the second epoch in another order, and so on for ever.
+
+Who takes which samples is the caller's business, and it is the same for any number of ranks: micro-batch `micro` of
+optimizer step `step` is samples (step * gradient_accumulation_steps + micro) * batch_size onwards, and the ranks share
+the micro-batches of a step among themselves. There is no state to save: a resumed run asks for the next index.
+"""
+
+import math
+import operator
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from data.dataset import Dataset
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, each (batch_size, block_size), int64
+
+
+class WindowOrder:
+    """For each epoch a pseudo-random permutation of the windows, computed element by element in O(1) memory.
+
+    A generalised Feistel cipher on the pairs (left, right) of a side × side square, side = ceil(sqrt(n_windows)), with
+    addition modulo side and cycle walking back into the n_windows that are wanted: Black and Rogaway, "Ciphers with
+    Arbitrary Finite Domains" (CT-RSA 2002). The square is at most 2 sqrt(n) + 1 larger than n, so walks are rare.
+    Luby and Rackoff (1988) prove four rounds for an ideal round function; ours is the mixing function of SplitMix64
+    (Steele, Lea, Flood 2014) and small squares need more, hence eight.
+    """
+
+    ROUNDS = 8
+
+    def __init__(self, n_windows: int, seed: int):
+        if not 1 <= n_windows <= 1 << 40:
+            raise ValueError(f"n_windows must lie between 1 and 2**40, not {n_windows}")
+        self.n_windows = n_windows
+        self._side = np.uint64(math.isqrt(n_windows - 1) + 1)
+        self._seed = _mix(np.array([operator.index(seed) & (1 << 64) - 1], dtype=np.uint64))
+
+    def window(self, sample_index: int | np.ndarray) -> np.ndarray:
+        """The windows that `sample_index` (any shape, int64, not negative) shows: same shape, int64."""
+        index = np.asarray(sample_index, dtype=np.int64)
+        if index.size and index.min() < 0:
+            raise ValueError(f"sample indices start at 0, not {index.min()}")
+        epoch, place = (part.ravel().astype(np.uint64) for part in np.divmod(index, self.n_windows))
+        keys = _mix(self._seed + epoch)
+        window = self._permute(place, keys)
+        while (outside := window >= self.n_windows).any():
+            window[outside] = self._permute(window[outside], keys[outside])
+        return window.astype(np.int64).reshape(index.shape)
+
+    def _permute(self, place: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """One encryption of `place` (n,) in [0, side²) under `keys` (n,), one key per element."""
+        left, right = np.divmod(place, self._side)
+        for number in range(1, self.ROUNDS + 1):
+            round_keys = _mix(keys + np.uint64(number))
+            left, right = right, (left + _mix(round_keys ^ right) % self._side) % self._side
+        return left * self._side + right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's next(): a bijection of 64 bits in which each input bit flips about half of the output bits."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)  # uint64 arrays wrap around, as meant here
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class WindowLoader:
+    """Batches of one split. Memory does not grow with the size of the file or with the batches already read.
+
+    The file stays open, so a dataset that is prepared anew meanwhile does not change the data of this run.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int):
+        self.block_size = block_size
+        self.n_windows = dataset.splits[split].n_windows(block_size)
+        self.order = WindowOrder(self.n_windows, seed)
+        self._tokens = dataset.splits[split].tokens
+        self._dtype = dataset.dtype
+        self._file = dataset.splits[split].path.open("rb")
+
+    def batch(self, first_sample: int, batch_size: int) -> Batch:
+        """`batch_size` samples from `first_sample` on: inputs and targets, both (batch_size, block_size), int64."""
+        windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
+        rows = np.empty((batch_size, self.block_size + 1), dtype=np.int64)
+        # Mapped for this batch only: pages of a map that stays open would count as resident until all of the file does.
+        tokens = np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self._tokens,))
+        for row, window in zip(rows, windows.tolist(), strict=True):
+            start = window * self.block_size
+            row[:] = tokens[start : start + self.block_size + 1]
+        both = torch.from_numpy(rows)
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+class _HasBatch(Protocol):
+    def batch(self, first_sample: int, batch_size: int) -> Batch: ...
+
+
+def prefetch(
+    loader: _HasBatch,
+    first_samples: Iterable[int],
+    batch_size: int,
+    device: torch.device | str,
+    depth: int = 2,
+) -> Generator[Batch, None, None]:
+    """Yield `loader.batch(first, batch_size)` on `device` for each of `first_samples`, which may be endless.
+
+    While the caller works on one batch, a background thread prepares the next `depth`. An error in preparing a batch
+    is raised when that batch is asked for. `close()`, or dropping the generator, stops the thread; a generator that is
+    still open when the interpreter exits delays it by at most the batches in preparation, because the thread never
+    waits for the caller.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # the thread would take device 0 instead
+
+    def prepare(first_sample: int) -> Batch:
+        inputs, targets = loader.batch(first_sample, batch_size)
+        if device.type != "cuda":
+            return inputs, targets
+        with torch.cuda.device(device):  # pinned memory lets the copy to the device run beside the computation
+            return inputs.pin_memory(), targets.pin_memory()
+
+    def deliver(batch: Future[Batch]) -> Batch:
+        inputs, targets = batch.result()
+        asynchronous = device.type == "cuda"  # elsewhere the source is not pinned and might be freed too early
+        return inputs.to(device, non_blocking=asynchronous), targets.to(device, non_blocking=asynchronous)
+
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    pending: deque[Future[Batch]] = deque()
+    try:
+        for first_sample in first_samples:
+            pending.append(thread.submit(prepare, first_sample))
+            if len(pending) > depth:
+                yield deliver(pending.popleft())
+        while pending:
+            yield deliver(pending.popleft())
+    finally:
+        for future in pending:
+            future.cancel()
+        thread.shutdown()

@@ -1,0 +1,158 @@
+"""What the ranks of a run send one another in one optimizer step, by part, as closed forms. No torch.
+
+Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes among n ranks, an all-gather and a
+reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
+part send (n-1)/n S on average (Thakur et al. 2005). gloo has no reduce-scatter of its own and moves an all-reduce
+instead; the figures are those of a backend that has.
+
+With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
+sends 2 S, FSDP 3 S, less what travels in two bytes and what is not gathered again for the backward pass; ZeRO-1 sends
+3 S, S more than the paper's, because it reduces gradients as DDP does, to the same bits.
+
+Counted is what `training.step.take_step` sends. Beside it a run asks before every step whether a signal came (8 bytes,
+reduced over all ranks), and sends a few numbers for an evaluation and every weight as often as a forward pass does.
+"""
+
+import dataclasses
+
+from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
+from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, gathered_bytes, mesh_of, parameters
+from model_config import ModelArchitectureConfig
+from runs.config import RunConfig
+
+SENT_OF_WHOLE = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "broadcast": 1}  # times (n-1)/n
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """All of a step's collectives of one kind for one purpose: `payload` are their bytes before they are divided."""
+
+    part: str
+    kind: str
+    ranks: int  # of the group that takes part
+    payload: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes, by one rank."""
+        return SENT_OF_WHOLE[self.kind] * (self.ranks - 1) / self.ranks * self.payload
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the formulas are given: `own` are the parameters of one tensor-parallel rank, `micro_batches` its own."""
+
+    config: ModelArchitectureConfig
+    run: RunConfig
+    mesh: Mesh
+    own: Parameters
+    micro_batches: int
+    e: int  # bytes of an element in the compute dtype
+
+    @property
+    def stream(self) -> int:
+        """Elements of the residual stream of one micro-batch."""
+        return self.run.batch_size * self.config.block_size * self.config.n_embd
+
+
+def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> list[Exchange]:
+    """Everything that one rank takes part in, empty for one rank.
+
+    `dtype` is the compute dtype; `world_size` ranks must be able to share the run (training.plan.check_ranks).
+    """
+    mesh = mesh_of(run, world_size)
+    own = parameters(config).of_tensor_rank(mesh.tensor)
+    step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
+    exchanges = [*_tensor_parallel(step), *_norm_gradients(step)]
+    if run.use_fsdp:
+        exchanges += _fsdp(step)
+    else:
+        exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * own.size))
+    if run.use_zero1:
+        exchanges += _zero1(step)
+    exchanges += _small(step)
+    return [exchange for exchange in exchanges if exchange.ranks > 1 and exchange.payload]
+
+
+def sent_by_part(exchanges: list[Exchange]) -> dict[str, float]:
+    """Bytes that one rank sends in a step."""
+    parts: dict[str, float] = {}
+    for exchange in exchanges:
+        parts[exchange.part] = parts.get(exchange.part, 0.0) + exchange.sent
+    return parts
+
+
+def _zero1(step: Step) -> list[Exchange]:
+    """Updated rows, to all ranks (Rajbhandari et al. 2020, section 5.1): gathered where every rank has as many,
+    broadcast by each where not."""
+    ranks, sizes = step.mesh.data, {"all_gather": 0, "broadcast": 0}
+    for parameter in step.own.all:
+        sizes["broadcast" if parameter.rows % ranks else "all_gather"] += 4 * parameter.size
+    return [Exchange("weights", kind, ranks, size) for kind, size in sizes.items()]
+
+
+def _fsdp(step: Step) -> list[Exchange]:
+    """Blocks' mixers and FFNs are gathered for the forward pass and, all but the last block's if they were given
+    back, for the backward pass, in the compute dtype (with a Mamba layer, in float32); what lies outside, norms
+    included, once, in float32. Gradients are reduced and divided after every micro-batch, because whole ones have
+    no place (Rajbhandari et al. 2020, section 7.2); among replicas, once a step.
+
+    Every parameter is padded to as many rows as the ranks divide.
+    """
+    run, mesh, micro_batches = step.run, step.mesh, step.micro_batches
+    blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.blocks, step.own.root))
+    own = step.own
+    sizes = {letter: gathered_bytes(letter, step.e) * own.block(letter, mesh.shards) for letter in own.kinds}
+    whole = sum(own.counts[letter] * size for letter, size in sizes.items())
+    gathers, twice = 1, 0
+    if run.fsdp_reshard_after_forward:
+        gathers, twice = micro_batches, whole - sizes[own.last]
+    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * (blocks + root)
+    return [
+        Exchange("weights", "all_gather", mesh.shards, gathers * (whole + twice + 4 * root)),
+        Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
+        Exchange("gradients", "all_reduce", mesh.replicas, reduced // mesh.shards),
+    ]
+
+
+def _tensor_parallel(step: Step) -> list[Exchange]:
+    """Of each micro-batch (Shoeybi et al. 2019, section 3; along the sequence, Korthikanti et al. 2022, section 4.2).
+
+    Each half of a block gathers its input and divides its sum, and in the backward pass the other way round. Inputs,
+    and their gradients, are float32 as the norms leave them; sums, and theirs, are in the compute dtype. Outside, all
+    float32: the embedding's sum goes to every rank, for positions to be added, and its gradient is gathered; what the
+    head reads is gathered and its gradient divided. With activation checkpointing a block gathers its inputs again,
+    and divides again what it keeps: of two sums the first, or both where a norm follows.
+    """
+    config, ranks, stream = step.config, step.mesh.tensor, step.stream
+    halves, e = 2 * config.n_layer, step.e
+    again = step.run.activation_checkpointing * config.n_layer
+    sums_again = again if config.norm_position == "pre" else 2 * again
+    gathered = (halves + 2 * again) * 4 + halves * e + 2 * 4
+    divided = (halves + sums_again) * e + halves * 4 + 4
+    rows = step.run.batch_size * config.block_size
+    exchanges = [
+        Exchange("activations", "all_reduce", ranks, 4 * stream),
+        Exchange("activations", "all_gather", ranks, gathered * stream),
+        Exchange("activations", "reduce_scatter", ranks, divided * stream),
+        Exchange("loss", "all_gather", ranks, ranks * 2 * 4 * rows),  # every rank's normalizer and target of each row
+    ]
+    return [dataclasses.replace(one, payload=step.micro_batches * one.payload) for one in exchanges]
+
+
+def _norm_gradients(step: Step) -> list[Exchange]:
+    """A norm sees part of the sequence on each tensor-parallel rank: its gradient is summed, once a step, or before
+    FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
+    norms = elements(parameter for parameter in step.own.root if parameter.divided == "sequence")
+    times = 1 if step.mesh.data == 1 else step.micro_batches
+    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
+
+
+def _small(step: Step) -> list[Exchange]:
+    """The loss, and for the gradients' global norm that of each parameter, once along each way it is divided."""
+    mesh, norms = step.mesh, 4 * sum(parameter.copies for parameter in step.own.all)
+    return [
+        Exchange("scalars", "all_reduce", mesh.tensor, norms),
+        Exchange("scalars", "all_reduce", mesh.shards, norms),
+        Exchange("scalars", "all_reduce", mesh.size, 4),
+    ]

@@ -1,0 +1,336 @@
+"""What one model costs: parameters, FLOPs, memory, cache, decoding and time, as data and as text for the console.
+
+Every figure is `breakdown`'s or follows from it by the formula that stands at its function.
+"""
+
+import dataclasses
+from typing import Any
+
+from common.errors import UserError
+from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
+from flops_parameter_counting.costs.published_architectures import (
+    Breakdown,
+    PublishedArchitecture,
+    activations_not_known,
+    breakdown,
+    cache_elements,
+    decoding_difference,
+    palm_scores,
+    trainable,
+)
+from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters, parameters_of_parts
+from interop.model_files import Model
+from model_config import ModelArchitectureConfig
+from runs.config import RunConfig
+
+CONVENTION = "multiply-add 2, backward twice forward, logits included; attention in full unless causal is said"
+DTYPE_BYTES = {**COMPUTE_BYTES, "tf32": 4}  # TF32 is an arithmetic; what it computes with is stored in float32
+
+# What each strategy is called in a config file (docs/distributed.md).
+STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "zero1": {"use_zero1": True}, "fsdp": {"use_fsdp": True}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where and how the model is trained and decoded. `sequence_length` None: the model's.
+
+    `tensor_parallel`, `fsdp_replicas` and `fsdp_cpu_offload` are the run's keys of these names. `peak_flops` is one
+    device's dense peak in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth`
+    (bytes per second) are known for devices of the table. What no field here says of a run is as `of_file` has it.
+    """
+
+    sequence_length: int | None = None
+    micro_batch: int = 1
+    dtype: str = "bfloat16"
+    activation_checkpointing: bool = False
+    devices: int = 1
+    strategy: str = "ddp"
+    tensor_parallel: int = 1
+    fsdp_replicas: int = 1
+    fsdp_cpu_offload: bool = False
+    hardware: str | None = None
+    peak_flops: float | None = None
+    device_memory: float | None = None
+    bandwidth: float | None = None
+    tokens: float | None = None
+    mfu: float | None = None
+    of_file: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    @property
+    def run(self) -> RunConfig:
+        """The keys with which train.py trains so."""
+        strategies = dict.fromkeys((key for keys in STRATEGIES.values() for key in keys), False)
+        return dataclasses.replace(
+            self.of_file,
+            batch_size=self.micro_batch,
+            activation_checkpointing=self.activation_checkpointing,
+            tensor_parallel=self.tensor_parallel,
+            fsdp_replicas=self.fsdp_replicas,
+            fsdp_cpu_offload=self.fsdp_cpu_offload,
+            **(strategies | STRATEGIES[self.strategy]),
+        )
+
+
+def describe(model: Model, setting: Setting) -> dict[str, Any]:
+    """Everything about a model, as data for JSON. Raises UserError for a setting or a model that cannot be counted."""
+    length = _sequence_length(model.architecture, setting)
+    cost = breakdown(model.architecture, length)
+    return {
+        "name": model.name,
+        "family": model.family,
+        "sequence_length": length,
+        "convention": CONVENTION,
+        "parameters": {
+            "total": sum(cost.parameters.values()),
+            "active": sum(cost.active.values()),
+            "by_part": _without_zeros(cost.parameters),
+            "active_by_part": _without_zeros(cost.active),
+        },
+        "flops_per_token": _flops(model.architecture, cost, length),
+        "memory": memory_per_device(model.architecture, cost.parameters, length, setting)
+        | {"cache": _cache(model.architecture, length, setting)},
+        "decoding": _decoding(model.architecture, cost, length, setting),
+        "time": _time(cost, setting),
+        "notes": list(model.notes),
+    }
+
+
+def _sequence_length(config: ModelArchitectureConfig, setting: Setting) -> int:
+    length = setting.sequence_length or config.block_size
+    if config.position_encoding == "learned_absolute" and length > config.block_size:
+        raise UserError(
+            f"--sequence_length={length}: the model has learned positions for {config.block_size} tokens and no more"
+        )
+    return length
+
+
+def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
+    """In the order of the forward pass: the head is last."""
+    return {part: count for part, count in sorted(parts.items(), key=lambda item: item[0] == "lm_head") if count}
+
+
+def _flops(config: ModelArchitectureConfig, cost: Breakdown, length: int) -> dict[str, Any]:
+    """Per token, forward and training, and two estimates of the training FLOPs.
+
+    6 N: two FLOPs a parameter forward, four backward (Kaplan et al. 2020). 6 N + 12 L H Q T adds the scores
+    (Chowdhery et al. 2022, appendix B). N here: the active parameters, tied ones once, embeddings among them.
+    """
+    forward, causal = sum(cost.forward.values()), sum(cost.causal.values())
+    n = sum(cost.active.values())
+    estimates = {"6N": 6 * n, "6N+12LHQT": 6 * n + palm_scores(config, length)}
+    return {
+        "forward": forward,
+        "training": 3 * forward,
+        "by_part": _without_zeros(cost.forward),
+        "training_by_part": {part: 3 * flops for part, flops in _without_zeros(cost.forward).items()},
+        "causal": {"forward": causal, "training": 3 * causal, "by_part": _without_zeros(cost.causal)},
+        "estimates": {
+            name: {
+                "n": n,
+                "training": value,
+                "off_full_percent": 100 * (value / (3 * forward) - 1),
+                "off_causal_percent": 100 * (value / (3 * causal) - 1),
+            }
+            for name, value in estimates.items()
+        },
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def memory_per_device(
+    config: ModelArchitectureConfig, parts: dict[str, int], length: int, setting: Setting
+) -> dict[str, Any]:
+    """Bytes of one device in training, by part (memory.py says what they are), and which of them it does not hold
+    itself.
+
+    `parts` are the model's parameters by part. The sizes of `config` may be those of a search's grid, and the bytes
+    are then its arrays. Where activations and logits are not known, `not_known` says why.
+    Raises UserError where so many devices cannot share the model.
+    """
+    run, plain, e = setting.run, trainable(config), DTYPE_BYTES[setting.dtype]
+    if plain is None and setting.tensor_parallel > 1:
+        raise UserError("tensor parallelism is known for architectures that train.py builds only: drop tensor_parallel")
+    built = dataclasses.replace(plain or config, block_size=length)
+    check_mesh(built, run, setting.devices)
+    mesh = mesh_of(run, setting.devices)
+    whole = parameters_of_parts(parts, config.n_layer) if plain is None else parameters(plain, parts)
+    by_part = state_memory(whole, run, mesh, e)
+    not_known = activations_not_known(config, length)
+    if not_known is None:
+        try:
+            by_part |= working_memory(built, run, mesh, e)
+        except UserError as error:  # a component of the user's own whose memory nobody has written down
+            not_known = str(error)
+    in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
+    total = sum(size for part, size in by_part.items() if part not in in_main_memory)
+    fits = None if setting.device_memory is None or not_known else total <= setting.device_memory
+    return {
+        "strategy": setting.strategy,
+        "devices": setting.devices,
+        "tensor_parallel": setting.tensor_parallel,
+        "fsdp_replicas": setting.fsdp_replicas,
+        "micro_batch": setting.micro_batch,
+        "dtype": setting.dtype,
+        "activation_checkpointing": setting.activation_checkpointing,
+        "by_part": by_part,
+        "in_main_memory": in_main_memory,
+        "total": total,
+        "not_known": not_known,
+        "device_memory": setting.device_memory,
+        "fits": fits,
+    }
+
+
+def _cache(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
+    """Bytes that a sequence of `length` tokens keeps while it is continued, in the compute dtype; but the state of our
+    Mamba layers is float32."""
+    in_float32 = () if isinstance(config, PublishedArchitecture) else ("state",)
+    sizes = {part: 4 if part in in_float32 else DTYPE_BYTES[setting.dtype] for part in cache_elements(config, length)}
+    parts = {part: sizes[part] * count for part, count in cache_elements(config, length).items()}
+    return {"dtype": setting.dtype, "bytes_per_sequence": sum(parts.values()), "by_part": parts}
+
+
+def _decoding(config: ModelArchitectureConfig, cost: Breakdown, length: int, setting: Setting) -> dict[str, Any]:
+    """The last token of one sequence of `length`: its query meets them all, every active weight is read once (of an
+    embedding only a row, which is left out), and the cache is read. On a named device, the time it needs at least."""
+    flops = sum(cost.forward.values()) + decoding_difference(config, length)
+    looked_up = cost.parameters.get("position", 0)
+    if not config.weight_tying:
+        looked_up += cost.parameters["embedding"]
+    weights = DTYPE_BYTES[setting.dtype] * (sum(cost.active.values()) - looked_up)
+    cache = _cache(config, length, setting)["bytes_per_sequence"]
+    found = {
+        "context": length,
+        "flops_per_token": flops,
+        "bytes_per_token": weights + cache,
+        "bytes_by_part": {"weights": weights, "cache": cache},
+        "seconds_per_token_at_least": None,
+    }
+    if setting.peak_flops is not None and setting.bandwidth is not None:
+        found["seconds_per_token_at_least"] = max(flops / setting.peak_flops, (weights + cache) / setting.bandwidth)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def _time(cost: Breakdown, setting: Setting) -> dict[str, Any] | None:
+    """tokens x training FLOPs a token (full) / (devices x dense peak x MFU); None where no tokens were given."""
+    if setting.tokens is None or setting.peak_flops is None or setting.mfu is None:
+        return None
+    flops = 3 * sum(cost.forward.values()) * setting.tokens
+    seconds = flops / (setting.devices * setting.peak_flops * setting.mfu)
+    return {
+        "tokens": setting.tokens,
+        "flops": flops,
+        "hardware": setting.hardware,
+        "devices": setting.devices,
+        "dtype": setting.dtype,
+        "peak_flops_per_device": setting.peak_flops,
+        "mfu": setting.mfu,
+        "seconds": seconds,
+        "days": seconds / 86_400,
+        "device_hours": setting.devices * seconds / 3600,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """What `describe` found, in several paragraphs."""
+    paragraphs = [
+        f"{found['name']} ({found['family']}), sequences of {found['sequence_length']:,} tokens\n{found['convention']}",
+        _parameters_text(found["parameters"]),
+        _flops_text(found["flops_per_token"]),
+        _memory_text(found["memory"]),
+        _decoding_text(found["memory"]["cache"], found["decoding"]),
+    ]
+    if found["time"] is not None:
+        paragraphs.append(_time_text(found["time"]))
+    if found["notes"]:
+        paragraphs.append("\n".join(f"note: {note}" for note in found["notes"]))
+    return "\n\n".join(paragraphs)
+
+
+def _row(name: str, count: int, total: int) -> str:
+    return f"  {name:<26}{count:>22,}  {100 * count / total:5.1f} %"
+
+
+def _parameters_text(parameters: dict[str, Any]) -> str:
+    total, active = parameters["total"], parameters["active"]
+    lines = [f"PARAMETERS {total:,}" + (f", of which a token meets {active:,}" if active != total else "")]
+    return "\n".join([*lines, *(_row(part, count, total) for part, count in parameters["by_part"].items())])
+
+
+def _flops_text(flops: dict[str, Any]) -> str:
+    causal = flops["causal"]
+    lines = [
+        "FLOPs PER TOKEN",
+        f"  forward                   {flops['forward']:>22,}  full    {causal['forward']:>22,}  causal",
+        f"  training                  {flops['training']:>22,}  full    {causal['training']:>22,}  causal",
+        "  of the forward pass, full:",
+        *(_row(part, count, flops["forward"]) for part, count in flops["by_part"].items()),
+        f"  beside the usual estimates of training FLOPs, N = {flops['estimates']['6N']['n']:,} "
+        "(all active parameters, tied ones once):",
+    ]
+    lines += [
+        f"  {name:<26}{estimate['training']:>22,}  {estimate['off_full_percent']:+.1f} % of full, "
+        f"{estimate['off_causal_percent']:+.1f} % of causal"
+        for name, estimate in flops["estimates"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _memory_text(memory: dict[str, Any]) -> str:
+    checkpointing = ", activation checkpointing" if memory["activation_checkpointing"] else ""
+    at_least = "at least " if memory["not_known"] else ""
+    lines = [
+        f"MEMORY OF TRAINING {at_least}{memory['total'] / 1e9:,.2f} GB on {_devices(memory)} "
+        f"(micro-batch {memory['micro_batch']}, {memory['dtype']}{checkpointing}; master weights float32, AdamW)"
+    ]
+    for part, size in memory["by_part"].items():
+        where = "  in main memory" if part in memory["in_main_memory"] else ""
+        lines.append(f"  {part:<26}{size / 1e9:>22,.{1 if size >= 1e11 else 3}f} GB{where}")
+    if memory["not_known"]:
+        lines.append(f"  {memory['not_known']}")
+    if memory["fits"] is not None:
+        verdict = "fits" if memory["fits"] else "does not fit"
+        lines.append(f"  {verdict} in the device's {memory['device_memory'] / 1e9:,.0f} GB")
+    return "\n".join(lines)
+
+
+def _devices(memory: dict[str, Any]) -> str:
+    if memory["devices"] == 1:
+        return "1 device"
+    tensor, replicas = memory["tensor_parallel"], memory["fsdp_replicas"]
+    layers = f", {tensor} share every layer" if tensor > 1 else ""
+    copies = f", {replicas} replicas" if replicas > 1 else ""
+    return f"each of {memory['devices']} devices, {memory['strategy']}{copies}{layers}"
+
+
+def _decoding_text(cache: dict[str, Any], decoding: dict[str, Any]) -> str:
+    lines = [
+        f"DECODING the token {decoding['context']:,} of one sequence, {cache['dtype']}",
+        f"  cache of a sequence       {cache['bytes_per_sequence']:>22,} bytes",
+        *(f"    {part:<24}{size:>22,} bytes" for part, size in cache["by_part"].items()),
+        f"  FLOPs per token           {decoding['flops_per_token']:>22,}",
+        f"  bytes read per token      {decoding['bytes_per_token']:>22,} (weights and cache)",
+    ]
+    if decoding["seconds_per_token_at_least"] is not None:
+        milliseconds = 1e3 * decoding["seconds_per_token_at_least"]
+        lines.append(f"  at least, on one device   {milliseconds:>22,.3f} ms a token")
+    return "\n".join(lines)
+
+
+def _time_text(time: dict[str, Any]) -> str:
+    return (
+        f"TIME {time['days']:,.2f} days, {time['device_hours']:,.1f} device-hours\n"
+        f"  {time['tokens']:.4g} tokens = {time['flops']:.4e} FLOPs (full) on {time['devices']} x {time['hardware']}, "
+        f"{time['peak_flops_per_device']:.4g} FLOP/s dense in {time['dtype']}, MFU {time['mfu']:g}"
+    )

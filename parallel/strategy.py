@@ -1,0 +1,184 @@
+"""From a configuration to a model as the ranks of a run train it, in this order:
+
+1. the model, on the meta device: it takes no memory yet;
+2. tensor parallel: layers shared among neighbouring ranks;
+3. activation checkpointing;
+4. compilation, block by block;
+5. FSDP: block by block, what step 2 left, divided over the data ranks;
+6. memory for this rank's part, and its initial values, which depend on the seed alone;
+7. DDP around it, where nothing is sharded.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from configurator import Configuration
+from model_builder import LanguageModel
+from model_config import STATE_SPACES
+from parallel.ranks import Ranks
+from parallel.tensor_parallel import shard_layers
+from runs.config import RunConfig
+
+
+def parallelize(
+    configuration: Configuration,
+    mesh: DeviceMesh | None,
+    ranks: Ranks,
+    device: torch.device,
+    dtype: str,
+    compiles: bool,
+) -> tuple[LanguageModel, nn.Module]:
+    """The model, and the same in what wraps it: calling the latter trains. Needs the process group of the run.
+
+    Raises UserError for a component that a strategy cannot share.
+    """
+    run = configuration.run
+    with torch.device("meta"):
+        model = LanguageModel(configuration.model)
+    if mesh is not None and run.tensor_parallel > 1:
+        shard_layers(model, mesh["tensor"])
+    model.activation_checkpointing = run.activation_checkpointing
+    if compiles:
+        for block in model.blocks:
+            block.compile()
+    fsdp = run.use_fsdp or (run.tensor_parallel > 1 and ranks.data_size > 1)
+    if mesh is not None and fsdp:
+        shard_fully(model, mesh, run, device, dtype)
+    model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
+    init_weights(model, run.seed)
+    if fsdp or ranks.data_size == 1:
+        return model, model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return model, DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMesh | None:
+    """The ranks as a block of `replica` x `shard` x `tensor`; None where a strategy needs none.
+
+    FSDP divides the model over `shard` and keeps copies over `replica`; without FSDP every data rank has a copy.
+    """
+    if not run.is_sharded:
+        return None
+    replicas = run.fsdp_replicas if run.use_fsdp else ranks.data_size
+    # It warns that a norm over two axes of the mesh takes two exchanges, of one number each.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    shape = (replicas, ranks.data_size // replicas, run.tensor_parallel)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
+
+
+def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: torch.device, dtype: str) -> None:
+    """FSDP2, in place: a group for each block's mixer and FFN, and one for the rest: norms, positions, and the
+    embedding, where a tied head meets it.
+
+    Mixers and FFNs travel in the compute dtype, which autocast would round their weights to anyway. The rest, which
+    computes in float32, travels in it, and so do blocks with a Mamba layer, whose decays and steps do not bear to be
+    rounded. Master weights, and their optimizer, are float32.
+    """
+    data = mesh["replica", "shard"] if mesh["replica"].size() > 1 or not run.use_fsdp else mesh["shard"]
+    reduce_dtype = getattr(torch, run.fsdp_reduce_dtype)
+    compute = getattr(torch, dtype) if run.use_fsdp and dtype != "float32" else None
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if run.fsdp_cpu_offload else OffloadPolicy()
+    # A projection's output is a view, which matters to who writes into it; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    cast = dataclasses.replace(in_float32, param_dtype=compute)
+    for block, letter in zip(model.blocks, model.config.pattern, strict=True):
+        # Backward begins with the last block, which would be gathered again at once.
+        reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
+        parts = [part for name, part in block.named_children() if name in ("mixer", "ffn")]
+        policy = in_float32 if letter in STATE_SPACES else cast
+        fully_shard(parts, mesh=data, reshard_after_forward=reshards, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=in_float32, offload_policy=offload)
+
+
+@torch.no_grad()
+def init_weights(model: LanguageModel, seed: int) -> None:
+    """`LanguageModel.init_weights` for a model of which this rank has a part: the same values, module by module.
+
+    Each module is drawn whole on the CPU and this rank's part is kept. Drawing the parts would give every rank the
+    same values, and would make them depend on the number of ranks.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        model.init_weights(seed)
+        return
+    with torch.device("meta"):
+        whole = LanguageModel(model.config)
+    torch.manual_seed(seed)
+    for name, module in whole.named_modules():
+        module.to_empty(device="cpu", recurse=False)
+        whole.init_module(name, module)
+        for parameter, values in module.named_parameters(prefix=name, recurse=False):
+            keep_part(model.get_parameter(parameter), values.detach())
+        module.to_empty(device="meta", recurse=False)
+
+
+def keep_part(parameter: Tensor, whole: Tensor) -> None:
+    """Copy this rank's part of the whole values into a parameter."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        whole = whole.to(mesh.device_type)
+        whole = distribute_tensor(whole, mesh, parameter.placements, src_data_rank=None)  # cut here, nothing is sent
+    own_part(parameter).copy_(own_part(whole))
+
+
+@contextlib.contextmanager
+def without_gradient_sync(model: nn.Module, run: RunConfig, wanted: bool) -> Iterator[None]:
+    """For all micro-batches of a step but the last: what can wait for the last one does not travel.
+
+    With DDP gradients add up locally. With FSDP they would have to be kept whole for that, which is what it is there
+    to avoid: each micro-batch's are divided at once, and only the sums over replicas wait. Weights that are not given
+    back after forward stay for the whole step.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(not wanted)
+        model.set_reshard_after_backward(not wanted or run.fsdp_reshard_after_forward)
+    with model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else contextlib.nullcontext():
+        yield
+
+
+def give_back_weights(model: nn.Module) -> None:
+    """After forward passes without backward: FSDP's parameters are this rank's parts again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(values: Tensor) -> Tensor:
+    """All of something that may be distributed over the ranks, on every one of them."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def own_part(values: Tensor) -> Tensor:
+    """What this rank has of something that may be distributed over the ranks, in the same memory."""
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: torch.device) -> None:
+    """One forward and backward pass that changes nothing.
+
+    DDP packs gradients anew after its first backward pass, which rounds sums over the ranks in another way: without
+    this, the first step after a resume would differ from the same step of a run that was not interrupted.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    tokens = torch.zeros(batch_size, block_size, dtype=torch.long, device=device)
+    model(tokens, tokens).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def settle_gradients(model: nn.Module) -> None:
+    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms), once a step."""
+    for parameter in model.parameters():
+        gradient: Tensor | None = parameter.grad
+        if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+            parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)

@@ -1,0 +1,256 @@
+"""Tensors and progress of a run, to a checkpoint folder and back, whatever the strategy and the number of ranks.
+
+torch.distributed.checkpoint writes every rank's parts as safetensors, in the background, and puts them together for
+whoever reads them. Its own index of a checkpoint would be a pickle; its safetensors storage has none, and the rest is
+JSON: loading executes nothing.
+"""
+
+import dataclasses
+import errno
+import time
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from common.errors import UserError
+from parallel.collectives import largest_over_ranks
+from parallel.ranks import ALONE, Ranks
+from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
+from training.optimizer import empty_state, optimizer_tensors
+
+OPTIMIZER = "optimizer."  # before the names of the optimizer's tensors
+# PyTorch 2.11's stager closes itself when it has staged once: each checkpoint then allocates its buffers anew.
+STAGER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
+@dataclasses.dataclass
+class Training:
+    """What a step changes, and so what a checkpoint holds."""
+
+    model: nn.Module  # the plain model, inside whatever parallelism wraps it
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    progress: Progress
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the model and of its optimizer, under the names they have in a checkpoint."""
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        return self.model.state_dict() | {OPTIMIZER + name: value for name, value in optimizer.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """How writing a checkpoint ended. `path` is None where the disk was full, and the earlier ones are untouched."""
+
+    progress: Progress  # as it was when training paused for the copy
+    path: Path | None
+    seconds: float  # until it was in place
+    stall_seconds: float  # in which training paused
+
+
+class _Writer(dcp.HuggingFaceStorageWriter):
+    """Notes the checksum of every file, by the rank that wrote it, for `files` of the first rank."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), save_distributed=True)
+        self.folder = folder
+        self.files: dict[str, str] = {}
+
+    def write_data(self, plan: Any, planner: Any) -> torch.futures.Future:
+        results = super().write_data(plan, planner).wait()
+        names = {result.storage_data.relative_path for result in results}
+        sums = {name: checksum(self.folder / name) for name in names}
+        for result in results:
+            result.storage_data.relative_path = (
+                f"{result.storage_data.relative_path} {sums[result.storage_data.relative_path]}"
+            )
+        done: torch.futures.Future = torch.futures.Future()
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Any, results: list) -> None:
+        written = {result.storage_data.relative_path for of_rank in results for result in of_rank}
+        self.files = dict(sorted(name.split(" ") for name in written))
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A checkpoint that is being written."""
+
+    writer: _Writer
+    future: Future
+    state: dict[str, Any]
+    progress: Progress
+    started: float
+    stall_seconds: float
+
+
+class Checkpointer:
+    """Writes a run's checkpoints in the background, one at a time. Every rank calls `start` at the same steps.
+
+    `config` and `data` (the checksums of what is trained on) are kept to compare a resumed run with.
+    """
+
+    def __init__(
+        self, folder: RunFolder, training: Training, ranks: Ranks, config: dict[str, Any], data: dict[str, str]
+    ):
+        self.folder, self.training, self.ranks = folder, training, ranks
+        self.config, self.data = config, data
+        # Of its own: the background thread's exchanges must not come between those of training.
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.stager = _new_stager()
+        self.pending: _Pending | None = None
+        _expect_one_process()
+
+    def start(self) -> None:
+        """Copy everything, and begin to write the copy. An earlier one must have been settled."""
+        started, progress = time.perf_counter(), dataclasses.replace(self.training.progress)
+        if not STAGER_KEEPS_BUFFERS:
+            self.stager = _new_stager()
+        state = {
+            "progress": dataclasses.asdict(progress),
+            "config": self.config,
+            "data": self.data,
+            "scaler": self.training.scaler.state_dict(),
+        }
+        writer = _Writer(self.folder.aside(progress.step))
+        future = dcp.async_save(
+            self.training.tensors(),
+            storage_writer=writer,
+            async_stager=self.stager,
+            process_group=self.group,
+            no_dist=self.group is None,
+        )
+        stall = time.perf_counter() - started
+        assert isinstance(future, Future)  # as ever without asynchronous staging
+        self.pending = _Pending(writer, future, state, progress, started, stall)
+
+    def settle(self, wait: bool) -> Saved | None:
+        """Put a checkpoint in place that all ranks have written; None if there is none, or not yet.
+
+        Ranks other than the first have nothing to put in place. Raises what made the writing fail, except for a full
+        disk.
+        """
+        pending = self.pending
+        if pending is None or not (wait or pending.future.done()):
+            return None
+        self.pending, path = None, None
+        try:
+            pending.future.result()
+            if self.ranks.is_first:
+                state = pending.state | {"files": pending.writer.files}
+                path = self.folder.put_in_place(pending.progress.step, state)
+        except (CheckpointException, OSError) as error:
+            if not _disk_is_full(error):
+                raise
+            if self.ranks.is_first:
+                self.folder.discard(pending.progress.step)
+        return Saved(pending.progress, path, time.perf_counter() - pending.started, pending.stall_seconds)
+
+    def update(self, checkpoint: Path) -> None:
+        """A checkpoint of this very step was saved before the step was evaluated: note the evaluation in it."""
+        write_state(checkpoint, read_state(checkpoint) | {"progress": dataclasses.asdict(self.training.progress)})
+
+    def close(self) -> None:
+        self.stager.close()
+
+
+def _new_stager() -> DefaultStager:
+    on_gpu = torch.cuda.is_available()
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+        )
+    )
+
+
+def _expect_one_process() -> None:
+    """torch.distributed.checkpoint warns a process that is alone, also from its background thread."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, CheckpointException):
+        return any(_disk_is_full(failure) for failure, _ in error.failures.values())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "os error 28" in str(error) or "No space left" in str(error)
+
+
+def newest_whole(checkpoints: list[Path], ranks: Ranks, device: torch.device) -> tuple[Path, dict[Path, str]]:
+    """The first of the checkpoints whose files have their checksums, and what is wrong with those before it.
+
+    The ranks share the reading, and all get the same answer. Raises UserError when none is whole.
+    """
+    damaged: dict[Path, str] = {}
+    for checkpoint in checkpoints:
+        wrong = damage(checkpoint, ranks)
+        if not largest_over_ranks(torch.tensor(int(wrong is not None), device=device), ranks):
+            return checkpoint, damaged
+        damaged[checkpoint] = wrong or "a file that another rank read is damaged"
+    raise UserError(f"no checkpoint is whole: {'; '.join(damaged.values())}")
+
+
+def load_checkpoint(checkpoint: Path, training: Training) -> None:
+    """Everything that a checkpoint holds, into `training`: each rank reads its parts. Raises UserError if it cannot."""
+    state = read_state(checkpoint)
+    progress, model = Progress(**state["progress"]), training.model.state_dict()
+    optimizer = {}
+    if progress.has_updated:
+        optimizer = {OPTIMIZER + name: value for name, value in empty_state(training.model, training.optimizer).items()}
+    load_tensors(checkpoint, model | optimizer)
+    if state["scaler"]:  # empty where the run computed in another dtype until now
+        training.scaler.load_state_dict(state["scaler"])
+    training.progress = progress
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """The weights alone, into a model that is not distributed. Raises UserError for a damaged checkpoint."""
+    if wrong := damage(checkpoint, ALONE):
+        raise UserError(wrong)
+    load_tensors(checkpoint, model.state_dict())
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The names, shapes and types of a checkpoint's whole tensors, on the meta device. Raises UserError for files that
+    are none or do not make up whole tensors."""
+    try:
+        known = dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{checkpoint} is damaged: {_first_line(error)}") from None
+    found = {}
+    for name, tensor in known.items():
+        if not isinstance(tensor, TensorStorageMetadata) or tensor.size.numel() != sum(
+            chunk.sizes.numel() for chunk in tensor.chunks
+        ):
+            raise UserError(f"{checkpoint} is damaged: of {name} it has some parts and not others")
+        found[name] = torch.empty(tensor.size, dtype=tensor.properties.dtype, device="meta")
+    return found
+
+
+def load_tensors(checkpoint: Path, into: dict[str, Tensor]) -> None:
+    """Those that are named, in place; each rank reads its parts. Raises UserError where they do not fit."""
+    if missing := sorted(into.keys() - tensors_of(checkpoint).keys()):
+        raise UserError(f"{checkpoint} has no tensor {missing[0]}: it is not a checkpoint of this model")
+    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    _expect_one_process()
+    try:
+        dcp.load(into, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (CheckpointException, OSError, SafetensorError, ValueError) as error:
+        failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+        reason = _first_line(next(iter(failures))[0])
+        raise UserError(f"{checkpoint} cannot be loaded into this model: {reason}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

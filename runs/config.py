@@ -1,0 +1,160 @@
+"""What a run is, besides its model: data, batch, optimizer, schedule, evaluation, logging, machine."""
+
+import dataclasses
+import re
+
+from common.errors import UserError
+from common.keys import key
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The run's keys, with nanoGPT's names and defaults where nanoGPT has them."""
+
+    out_dir: str | None = key(
+        None, "the run's folder; None: out/<name of the config file>", group="Where to start and where to write"
+    )
+    init_from: str = key(
+        "scratch",
+        "scratch; resume (from the run folder's last checkpoint); auto (resume if there is one, else scratch)",
+        choices=("scratch", "resume", "auto"),
+    )
+    seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
+    dry_run: bool = key(False, "print the startup report and exit without building anything")
+
+    dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
+    data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder")
+    batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
+    gradient_accumulation_steps: int = key(
+        40,
+        "micro-batches in a step, shared among the ranks: a step is gradient_accumulation_steps x batch_size x "
+        "block_size tokens on any number of ranks",
+        at_least=1,
+    )
+
+    max_iters: int | None = key(
+        600000, "optimizer steps", at_least=0, group="Length: the run ends at the first of these that it reaches"
+    )
+    max_tokens: int | None = key(None, "training tokens", at_least=1)
+    max_flops: float | None = key(None, "training FLOPs, in the full-attention convention", above=0)
+
+    learning_rate: float = key(6e-4, "at its highest", at_least=0, group="Optimizer (AdamW)")
+    weight_decay: float = key(0.1, "decoupled, on matrices only: none on norms, biases and other vectors", at_least=0)
+    beta1: float = key(0.9, "decay of the gradient's running mean", at_least=0, below=1)
+    beta2: float = key(0.95, "decay of the squared gradient's running mean", at_least=0, below=1)
+    adam_eps: float = key(1e-8, "added to the root of the squared gradient's mean", above=0)
+    grad_clip: float = key(1.0, "largest global gradient norm; 0 clips nothing", at_least=0)
+    max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
+
+    lr_schedule: str = key(
+        "cosine", "after the warm-up: cosine, linear, wsd (stable, then linear decay) or constant",
+        choices=("cosine", "linear", "wsd", "constant"), group="Learning-rate schedule",
+    )  # fmt: skip
+    decay_lr: bool = key(True, "False: learning_rate throughout, without warm-up or schedule")
+    warmup_iters: int = key(2000, "steps of linear warm-up", at_least=0)
+    lr_decay_iters: int | None = key(None, "the step at which min_lr is reached; None: the run's last", at_least=1)
+    min_lr: float = key(6e-5, "where cosine, linear and wsd end", at_least=0)
+    wsd_decay_fraction: float = key(0.2, "share of lr_decay_iters in which wsd decays", above=0)
+
+    eval_interval: int = key(2000, "steps between evaluations", at_least=1, group="Evaluation and checkpoints")
+    eval_iters: int = key(
+        200, "batches of an evaluation: the same validation windows every time, fewer if the split is short", at_least=1
+    )
+    eval_only: bool = key(False, "evaluate once and exit")
+    always_save_checkpoint: bool = key(True, "save at every evaluation; False: only where the loss improved")
+    checkpoint_interval: int = key(
+        0, "also save every so many steps; 0: only at evaluations and at the end", at_least=0
+    )
+    keep_last: int = key(2, "newest checkpoints to keep; the older one is for when the last is damaged", at_least=1)
+    keep_best: bool = key(True, "keep the checkpoint with the lowest validation loss")
+    keep_every: int = key(0, "keep every checkpoint whose step is a multiple of this; 0: none", at_least=0)
+
+    log_interval: int = key(1, "steps between lines of the log", at_least=1, group="Log")
+    gradient_stats_interval: int = key(0, "steps between gradient statistics by layer; 0: never", at_least=0)
+    wandb_log: bool = key(False, "log to Weights & Biases too (extra: wandb); offline with WANDB_MODE=offline")
+    wandb_project: str = key("isoflop", "its project")
+    wandb_run_name: str | None = key(None, "its run name; None: the run folder's name")
+    tensorboard_log: bool = key(False, "write TensorBoard events into the run's folder too (extra: tensorboard)")
+
+    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", group="Machine")
+    dtype: str = key(
+        "auto",
+        "compute dtype; master weights stay float32; auto: bfloat16 where the device computes in it, else float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    tf32: bool = key(True, "float32 matrix products in TF32 on CUDA")
+    compile: bool | str = key(
+        "auto", "compile each block; auto: when the run is long enough to pay for it", choices=(True, False, "auto")
+    )
+    activation_checkpointing: bool = key(False, "keep only each block's input, recompute the rest in backward")
+
+    use_zero1: bool = key(
+        False, "share the optimizer's state among the ranks (ZeRO stage 1)", group="Many ranks (docs/distributed.md)"
+    )
+    use_fsdp: bool = key(False, "share weights, gradients and optimizer state among the ranks (FSDP2, ZeRO stage 3)")
+    fsdp_reshard_after_forward: bool = key(
+        True, "give gathered weights back before backward; False keeps them for the step (ZeRO stage 2's trade)"
+    )
+    fsdp_cpu_offload: bool = key(False, "keep FSDP's parts, and update them, in main memory")
+    fsdp_replicas: int = key(1, "copies of the model, each divided over ranks / replicas (hybrid sharding)", at_least=1)
+    fsdp_reduce_dtype: str = key(
+        "float32", "in which FSDP sums gradients over ranks: float32 or bfloat16", choices=("float32", "bfloat16")
+    )
+    tensor_parallel: int = key(1, "neighbouring ranks that share every layer; FSDP or DDP over the others", at_least=1)
+    backend: str = key(
+        "auto", "process-group backend: auto is nccl on CUDA and gloo on CPU", choices=("auto", "nccl", "gloo")
+    )
+    comm_timeout: int = key(
+        600, "seconds that a rank waits for another before the run ends and names it", at_least=1, below=10**6
+    )
+    world_size: int | None = key(None, "ranks that a dry run reports on; None: those that torchrun started", at_least=1)
+
+    scaling_law: str | dict | None = key(
+        None, "what the loss is held against: a law by its name, a law file *.json, or such a file's content as a dict",
+        group="Prediction (docs/scaling_laws.md): changes nothing in the run, and stands in its log",
+    )  # fmt: skip
+    predicted_loss: float | None = key(
+        None, "validation loss at the run's end, nats per token; None: what scaling_law says", above=0
+    )
+    predicted_flops: float | None = key(None, "training FLOPs of the whole run, full attention", above=0)
+    predicted_seconds: float | None = key(None, "in training steps, as train_seconds of the log", above=0)
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.gradient_accumulation_steps * self.batch_size
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no rank has all of the training state."""
+        return self.use_zero1 or self.use_fsdp or self.tensor_parallel > 1
+
+
+def check_run(config: RunConfig) -> None:
+    """Raises UserError, with the reason, for values that cannot work together."""
+    if config.max_iters is None and config.max_tokens is None and config.max_flops is None:
+        raise UserError("the run has no end: set max_iters, max_tokens or max_flops")
+    if config.wsd_decay_fraction > 1:
+        raise UserError(f"wsd_decay_fraction={config.wsd_decay_fraction} must be at most 1")
+    decays = config.decay_lr and config.lr_schedule != "constant"
+    if decays and config.min_lr > config.learning_rate:
+        raise UserError(f"min_lr={config.min_lr} is above learning_rate={config.learning_rate}")
+    if decays and config.lr_decay_iters is not None and config.lr_decay_iters < config.warmup_iters:
+        raise UserError(
+            f"lr_decay_iters={config.lr_decay_iters} is before the end of warmup_iters={config.warmup_iters}"
+        )
+    if config.world_size is not None and not config.dry_run:
+        raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
+    _check_strategy(config)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
+        raise UserError(f"device={config.device!r} is none of: auto, cpu, cuda, cuda:N, mps")
+
+
+def _check_strategy(config: RunConfig) -> None:
+    if config.use_zero1 and config.use_fsdp:
+        raise UserError("use_zero1 and use_fsdp exclude each other: FSDP divides the optimizer's state already")
+    if config.use_zero1 and config.tensor_parallel > 1:
+        raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
+        if getattr(config, name) != defaults[name] and not config.use_fsdp:
+            raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
