@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from checkpoints import last_checkpoint, same, tensors
 from commands import command
-from conftest import ROOT, training
+from conftest import training
 from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
@@ -407,8 +407,7 @@ def test_a_second_save_waits_for_the_first(data_dir, tmp_path, runs, slow_disk):
 
 # Its second checkpoint is never written to the end; it takes two more steps meanwhile and is killed.
 KILLED_WHILE_WRITING = """
-import os, signal, sys, threading
-sys.path.insert(0, {root!r})
+import os, signal, threading
 from runs import checkpoint
 from training import trainer
 write, step, second = checkpoint._Writer.write_data, trainer.take_step, threading.Event()
@@ -435,7 +434,7 @@ train.main()
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one_whole(train, data_dir, tmp_path, runs):
     script = tmp_path / "killed.py"
-    script.write_text(KILLED_WHILE_WRITING.format(root=str(ROOT)))
+    script.write_text(KILLED_WHILE_WRITING)
     assert train(*KEYS, script=script).returncode == -signal.SIGKILL
     run = tmp_path / "run"
     assert 9 in curve(run / "log.jsonl") and (run / "checkpoints/.writing_00000008").exists()

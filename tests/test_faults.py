@@ -24,8 +24,7 @@ from runs.folder import RunFolder
 
 # A run in which something happens when one rank begins its n-th step.
 FAULTY_RUN = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
+import os, signal, time
 import training.trainer as trainer
 original, calls = trainer.take_step, 0
 
@@ -120,7 +119,7 @@ def continued(folder: Path, data: Path) -> Done:
 )
 def test_the_error_names_the_lost_rank_and_the_step(data_dir, tmp_path, fault, ranks, lost, message):
     script = tmp_path / "faulty_run.py"
-    script.write_text(FAULTY_RUN.format(root=str(ROOT), step=6, rank=lost, fault=fault))
+    script.write_text(FAULTY_RUN.format(step=6, rank=lost, fault=fault))
     keys = small_run(data_dir, *KEYS, "--out_dir=run", "--comm_timeout=5", "--gradient_accumulation_steps=4")
     torchrun = ["--standalone", f"--nproc_per_node={ranks}"]
     process, output = processes.start_speaking(script, keys, tmp_path, environment(), torchrun)
@@ -134,7 +133,7 @@ def test_the_error_names_the_lost_rank_and_the_step(data_dir, tmp_path, fault, r
 
 def test_torchrun_starts_a_failed_run_again_and_it_continues_by_itself(data_dir, tmp_path, uninterrupted):
     script = tmp_path / "faulty_run.py"
-    script.write_text(FAULTY_RUN.format(root=str(ROOT), step=6, rank=1, fault=KILL))
+    script.write_text(FAULTY_RUN.format(step=6, rank=1, fault=KILL))
     process = start(tmp_path, data_dir, script=script)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output

@@ -14,8 +14,7 @@ from test_resume import curve
 
 # Sends this process a signal when one of the run's functions is called for the n-th time.
 SIGNALLED_RUN = """
-import importlib, os, sys
-sys.path.insert(0, {root!r})
+import importlib, os
 owner = importlib.import_module({module!r})
 original, calls = getattr(owner, {name!r}), 0
 
@@ -35,9 +34,7 @@ train.main()
 def signalled_run(folder: Path, function: str, call: int, number: int, rank: int = 0) -> Path:
     module, name = function.split(":")
     script = folder / "signalled_run.py"
-    script.write_text(
-        SIGNALLED_RUN.format(root=str(ROOT), module=module, name=name, call=call, number=int(number), rank=rank)
-    )
+    script.write_text(SIGNALLED_RUN.format(module=module, name=name, call=call, number=int(number), rank=rank))
     return script
 
 
@@ -90,7 +87,7 @@ def test_a_second_signal_ends_the_process_at_once(data_dir, tmp_path):
     """Here in a step that never ends."""
     script = tmp_path / "endless_step.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport time, train, training.trainer\n"
+        "import time, train, training.trainer\n"
         "def take_step(*arguments):\n"
         "    print('in the step', flush=True)\n"
         "    while True: time.sleep(0.1)\n"

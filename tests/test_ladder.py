@@ -196,7 +196,7 @@ def test_a_run_that_another_process_holds_is_waited_for(finished, tmp_path):
     log = (run / "log.jsonl").read_text().splitlines(keepends=True)
     (run / "log.jsonl").write_text("".join(log[:3]))
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + HOLD, str(run)],
+        [sys.executable, "-c", HOLD, str(run)], env=environment(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
@@ -211,6 +211,7 @@ def test_a_run_that_another_process_holds_is_waited_for(finished, tmp_path):
 
 
 HOLD = """
+import sys
 from pathlib import Path
 from runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).hold():

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import last_checkpoint, same, tensors
-from conftest import ROOT
 
 from runs.logs import read_run
 
 # A run that kills itself, as `kill -9` would, when one of its own functions has been called for the n-th time.
 KILLED_RUN = """
-import importlib, os, signal, sys
-sys.path.insert(0, {root!r})
+import importlib, os, signal
 module, name = {function!r}.rsplit(":")
 owner = importlib.import_module(module)
 *path, name = name.split(".")
@@ -37,7 +35,7 @@ train.main()
 
 def killed_run(folder: Path, function: str, call: int, after: bool = False, rank: int = 0) -> Path:
     script = folder / "killed_run.py"
-    script.write_text(KILLED_RUN.format(root=str(ROOT), function=function, call=call, after=after, rank=rank))
+    script.write_text(KILLED_RUN.format(function=function, call=call, after=after, rank=rank))
     return script
 
 

@@ -21,8 +21,7 @@ from runs.folder import RunFolder
 from runs.logs import find_runs, read_run
 
 FULL_DISK = """
-import errno, sys
-sys.path.insert(0, {root!r})
+import errno
 import runs.checkpoint
 
 def write_data(*arguments):
@@ -51,7 +50,7 @@ def eventful(data_dir, tmp_path_factory):
     assert run_train(data_dir, run, *keys, "--max_iters=8") == 0
     first = (run / "log.jsonl").read_bytes()
     (run / "checkpoints/step_00000008/state.json").write_text("{}")
-    full_disk.write_text(FULL_DISK.format(root=str(ROOT)))
+    full_disk.write_text(FULL_DISK)
     assert run_train(data_dir, run, *keys, "--max_iters=10", "--init_from=auto", script=full_disk) == 1
     return run, first
 

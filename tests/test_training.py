@@ -206,7 +206,7 @@ def test_a_run_that_stopped_for_skipped_steps_can_be_resumed(train, tmp_path):
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(train, tmp_path):
     script = tmp_path / "full_disk.py"
     script.write_text(
-        f"import errno, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import errno\n"
         "import train, runs.checkpoint as checkpoint\n"
         "original, calls = checkpoint._Writer.write_data, 0\n"
         "def write_data(*arguments):\n"
