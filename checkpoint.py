@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 import struct
 import zlib
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
+from common.files import aside, sync, written_aside
 from configurator import Configuration
 from model_builder import build_model
 from parallel.ranks import ALONE
@@ -97,16 +97,9 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     if weights_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with told(f"cannot write {file}"):
-            with aside.open("wb") as out:
-                write_safetensors(out, checkpoint, tensors, {key: json.dumps(state[key]) for key in kept})
-                out.flush()
-                os.fsync(out.fileno())
-            aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+    metadata = {key: json.dumps(state[key]) for key in kept}
+    with told(f"cannot write {file}"), written_aside(file, on_disk=True) as new, new.open("wb") as out:
+        write_safetensors(out, checkpoint, tensors, metadata)
     print(f"{checkpoint} ({which}) -> {file}: {contents(tensors)}, {file.stat().st_size / 1e6:,.1f} MB")
 
 
@@ -175,15 +168,14 @@ def import_checkpoint(file: Path, run: Path, config: str | None, force: bool) ->
         start = Progress(compile=progress.compile, dtype=progress.dtype)
         state |= {"progress": dataclasses.asdict(start), "scaler": {}}
     step = state["progress"]["step"]
-    folder = RunFolder(run.absolute().with_name(f".{run.absolute().name}.{os.getpid()}"))
+    folder = RunFolder(aside(run.absolute()))
     try:
         with told(f"cannot write {run}"):
             content = folder.aside(step)
             content.mkdir(parents=True)
             with file.open("rb") as source, (content / "model.safetensors").open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 22)
-                copy.flush()
-                os.fsync(copy.fileno())
+            sync(content / "model.safetensors")
             check_content(content / "model.safetensors", state.pop("checksum"), file)
             files = {"model.safetensors": checksum(content / "model.safetensors")}
             folder.put_in_place(step, state | {"files": files})

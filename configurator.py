@@ -8,7 +8,6 @@ import ast
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import sys
 import textwrap
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, did_you_mean
+from common.files import replace_file
 from common.keys import allowed_types, check_value, groups, parse_value, type_and_bounds
 from model_config import PRESETS, ModelArchitectureConfig, preset_values, resolve_architecture
 from runs.config import RunConfig, check_run
@@ -335,7 +335,7 @@ def differences(old: ModelArchitectureConfig | RunConfig, new: ModelArchitecture
 def write(configuration: Configuration, folder: Path) -> None:
     """Writes `config.json` (`as_dict`) and `config.py`, which `load` reads to an equal model and run.
 
-    Each is written aside and renamed, so that no reader meets half a file. Raises UserError if it cannot.
+    Each is replaced whole, so that no reader meets half a file. Raises UserError if it cannot.
     """
     texts = {
         "config.json": json.dumps(as_dict(configuration), indent=2) + "\n",
@@ -344,9 +344,7 @@ def write(configuration: Configuration, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            aside = folder / f".{name}.{os.getpid()}"
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(folder / name)
+            replace_file(folder / name, text.encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot write the configuration: {error.strerror}") from None
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,20 @@ def check_target(option: str, path: Path | None, suffix: str = "", force: bool =
         raise UserError(f"{given}: the file exists; --force overwrites it")
     if not _is_special(path):
         try:
-            _aside(path).touch()
-            _aside(path).unlink()
+            aside(path).touch()
+            aside(path).unlink()
         except OSError as error:
             raise UserError(f"{given}: cannot write to the folder {path.parent}: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that the user named. Raises UserError where that cannot be."""
     try:
         if _is_special(path):
             path.write_bytes(content)
-            return
-        _aside(path).write_bytes(content)
-        _aside(path).replace(path)
+        else:
+            replace_file(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):  # there may be none
-            _aside(path).unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -48,8 +47,40 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
+def replace_file(path: Path, content: bytes, on_disk: bool = False) -> None:
+    """Writes a file of a few bytes as `written_aside` says. Raises OSError."""
+    with written_aside(path, on_disk) as file:
+        file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path, on_disk: bool = False) -> Iterator[Path]:
+    """A file to write, which gets the name `path` when the block ends: readers see all of it or what was there before.
+    With `on_disk` the content has reached the disk by then, so that no power cut leaves the name without it. A block
+    that ends by an exception leaves nothing behind. Raises OSError."""
+    file = aside(path)
+    try:
+        yield file
+        if on_disk:
+            sync(file)
+        file.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # there is none once it is renamed
+            file.unlink()
+
+
+def aside(path: Path) -> Path:
+    """Where a process writes what is to be `path`: hidden, beside it, and no other process's."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def sync(path: Path) -> None:
+    """Brings a file's content, or a folder's names, to the disk: fsync on a file does not cover its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_special(path: Path) -> bool:

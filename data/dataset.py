@@ -13,7 +13,6 @@ original text, without separators, so that bits per byte = loss / ln 2 * tokens 
 No torch in here: a command that only plans must start in a fraction of a second.
 """
 
-import fcntl
 import json
 import operator
 import os
@@ -30,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, did_you_mean
+from common.files import replace_file, sync
+from common.locks import lock
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -70,11 +71,9 @@ class DatasetWriter:
     def __enter__(self) -> "DatasetWriter":
         with ExitStack() as opened, _writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = opened.enter_context((self.folder / ".lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
-            except BlockingIOError:
-                raise UserError(f"another process is preparing {self.folder}: wait until it has finished") from None
+            if (held := lock(self.folder)) is None:
+                raise UserError(f"another process is preparing {self.folder}: wait until it has finished")
+            opened.enter_context(held)
             for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
                 leftover.unlink(missing_ok=True)
             for name in SPLITS:
@@ -123,12 +122,13 @@ class DatasetWriter:
             for split in self._splits.values():
                 split.flush_to_disk()
             (self.folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
-            _sync_folder(self.folder)
+            sync(self.folder)
             for split in self._splits.values():
                 split.temporary.replace(split.path)
-            _sync_folder(self.folder)
-            _replace_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")  # ... and here the new one is
-            _sync_folder(self.folder)
+            sync(self.folder)
+            text = json.dumps(meta, indent=1) + "\n"
+            replace_file(self.folder / "meta.json", text.encode(), on_disk=True)  # ... and here the new one is
+            sync(self.folder)
 
 
 class _SplitFile:
@@ -179,28 +179,6 @@ def _writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a small file aside, bring it to the disk, and rename it: readers see all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring renames and removals to the disk: fsync on a file does not cover its name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum_text(crc: int) -> str:
@@ -381,7 +359,7 @@ def _verify_contents(dataset: Dataset) -> None:
         verified[split.name] = mark
     if verified != known:
         try:
-            _replace_text(note, json.dumps(verified) + "\n")
+            replace_file(note, (json.dumps(verified) + "\n").encode(), on_disk=True)
         except OSError:
             return  # a folder that we may not write to is verified at every start
 

@@ -1,7 +1,6 @@
 """A plan on the disk and in words."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.files import aside
 from data.dataset import Dataset
 from flops_parameter_counting.laws.fitting import FEWEST_POINTS, Points, bootstrap, fit_law, too_narrow
 from flops_parameter_counting.laws.scaling_laws import Law
@@ -23,14 +23,14 @@ EXPONENT = 0.35  # of N and of D, near all that were published
 
 def create(plan: Plan, path: Path) -> None:
     """Write the ladder's folder, whole or not at all: the plan, the configs that wait for nothing, the ledger."""
-    with _made_aside(path) as aside:
-        folder = Folder(aside)
+    with _made_aside(path) as made:
+        folder = Folder(made)
         folder.plan.write_text(as_json(plan))
         folder.ledger.touch()
         for run in plan.runs:
             if not run.waits_for:
                 prepare(run, plan, folder)
-        aside.rename(path)
+        made.rename(path)
 
 
 def check_folder(path: Path) -> None:
@@ -41,14 +41,14 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _made_aside(path: Path) -> Iterator[Path]:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    made = aside(path)
     try:
-        aside.mkdir(parents=True)
-        yield aside
+        made.mkdir(parents=True)
+        yield made
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

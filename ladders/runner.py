@@ -6,7 +6,6 @@ runner left behind still holds its folder; it is waited for, and then goes on as
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import signal
 import subprocess
@@ -19,10 +18,11 @@ from types import FrameType
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.locks import is_locked, lock
 from ladders.ledger import Entry, entries, read
 from ladders.plan import Folder, Plan, Run
 from ladders.stages import advance, is_ready, prepare
-from runs.logs import is_held, read_run
+from runs.logs import read_run
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 LOOK_SECONDS = 0.2  # between looks at the processes
@@ -99,7 +99,7 @@ class Runner:
     def _note_held(self) -> None:
         """Which runs a process of an earlier call, whose runner was killed, goes on with."""
         busy = {slot.run.name for slot in self.slots if slot is not None}
-        held = {run.name for run in self.plan.runs if is_held(self.folder.run(run))} - busy
+        held = {run.name for run in self.plan.runs if is_locked(self.folder.run(run))} - busy
         for name in sorted(held - self.held):
             self.say(f"{name}: a process of an earlier call goes on with it; waiting for it")
         self.held = held
@@ -157,7 +157,7 @@ class Runner:
                 self.say(f"{run.name}: finished{_losses(entry)}")
             elif entry.is_settled:
                 self.say(f"{run.name}: does not train at this rate: {why}")
-            elif not self.signals and not is_held(self.folder.run(run)):
+            elif not self.signals and not is_locked(self.folder.run(run)):
                 self._note_failure(run, why)
 
     def _note_failure(self, run: Run, why: str) -> None:
@@ -197,16 +197,14 @@ class Runner:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Raises UserError while another runner works on the ladder; the kernel lets go of it however one ends."""
+        """Raises UserError while another runner works on the ladder."""
         try:
-            lock = (self.folder.path / ".lock").open("w")
+            held = lock(self.folder.path)
         except OSError as error:
             raise UserError(f"cannot write to {self.folder.path}: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another ladder.py run works on {self.folder.path}: wait for it, or stop it") from None
+        if held is None:
+            raise UserError(f"another ladder.py run works on {self.folder.path}: wait for it, or stop it")
+        with held:
             yield
 
     @contextlib.contextmanager

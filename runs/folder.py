@@ -12,19 +12,18 @@ the checksums of the other files and its own, for what happens to them afterward
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import configurator
 from common.errors import UserError
+from common.files import replace_file, sync
 from common.keys import check_value
+from common.locks import lock
 from configurator import Configuration
 from parallel.ranks import Ranks
 from runs.config import RunConfig
@@ -124,12 +123,12 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            held = lock(self.path)
         except OSError as error:
             raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
-        with lock:
-            if not _lock(lock):
-                raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
+        if held is None:
+            raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
+        with held:
             for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
                 shutil.rmtree(leftover)
             yield
@@ -142,9 +141,9 @@ class RunFolder:
         """Complete what was written aside with its state and give it its name."""
         folder = self._folder_of(step)
         write_state(self.aside(step), state)
-        _sync(self.aside(step))
+        sync(self.aside(step))
         self.aside(step).rename(folder)
-        _sync(self._checkpoints)
+        sync(self._checkpoints)
         return folder
 
     def discard(self, step: int) -> None:
@@ -174,20 +173,6 @@ class RunFolder:
         doomed = folder.with_name(f".deleting_{folder.name}")  # half deleted, it must not look whole
         folder.rename(doomed)
         shutil.rmtree(doomed)
-
-
-def _lock(file: IO[str], patience: float = 0.2) -> bool:
-    """Whether the file could be locked. A tool that looks whether a run is alive holds it for an instant."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -236,10 +221,8 @@ def saved_configuration(state: dict[str, Any]) -> Configuration:
 
 def write_state(checkpoint: Path, state: dict[str, Any]) -> None:
     """Write `state.json`, aside and renamed."""
-    aside = checkpoint / ".state.json"
-    aside.write_text(json.dumps(state | {"checksum": _checksum_of(state)}, indent=1) + "\n")
-    _sync(aside)
-    aside.replace(checkpoint / "state.json")
+    text = json.dumps(state | {"checksum": _checksum_of(state)}, indent=1) + "\n"
+    replace_file(checkpoint / "state.json", text.encode(), on_disk=True)
 
 
 def _checksum_of(state: dict[str, Any]) -> str:
@@ -272,11 +255,3 @@ def damage(checkpoint: Path, ranks: Ranks) -> str | None:
         if found != expected[name]:
             return f"{checkpoint}/{name} is damaged: its checksum is {found}, not {expected[name]}"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,13 +6,13 @@ No torch.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.locks import is_locked
 from runs.older_logs import read_older
 
 Record = dict[str, Any]
@@ -73,7 +73,7 @@ class RunLog:
         """`finished`; `interrupted` (by a signal); `stopped` (too many steps without a finite gradient); `running`;
         or `cut` (killed: no summary, and no process holds the folder)."""
         if self.summary is None:
-            return "running" if self.path.name == "log.jsonl" and is_held(self.path.parent) else "cut"
+            return "running" if self.path.name == "log.jsonl" and is_locked(self.path.parent) else "cut"
         reason = str(self.summary.get("reason"))
         if reason == "finished":
             return reason
@@ -319,15 +319,3 @@ def _last_time(log: Path) -> float | None:
             if length >= size:
                 return None
             length *= 16
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a live run holds the folder (runs.folder.RunFolder.hold)."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file closes
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file: a log that was copied here alone
-        return False
-    return False

@@ -1,6 +1,7 @@
 """checkpoint.py: a checkpoint as one file, and back."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -317,7 +318,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(exported, tmp_path, monkeypa
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     source = exported / ("begun" if to == "export" else "file.safetensors")
     assert f"cannot write {tmp_path}/x: No space left on device" in error(to, source, tmp_path / "x")
     assert left_in(tmp_path) == []

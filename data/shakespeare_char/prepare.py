@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import UserError, exit_cleanly
+from common.files import replace_file
 from data.dataset import DatasetWriter, open_dataset
 from data.tokenizers import tokenizer_from_meta
 
@@ -56,9 +57,7 @@ def download(path: Path) -> None:
         raise UserError(f"{URL} did not give the expected text: give a local copy with --input FILE")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(".input.txt.partial")
-        partial.write_bytes(content)
-        partial.replace(path)  # an interrupted download leaves no input.txt
+        replace_file(path, content)  # an interrupted download leaves no input.txt
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
