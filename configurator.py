@@ -1,7 +1,8 @@
 """From a config file and --key=value arguments to one checked configuration, and back to files that reproduce it.
 
 `load` reads, `write` saves, `from_dict` reads back what was saved. `python configurator.py` prints
-docs/configuration.md. The keys themselves are declared in model_config.py and runs/config.py.
+docs/configuration.md. The keys themselves are declared in model_config.py, in the rooms of components/, and in
+runs/config.py.
 """
 
 import ast
@@ -19,16 +20,20 @@ from typing import Any
 
 from common.errors import UserError, did_you_mean
 from common.files import replace_file
-from common.keys import allowed_types, check_value, groups, parse_value, type_and_bounds
-from model_config import PRESETS, ModelArchitectureConfig, preset_values, resolve_architecture
+from common.keys import Key, by_heading, check_value, keys_of, parse_value
+from components.registry import load_rooms
+from model_config import ModelArchitectureConfig, architecture_keys, preset_values, presets, resolve_architecture
 from runs.config import RunConfig, check_run
 
-# Every key, with the dataclass that declares it.
-KEYS: dict[str, type] = {
-    field.name: config_class
-    for config_class in (ModelArchitectureConfig, RunConfig)
-    for field in dataclasses.fields(config_class)
-}
+
+def run_keys() -> dict[str, Key]:
+    """The keys of a run, besides its model's."""
+    return keys_of(RunConfig)
+
+
+def configuration_keys() -> dict[str, Key]:
+    """Every key, those of registered components among them."""
+    return {**architecture_keys(), **run_keys()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +61,22 @@ def load(argv: Sequence[str]) -> Configuration:
 
     The command line wins over the config file, the file over the preset, the preset over the defaults.
     Raises UserError, naming the file and line or the command line, for anything that cannot be honoured.
-    `--help` (or `-h`) prints every key and raises SystemExit(0).
+    `--help` (or `-h`) prints every key, those of the config file's own components too, and raises SystemExit(0).
     """
-    if "--help" in argv or "-h" in argv:
+    wants_help = "--help" in argv or "-h" in argv
+    path, arguments = _split_command_line([token for token in argv if token not in ("--help", "-h")])
+    if (folder := dict(arguments).get("components")) is not None:
+        load_rooms(Path(folder))
+    file = _run_config_file(path) if path else _ConfigFile()
+    if wants_help:
         print(help_text(), end="")
         raise SystemExit(0)
-    path, command_line = _parse_command_line(argv)
-    file = _run_config_file(path) if path else _ConfigFile()
+    command_line = _parse_arguments(arguments)
     given = file.values | command_line
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
-        model = resolve_architecture({k: v for k, v in given.items() if KEYS[k] is ModelArchitectureConfig})
-        run = RunConfig(**{k: check_value(RunConfig, k, v) for k, v in given.items() if KEYS[k] is RunConfig})
+        known = run_keys()
+        model = resolve_architecture({k: v for k, v in given.items() if k not in known})
+        run = RunConfig(**{k: check_value(known[k], v) for k, v in given.items() if k in known})
         check_run(run)
     return Configuration(model, run, path, file.carried_code)
 
@@ -81,7 +91,7 @@ def with_vocabulary(configuration: Configuration, dataset_vocab_size: int) -> Co
         return configuration
     padded = model.arch_preset == "legacy" and dataset_vocab_size == 50257
     vocab_size = 50304 if padded else dataset_vocab_size
-    return dataclasses.replace(configuration, model=dataclasses.replace(model, vocab_size=vocab_size))
+    return dataclasses.replace(configuration, model=model.replace(vocab_size=vocab_size))
 
 
 @contextlib.contextmanager
@@ -99,10 +109,13 @@ def _naming_origins(origins: Mapping[str, str]) -> Iterator[None]:
 # The command line
 
 
-def _parse_command_line(argv: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
-    """The config file, if one is named, and the keys given as `--key=value`, `--key value` or `--flag`."""
+def _split_command_line(argv: Sequence[str]) -> tuple[Path | None, list[tuple[str, str | None]]]:
+    """The config file, if one is named, and the keys given as `--key=value`, `--key value` or `--flag` (None).
+
+    A key may be one that the config file's own components declare, which are not known yet.
+    """
     path: Path | None = None
-    values: dict[str, Any] = {}
+    arguments: list[tuple[str, str | None]] = []
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
@@ -113,37 +126,48 @@ def _parse_command_line(argv: Sequence[str]) -> tuple[Path | None, dict[str, Any
         name, equals, text = token.removeprefix("--").partition("=")
         if not token.startswith("--") or not name:
             raise UserError(f"command line: {token!r} is no argument; a key is given as --key=value")
-        if name not in KEYS:
+        arguments.append((name, text if equals else _separate_value(name, tokens)))
+    return path, arguments
+
+
+def _parse_arguments(arguments: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """The values of the keys of a command line."""
+    values: dict[str, Any] = {}
+    known = configuration_keys()
+    for name, text in arguments:
+        if name not in known:
             raise UserError(f"command line: unknown key {name!r}{_nearest_key(name)}")
         if name in values:
             raise UserError(f"command line: --{name} is given twice")
-        values[name] = parse_value(KEYS[name], name, text if equals else _separate_value(name, tokens))
-    return path, values
+        if text is None and bool not in known[name].types:
+            raise UserError(f"command line: --{name} needs a value, as in --{name}=...")
+        values[name] = True if text is None else parse_value(known[name], text)
+    return values
 
 
 def _check_is_config_file(token: str, already: Path | None) -> None:
     if not token.endswith(".py"):
-        is_key = token.partition("=")[0] in KEYS
+        is_key = token.partition("=")[0] in configuration_keys()
         hint = f"; a key is given as --{token}" if is_key and "=" in token else ""
         raise UserError(f"command line: {token!r} is not a config file (a Python file, *.py){hint}")
     if already is not None:
         raise UserError(f"command line: two config files, {already} and {token}; a run has one")
 
 
-def _separate_value(name: str, tokens: list[str]) -> str:
-    """The text after a `--key` without `=`, taken off the tokens; a flag may stand alone and is then True."""
-    following = tokens[0] if tokens else None
-    if bool in allowed_types(KEYS[name], name):
-        field = next(f for f in dataclasses.fields(KEYS[name]) if f.name == name)
-        values = [str(choice) for choice in field.metadata["choices"] or ()] + ["True", "False", "true", "false"]
-        return tokens.pop(0) if following in values else "True"
+def _separate_value(name: str, tokens: list[str]) -> str | None:
+    """The text after a `--key` without `=`, taken off the tokens; None of a flag that stands alone, and of a key that
+    is not known yet before the config file."""
+    following, key = tokens[0] if tokens else None, configuration_keys().get(name)
     if following is None or following.startswith("--"):
-        raise UserError(f"command line: --{name} needs a value, as in --{name}=...")
-    return tokens.pop(0)
+        return None
+    if key is not None and bool in key.types:
+        values = [str(choice) for choice in key.choices or ()] + ["True", "False", "true", "false"]
+        return tokens.pop(0) if following in values else None
+    return tokens.pop(0) if key is not None or not following.endswith(".py") else None
 
 
 def _nearest_key(name: str) -> str:
-    return did_you_mean(name.replace("-", "_"), KEYS) or "; --help prints every key"
+    return did_you_mean(name.replace("-", "_"), configuration_keys()) or "; --help prints every key"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,24 +195,28 @@ def _run_config_file(path: Path) -> _ConfigFile:
     _top_level_assignments(tree, path)
     bindings = _bindings(tree)
     values, origins = {}, {}
-    for name, value in _execute(tree, path).items():
+    defined = _execute(tree, path)
+    if isinstance(folder := defined.get("components"), str):
+        load_rooms(Path(folder))
+    known = configuration_keys()
+    for name, value in defined.items():
         binding = bindings.get(name, bindings.get("*"))
-        if not _is_meant_as_key(name, value, binding):
+        if not _is_meant_as_key(name, value, binding, known):
             continue
         origin = _place(path, binding.lineno if binding else None)
-        if name not in KEYS:
+        if name not in known:
             raise UserError(f"{origin}: unknown key {name!r}{_nearest_key(name)}; a helper's name starts with _")
         values[name], origins[name] = value, origin
-    return _ConfigFile(values, origins, _carried_code(source, tree))
+    return _ConfigFile(values, origins, _carried_code(source, tree, known))
 
 
-def _is_meant_as_key(name: str, value: Any, binding: ast.AST | None) -> bool:
+def _is_meant_as_key(name: str, value: Any, binding: ast.AST | None, known: Mapping[str, Key]) -> bool:
     if name.startswith("_"):
         return False
     if binding is None or isinstance(binding, ast.Name):
-        return name in KEYS or not isinstance(value, _NOT_VALUES)
+        return name in known or not isinstance(value, _NOT_VALUES)
     # Imported or defined, such as `from math import pi`: only what another config file may have given.
-    return name in KEYS and not isinstance(value, _NOT_VALUES)
+    return name in known and not isinstance(value, _NOT_VALUES)
 
 
 def _read(path: Path) -> str:
@@ -273,26 +301,26 @@ def _names(node: ast.AST, context: type[ast.expr_context] = ast.expr_context) ->
 # What a reproducing file takes over
 
 
-def _carried_code(source: str, tree: ast.Module) -> str:
+def _carried_code(source: str, tree: ast.Module, known: Mapping[str, Key]) -> str:
     """What the file does besides giving keys.
 
     Where that mentions keys, it is the file as it stands, up to the last such statement, so that they are there.
     """
-    others = [statement for statement in tree.body if not _only_gives_keys(statement)]
-    if any(name in KEYS for statement in others for name in _names(statement)):
+    others = [statement for statement in tree.body if not _only_gives_keys(statement, known)]
+    if any(name in known for statement in others for name in _names(statement)):
         lines = source.split("\n")[_first_line(tree.body[0]) - 1 : others[-1].end_lineno]
         return "\n".join(lines) + "\n"
     return "".join(f"{_source_of(source, statement)}\n" for statement in others)
 
 
-def _only_gives_keys(statement: ast.stmt) -> bool:
+def _only_gives_keys(statement: ast.stmt, known: Mapping[str, Key]) -> bool:
     """Whether a statement assigns or deletes keys and does nothing else.
 
     A call may do something else, such as registering a component.
     """
     calls = any(isinstance(node, ast.Call) for node in ast.walk(statement))
     rebinds = isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Delete) and not calls
-    return rebinds and all(name in KEYS for name in _names(statement, ast.Store) + _names(statement, ast.Del))
+    return rebinds and all(name in known for name in _names(statement, ast.Store) + _names(statement, ast.Del))
 
 
 def _source_of(source: str, statement: ast.stmt) -> str:
@@ -311,7 +339,7 @@ def _first_line(statement: ast.stmt) -> int:
 
 def as_dict(configuration: Configuration) -> dict[str, Any]:
     """Every key in force, flat, of the model and the run, ready for JSON."""
-    return dataclasses.asdict(configuration.model) | dataclasses.asdict(configuration.run)
+    return configuration.model.as_dict() | dataclasses.asdict(configuration.run)
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelArchitectureConfig:
@@ -320,15 +348,16 @@ def from_dict(values: Mapping[str, Any]) -> ModelArchitectureConfig:
     The checks are those of a config file. A key that is absent (because it did not exist yet when the
     configuration was saved) takes its preset's value or its default. Raises UserError.
     """
+    known, of_run = configuration_keys(), run_keys()
     for key in values:
-        if key not in KEYS:
-            raise UserError(f"saved configuration: unknown key {key!r}{did_you_mean(key, KEYS)}")
-    return resolve_architecture({k: v for k, v in values.items() if KEYS[k] is ModelArchitectureConfig})
+        if key not in known:
+            raise UserError(f"saved configuration: unknown key {key!r}{did_you_mean(key, known)}")
+    return resolve_architecture({k: v for k, v in values.items() if k not in of_run})
 
 
-def differences(old: ModelArchitectureConfig | RunConfig, new: ModelArchitectureConfig | RunConfig) -> list[str]:
-    """`key: old -> new` for every key in which two models, or two runs, differ."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+def differences(old: ModelArchitectureConfig, new: ModelArchitectureConfig) -> list[str]:
+    """`key: old -> new` for every key in which two models differ."""
+    before, after = old.as_dict(), new.as_dict()
     return [f"{key}: {value!r} -> {after[key]!r}" for key, value in before.items() if value != after[key]]
 
 
@@ -357,13 +386,13 @@ def _as_config_file(configuration: Configuration) -> str:
     if configuration.carried_code:
         parts.append(configuration.carried_code)
         tree = ast.parse(configuration.carried_code)
-        assigned = [key for key in KEYS if key in _top_level_assignments(tree, Path("config.py"))]
+        assigned = [key for key in configuration_keys() if key in _top_level_assignments(tree, Path("config.py"))]
         if assigned:
             names = textwrap.fill(", ".join(assigned), 100, initial_indent="    ", subsequent_indent="    ")
             parts.append(f"# The keys as the file gave them stop here; below are those in force.\ndel (\n{names},\n)\n")
     values = as_dict(configuration)
-    for heading, _, fields in _groups():
-        parts.append(f"# {heading}\n" + "".join(f"{field.name} = {values[field.name]!r}\n" for field in fields))
+    for heading, keys in by_heading(configuration_keys().values()).items():
+        parts.append(f"# {heading}\n" + "".join(f"{key.name} = {values[key.name]!r}\n" for key in keys))
     return "\n".join(parts)
 
 
@@ -384,14 +413,15 @@ A config file is Python: its assignments are keys.
 
 def help_text() -> str:
     """Every key with its default, meaning, and type or choices, as `--help` prints them."""
-    indent = 4 + max(len(f"--{field.name}={field.default}") for _, _, fields in _groups() for field in fields)
+    known = configuration_keys().values()
+    indent = 4 + max(len(f"--{key.name}={key.default}") for key in known)
     paragraphs = [_USAGE]
-    for heading, config_class, fields in _groups():
+    for heading, keys in by_heading(known).items():
         lines = [heading]
-        for field in fields:
-            key = f"  --{field.name}={field.default}".ljust(indent)
-            meaning = f"{field.metadata['help']} [{type_and_bounds(config_class, field)}]"
-            lines.append(textwrap.fill(meaning, 110, initial_indent=key, subsequent_indent=" " * indent))
+        for key in keys:
+            start = f"  --{key.name}={key.default}".ljust(indent)
+            meaning = f"{key.help} [{key.type_and_bounds}]"
+            lines.append(textwrap.fill(meaning, 110, initial_indent=start, subsequent_indent=" " * indent))
         paragraphs.append("\n".join(lines) + "\n")
     return "\n".join(paragraphs)
 
@@ -428,17 +458,17 @@ an `ffn_type` of the other kind (gated or not).
 def documentation() -> str:
     """docs/configuration.md: precedence, presets, and a table for each group of keys."""
     parts = [_DOCUMENTATION_START + _presets_table()]
-    for heading, config_class, fields in _groups():
-        rows = [(f"`{f.name}`", type_and_bounds(config_class, f), f"`{f.default}`", f.metadata["help"]) for f in fields]
+    for heading, keys in by_heading(configuration_keys().values()).items():
+        rows = [(f"`{key.name}`", key.type_and_bounds, f"`{key.default}`", key.help) for key in keys]
         parts.append(f"## {heading}\n\n" + _table(("Key", "Takes", "Default", "Meaning"), rows))
     return "\n".join(parts)
 
 
 def _presets_table() -> str:
-    values = {preset: preset_values(preset, {}) for preset in PRESETS}
-    keys = [key for key in KEYS if any(key in of_preset for of_preset in values.values())]
-    rows = [(f"`{key}`", *(_short(values[preset].get(key, "")) for preset in PRESETS)) for key in keys]
-    return _table(("Key", *(f"`{preset}`" for preset in PRESETS)), rows)
+    values = {preset: preset_values(preset, {}) for preset in presets()}
+    keys = [key for key in architecture_keys() if any(key in of_preset for of_preset in values.values())]
+    rows = [(f"`{key}`", *(_short(of_preset.get(key, "")) for of_preset in values.values())) for key in keys]
+    return _table(("Key", *(f"`{preset}`" for preset in values)), rows)
 
 
 def _short(value: Any) -> str:
@@ -450,12 +480,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in line) + " |\n" for line in lines
     )
-
-
-def _groups() -> Iterator[tuple[str, type, list[dataclasses.Field]]]:
-    for config_class in (ModelArchitectureConfig, RunConfig):
-        for heading, fields in groups(config_class).items():
-            yield heading, config_class, fields
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from flops_parameter_counting.fit_scaling_law import draw
 from flops_parameter_counting.laws.scaling_laws import LAWS, N_MEANINGS, find_law
 from flops_parameter_counting.planner.emit import law_as_dict
 from flops_parameter_counting.planner.search import DEFAULT_LAW
-from flops_parameter_counting.planner.space import ARCHITECTURES, default_space
+from flops_parameter_counting.planner.space import default_space
 from ladders.calibration import calibrated
 from ladders.ledger import entries
 from ladders.plan import Arguments, Folder, existing_plan, make_plan, read_plan
@@ -29,6 +29,7 @@ from ladders.planned import check_folder, create, plan_as_text
 from ladders.runner import Runner
 from ladders.sizes import budgets
 from ladders.stages import fit_entries
+from model_config import presets
 
 
 @exit_cleanly
@@ -65,7 +66,7 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
     add("--budget", type=number, metavar="FLOPS", help="of every run, in training FLOPs with full attention")
     add("--isoflop", metavar="LOW:HIGH:COUNT", help="instead: so many budgets, each with several sizes; for a law")
     add("--sizes", type=positive, metavar="N", help="models at each budget of --isoflop (default: 5)")
-    add("--arch", required=True, metavar="NAMES", help=f"some of {','.join(ARCHITECTURES)}")
+    add("--arch", required=True, metavar="NAMES", help=f"some of {','.join(presets())}")
     add("--seeds", type=positive, metavar="N", help="of every run (default: 3; with --isoflop 1)")
     add("--dataset", default="python_stdlib", help="prepared, of the data folder (default: python_stdlib)")
     add("--data_dir", type=Path, metavar="DIR", help="where datasets lie, as the config key")
@@ -161,9 +162,8 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         raise UserError("--sizes is for --isoflop: at a --budget there is one size, the planner's choice")
     archs = given.arch.split(",")
     for arch in archs:
-        if arch not in ARCHITECTURES:
-            guess = did_you_mean(arch, ARCHITECTURES)
-            raise UserError(f"--arch={arch} is none of: {', '.join(ARCHITECTURES)}{guess}")
+        if arch not in presets():
+            raise UserError(f"--arch={arch} is none of: {', '.join(presets())}{did_you_mean(arch, presets())}")
         if archs.count(arch) > 1:
             raise UserError(f"--arch names {arch} twice")
     if given.isoflop is not None and len(archs) > 1:

@@ -1,9 +1,10 @@
 """ModelArchitectureConfig -> nn.Module."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
-from components.cross_entropy import linear_cross_entropy
-from components.mamba import MambaCache
-from model_components import AttentionCache, ResidualProjection, component
-from model_config import ATTENTION, MIXERS, ModelArchitectureConfig
+from components.heads.cross_entropy import linear_cross_entropy
+from model_components import component
+from model_config import Layer, ModelArchitectureConfig
 
 INIT_STD = 0.02  # GPT-2's, for every matrix
 
 
-LayerCache = AttentionCache | MambaCache
-
-
 @dataclasses.dataclass
 class Caches:
-    """What a LanguageModel keeps of the tokens that it has read, to go on from them."""
+    """What a LanguageModel keeps of the tokens that it has read, to go on from them: of each layer, whatever its
+    mixer's `empty_cache` makes, a dataclass of tensors."""
 
-    layers: list[LayerCache]
+    layers: list[Any]
     room: int | None  # tokens that fit; None: any number
     length: int = 0  # tokens read
 
@@ -36,31 +34,33 @@ class Caches:
 
 
 class Block(nn.Module):
-    """A mixer and, unless ffn_after leaves it out, an FFN, each around the residual stream: (B, T, D) -> (B, T, D)."""
+    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, config: ModelArchitectureConfig, letter: str):
+    def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()
+        config = config.of(layer)
         norm = component("normalization", config.normalization)
         self.norm_before = config.norm_position == "pre"
         self.mixer_norm = norm(config)
-        self.mixer = component("mixer", MIXERS[letter])(config)
-        self.has_ffn = config.has_ffn(letter)
-        if self.has_ffn:
+        self.mixer = component("mixer", layer.mixer)(config)
+        self.has_ffn = layer.ffn is not None
+        if layer.ffn is not None:
             self.ffn_norm = norm(config)
-            self.ffn = component("ffn_type", config.ffn_type)(config)
+            self.ffn = component("ffn_type", layer.ffn)(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        score_bias: Tensor | None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the mixer is handed beside x, by the names of its arguments, as functions (T, device, start) -> it."""
+        return getattr(self.mixer, "shared", {})
+
+    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> Tensor:
+        if cache is not None:
+            shared["cache"] = cache
         if self.norm_before:
-            x = x + self.dropout(self.mixer(self.mixer_norm(x), rotation, score_bias, cache=cache))
+            x = x + self.dropout(self.mixer(self.mixer_norm(x), **shared))
             return x + self.dropout(self.ffn(self.ffn_norm(x))) if self.has_ffn else x
-        x = self.mixer_norm(x + self.dropout(self.mixer(x, rotation, score_bias, cache=cache)))
+        x = self.mixer_norm(x + self.dropout(self.mixer(x, **shared)))
         return self.ffn_norm(x + self.dropout(self.ffn(x))) if self.has_ffn else x
 
 
@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = component("position_encoding", config.position_encoding)(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, letter) for letter in config.pattern)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
         pre_norm = config.norm_position == "pre"
         self.final_norm = component("normalization", config.normalization)(config) if pre_norm else nn.Identity()
         # A tied head is no module of its own: the embedding's one parameter serves both.
@@ -92,8 +92,8 @@ class LanguageModel(nn.Module):
         """Tokens that a prediction can rest on: block_size; None where the layers keep a state of constant size and
         no position has an embedding."""
         config = self.config
-        unlimited = not config.layers_with(ATTENTION) and config.position_encoding == "none"
-        return None if unlimited else config.block_size
+        constant = all(layer.mixer_spec.has_constant_state for layer in config.layer_counts)
+        return None if constant and config.component("position_encoding").acts_in is None else config.block_size
 
     def empty_caches(self, batch: int, length: int) -> Caches:
         """Caches for decoding `batch` texts of up to `length` tokens each, on the model's device."""
@@ -116,15 +116,18 @@ class LanguageModel(nn.Module):
             what = "the block size" if caches is None else "the caches' room of"
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         x = self.dropout(self.position.embed(self.embedding(tokens), start))
-        rotation = self.position.rotation(length, tokens.device, start)
-        score_bias = self.position.score_bias(length, tokens.device, start)
-        for index, block in enumerate(self.blocks):
+        made: dict[Any, Any] = {}  # once, however many layers share it
+        for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
+            for make in block.shared.values():
+                if make not in made:
+                    made[make] = make(length, tokens.device, start)
+            shared = {name: made[make] for name, make in block.shared.items()}
             if caches is not None:
-                x = block(x, rotation, score_bias, caches.layers[index])
+                x = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, score_bias, use_reentrant=False)
+                x = checkpoint(block, x, use_reentrant=False, **shared)
             else:
-                x = block(x, rotation, score_bias)
+                x = block(x, **shared)
         if caches is not None:
             caches.length += length
         return self.final_norm(x)
@@ -153,12 +156,24 @@ class LanguageModel(nn.Module):
         for name, module in self.named_modules():
             self.init_module(name, module)
 
+    @functools.cached_property
+    def residual_weights(self) -> set[str]:
+        """The parameters that write into the residual stream, as the specs of their components say."""
+        return {
+            f"blocks.{index}.{half}.{name}"
+            for index, layer in enumerate(self.config.layers)
+            for half, spec in (("mixer", layer.mixer_spec), ("ffn", layer.ffn_spec))
+            if spec is not None
+            for weights in spec.all_weights(self.config.of(layer))
+            if weights.writes
+            for name in weights.names
+        }
+
     def init_module(self, name: str, module: nn.Module) -> None:
-        """One module's own parameters, not its children's."""
+        """Draws one module's own parameters, not its children's."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            residual = isinstance(module, ResidualProjection)
             writers = self.config.n_layer + self.config.ffn_layers
-            std = INIT_STD / math.sqrt(writers) if residual else INIT_STD
+            std = INIT_STD / math.sqrt(writers) if f"{name}.weight" in self.residual_weights else INIT_STD
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()

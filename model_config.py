@@ -1,97 +1,44 @@
-"""What a model is: its architecture keys, the presets, and the name it goes by."""
+"""What a model is: its architecture keys, the presets, the list of its layers, and the name it goes by.
+
+The keys of components stand in their rooms (components/); here are those that compose them.
+"""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError, did_you_mean
-from common.keys import check_value, key
+from common.keys import Key, check_value, key, keys_of
+from components import registry
+from components.registry import PRESETS, register_preset
 
-# What a gated FFN applies to its gate (Shazeer 2020, GLU Variants Improve Transformer).
-GATED_FFN_ACTIVATION = {"swiglu": "silu", "geglu": "gelu"}
-
-# The size of the state unless mamba_d_state gives it, as published: Gu and Dao 2023; Dao and Gu 2024.
-MAMBA_D_STATE = {"mamba1": 16, "mamba2": 128}
-
-SELECTIVE_CHUNK = 16  # tokens between the states that Mamba-1's scan keeps: few enough for a core's cache
-FUSED_CHUNK = 64  # tokens of a chunk in the fused kernels of Mamba-2's scan
-
-# The mixer of a layer, by its letter in layer_pattern.
-MIXERS = {"A": "attention", "W": "sliding_attention", "M": "mamba2", "S": "mamba1"}
-ATTENTION, STATE_SPACES = ("A", "W"), ("M", "S")
 MOST_LAYERS = 100_000  # of a pattern, which has a letter for each
+NO_FFN, DENSE_FFN = "-", "F"  # in ffn_pattern: none, and the one that ffn_type names
 
-# What each preset says beyond the defaults. Sizes and the vocabulary are the config file's business.
-PRESETS: dict[str, dict[str, Any]] = {
-    "legacy": {"activation": "gelu"},
-    "gpt2": {"activation": "gelu_tanh", "bias": True},
-    "llama": {
-        "position_encoding": "rope",
-        "normalization": "rmsnorm",
-        "ffn_type": "swiglu",
-        "ffn_expansion_ratio": 8 / 3,
-        "ffn_multiple_of": 256,
-        "weight_tying": False,
-    },
-    "llama3": {
-        "position_encoding": "rope",
-        "rope_theta": 500000.0,
-        "normalization": "rmsnorm",
-        "ffn_type": "swiglu",
-        "ffn_expansion_ratio": 3.5,
-        "weight_tying": False,
-    },
-    "team": {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"},
-    "mamba1": {
-        "layer_pattern": "S",
-        "ffn_after": "attention",
-        "position_encoding": "none",
-        "normalization": "rmsnorm",
-    },
-    "mamba2": {
-        "layer_pattern": "M",
-        "ffn_after": "attention",
-        "position_encoding": "none",
-        "normalization": "rmsnorm",
-    },
-    "hybrid": {
-        "hybrid_attention_ratio": 0.375,
-        "position_encoding": "rope",
-        "normalization": "rmsnorm",
-        "ffn_type": "swiglu",
-    },
-    "custom": {},
-}
+# Beside those of mixers that stand in their rooms. Sizes and the vocabulary are the config file's business.
+register_preset("legacy", {"activation": "gelu"})
+register_preset("gpt2", {"activation": "gelu_tanh", "bias": True})
+_LLAMA = {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"}
+register_preset("llama", {**_LLAMA, "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256, "weight_tying": False})
+register_preset("llama3", {**_LLAMA, "rope_theta": 500000.0, "ffn_expansion_ratio": 3.5, "weight_tying": False})
+register_preset("team", _LLAMA)
+register_preset("custom", {})
+_OWN_PRESETS = ("legacy", "gpt2", "llama", "llama3", "team")
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelArchitectureConfig:
-    """Everything that decides a model's parameters and its function. The defaults are nanoGPT's.
-
-    A key that is None here is derived from the others by `resolve_architecture`.
-    """
+class _Core:
+    """The keys that decide how components are composed. The defaults are nanoGPT's."""
 
     arch_preset: str = key(
         "legacy",
         "what the other architecture keys are unless given: nanoGPT's (legacy), GPT-2's, Llama 2's, Llama 3's, the "
         "team's, Mamba's, Mamba-2's, a hybrid of Mamba-2 and attention, or the plain defaults (custom)",
-        choices=tuple(PRESETS),
         group="Architecture: sizes",
+        changes="name",
     )
     n_layer: int = key(12, "blocks", at_least=1)
-    n_head: int = key(12, "query heads of each attention", at_least=1)
     n_embd: int = key(768, "width of the residual stream", at_least=1)
-    num_key_value_heads: int | None = key(
-        None, "key and value heads: n_head is multi-head (None), 1 is multi-query, between is grouped-query", at_least=1
-    )
-    d_ff: int | None = key(None, "hidden width of the FFN; None: from ffn_expansion_ratio", at_least=1)
-    ffn_expansion_ratio: float | None = key(
-        None, "d_ff over n_embd; None: 4 for the standard FFN, 8/3 for a gated one", above=0, below=1000
-    )
-    ffn_multiple_of: int | None = key(
-        None, "d_ff is rounded up to a multiple of this; None: 1 for the standard FFN, 64 for a gated one", at_least=1
-    )
     block_size: int = key(1024, "context length in tokens", at_least=1)
     vocab_size: int | None = key(
         None, "rows of the embedding; None: the dataset's (with the legacy preset, 50257 becomes 50304)", at_least=1
@@ -103,145 +50,224 @@ class ModelArchitectureConfig:
         "pre: x + f(norm(x)), with a final norm; post: norm(x + f(x)), as the first transformer",
         choices=("pre", "post"),
     )
-    activation: str | None = key(
-        None,
-        "of the standard FFN: gelu (exact; the default), gelu_tanh, silu, relu, relu_squared, leaky_relu; "
-        "a gated FFN has its own",
-    )
-    ffn_type: str = key("standard", "standard, swiglu or geglu")
     position_encoding: str = key("learned_absolute", "learned_absolute, rope, alibi or none")
-    rope_theta: float = key(10000.0, "base of the rotary frequencies", above=0)
-    rope_scaling: dict | None = key(
-        None, "as in Hugging Face: {'rope_type': 'linear', 'factor': ...} or {'rope_type': 'llama3', ...}"
-    )
-    attention_backend: str = key("sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)")
     bias: bool = key(False, "biases in all linear layers")
     weight_tying: bool = key(True, "the LM head is the token embedding")
-    dropout: float = key(0.0, "after embedding, attention weights, attention and FFN", at_least=0, below=1)
+    dropout: float = key(
+        0.0, "after embedding, attention weights, attention and FFN", at_least=0, below=1, changes="speed"
+    )
     layer_pattern: str | None = key(
         None,
-        "the mixer of each layer: A attention, W attention within attention_window, M Mamba-2, S Mamba-1; a shorter "
-        "pattern is repeated; None: by hybrid_attention_ratio, or A",
-        group="Architecture: mixers",
+        "the mixer of each layer: A attention, W attention within attention_window, M Mamba-2, S Mamba-1, C latent "
+        "attention (counted only); a shorter pattern is repeated; None: A, or what writes it in another way",
+        group="Architecture: layers",
     )
-    hybrid_attention_ratio: float | None = key(
-        None, "share of attention layers among Mamba-2 layers; docs/hybrid_mamba.md says where they stand", at_least=0
+    ffn_pattern: str | None = key(
+        None,
+        "the FFN of each layer: F what ffn_type says, - none, E experts (counted only); a shorter pattern is "
+        "repeated; None: by ffn_after",
     )
     ffn_after: str = key("all", "which layers have an FFN", choices=("all", "attention", "mamba"))
-    attention_window: int | None = key(None, "tokens that a query of a W layer meets, its own included", at_least=1)
-    mamba_d_state: int | None = key(
-        None, "numbers of state a channel keeps; None: 128 in Mamba-2, 16 in Mamba-1", at_least=1
-    )
-    mamba_expand: int = key(2, "channels of a Mamba layer over n_embd", at_least=1)
-    mamba_d_conv: int = key(4, "tokens that the convolution before the scan sees, the current one included", at_least=1)
-    mamba_head_dim: int = key(64, "of Mamba-2: channels that share their decay", at_least=1)
-    mamba_n_groups: int = key(1, "of Mamba-2: groups of heads that share what they write and read by", at_least=1)
-    mamba_chunk_size: int = key(
-        64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
-    )
-    mamba_backend: str = key(
-        "auto",
-        "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (the extra "
-        "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
+    layer_values: dict | None = key(
+        None,
+        "keys that some layers have of their own, by a letter of layer_pattern or by a layer's number from 0: "
+        "{'W': {'rope_theta': 1e4}, 3: {'n_head': 4}}",
     )
 
-    @property
-    def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+
+def architecture_keys() -> dict[str, Key]:
+    """All keys of an architecture: of how components are composed, and of every component that is registered."""
+    core = keys_of(_Core)
+    preset = dataclasses.replace(core["arch_preset"], choices=tuple(presets()))
+    return {**core, "arch_preset": preset, **registry.component_keys()}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every value of `arch_preset`, those of this module first."""
+    return {name: PRESETS[name] for name in dict.fromkeys((*_OWN_PRESETS, *PRESETS))}
+
+
+class Values(dict[str, Any]):
+    """Keys and their values, as one value: nobody changes it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A mixer and an FFN or none, by their names, and the keys that the layer has of its own."""
+
+    mixer: str
+    ffn: str | None
+    values: Values = dataclasses.field(default_factory=Values)
 
     @property
-    def kv_heads(self) -> int:
+    def mixer_spec(self) -> Any:
+        return registry.spec("mixer", self.mixer)
+
+    @property
+    def ffn_spec(self) -> Any | None:
+        return None if self.ffn is None else registry.spec("ffn_type", self.ffn)
+
+    @property
+    def specs(self) -> list[Any]:
+        """Of the mixer, and of the FFN if there is one."""
+        return [found for found in (self.mixer_spec, self.ffn_spec) if found is not None]
+
+
+class ModelArchitectureConfig:
+    """Everything that decides a model's parameters and its function, a key an attribute. Immutable.
+
+    A key that is None here is derived from the others by `resolve_architecture`.
+    """
+
+    def __init__(self, **given: Any):
+        known = architecture_keys()
+        if unknown := given.keys() - known.keys():
+            raise TypeError(f"no architecture key: {', '.join(sorted(unknown))}")
+        self._values = {name: given.get(name, one.default) for name, one in known.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no architecture key {name!r}")
+        return self._values[name]
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a key as it was given, where the attribute derives it: `config["head_dim"]` may be None."""
+        return self._values[name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelArchitectureConfig) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment]  # some keys are dicts
+
+    def __repr__(self) -> str:
+        return f"ModelArchitectureConfig({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key."""
+        return dict(self._values)
+
+    def replace(self, **changes: Any) -> "ModelArchitectureConfig":
+        """The same with other values for some keys."""
+        return type(self)(**{**self._values, **changes})
+
+    def portable(self) -> "ModelArchitectureConfig":
+        """The same function, computed by what runs on any machine."""
+        return self.replace(**{k: v for layer in self.layer_counts for k, v in layer.mixer_spec.portable.items()})
+
+    @property
+    def head_dim(self) -> Any:
+        given = self._values["head_dim"]
+        return self.n_embd // self.n_head if given is None else given
+
+    @property
+    def kv_heads(self) -> Any:
         """Key and value heads, as a number also before `resolve_architecture`."""
-        return self.num_key_value_heads or self.n_head
+        given = self._values["num_key_value_heads"]
+        return self.n_head if given is None else given
 
-    def layers_with(self, letters: str | Sequence[str]) -> int:
-        """Layers whose mixer has one of the letters of MIXERS."""
-        if self.layer_pattern is None:
-            return self.n_layer if "A" in letters else 0
-        return sum(self.pattern.count(letter) for letter in letters)
+    # The layers
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer is. All that is counted, built or divided follows this list."""
+        letters, ffns = registry.by_letter("mixer"), registry.by_letter("ffn_type")
+        return tuple(
+            Layer(letters[letter].name, self._ffn(ffn, ffns), self._own_values(letter, index))
+            for index, (letter, ffn) in enumerate(zip(self.pattern, self._ffn_letters(), strict=True))
+        )
+
+    @functools.cached_property
+    def layer_counts(self) -> dict[Layer, Any]:
+        """The different layers, in the order of their first appearance, and how many there are of each."""
+        counts: dict[Layer, int] = {}
+        for layer in self.layers:
+            counts[layer] = counts.get(layer, 0) + 1
+        return counts
+
+    @property
+    def last_layer(self) -> Layer:
+        return self.layers[-1]
+
+    def of(self, layer: Layer) -> "ModelArchitectureConfig":
+        """The architecture with the values that a layer has of its own."""
+        return self.replace(**layer.values) if layer.values else self
 
     @property
     def pattern(self) -> str:
-        """A letter for each layer."""
+        """The letter of each layer's mixer."""
         return self.layer_pattern or "A" * self.n_layer
 
+    def _ffn_letters(self) -> Iterable[str]:
+        if self.ffn_pattern is not None:
+            return self.ffn_pattern
+        return (DENSE_FFN if self._has_ffn(letter) else NO_FFN for letter in self.pattern)
+
+    def _has_ffn(self, letter: str) -> bool:
+        """What `ffn_after` says of layers with this mixer."""
+        has_state = registry.by_letter("mixer")[letter].has_constant_state
+        return self.ffn_after == "all" or has_state == (self.ffn_after == "mamba")
+
+    def _ffn(self, letter: str, by_letter: Mapping[str, Any]) -> str | None:
+        if letter == NO_FFN:
+            return None
+        return self.ffn_type if letter == DENSE_FFN else by_letter[letter].name
+
+    def _own_values(self, letter: str, index: int) -> Values:
+        values = Values()
+        if self.layer_values is not None:
+            for which in (letter, index, str(index)):  # JSON has no numbers as names
+                values |= self.layer_values.get(which, {})
+        return values
+
+    def layers_with(self, letters: str | Sequence[str]) -> Any:
+        """Layers whose mixer has one of these letters."""
+        counts = self.layer_counts.items()
+        return sum(count for layer, count in counts if layer.mixer_spec.letter in letters)
+
     @property
-    def last_mixer(self) -> str:
-        """The letter of the last layer."""
-        return (self.layer_pattern or "A")[-1]
-
-    def has_ffn(self, letter: str) -> bool:
-        """Whether layers with this mixer have an FFN."""
-        return self.ffn_after == "all" or (letter in ATTENTION) == (self.ffn_after == "attention")
+    def ffn_layers(self) -> Any:
+        """Layers with an FFN."""
+        return sum(count for layer, count in self.layer_counts.items() if layer.ffn is not None)
 
     @property
-    def ffn_layers(self) -> int:
-        return self.layers_with([letter for letter in MIXERS if self.has_ffn(letter)])
+    def uses_positions(self) -> bool:
+        """Whether a position encoding that acts in mixers has one to act in."""
+        return any(layer.mixer_spec.uses_positions for layer in self.layer_counts)
 
     @property
-    def mamba_width(self) -> int:
-        """Channels of a Mamba layer."""
-        return self.mamba_expand * self.n_embd
+    def has_constant_state(self) -> bool:
+        """Whether a layer keeps a state that does not grow with the text."""
+        return any(layer.mixer_spec.has_constant_state for layer in self.layer_counts)
 
-    @property
-    def mamba_heads(self) -> int:
-        """Heads of a Mamba-2 layer."""
-        return self.mamba_width // self.mamba_head_dim
-
-    @property
-    def mamba_dt_rank(self) -> int:
-        """Width that the steps of Mamba-1's channels come out of (Gu and Dao 2023, section 3.6)."""
-        return -(-self.n_embd // 16)
-
-    def mamba_state_size(self, mixer: str) -> int:
-        """Numbers of state a channel of `mixer` keeps, mamba1 or mamba2."""
-        return self.mamba_d_state or MAMBA_D_STATE[mixer]
+    def component(self, kind: str) -> Any:
+        """The spec of the component that a key of this name chooses for the whole model."""
+        return registry.spec(kind, self._values[kind])
 
     @property
     def name(self) -> str:
         """E.g. `12L-12H-768D-GQA4-RoPE-RMS-SwiGLU-PreNorm`."""
-        parts = [f"{self.n_layer}L", *self._mixer_labels(), f"{self.n_embd}D"]
-        if self.layers_with(ATTENTION) and self.kv_heads < self.n_head:
-            parts.append("MQA" if self.kv_heads == 1 else f"GQA{self.kv_heads}")
-        parts += [_label(self.position_encoding), _label(self.normalization)]
-        if self.ffn_layers:
-            ffn = self.activation if self.ffn_type == "standard" else self.ffn_type
-            parts.append(_label(ffn or "gelu"))
-        parts.append("PreNorm" if self.norm_position == "pre" else "PostNorm")
-        return "-".join(parts)
+        layers = list(self.layer_counts)
+        suffixes = {suffix: None for layer in layers for suffix in layer.mixer_spec.suffix(self.of(layer))}
+        ffns = {layer.ffn_spec.words(self.of(layer)): None for layer in layers if layer.ffn_spec is not None}
+        labels = [found.label or found.name for found in map(self.component, ("position_encoding", "normalization"))]
+        parts = [f"{self.n_layer}L", *self._mixer_labels(), f"{self.n_embd}D", *suffixes, *labels, *ffns]
+        return "-".join([*parts, "PreNorm" if self.norm_position == "pre" else "PostNorm"])
 
     def _mixer_labels(self) -> list[str]:
         """`12H` of a transformer, `9A15M-16H` of a hybrid, `Mamba2`."""
-        counts = {letter: self.layers_with(letter) for letter in MIXERS}
-        heads = [f"{self.n_head}H"] if self.layers_with(ATTENTION) else []
-        if counts["A"] == self.n_layer:
-            return heads
-        if self.n_layer in counts.values() and not heads:
-            return ["Mamba2" if counts["M"] else "Mamba1"]
-        return ["".join(f"{count}{letter}" for letter, count in counts.items() if count), *heads]
+        specs = list({layer.mixer: layer.mixer_spec for layer in self.layer_counts}.values())
+        heads = [f"{self.n_head}H"] if any(found.has_heads for found in specs) else []
+        if len(specs) == 1 and (self.layer_pattern is None or not heads):
+            return heads or [specs[0].label or specs[0].name]
+        letters = [letter for letter in registry.by_letter("mixer") if self.layers_with(letter)]
+        return ["".join(f"{self.layers_with(letter)}{letter}" for letter in letters), *heads]
 
 
-_LABELS = {
-    "learned_absolute": "AbsPos",
-    "rope": "RoPE",
-    "alibi": "ALiBi",
-    "none": "NoPos",
-    "layernorm": "LN",
-    "layernorm_nobias": "LNnoBias",
-    "rmsnorm": "RMS",
-    "gelu": "GELU",
-    "gelu_tanh": "GELUtanh",
-    "silu": "SiLU",
-    "relu": "ReLU",
-    "relu_squared": "ReLU2",
-    "leaky_relu": "LeakyReLU",
-    "swiglu": "SwiGLU",
-    "geglu": "GEGLU",
-}
-
-
-def _label(component: str) -> str:
-    return _LABELS.get(component, component)
+# ---------------------------------------------------------------------------------------------------------------------
+# From the keys that a user gives to a complete architecture
 
 
 def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,127 +278,167 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     superseded: set[str] = set()
     if given.get("d_ff") is not None:
         superseded |= {"ffn_expansion_ratio", "ffn_multiple_of"}
-    if given.get("layer_pattern") is not None:
-        superseded.add("hybrid_attention_ratio")
-    if given.get("hybrid_attention_ratio") is not None:
-        superseded.add("layer_pattern")
+    forms = {"layer_pattern", *pattern_forms()}
+    if any(given.get(form) is not None for form in forms):
+        superseded |= {form for form in forms if given.get(form) is None}
     preset_type = values.get("ffn_type", "standard")
-    ffn_type = given.get("ffn_type", preset_type)
-    if (ffn_type in GATED_FFN_ACTIVATION) != (preset_type in GATED_FFN_ACTIVATION):
+    if _is_gated(given.get("ffn_type", preset_type)) != _is_gated(preset_type):
         superseded |= {"activation", "ffn_expansion_ratio", "ffn_multiple_of"}
     return {name: value for name, value in values.items() if name not in superseded}
+
+
+def _is_gated(ffn_type: str) -> bool:
+    """Whether it is known to be: names are checked once the architecture is whole."""
+    found = registry.specs("ffn_type").get(ffn_type)
+    return found is not None and found.is_gated
+
+
+def pattern_forms() -> dict[str, Any]:
+    """The keys that write the layers' letters in another way than layer_pattern does, and the specs that say how."""
+    return {found.pattern_key: found for found in registry.specs("mixer").values() if found.pattern_key is not None}
 
 
 def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     """The complete architecture from the keys that the user gave: defaults, then the preset, then `given`.
 
-    Every derived key becomes a number, except a `vocab_size` of None (the dataset decides it);
-    `ffn_expansion_ratio` and `ffn_multiple_of` have then done their work and are None beside a definite `d_ff`, and so
-    is `hybrid_attention_ratio` beside a `layer_pattern` of all layers (None: every mixer is attention). What no layer
-    has, keys and values or an FFN, has no size either: None.
-    Raises UserError for a wrong type, an impossible value, or a combination that cannot work. Names of
-    components are checked where their costs are looked up, because a config file may register its own.
+    Every derived key becomes a number, except a `vocab_size` of None (the dataset decides it); keys that have then done
+    their work, such as `ffn_expansion_ratio` beside a definite `d_ff`, or another form of a `layer_pattern` of all
+    layers (None: every mixer is attention), are None. What no layer has, keys and values or an FFN, has no size either:
+    None. Raises UserError for an unknown key or component, a wrong type, an impossible value, or a combination that
+    cannot work.
     """
-    fields = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
+    known = architecture_keys()
     for name in given:
-        if name not in fields:
-            raise UserError(f"unknown architecture key {name!r}{did_you_mean(name, fields)}")
-    given = {name: check_value(ModelArchitectureConfig, name, value) for name, value in given.items()}
+        if name not in known:
+            raise UserError(f"unknown architecture key {name!r}{did_you_mean(name, known)}")
+    given = {name: check_value(known[name], value) for name, value in given.items()}
     values = preset_values(given.get("arch_preset", "legacy"), given) | given
-    config = _with_derived_values(ModelArchitectureConfig(**values))
+    config = _with_layers(ModelArchitectureConfig(**values))
+    _check_layer_values(config, known)
+    _check_names(config)
+    config = _with_derived_values(config)
     _check_positions(given, config)
     check_architecture(config)
     _check_idle_keys(given, config)
     return config
 
 
-def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-    config = _with_pattern(config)
-    gated = config.ffn_type in GATED_FFN_ACTIVATION
-    if config.d_ff is not None and config.ffn_expansion_ratio is not None:
+def _with_layers(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+    """With a letter for each layer in the two patterns; None: every layer is attention, FFNs are as ffn_after says."""
+    pattern, n_layer = config.layer_pattern, config.n_layer
+    forms = {name: config[name] for name in pattern_forms() if config[name] is not None}
+    said = {"layer_pattern": pattern, **forms} if pattern is not None else forms
+    if n_layer > MOST_LAYERS and (said or config.ffn_pattern is not None or config.layer_values is not None):
         raise UserError(
-            f"d_ff={config.d_ff} and ffn_expansion_ratio={config.ffn_expansion_ratio} say the same thing twice; "
-            "set one of them to None"
+            f"n_layer={n_layer}: {' and '.join(('layer_pattern', *pattern_forms()))} take at most {MOST_LAYERS} layers"
         )
-    d_ff = config.d_ff
-    if not config.ffn_layers:
-        d_ff = None
-    elif d_ff is None:
-        multiple_of = config.ffn_multiple_of or (64 if gated else 1)
-        ratio = config.ffn_expansion_ratio or (8 / 3 if gated else 4)
-        # The small subtraction keeps 7/3 x 108 at 252 although 7/3 is not a binary fraction.
-        d_ff = max(1, math.ceil(ratio * config.n_embd / multiple_of - 1e-9)) * multiple_of
-    elif config.ffn_multiple_of is not None and d_ff % config.ffn_multiple_of:
-        raise UserError(f"d_ff={d_ff} is not a multiple of ffn_multiple_of={config.ffn_multiple_of}")
-    return dataclasses.replace(
-        config,
-        num_key_value_heads=config.kv_heads if config.layers_with(ATTENTION) else None,
-        d_ff=d_ff,
-        ffn_expansion_ratio=None,
-        ffn_multiple_of=None,
-        activation=config.activation or (GATED_FFN_ACTIVATION.get(config.ffn_type, "gelu") if d_ff else None),
-    )
-
-
-def _with_pattern(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-    pattern, ratio, n_layer = config.layer_pattern, config.hybrid_attention_ratio, config.n_layer
-    if n_layer > MOST_LAYERS and not (pattern is None and ratio is None):
-        raise UserError(
-            f"n_layer={n_layer}: layer_pattern and hybrid_attention_ratio take at most {MOST_LAYERS} layers"
-        )
-    if ratio is not None:
-        if pattern is not None:
-            raise UserError(
-                f"layer_pattern={pattern!r} and hybrid_attention_ratio={ratio} say the same thing twice; "
-                "set one of them to None"
-            )
-        if ratio > 1:
-            raise UserError(f"hybrid_attention_ratio={ratio} is a share of the layers: take 0 to 1")
-        pattern = hybrid_pattern(n_layer, ratio)
-        if ratio > 0 and "A" not in pattern:
-            raise UserError(
-                f"hybrid_attention_ratio={ratio} of n_layer={n_layer} is no attention layer: take a larger one of "
-                "them, or hybrid_attention_ratio=0 with position_encoding='none'"
-            )
-    elif pattern is not None:
-        wrong = sorted(set(pattern) - set(MIXERS))
-        if wrong:
-            meant = ", ".join(f"{letter} {mixer}" for letter, mixer in MIXERS.items())
-            raise UserError(f"layer_pattern={pattern!r} must be made of the letters {meant}")
-        if n_layer % len(pattern):
-            raise UserError(f"layer_pattern has {len(pattern)} letters, which do not divide n_layer={n_layer}")
-        pattern *= n_layer // len(pattern)
+    if len(said) > 1:
+        listed = " and ".join(f"{name}={value!r}" for name, value in said.items())
+        raise UserError(f"{listed} say the same thing twice; set one of them to None")
+    if pattern is not None:
+        pattern = _whole_pattern("layer_pattern", pattern, n_layer, _mixer_letters())
+    for name, value in forms.items():
+        pattern = pattern_forms()[name].pattern(n_layer, value)
     if pattern is not None and set(pattern) == {"A"}:
         pattern = None
-    return dataclasses.replace(config, layer_pattern=pattern, hybrid_attention_ratio=None)
+    ffn_pattern = config.ffn_pattern
+    if ffn_pattern is not None:
+        ffn_pattern = _whole_pattern("ffn_pattern", ffn_pattern, n_layer, _ffn_letters())
+        if config.ffn_after != "all":
+            raise UserError(
+                f"ffn_pattern and ffn_after={config.ffn_after!r} say the same thing twice: drop one of them"
+            )
+    return config.replace(layer_pattern=pattern, ffn_pattern=ffn_pattern, **dict.fromkeys(forms))
 
 
-def hybrid_pattern(n_layer: int, attention_ratio: float) -> str:
-    """Where attention stands among Mamba-2 layers: two ninths of it early, from the second layer on, for patterns of
-    the text; four ninths as the last layers, for the output; the rest evenly between, for what lies far apart.
+def _mixer_letters() -> dict[str, str]:
+    """What each letter of layer_pattern means, in words."""
+    return {letter: found.name for letter, found in registry.by_letter("mixer").items()}
 
-    >>> hybrid_pattern(24, 0.375)
-    'MAAMMMAMMMMAMMMMAMMMAAAA'
-    """
-    count = round(attention_ratio * n_layer)
-    if count in (0, n_layer):
-        return "A" * count or "M" * n_layer
-    last = max(1, round(count * 4 / 9))
-    early = min(count - last, round(count * 2 / 9))
-    between = count - last - early
-    spacing = (n_layer - last - early) / (between + 1)
-    positions = {*range(1, early + 1), *range(n_layer - last, n_layer)}
-    positions |= {round(early + spacing * (number + 1)) for number in range(between)}
-    return "".join("A" if layer in positions else "M" for layer in range(n_layer))
+
+def _ffn_letters() -> dict[str, str]:
+    """What each letter of ffn_pattern means, in words."""
+    own = {letter: found.name for letter, found in registry.by_letter("ffn_type").items()}
+    return {DENSE_FFN: "ffn_type's", NO_FFN: "none", **own}
+
+
+def _whole_pattern(key_name: str, pattern: str, n_layer: int, meanings: Mapping[str, str]) -> str:
+    if set(pattern) - set(meanings):
+        meant = ", ".join(f"{letter} {meaning}" for letter, meaning in meanings.items())
+        raise UserError(f"{key_name}={pattern!r} must be made of the letters {meant}")
+    if n_layer % len(pattern):
+        raise UserError(f"{key_name} has {len(pattern)} letters, which do not divide n_layer={n_layer}")
+    return pattern * (n_layer // len(pattern))
+
+
+def _check_layer_values(config: ModelArchitectureConfig, known: Mapping[str, Key]) -> None:
+    """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have."""
+    for which, values in (config.layer_values or {}).items():
+        layers = [
+            layer for index, layer in enumerate(config.layers) if which in (index, str(index), config.pattern[index])
+        ]
+        if not layers or not isinstance(values, dict):
+            raise UserError(
+                f"layer_values: {which!r}: {values!r} must be a letter of layer_pattern or a number from 0 to "
+                f"{config.n_layer - 1}, with keys and their values"
+            )
+        own = {name for layer in layers for found in _used(config, layer) for name in keys_of(type(found))}
+        for name, value in values.items():
+            if name not in own - {"ffn_type", *_WORKED_OFF}:
+                raise UserError(
+                    f"layer_values: {name!r} is no key of the layer {which!r}{did_you_mean(str(name), own)}"
+                )
+            check_value(known[name], value)
+
+
+_WORKED_OFF = ("ffn_expansion_ratio", "ffn_multiple_of")  # once there is a d_ff, which a layer may have of its own
+
+
+def _used(config: ModelArchitectureConfig, layer: Layer) -> list[Any]:
+    """The specs of everything in a layer, its mixer's positions included. Unknown names are left out."""
+    found = list(layer.specs)
+    if layer.mixer_spec.uses_positions:
+        found.append(config.component("position_encoding"))
+    for one in layer.specs:
+        found += one.within(config.of(layer)).values()
+    return found
+
+
+def _check_names(config: ModelArchitectureConfig) -> None:
+    """Raises UserError for a component that is not registered."""
+    for kind in ("normalization", "position_encoding"):
+        config.component(kind)
+    for layer in config.layer_counts:
+        for found in layer.specs:
+            found.within(config.of(layer))
+
+
+def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+    """With the numbers that the components derive, and without sizes of what no layer has."""
+    derived: dict[str, Any] = {}
+    used: set[str] = set()
+    for layer in config.layer_counts:
+        own = layer.values
+        for found in layer.specs:
+            derived |= {name: value for name, value in found.derived(config.of(layer)).items() if name not in own}
+            used |= keys_of(type(found)).keys()
+    idle = {name: None for name, one in _layer_keys().items() if name not in used and type(None) in one.types}
+    return config.replace(**(idle | derived))
+
+
+def _layer_keys() -> dict[str, Key]:
+    """The keys of all mixers and FFNs."""
+    specs = [*registry.specs("mixer").values(), *registry.specs("ffn_type").values()]
+    return {name: one for found in specs for name, one in keys_of(type(found)).items()}
 
 
 def _check_positions(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
-    """Raises UserError for a position encoding that acts in attention, which no layer has: what says so, and whose
+    """Raises UserError for a position encoding that acts in mixers, which no layer has: what says so, and whose
     encoding it is, may be the preset and not the user."""
-    if config.layers_with(ATTENTION) or config.position_encoding not in ("rope", "alibi"):
+    if config.uses_positions or config.component("position_encoding").acts_in != "mixers":
         return
     preset = f"arch_preset={config.arch_preset!r}"
-    says = [f"{name}={given[name]!r}" for name in _PATTERN_KEYS if given.get(name) is not None]
+    says = [f"{name}={given[name]!r}" for name in ("layer_pattern", *pattern_forms()) if given.get(name) is not None]
     of_preset = "" if "position_encoding" in given else f" of {preset}"
     raise UserError(
         f"{(says or [preset])[0]} leaves no layer with attention, in which position_encoding="
@@ -382,102 +448,26 @@ def _check_positions(given: Mapping[str, Any], config: ModelArchitectureConfig) 
 
 def check_architecture(config: ModelArchitectureConfig) -> None:
     """Raises UserError, with the reason, for sizes and combinations that cannot work together."""
-    if config.layers_with(ATTENTION):
-        _check_attention(config)
-    if config.layers_with("M"):
-        check_mamba(config)
-    natural = GATED_FFN_ACTIVATION.get(config.ffn_type)
-    if config.ffn_layers and natural is not None and config.activation != natural:
-        raise UserError(
-            f"ffn_type={config.ffn_type!r} has its own activation ({natural}): "
-            f"drop activation={config.activation!r}, or take ffn_type='standard'"
-        )
-    if config.rope_scaling is not None:
-        _check_rope_scaling(config)
-
-
-def _check_attention(config: ModelArchitectureConfig) -> None:
-    if config.n_embd % config.n_head:
-        raise UserError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
-    if config.n_head % config.kv_heads:
-        raise UserError(f"n_head={config.n_head} is not divisible by num_key_value_heads={config.kv_heads}")
-    if config.position_encoding == "rope" and config.head_dim % 2:
-        raise UserError(
-            f"RoPE rotates pairs: the head dimension n_embd / n_head = {config.head_dim} must be even; "
-            "change n_head or n_embd, or take another position_encoding"
-        )
-    if config.layers_with("W") and config.attention_window is None:
-        raise UserError("layer_pattern has W layers, whose attention_window is not given")
-
-
-_PATTERN_KEYS = ("layer_pattern", "hybrid_attention_ratio")
-_ATTENTION_KEYS = ("n_head", "num_key_value_heads", "attention_backend", "rope_theta", "rope_scaling")
-_FFN_KEYS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "ffn_type", "activation")
-_MAMBA2_KEYS = ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size", "mamba_backend")
-_MAMBA_KEYS = ("mamba_d_state", "mamba_expand", "mamba_d_conv")
+    for layer in config.layer_counts:
+        for found in layer.specs:
+            found.check(config.of(layer))
+            for inner in found.within(config.of(layer)).values():
+                inner.check(config.of(layer))
+    for kind in ("normalization", "position_encoding"):
+        config.component(kind).check(config)
 
 
 def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
     """Raises UserError for a key that says something about what no layer has."""
-    keys_of = {
-        "attention": (_ATTENTION_KEYS, config.layers_with(ATTENTION)),
-        "attention within a window": (("attention_window",), config.layers_with("W")),
-        "an FFN": (_FFN_KEYS, config.ffn_layers),
-        "a state space": (_MAMBA_KEYS, config.layers_with(STATE_SPACES)),
-        "Mamba-2": (_MAMBA2_KEYS, config.layers_with("M")),
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    allowed = {name: (default, PRESETS[config.arch_preset].get(name)) for name, default in defaults.items()}
-    for what, (names, layers) in keys_of.items():
-        for name in names:
-            value = given.get(name)
-            if not layers and value is not None and value not in allowed[name]:
-                raise UserError(f"{name}={value!r} is given, but no layer has {what}: drop it, or change layer_pattern")
-
-
-def check_mamba(config: ModelArchitectureConfig) -> None:
-    """Raises UserError for what no Mamba-2 layer can be made of. A Mamba-1 layer takes any."""
-    if config.mamba_width % config.mamba_head_dim:
-        raise UserError(
-            f"mamba_expand x n_embd = {config.mamba_expand} x {config.n_embd} = {config.mamba_width} channels are not "
-            f"divisible by mamba_head_dim={config.mamba_head_dim}"
-        )
-    if config.mamba_heads % config.mamba_n_groups:
-        raise UserError(
-            f"the {config.mamba_heads} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
-            f"divisible by mamba_n_groups={config.mamba_n_groups}"
-        )
-    if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
-        raise UserError(
-            f"mamba_backend='fla' has chunks of {FUSED_CHUNK} tokens: drop mamba_chunk_size={config.mamba_chunk_size}, "
-            "or take mamba_backend='chunked'"
-        )
-
-
-_ROPE_SCALING_KEYS = {
-    "linear": {"rope_type", "factor"},
-    "llama3": {
-        "rope_type",
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
-}
-
-
-def _check_rope_scaling(config: ModelArchitectureConfig) -> None:
-    scaling = config.rope_scaling or {}
-    if config.position_encoding != "rope":
-        raise UserError(f"rope_scaling is given, but position_encoding={config.position_encoding!r}")
-    kind = scaling.get("rope_type")
-    if not isinstance(kind, str) or kind not in _ROPE_SCALING_KEYS:
-        raise UserError(f"rope_scaling: rope_type={kind!r} is none of: {', '.join(_ROPE_SCALING_KEYS)}")
-    wanted = _ROPE_SCALING_KEYS[kind]
-    if set(scaling) != wanted:
-        raise UserError(f"rope_scaling of type {kind!r} takes exactly the keys {', '.join(sorted(wanted))}")
-    for name in wanted - {"rope_type"}:
-        if type(scaling[name]) not in (int, float) or not 0 < scaling[name] < math.inf:
-            raise UserError(f"rope_scaling: {name}={scaling[name]!r} must be a number above 0")
-    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise UserError("rope_scaling: high_freq_factor must be above low_freq_factor")
+    used = {config.component("normalization"), config.component("position_encoding")}
+    for layer in config.layer_counts:
+        used |= set(_used(config, layer))
+    names = set().union(*(keys_of(type(found)) for found in used))
+    if config.uses_positions:  # a preset's rope_theta may stand beside another encoding
+        names |= {name for found in registry.specs("position_encoding").values() for name in keys_of(type(found))}
+    for name, one in registry.component_keys().items():
+        value = given.get(name)
+        allowed = (one.default, PRESETS[config.arch_preset].get(name))
+        if name not in names and value is not None and value not in allowed and name not in pattern_forms():
+            what = one.what or "what it is of"
+            raise UserError(f"{name}={value!r} is given, but no layer has {what}: drop it, or change layer_pattern")

@@ -22,7 +22,7 @@ from common.errors import ArgumentParser, UserError, exit_cleanly
 from data.dataset import dataset_folder, open_dataset
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from model_builder import Caches, LanguageModel, build_model
-from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 from parallel.device import choose_device
 from parallel.ranks import ALONE
 from runs.checkpoint import load_model
@@ -34,11 +34,11 @@ from runs.folder import RunFolder, checkpoint_choice, existing_run, read_state, 
 def main() -> None:
     arguments = parse_arguments()
     device = choose_device(arguments.device, ALONE)
+    if arguments.config is not None:
+        configurator.load([arguments.config])
     checkpoint, which = run_folder(arguments).find(arguments.checkpoint)
     tokenizer = find_tokenizer(checkpoint)
     start = starting_tokens(tokenizer, arguments.prompt)
-    if arguments.config is not None:
-        configurator.load([arguments.config])
     model = load(checkpoint, device)
     print(
         f"{checkpoint} ({which}), {model.config.name}, on {device.type}, {cache_sizes(model.config)}", file=sys.stderr
@@ -140,7 +140,7 @@ def load(checkpoint: Path, device: torch.device) -> LanguageModel:
     """
     try:
         config = saved_configuration(read_state(checkpoint)).model
-        model = build_model(dataclasses.replace(config, mamba_backend="chunked"), device)  # which runs everywhere
+        model = build_model(config.portable(), device)
     except UserError as error:
         own = checkpoint.parent.parent / "config.py"
         raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
@@ -151,8 +151,8 @@ def load(checkpoint: Path, device: torch.device) -> LanguageModel:
 def cache_sizes(config: ModelArchitectureConfig) -> str:
     """What decoding keeps of a text of block_size tokens, and what it would if every layer were attention."""
     said = f"caches at {config.block_size:,} tokens: {cache_bytes(config):,} bytes"
-    if config.layers_with(ATTENTION) and config.layers_with(STATE_SPACES):
-        transformer = dataclasses.replace(config, layer_pattern=None)
+    if len({layer.mixer_spec.has_constant_state for layer in config.layer_counts}) == 2:
+        transformer = config.replace(layer_pattern=None)
         said += f", with attention in every layer {cache_bytes(transformer):,}"
     return said
 

@@ -4,7 +4,6 @@ config -> model -> parallelism -> loop. This file says what happens in which ord
 """
 
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,12 @@ from typing import Any
 from common.errors import UserError, exit_cleanly
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
+from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from runs.folder import RunFolder, damage, read_state, step_of
 from runs.logs import read_run
 from training.plan import RunPlan, check_ranks, plan_run
 from training.report import plan_notes, startup_report
-
-# May differ between a checkpoint and the run that resumes it: they change neither parameters nor what they mean, nor
-# what a token costs (as mamba_chunk_size does).
-FREE_TO_CHANGE = ("arch_preset", "attention_backend", "mamba_backend", "dropout")
 
 
 @exit_cleanly
@@ -81,7 +77,9 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
         return []
     newest, state = first_readable(list(reversed(existing)))
     saved = from_dict(state["config"])
-    comparable = dataclasses.replace(saved, **{key: getattr(configuration.model, key) for key in FREE_TO_CHANGE})
+    # What changes neither parameters nor what they mean, nor what a token costs
+    free = {name: configuration.model[name] for name, key in architecture_keys().items() if key.changes != "function"}
+    comparable = saved.replace(**free)
     if differing := differences(comparable, configuration.model):
         raise UserError(f"{newest} is of another architecture: {', '.join(differing)}; choose another --out_dir")
     return list(reversed(existing))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import configurator
 from common.errors import UserError
+from components.registry import Choice
 from configurator import Configuration
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
@@ -41,8 +42,7 @@ class Machine:
     compile: bool
     compile_reason: str
     peak: Peak
-    mamba_backend: str = "chunked"
-    mamba_scan: str | None = None  # what computes the scans of Mamba-2 layers; None without such layers
+    choices: tuple[Choice, ...] = ()  # what computes, where keys leave that to the machine
 
     @property
     def peak_flops_per_second(self) -> float:
@@ -249,7 +249,7 @@ def machine_lines(machine: Machine) -> str:
         f"Compute dtype: {machine.dtype}\n"
         f"Peak: {machine.peak_flops_per_second / scale:,.1f} {unit} of all ranks ({machine.peak.source})\n"
         f"Compile: {'yes' if machine.compile else 'no'} ({machine.compile_reason})"
-        + (f"\nScan: {machine.mamba_scan}" if machine.mamba_scan else "")
+        + "".join(f"\n{choice.heading}: {choice.words}" for choice in machine.choices if choice.words)
     )
 
 
@@ -354,7 +354,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         "dtype": machine.dtype,
         "compile": machine.compile,
         "compile_reason": machine.compile_reason,
-        "mamba_scan": machine.mamba_scan,
+        **{choice.log_field: choice.words for choice in machine.choices},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "git": git_state(),
     }

@@ -9,7 +9,6 @@ Mamba-2 has two layers, without FFNs, where the others have one with its FFN, wh
 """
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import time
@@ -102,8 +101,8 @@ def parameters(config: ModelArchitectureConfig) -> int:
 
 def with_parameters(config: ModelArchitectureConfig, wanted: int) -> ModelArchitectureConfig:
     """With the FFN's width, a multiple of 8, that comes nearest: the parameters grow linearly with it."""
-    narrow, wide = (parameters(dataclasses.replace(config, d_ff=d_ff)) for d_ff in (8, 16))
-    return dataclasses.replace(config, d_ff=max(8, 8 * round(1 + (wanted - narrow) / (wide - narrow))))
+    narrow, wide = (parameters(config.replace(d_ff=d_ff)) for d_ff in (8, 16))
+    return config.replace(d_ff=max(8, 8 * round(1 + (wanted - narrow) / (wide - narrow))))
 
 
 @torch.inference_mode()

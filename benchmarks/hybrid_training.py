@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.train_throughput import Step, check_one_device, ours, random_batches
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
-from components.fused_scan import choose_backend
+from components.mixers.mamba2.kernels import choose_backend
 from configurator import Configuration, load
 from flops_parameter_counting.costs.model_cost import CONVENTIONS, model_cost
 from model_config import ModelArchitectureConfig
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{device_name(device)}, torch {torch.__version__}; {dtype}, {how}, micro-batches of {arguments.tokens:,}")
     for length in arguments.lengths:
         for name, model in contestants(hybrid.model, arguments.backends, device, dtype):
-            model = dataclasses.replace(model, block_size=length)
+            model = model.replace(block_size=length)
             batch_size = max(1, arguments.tokens // length)
             run = dataclasses.replace(hybrid.run, batch_size=batch_size, dtype=dtype, compile=compiled)
             measured = measure(Configuration(model, run), device, arguments.steps)
@@ -76,8 +76,8 @@ def contestants(
 ) -> Iterator[tuple[str, ModelArchitectureConfig]]:
     yield "transformer", as_transformer(hybrid)
     for backend in backends:
-        chosen, _ = choose_backend(dataclasses.replace(hybrid, mamba_backend=backend), device, dtype)
-        yield f"hybrid, {chosen}", dataclasses.replace(hybrid, mamba_backend=chosen)
+        chosen, _ = choose_backend(hybrid.replace(mamba_backend=backend), device, dtype)
+        yield f"hybrid, {chosen}", hybrid.replace(mamba_backend=chosen)
 
 
 def as_transformer(hybrid: ModelArchitectureConfig) -> ModelArchitectureConfig:
@@ -86,7 +86,7 @@ def as_transformer(hybrid: ModelArchitectureConfig) -> ModelArchitectureConfig:
         raise UserError("the config is no hybrid with an FFN after every layer")
     wanted = model_cost(hybrid).n_params
     widths = range(hybrid.d_ff, 4 * hybrid.d_ff, 64)
-    candidates = (dataclasses.replace(hybrid, layer_pattern=None, d_ff=width) for width in widths)
+    candidates = (hybrid.replace(layer_pattern=None, d_ff=width) for width in widths)
     return min(candidates, key=lambda config: abs(model_cost(config).n_params - wanted))
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ArgumentParser, exit_cleanly, positive
-from components.state_space import selective_naive, ssd_naive
+from components.mixers.mamba1.scan import selective_naive
+from components.mixers.mamba2.scan import ssd_naive
 from model_components import component
 from model_config import resolve_architecture
 

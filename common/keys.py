@@ -2,15 +2,50 @@
 
 import ast
 import dataclasses
-import functools
+import inspect
 import math
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A configuration key. `types` are the plain types that it takes, e.g. (int, NoneType) for `int | None`; the
+    bounds hold for numbers, None is exempt where allowed. `group` is the heading of this key and of those after it.
+
+    `changes`: the `function` that the model computes and what that costs, or its `speed` and how it is trained only,
+    so that a checkpoint continues under another value.
+    """
+
+    name: str
+    types: tuple[type, ...]
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    group: str | None = None
+    changes: str = "function"
+    what: str | None = dataclasses.field(default=None, compare=False)  # the key is of, in words, as its class says
+
+    @property
+    def type_name(self) -> str:
+        """How the type reads in messages and in the documentation, e.g. `int or None`."""
+        return " or ".join("None" if t is types.NoneType else t.__name__ for t in self.types)
+
+    @property
+    def type_and_bounds(self) -> str:
+        """What the key takes, for the documentation: `int or None, at least 1`, or its choices."""
+        if self.choices is not None:
+            return ", ".join(str(choice) for choice in self.choices)
+        words = {"at least": self.at_least, "above": self.above, "below": self.below}
+        return ", ".join([self.type_name, *(f"{word} {bound}" for word, bound in words.items() if bound is not None)])
 
 
 def key(
@@ -22,60 +57,68 @@ def key(
     above: float | None = None,
     below: float | None = None,
     group: str | None = None,
+    changes: str = "function",
 ) -> Any:
-    """A dataclass field that is a configuration key. The bounds hold for numbers; None is exempt where allowed.
-
-    `group` is the heading of this key and of those after it, up to the next key that has one.
-    """
+    """A class attribute, or a dataclass field, that declares a key: `n_layer: int = key(12, "blocks", at_least=1)`."""
+    declared = {"help": help, "choices": None if choices is None else tuple(choices), "group": group}
     bounds = {"at_least": at_least, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group, **bounds})
+    return dataclasses.field(default=default, metadata={**declared, **bounds, "changes": changes})
 
 
-def groups(config_class: type) -> dict[str, list[dataclasses.Field]]:
-    """The keys of a configuration class by the heading they stand under, in their order."""
-    by_heading: dict[str, list[dataclasses.Field]] = {}
-    heading = ""
-    for field in dataclasses.fields(config_class):
-        heading = field.metadata["group"] or heading
-        by_heading.setdefault(heading, []).append(field)
-    return by_heading
+_KEYS_OF: dict[type, dict[str, Key]] = {}
 
 
-@functools.cache
-def allowed_types(config_class: type, name: str) -> tuple[type, ...]:
-    """The plain types that a key takes, e.g. (int, NoneType) for `int | None`."""
-    hint = typing.get_type_hints(config_class)[name]
+def keys_of(declaring: type) -> dict[str, Key]:
+    """The keys that a class and those that it inherits from declare, in the order of their declaration."""
+    if declaring not in _KEYS_OF:
+        _KEYS_OF[declaring] = _declared(declaring)
+    return _KEYS_OF[declaring]
+
+
+def _declared(declaring: type) -> dict[str, Key]:
+    found: dict[str, Key] = {}
+    for base in reversed(declaring.__mro__):
+        own = {name: _field(base, name) for name in inspect.get_annotations(base)}
+        declared = {name: field for name, field in own.items() if field is not None}
+        hints = typing.get_type_hints(base) if declared else {}
+        for name, field in declared.items():
+            what = getattr(base, "what", None)
+            found[name] = Key(name, _plain_types(hints[name]), field.default, what=what, **field.metadata)
+    return found
+
+
+def _field(declaring: type, name: str) -> dataclasses.Field | None:
+    """What `key` returned: an attribute as it was given, or, of a dataclass, one of its fields."""
+    field = getattr(declaring, "__dataclass_fields__", {}).get(name, declaring.__dict__.get(name))
+    return field if isinstance(field, dataclasses.Field) and "help" in field.metadata else None
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return tuple(typing.get_origin(member) or member for member in members)
 
 
-def type_name(config_class: type, name: str) -> str:
-    """How the type of a key reads in messages and in the documentation, e.g. `int or None`."""
-    names = [("None" if t is types.NoneType else t.__name__) for t in allowed_types(config_class, name)]
-    return " or ".join(names)
+def by_heading(keys: Iterable[Key]) -> dict[str, list[Key]]:
+    """The keys by the heading they stand under, in their order."""
+    found: dict[str, list[Key]] = {}
+    heading = ""
+    for one in keys:
+        heading = one.group or heading
+        found.setdefault(heading, []).append(one)
+    return found
 
 
-def type_and_bounds(config_class: type, field: dataclasses.Field) -> str:
-    """What a key takes, for the documentation: `int or None, at least 1`, or its choices."""
-    if field.metadata["choices"] is not None:
-        return ", ".join(str(choice) for choice in field.metadata["choices"])
-    words = {"at_least": "at least", "above": "above", "below": "below"}
-    bounds = [f"{word} {field.metadata[name]}" for name, word in words.items() if field.metadata[name] is not None]
-    return ", ".join([type_name(config_class, field.name), *bounds])
-
-
-def parse_value(config_class: type, name: str, text: str) -> Any:
+def parse_value(key: Key, text: str) -> Any:
     """What `--name=text` means, by the key's type: a key that takes strings keeps the text as it is, except that
     `None`, `True` and `False` (also `true` and `false`) are what they say where the key takes them.
 
     Text that is no Python literal stays a string, which `check_value` then refuses with the type it expected.
     """
-    allowed = allowed_types(config_class, name)
-    if types.NoneType in allowed and text == "None":
+    if types.NoneType in key.types and text == "None":
         return None
-    if bool in allowed and text.lower() in ("true", "false"):
+    if bool in key.types and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if str in allowed:
+    if str in key.types:
         return text
     try:
         return ast.literal_eval(text)
@@ -83,50 +126,45 @@ def parse_value(config_class: type, name: str, text: str) -> Any:
         return text
 
 
-def check_value(config_class: type, name: str, value: Any) -> Any:
+def check_value(key: Key, value: Any) -> Any:
     """The value as the key's type (1 becomes 1.0 for a float, 1e5 becomes 100000 for an int).
 
     Raises UserError for a wrong type, a value outside the bounds, or one that is none of the choices.
     """
-    field = next(f for f in dataclasses.fields(config_class) if f.name == name)
-    value = _as_declared_type(config_class, name, value)
-    choices = field.metadata["choices"]
-    if choices is not None and value not in choices:
-        listed = ", ".join(str(choice) for choice in choices)
-        hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-        raise UserError(f"{name}={value!r} is none of: {listed}{hint}")
+    value = _as_declared_type(key, value)
+    if key.choices is not None and value not in key.choices:
+        listed = ", ".join(str(choice) for choice in key.choices)
+        hint = did_you_mean(value, [c for c in key.choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise UserError(f"{key.name}={value!r} is none of: {listed}{hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        _check_bounds(field, value)
+        _check_bounds(key, value)
     if value == "":
-        raise UserError(f"{name}='' is empty: give it a value, or leave it out")
+        raise UserError(f"{key.name}='' is empty: give it a value, or leave it out")
     return value
 
 
-def _as_declared_type(config_class: type, name: str, value: Any) -> Any:
-    allowed = allowed_types(config_class, name)
+def _as_declared_type(key: Key, value: Any) -> Any:
     if type(value) is int and abs(value) > sys.float_info.max:
-        raise UserError(f"{name}: the number is too large")
-    if type(value) in allowed:
+        raise UserError(f"{key.name}: the number is too large")
+    if type(value) in key.types:
         return value
-    if float in allowed and type(value) is int:
+    if float in key.types and type(value) is int:
         return float(value)
-    if int in allowed and type(value) is float and value.is_integer():
+    if int in key.types and type(value) is float and value.is_integer():
         return int(value)
-    if tuple in allowed and type(value) is list:
+    if tuple in key.types and type(value) is list:
         return tuple(value)
-    given = type(value).__name__
-    raise UserError(f"{name}={value!r}: expected {type_name(config_class, name)}, not {given}")
+    raise UserError(f"{key.name}={value!r}: expected {key.type_name}, not {type(value).__name__}")
 
 
-def _check_bounds(field: dataclasses.Field, value: float) -> None:
-    at_least, above, below = (field.metadata[bound] for bound in ("at_least", "above", "below"))
+def _check_bounds(key: Key, value: float) -> None:
     if not math.isfinite(value):
-        raise UserError(f"{field.name}={value!r} is not a finite number")
+        raise UserError(f"{key.name}={value!r} is not a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{field.name}={value!r} does not fit in 64 bits")
-    if at_least is not None and value < at_least:
-        raise UserError(f"{field.name}={value!r} must be at least {at_least}")
-    if above is not None and value <= above:
-        raise UserError(f"{field.name}={value!r} must be above {above}")
-    if below is not None and value >= below:
-        raise UserError(f"{field.name}={value!r} must be below {below}")
+        raise UserError(f"{key.name}={value!r} does not fit in 64 bits")
+    if key.at_least is not None and value < key.at_least:
+        raise UserError(f"{key.name}={value!r} must be at least {key.at_least}")
+    if key.above is not None and value <= key.above:
+        raise UserError(f"{key.name}={value!r} must be above {key.above}")
+    if key.below is not None and value >= key.below:
+        raise UserError(f"{key.name}={value!r} must be below {key.below}")

@@ -38,8 +38,9 @@ from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_
 from flops_parameter_counting.planner.report import as_json, report
 from flops_parameter_counting.planner.report import as_text as search_as_text
 from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
-from flops_parameter_counting.planner.space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
+from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space, without
 from interop.model_files import Model, read_model
+from model_config import presets
 from runs.config import RunConfig
 
 FROM_HARDWARE = "from the hardware"
@@ -276,7 +277,7 @@ def add_search_arguments(built: ArgumentParser) -> None:
 
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
-    add("--arch", help=f"{', '.join(ARCHITECTURES)} (default: llama3)")
+    add("--arch", help=f"{', '.join(presets())} (default: llama3)")
     add("--hidden_sizes", type=sizes, metavar="SIZES", help="1024:8192:256, for instance")
     add("--layers", type=sizes, metavar="SIZES")
     add("--head_dims", type=sizes, metavar="SIZES")
@@ -361,8 +362,8 @@ def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpa
     if arguments.no_gqa:
         if arguments.kv_heads is not None:
             raise UserError("--no_gqa and --kv_heads contradict each other: give one of them")
-        if default.is_pure_mamba:
-            raise UserError(f"no_gqa: {default.arch} has neither attention nor FFNs: drop it, or take --arch=hybrid")
+        if not default.family.has_heads:
+            raise UserError(f"no_gqa: {default.arch} has {without(default.family)}: drop it, or take another --arch")
         given["kv_heads"] = None
     return dataclasses.replace(default, **given)
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from common.errors import UserError
+from components.ffns.gated.spec import GATES
 from interop.family import Family, Place, our_activation, our_rotary, places, their_activation, their_rotary
-from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
@@ -47,7 +48,7 @@ def _read_llama(config: dict[str, Any]) -> dict[str, Any]:
     if config["head_dim"] not in (None, head_dim):
         raise UserError(f"head_dim={config['head_dim']} is not hidden_size / num_attention_heads = {head_dim}")
     gate = our_activation("hidden_act", config["hidden_act"])
-    ffn_types = [ffn_type for ffn_type, activation in GATED_FFN_ACTIVATION.items() if activation == gate]
+    ffn_types = [ffn_type for ffn_type, activation in GATES.items() if activation == gate]
     if not ffn_types:
         raise UserError(f"hidden_act={config['hidden_act']!r}: no gated FFN here has this activation")
     return {
@@ -65,7 +66,7 @@ def _read_llama(config: dict[str, Any]) -> dict[str, Any]:
 def _write_llama(config: ModelArchitectureConfig) -> dict[str, Any]:
     return {
         "num_key_value_heads": config.kv_heads,
-        "hidden_act": their_activation(GATED_FFN_ACTIVATION.get(config.ffn_type, "silu")),
+        "hidden_act": their_activation(GATES.get(config.ffn_type, "silu")),
         "rms_norm_eps": config.norm_eps,
         "attention_bias": config.bias,
         "mlp_bias": config.bias,

@@ -9,7 +9,6 @@ key; nothing that changes the function is passed over.
     weights = weights_to_hugging_face(model.state_dict(), model.config)     -> model.safetensors
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from components.registry import component_keys
 from interop.attention_models import GPT2, LLAMA
 from interop.family import Family, Place
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
-from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig, resolve_architecture
+from model_config import ModelArchitectureConfig, architecture_keys, resolve_architecture
 
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
 _HEAD = "lm_head"  # which their prefix is not before
@@ -98,22 +98,16 @@ def _model_type(config: ModelArchitectureConfig) -> str:
 
 def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
     """The keys that decide the function, in a form that is one for equal functions."""
-    idle = {"arch_preset", "attention_backend", "mamba_backend", "dropout", "ffn_after"}
+    composed = ("layer_pattern", "ffn_pattern", "ffn_after", "layer_values")  # which the list of layers says
+    core = [name for name, key in architecture_keys().items() if key.changes == "function" and key.what is None]
+    values = {name: config[name] for name in core if name not in (*composed, *component_keys())}
     if "block_size" not in family.sizes.values():
-        idle.add("block_size")
-    if config.position_encoding != "rope":
-        idle |= {"rope_theta"}
-    if not config.layers_with(ATTENTION):
-        idle |= {"n_head"}
-    if not config.layers_with(STATE_SPACES):
-        idle |= {field.name for field in dataclasses.fields(config) if field.name.startswith("mamba_")}
-    if not config.ffn_layers:
-        idle |= {"ffn_type", "activation"}
-    mixer = "mamba1" if config.layers_with("S") else "mamba2"
-    values = dataclasses.asdict(config)
-    values |= {"layer_pattern": config.pattern, "mamba_d_state": config.mamba_state_size(mixer)}
-    values["activation"] = values.pop("activation")  # after ffn_type, which decides it where the FFN is gated
-    return {key: value for key, value in values.items() if key not in idle}
+        del values["block_size"]
+    values |= {"layer_pattern": config.pattern, **config.component("position_encoding").function(config)}
+    for layer in config.layer_counts:
+        for spec in layer.specs:
+            values |= spec.function(config.of(layer))
+    return values
 
 
 # ---------------------------------------------------------------------------------------------------------------------

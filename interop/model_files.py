@@ -13,10 +13,9 @@ from typing import Any
 
 from common.errors import UserError, did_you_mean
 from common.json_files import read_json
-from configurator import KEYS, from_dict, load, with_vocabulary
-from flops_parameter_counting.costs.published_architectures import PublishedArchitecture
+from configurator import configuration_keys, from_dict, load, with_vocabulary
 from flops_parameter_counting.planner.datasets import prepared
-from model_config import ModelArchitectureConfig
+from model_config import ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
 
 LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
@@ -27,13 +26,15 @@ LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's wer
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What `read_model` found. `notes` say what was assumed; `run` is there for a config file of this repository."""
+    """What `read_model` found. `notes` say what was assumed; `run` is there for a config file of this repository;
+    `is_ours` says whether it is decoded by this repository, and not by transformers."""
 
     name: str
     family: str
     architecture: ModelArchitectureConfig
     notes: tuple[str, ...] = ()
     run: RunConfig | None = None
+    is_ours: bool = True
 
 
 def read_model(path: Path, vocab_size: int | None = None) -> Model:
@@ -67,7 +68,7 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     if model_type is None and values.get("architectures") == ["GPT2LMHeadModel"]:  # written before there were types
         model_type = "gpt2"
     if model_type is None:
-        if not values.keys() & KEYS.keys():
+        if not values.keys() & configuration_keys().keys():
             raise UserError("no model_type, which names a Hugging Face model, and no key of this repository's")
         return Model(name, "saved configuration", from_dict(values))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -110,7 +111,7 @@ class Family:
 
     required: tuple[str, ...]
     optional: dict[str, Any]
-    build: Callable[[_Values], PublishedArchitecture]
+    build: Callable[[_Values], dict[str, Any]]  # our keys
 
 
 def _read_family(family: Family, model_type: str, values: _Values, name: str) -> Model:
@@ -127,8 +128,9 @@ def _read_family(family: Family, model_type: str, values: _Values, name: str) ->
     for key, default in family.optional.items():
         if key in values:
             _check_optional(key, values[key], default)
-    architecture = family.build(family.optional | dict(values))
-    return Model(name, model_type, architecture, tuple(_notes(family, model_type, values, architecture)))
+    architecture = resolve_architecture({"arch_preset": "custom", **family.build(family.optional | dict(values))})
+    notes = tuple(_notes(family, model_type, values, architecture))
+    return Model(name, model_type, architecture, notes, is_ours=False)
 
 
 _MOST = 10**9  # of anything: mistakes end here, and 64-bit arithmetic is far
@@ -162,9 +164,9 @@ def _check_optional(key: str, value: Any, default: Any) -> None:
         _check_size(key, value, least=0 if key in _MAY_BE_ZERO else 1)
 
 
-def _notes(family: Family, model_type: str, values: _Values, architecture: PublishedArchitecture) -> list[str]:
+def _notes(family: Family, model_type: str, values: _Values, architecture: ModelArchitectureConfig) -> list[str]:
     """What was assumed."""
-    mixers = {mixer for mixer, _ in architecture.layers}
+    mixers = {layer.mixer for layer in architecture.layer_counts}
     assumed = [key for key in _WORTH_A_NOTE if family.optional.get(key) is not None and key not in values]
     if "sliding_attention" not in mixers:
         assumed = [key for key in assumed if key != "sliding_window"]
@@ -198,22 +200,20 @@ def _divides(values: _Values, whole: str, part: str) -> None:
         raise UserError(f"{whole}={values[whole]} is not divisible by {part}={values[part]}")
 
 
-def _gpt2(values: _Values) -> PublishedArchitecture:
+def _gpt2(values: _Values) -> dict[str, Any]:
     _divides(values, "n_embd", "n_head")
     _agree(values, "n_ctx", "n_positions", values["n_positions"])
-    return PublishedArchitecture(
-        n_layer=values["n_layer"],
-        n_head=values["n_head"],
-        n_embd=values["n_embd"],
-        d_ff=values["n_inner"] or 4 * values["n_embd"],
-        block_size=values["n_positions"],
-        vocab_size=values["vocab_size"],
-        position_encoding="learned_absolute",
-        bias=True,
-        biased_projections="all",
-        weight_tying=values["tie_word_embeddings"],
-        layers=(("attention", "dense"),) * values["n_layer"],
-    )
+    return {
+        "n_layer": values["n_layer"],
+        "n_head": values["n_head"],
+        "n_embd": values["n_embd"],
+        "d_ff": values["n_inner"] or 4 * values["n_embd"],
+        "block_size": values["n_positions"],
+        "vocab_size": values["vocab_size"],
+        "position_encoding": "learned_absolute",
+        "bias": True,
+        "weight_tying": values["tie_word_embeddings"],
+    }
 
 
 def _transformer(values: _Values) -> dict[str, Any]:
@@ -238,42 +238,31 @@ def _heads(values: _Values) -> dict[str, Any]:
     _divides({**values, "num_key_value_heads": kv_heads}, "num_attention_heads", "num_key_value_heads")
     if values.get("head_dim") is None:
         _divides(values, "hidden_size", "num_attention_heads")
-    return {"num_key_value_heads": kv_heads, "head_size": values.get("head_dim")}
+    return {"num_key_value_heads": kv_heads, "head_dim": values.get("head_dim")}
 
 
 def _biased(values: _Values) -> str:
     return "all" if values["attention_bias"] else "none"
 
 
-def _llama(values: _Values) -> PublishedArchitecture:
-    return PublishedArchitecture(
-        **_transformer(values),
-        **_heads(values),
-        bias=values["mlp_bias"],
-        biased_projections=_biased(values),
-        layers=(("attention", "dense"),) * values["num_hidden_layers"],
-    )
+def _llama(values: _Values) -> dict[str, Any]:
+    biases = {"bias": values["mlp_bias"], "attention_bias": _biased(values)}
+    return _transformer(values) | _heads(values) | biases
 
 
-def _mistral(values: _Values) -> PublishedArchitecture:
-    mixer = "attention" if values["sliding_window"] is None else "sliding_attention"
-    return PublishedArchitecture(
-        **_transformer(values),
-        **_heads(values),
-        window=values["sliding_window"],
-        layers=((mixer, "dense"),) * values["num_hidden_layers"],
-    )
+def _mistral(values: _Values) -> dict[str, Any]:
+    window = {"layer_pattern": "W", "attention_window": values["sliding_window"]} if values["sliding_window"] else {}
+    return _transformer(values) | _heads(values) | window
 
 
-def _qwen2(values: _Values) -> PublishedArchitecture:
+def _qwen2(values: _Values) -> dict[str, Any]:
     """Biases of Q, K and V, and of nothing else."""
-    shared = _transformer(values) | _heads(values) | _qwen_layers(values)
-    return PublishedArchitecture(**shared, biased_projections="qkv")
+    return _transformer(values) | _heads(values) | _qwen_layers(values) | {"attention_bias": "qkv"}
 
 
-def _qwen3(values: _Values) -> PublishedArchitecture:
+def _qwen3(values: _Values) -> dict[str, Any]:
     shared = _transformer(values) | _heads(values) | _qwen_layers(values)
-    return PublishedArchitecture(**shared, biased_projections=_biased(values), qk_norm=True)
+    return shared | {"attention_bias": _biased(values), "qk_norm": True}
 
 
 def _qwen_layers(values: _Values) -> dict[str, Any]:
@@ -281,35 +270,35 @@ def _qwen_layers(values: _Values) -> dict[str, Any]:
     count = values["num_hidden_layers"]
     windowed = values["use_sliding_window"] and values["sliding_window"] is not None
     full = min(count, values["max_window_layers"]) if windowed else count
-    mixers = ["attention"] * full + ["sliding_attention"] * (count - full)
-    types = ["full_attention" if mixer == "attention" else mixer for mixer in mixers]
+    types = ["full_attention"] * full + ["sliding_attention"] * (count - full)
     if values["layer_types"] not in (None, types):
         raise UserError("layer_types contradicts num_hidden_layers, use_sliding_window and max_window_layers")
-    return {"window": values["sliding_window"], "layers": tuple((mixer, "dense") for mixer in mixers)}
+    if full == count:
+        return {}
+    return {"layer_pattern": "A" * full + "W" * (count - full), "attention_window": values["sliding_window"]}
 
 
-def _mamba(values: _Values) -> PublishedArchitecture:
+def _mamba(values: _Values) -> dict[str, Any]:
     rank, width = values["time_step_rank"], values["hidden_size"]
-    return PublishedArchitecture(
-        **_state_space(values, "mamba1"),
-        dt_rank=math.ceil(width / 16) if rank == "auto" else rank,
-    )
+    rank = math.ceil(width / 16) if rank == "auto" else rank
+    return {"layer_pattern": "S", **_state_space(values), "mamba_dt_rank": rank}
 
 
-def _mamba2(values: _Values) -> PublishedArchitecture:
+def _mamba2(values: _Values) -> dict[str, Any]:
     d_inner = values["num_heads"] * values["head_dim"]
     if d_inner != values["expand"] * values["hidden_size"]:
         raise UserError(f"num_heads x head_dim = {d_inner} contradicts expand x hidden_size")
     _divides(values, "num_heads", "n_groups")
-    return PublishedArchitecture(
-        **_state_space(values, "mamba2"),
-        mamba_head_dim=values["head_dim"],
-        mamba_n_groups=values["n_groups"],
-        mamba_chunk_size=values["chunk_size"],
-    )
+    return {
+        "layer_pattern": "M",
+        **_state_space(values),
+        "mamba_head_dim": values["head_dim"],
+        "mamba_n_groups": values["n_groups"],
+        "mamba_chunk_size": values["chunk_size"],
+    }
 
 
-def _state_space(values: _Values, mixer: str) -> dict[str, Any]:
+def _state_space(values: _Values) -> dict[str, Any]:
     """What a pure Mamba and Mamba-2 share: no positions, no attention, no FFN."""
     width, layers = values["hidden_size"], values["num_hidden_layers"]
     for key, expected in (("d_model", width), ("n_layer", layers), ("d_inner", values["expand"] * width)):
@@ -317,23 +306,22 @@ def _state_space(values: _Values, mixer: str) -> dict[str, Any]:
     _agree(values, "intermediate_size", "expand x hidden_size", values["expand"] * width)
     return {
         "n_layer": layers,
-        "n_head": 1,
         "n_embd": width,
         "block_size": LENGTH_OF_STATE_SPACE_MODELS,
         "vocab_size": values["vocab_size"],
         "normalization": "rmsnorm",
         "position_encoding": "none",
         "weight_tying": values["tie_word_embeddings"],
-        "layers": ((mixer, None),) * layers,
+        "ffn_pattern": "-",
         "mamba_d_state": values["state_size"],
         "mamba_expand": values["expand"],
         "mamba_d_conv": values["conv_kernel"],
-        "conv_bias": values["use_conv_bias"],
-        "ssm_bias": values["use_bias"],
+        "mamba_conv_bias": values["use_conv_bias"],
+        "mamba_bias": values["use_bias"],
     }
 
 
-def _bamba(values: _Values) -> PublishedArchitecture:
+def _bamba(values: _Values) -> dict[str, Any]:
     """Mamba-2 and a few layers of attention; each has an FFN."""
     count, d_inner = values["num_hidden_layers"], values["mamba_expand"] * values["hidden_size"]
     indices = values["attn_layer_indices"] or []
@@ -343,24 +331,29 @@ def _bamba(values: _Values) -> PublishedArchitecture:
         _agree(values, "mamba_d_head", "mamba_expand x hidden_size / mamba_n_heads", d_inner // values["mamba_n_heads"])
     _divides({"mamba_expand x hidden_size": d_inner, **values}, "mamba_expand x hidden_size", "mamba_n_heads")
     _divides(values, "mamba_n_heads", "mamba_n_groups")
-    return PublishedArchitecture(
-        **_transformer(values),
-        **_heads(values),
-        bias=values["mlp_bias"],
-        biased_projections=_biased(values),
-        layers=tuple(("attention" if layer in indices else "mamba2", "dense") for layer in range(count)),
-        mamba_expand=values["mamba_expand"],
-        mamba_head_dim=d_inner // values["mamba_n_heads"],
-        mamba_d_state=values["mamba_d_state"],
-        mamba_d_conv=values["mamba_d_conv"],
-        mamba_n_groups=values["mamba_n_groups"],
-        mamba_chunk_size=values["mamba_chunk_size"],
-        conv_bias=values["mamba_conv_bias"],
-        ssm_bias=values["mamba_proj_bias"],
-    )
+    attention = _heads(values) | {"attention_bias": _biased(values), "n_head": values["num_attention_heads"]}
+    shared = {key: value for key, value in _transformer(values).items() if key not in attention}
+    mamba = {
+        "mamba_expand": values["mamba_expand"],
+        "mamba_head_dim": d_inner // values["mamba_n_heads"],
+        "mamba_d_state": values["mamba_d_state"],
+        "mamba_d_conv": values["mamba_d_conv"],
+        "mamba_n_groups": values["mamba_n_groups"],
+        "mamba_chunk_size": values["mamba_chunk_size"],
+        "mamba_conv_bias": values["mamba_conv_bias"],
+        "mamba_bias": values["mamba_proj_bias"],
+    }
+    pattern = "".join("A" if layer in indices else "M" for layer in range(count))
+    return {
+        **shared,
+        "layer_pattern": pattern,
+        "bias": values["mlp_bias"],
+        **(attention if "A" in pattern else {"position_encoding": "none"}),
+        **(mamba if "M" in pattern else {}),
+    }
 
 
-def _deepseek(values: _Values) -> PublishedArchitecture:
+def _deepseek(values: _Values) -> dict[str, Any]:
     """Latent attention in every layer; experts in all but the first few."""
     count, dense = values["num_hidden_layers"], values["first_k_dense_replace"]
     if dense > count:
@@ -374,18 +367,19 @@ def _deepseek(values: _Values) -> PublishedArchitecture:
     query = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
     _agree(values, "qk_head_dim", "qk_nope_head_dim + qk_rope_head_dim", query)
     _agree(values, "head_dim", "qk_rope_head_dim", values["qk_rope_head_dim"])
-    return PublishedArchitecture(
-        **_transformer(values),
-        bias=values["mlp_bias"],
-        biased_projections=_biased(values),
-        head_size=query,
-        layers=(("latent_attention", "dense"),) * dense + (("latent_attention", "experts"),) * (count - dense),
-        **{key: values[key] for key in _LATENT},
-        n_experts=values["n_routed_experts"],
-        n_experts_per_token=values["num_experts_per_tok"],
-        n_shared_experts=values["n_shared_experts"] or 0,
-        expert_d_ff=values["moe_intermediate_size"],
-    )
+    found = _transformer(values) | {key: values[key] for key in _LATENT}
+    found |= {"bias": values["mlp_bias"], "attention_bias": _biased(values), "layer_pattern": "C"}
+    if dense == 0:
+        del found["d_ff"], found["ffn_type"]
+    if dense < count:
+        found |= {
+            "ffn_pattern": "F" * dense + "E" * (count - dense),
+            "n_experts": values["n_routed_experts"],
+            "n_experts_per_token": values["num_experts_per_tok"],
+            "n_shared_experts": values["n_shared_experts"] or 0,
+            "expert_d_ff": values["moe_intermediate_size"],
+        }
+    return found
 
 
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

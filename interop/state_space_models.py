@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from common.errors import UserError
+from components.registry import spec
 from interop.attention_models import LLAMA_ATTENTION
 from interop.family import Family, Place, our_rotary, places, their_rotary
 from interop.model_files import LENGTH_OF_STATE_SPACE_MODELS
@@ -55,7 +56,7 @@ def _ours(config: dict[str, Any], same: dict[str, str]) -> dict[str, Any]:
 def _theirs(config: ModelArchitectureConfig, same: dict[str, str], mixer: str) -> dict[str, Any]:
     values = {theirs: getattr(config, ours) for theirs, ours in same.items()}
     state = next(theirs for theirs, ours in same.items() if ours == "mamba_d_state")
-    return values | {state: config.mamba_state_size(mixer)}
+    return values | {state: spec("mixer", mixer).state(config)}
 
 
 def _check_derived(key: str, value: Any, derived: int, how: str) -> None:
@@ -81,7 +82,7 @@ def _read_mamba2(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_mamba2(config: ModelArchitectureConfig) -> dict[str, Any]:
-    return {"num_heads": config.mamba_heads, **_theirs(config, _SAME | _SAME_IN_MAMBA2, "mamba2")}
+    return {"num_heads": spec("mixer", "mamba2").heads(config), **_theirs(config, _SAME | _SAME_IN_MAMBA2, "mamba2")}
 
 
 def _read_bamba(config: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _write_bamba(config: ModelArchitectureConfig) -> dict[str, Any]:
         "attn_layer_indices": [layer for layer, letter in enumerate(config.pattern) if letter == "A"],
         "num_key_value_heads": config.kv_heads,
         "rope_parameters": {"partial_rotary_factor": 1.0, **their_rotary(config)},
-        "mamba_n_heads": config.mamba_heads,
+        "mamba_n_heads": spec("mixer", "mamba2").heads(config),
         "mamba_d_head": config.mamba_head_dim,
         **dict.fromkeys(("attention_bias", "mlp_bias", "mamba_proj_bias"), config.bias),
         **_theirs(config, _SAME_IN_BAMBA, "mamba2"),
@@ -138,7 +139,7 @@ _MAMBA_MIXER = {
     "A_log": Place(
         ("mixer.A_log",),
         to_ours=lambda tensor: tensor.flatten(),
-        to_theirs=lambda tensor, config: tensor.unflatten(0, (-1, config.mamba_state_size("mamba1"))),
+        to_theirs=lambda tensor, config: tensor.unflatten(0, (-1, spec("mixer", "mamba1").state(config))),
     ),
     "D": Place(("mixer.D",)),
 }

@@ -26,7 +26,7 @@ from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
 from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
 from ladders.sizes import Choice, largest_power_of_two, planners_choice, sizes_around
-from model_config import ATTENTION, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 
 EVALUATED_SEQUENCES = 512  # of the validation split, or as many as it has, in a power of two
 EVALUATIONS = 5  # besides the one before the first step
@@ -257,7 +257,7 @@ def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:
 def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
     """The model's keys beside those of its preset."""
     names = ["arch_preset", "n_layer"]
-    if model.layers_with(ATTENTION):
+    if any(layer.mixer_spec.has_heads for layer in model.layer_counts):
         names += ["n_head", "num_key_value_heads"]
     names += ["n_embd", *(["d_ff"] if model.ffn_layers else []), "weight_tying", "vocab_size", "block_size"]
     return {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}

@@ -124,7 +124,7 @@ def _alone(search: Search, sizes: dict[str, int]) -> Choice:
         space,
         hidden_sizes=(sizes["n_embd"],),
         layers=(sizes["n_layer"],),
-        head_dims=() if space.is_pure_mamba else (sizes["n_embd"] // sizes["n_head"],),
+        head_dims=(sizes["n_embd"] // sizes["n_head"],) if space.family.has_heads else (),
     )
     narrowed = dataclasses.replace(search, space=only)
     return Choice(grid_search(narrowed, 1).candidates(1)[0], narrowed)

@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Configuration
 from model_builder import LanguageModel
-from model_config import STATE_SPACES
 from parallel.ranks import Ranks
 from parallel.tensor_parallel import shard_layers
 from runs.config import RunConfig
@@ -81,8 +80,8 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     embedding, where a tied head meets it.
 
     Mixers and FFNs travel in the compute dtype, which autocast would round their weights to anyway. The rest, which
-    computes in float32, travels in it, and so do blocks with a Mamba layer, whose decays and steps do not bear to be
-    rounded. Master weights, and their optimizer, are float32.
+    computes in float32, travels in it, and so do blocks whose mixer does not bear to be rounded. Master weights, and
+    their optimizer, are float32.
     """
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 or not run.use_fsdp else mesh["shard"]
     reduce_dtype = getattr(torch, run.fsdp_reduce_dtype)
@@ -92,11 +91,11 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     cast = dataclasses.replace(in_float32, param_dtype=compute)
-    for block, letter in zip(model.blocks, model.config.pattern, strict=True):
+    for block, layer in zip(model.blocks, model.config.layers, strict=True):
         # Backward begins with the last block, which would be gathered again at once.
         reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
         parts = [part for name, part in block.named_children() if name in ("mixer", "ffn")]
-        policy = in_float32 if letter in STATE_SPACES else cast
+        policy = in_float32 if layer.mixer_spec.in_float32 else cast
         fully_shard(parts, mesh=data, reshard_after_forward=reshards, mp_policy=policy, offload_policy=offload)
     fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=in_float32, offload_policy=offload)
 

@@ -21,9 +21,9 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from common.errors import UserError
+from components.spec import Spec
 from model_builder import LanguageModel
-from model_components import Attention, GatedFFN, StandardFFN
+from model_config import Layer, ModelArchitectureConfig
 
 WHOLE, BY_SEQUENCE = Replicate(), Shard(1)  # of activations (B, T, D)
 
@@ -45,8 +45,8 @@ class Replicated(ParallelStyle):
 def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
     """Share the model's layers, in place, among the ranks of a one-dimensional mesh.
 
-    The head needs no plan: the loss sees that its weight is distributed (components/cross_entropy.py).
-    Raises UserError for a component of whose sharing nothing is known.
+    What is divided how is stated by the specs of the components; that they can be shared at all was checked before
+    (costs.sharding.check_mesh). The head needs no plan: the loss sees that its weight is distributed.
     """
     by_rows = RowwiseParallel(input_layouts=WHOLE, output_layouts=WHOLE)
     plan: dict[str, ParallelStyle] = {
@@ -59,41 +59,30 @@ def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
     for name, module in model.position.named_modules(prefix="position"):
         if any(True for _ in module.parameters(recurse=False)):
             plan[name] = Replicated()
-    for index, block in enumerate(model.blocks):
-        plan |= {f"blocks.{index}.{name}": style for name, style in _block_plan(block).items()}
+    for index, layer in enumerate(model.config.layers):
+        plan |= {f"blocks.{index}.{name}": style for name, style in _block_plan(layer, model.config).items()}
     parallelize_module(model, mesh, plan)
 
 
-def _block_plan(block: nn.Module) -> dict[str, ParallelStyle]:
-    if not isinstance(block.mixer, Attention):
-        raise _unknown(block.mixer)
-    mixer = {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), ColwiseParallel()), "o_proj": _sum_and_split()}
-    if isinstance(block.ffn, GatedFFN):
-        ffn = {**dict.fromkeys(("gate_proj", "up_proj"), ColwiseParallel()), "down_proj": _sum_and_split()}
-    elif isinstance(block.ffn, StandardFFN):
-        ffn = {"up_proj": ColwiseParallel(), "down_proj": _sum_and_split()}
-    else:
-        raise _unknown(block.ffn)
-    return {
-        "mixer_norm": SequenceParallel(use_local_output=True),
-        "mixer": _gather(also_given=2),  # the rotation and the score bias
-        **{f"mixer.{name}": style for name, style in mixer.items()},
-        "ffn_norm": SequenceParallel(use_local_output=True),
-        "ffn": _gather(),
-        **{f"ffn.{name}": style for name, style in ffn.items()},
+def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
+    plan: dict[str, ParallelStyle] = {}
+    for half, spec in zip(("mixer", "ffn"), layer.specs, strict=True):
+        plan[f"{half}_norm"] = SequenceParallel(use_local_output=True)
+        plan[half] = PrepareModuleInput(input_layouts=(BY_SEQUENCE,), desired_input_layouts=(WHOLE,))  # gather
+        plan |= {f"{half}.{name}": style for name, style in _half_plan(spec, config.of(layer)).items()}
+    return plan
+
+
+def _half_plan(spec: Spec, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
+    """The linear layers whose rows are divided compute a part of the heads or of the hidden width; those whose columns
+    are, a part of the sum, which is added up and divided along the sequence."""
+    matrices = {
+        name.removesuffix(".weight"): weights.divided
+        for weights in spec.all_weights(config)
+        for name in weights.names
+        if weights.multiplies
     }
-
-
-def _gather(also_given: int = 0) -> ParallelStyle:
-    rest = (None,) * also_given
-    return PrepareModuleInput(input_layouts=(BY_SEQUENCE, *rest), desired_input_layouts=(WHOLE, *rest))
-
-
-def _sum_and_split() -> ParallelStyle:
-    return RowwiseParallel(output_layouts=BY_SEQUENCE)
-
-
-def _unknown(module: object) -> UserError:
-    return UserError(
-        f"tensor_parallel does not know how ranks share {type(module).__name__}: take --use_fsdp=True instead"
-    )
+    return {
+        name: ColwiseParallel() if divided == "rows" else RowwiseParallel(output_layouts=BY_SEQUENCE)
+        for name, divided in matrices.items()
+    }

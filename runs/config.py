@@ -21,6 +21,9 @@ class RunConfig:
     )
     seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
     dry_run: bool = key(False, "print the startup report and exit without building anything")
+    components: str | None = key(
+        None, "a folder with components of your own, whose code is executed (docs/extending.md)"
+    )
 
     dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder")

@@ -215,8 +215,9 @@ def saved_configuration(state: dict[str, Any]) -> Configuration:
     model = configurator.from_dict(state["config"])
     if model.vocab_size is None:
         raise UserError("saved configuration: vocab_size is None")
-    keys = {key: value for key, value in state["config"].items() if configurator.KEYS[key] is RunConfig}
-    return Configuration(model, RunConfig(**{key: check_value(RunConfig, key, value) for key, value in keys.items()}))
+    known = configurator.run_keys()
+    run = {name: check_value(known[name], value) for name, value in state["config"].items() if name in known}
+    return Configuration(model, RunConfig(**run))
 
 
 def write_state(checkpoint: Path, state: dict[str, Any]) -> None:

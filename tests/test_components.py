@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from flops_parameter_counting.costs.component_costs import ComponentCost, total
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +17,6 @@ import model_components
 from common.errors import UserError
 from configurator import load
 from flops_parameter_counting.costs import component_costs
-from flops_parameter_counting.costs.component_costs import ComponentCost, total
 from model_builder import build_model
 from model_components import component, register, registered, rotate
 from model_config import resolve_architecture

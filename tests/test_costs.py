@@ -4,16 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from components.mamba import CausalConvolution
+from flops_parameter_counting.costs.component_costs import ComponentCost, component_cost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import model_components
 from common.errors import UserError
-from components.mamba import CausalConvolution
 from configurator import load
 from flops_parameter_counting.costs import component_costs
-from flops_parameter_counting.costs.component_costs import ComponentCost, component_cost
 from flops_parameter_counting.costs.model_cost import model_cost
 from model_builder import LanguageModel, build_model
 from model_components import Attention, component, register, registered

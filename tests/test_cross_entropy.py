@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from components.heads.cross_entropy import linear_cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from components import cross_entropy
-from components.cross_entropy import linear_cross_entropy
 from flops_parameter_counting.costs.memory import CHUNK_BYTES
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from commands import command
 from conftest import training
+from flops_parameter_counting.costs.published_architectures import cache_elements
 from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoint
 import sample
 from data.tokenizers import tokenizer_from_meta
-from flops_parameter_counting.costs.published_architectures import cache_elements
 from model_builder import Block, build_model
 from model_config import MIXERS, resolve_architecture
 

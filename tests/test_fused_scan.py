@@ -9,12 +9,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from components.fused_scan import choose_backend, ssd_fla
+from components.state_space import ssd_naive
 from test_mamba import assert_near, ssd_inputs, values_and_gradients
 
 from common.errors import UserError
 from components import fused_scan
-from components.fused_scan import choose_backend, ssd_fla
-from components.state_space import ssd_naive
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 

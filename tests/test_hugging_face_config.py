@@ -5,13 +5,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
-
-from common.errors import UserError
-from common.json_files import read_json
-from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.published_architectures import (
     breakdown,
     cache_elements,
@@ -19,6 +12,13 @@ from flops_parameter_counting.costs.published_architectures import (
     palm_scores,
     trainable,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.errors import UserError
+from common.json_files import read_json
+from flops_parameter_counting.costs.model_cost import model_cost
 from interop.model_files import FAMILIES, model_from_values, read_model
 from model_config import resolve_architecture
 

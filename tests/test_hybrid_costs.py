@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from commands import command
+from components.mamba import Mamba1, Mamba2
 from conftest import ROOT, environment
+from flops_parameter_counting.costs.published_architectures import breakdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
 from common.errors import UserError
-from components.mamba import Mamba1, Mamba2
 from configurator import Configuration, load, with_vocabulary
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.published_architectures import breakdown
 from flops_parameter_counting.costs.report import Setting, as_text, describe
 from flops_parameter_counting.planner.space import SIZES, SearchSpace, default_space
 from interop.model_files import Model

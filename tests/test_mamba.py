@@ -8,6 +8,8 @@ import itertools
 
 import pytest
 import torch
+from components.mamba import CausalConvolution
+from components.state_space import selective_naive, selective_scan, ssd_chunked, ssd_naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,8 +17,6 @@ from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from components.mamba import CausalConvolution
-from components.state_space import selective_naive, selective_scan, ssd_chunked, ssd_naive
 from model_builder import LanguageModel
 from model_components import component
 from model_config import ModelArchitectureConfig, resolve_architecture

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from components.fused_scan import ssd_fla
 from components.mamba import Mamba1, Mamba2
 from components.state_space import ssd_chunked
+from torch.nn import functional as F
+
 from configurator import load, with_vocabulary
 from model_builder import LanguageModel, build_model
 from model_components import Attention, SlidingAttention, component, registered

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, environment
+from flops_parameter_counting.costs.published_architectures import breakdown
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,6 @@ from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs import validate
 from flops_parameter_counting.costs.devices import DEVICES, find_device
 from flops_parameter_counting.costs.memory import rank_memory, training_memory
-from flops_parameter_counting.costs.published_architectures import breakdown
 from flops_parameter_counting.costs.report import Setting, as_text, describe
 from flops_parameter_counting.costs.sharding import parameters
 from interop.model_files import Model, model_from_values

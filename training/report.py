@@ -1,16 +1,16 @@
 """The startup report: what will be trained, what it costs, and every key in force. Text only; no torch."""
 
-import dataclasses
 import math
 import textwrap
 
+import configurator
 from common.errors import UserError
 from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
-from flops_parameter_counting.costs.model_cost import CONVENTIONS
+from flops_parameter_counting.costs.model_cost import CONVENTIONS, with_backward
 from flops_parameter_counting.costs.sharding import mesh_of
-from model_config import MIXERS, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 from training.plan import RunPlan
 
 
@@ -58,20 +58,20 @@ def _architecture(configuration: Configuration, plan: RunPlan) -> str:
         *_parts(cost.parameters, cost.n_params),
         f"FLOPs per token:       {plan.flops_per_token['full']:,} (training, full attention; "
         f"{plan.flops_per_token['causal']:,} causal){ratio}",
-        *_parts({part: 3 * flops for part, flops in cost.flops.items()}, plan.flops_per_token["full"]),
+        *_parts({part: with_backward(flops) for part, flops in cost.flops.items()}, plan.flops_per_token["full"]),
     ]
     return "\n".join(lines)
-
-
-_MIXER_NAMES = {"A": "attention", "W": "attention within {window} tokens", "M": "Mamba-2", "S": "Mamba-1"}
 
 
 def _mixers(model: ModelArchitectureConfig) -> list[str]:
     """The mixer of each layer, drawn by its letter, and how many there are of each; nothing of a transformer."""
     if model.layer_pattern is None:
         return []
-    counts = {letter: model.layers_with(letter) for letter in MIXERS}
-    named = [f"{n} {_MIXER_NAMES[letter].format(window=model.attention_window)}" for letter, n in counts.items() if n]
+    counts: dict[str, int] = {}
+    for layer, count in model.layer_counts.items():
+        title = layer.mixer_spec.title.format_map(model.of(layer).as_dict())
+        counts[title] = counts.get(title, 0) + count
+    named = [f"{count} {title}" for title, count in counts.items()]
     no_ffn = "" if model.ffn_layers == model.n_layer else f"; {model.ffn_layers or 'none'} with an FFN"
     return [f"Layers:                {model.layer_pattern}   {', '.join(named)}{no_ffn}"]
 
@@ -155,6 +155,6 @@ def bytes_text(size: float) -> str:
 
 
 def _keys(configuration: Configuration) -> str:
-    values = dataclasses.asdict(configuration.model) | dataclasses.asdict(configuration.run)
+    values = configurator.as_dict(configuration)
     listed = ", ".join(f"{key}={value!r}" for key, value in values.items())
     return "Configuration: " + textwrap.fill(listed, 118, subsequent_indent="  ", break_long_words=False)

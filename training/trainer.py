@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import configurator
-from components.fused_scan import choose_backend
+from components.registry import choices
 from configurator import Configuration
 from data.dataset import Dataset
 from data.loader import Batch, WindowLoader, prefetch
@@ -34,6 +34,7 @@ from training.step import take_step
 from training.validation import WINDOW_SEED, evaluate
 from training_logger import Machine, TrainingLogger
 
+GUESSED_MFU = 1 / 3
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
 
 
@@ -77,8 +78,8 @@ def describe_machine(
     compiles, why = decide_compile(run, plan, ranks, device, peak)
     if saved and run.compile == "auto":
         compiles, why = saved.compile, "as before the checkpoint"
-    backend, scan = choose_backend(configuration.model, device, dtype)
-    return Machine(device, device_name(device), ranks.size, dtype, compiles, why, peak, backend, scan)
+    decided = choices(configuration.model, device, dtype)
+    return Machine(device, device_name(device), ranks.size, dtype, compiles, why, peak, decided)
 
 
 def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.device, peak: Peak) -> tuple[bool, str]:
@@ -89,7 +90,7 @@ def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.de
         return False, "auto: not tried on mps"
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         return False, "auto: no C++ compiler (g++ or $CXX) here"
-    seconds = 3 * plan.flops("full") / (ranks.size * peak.flops_per_second)  # at a third of the peak
+    seconds = plan.flops("full") / (ranks.size * GUESSED_MFU * peak.flops_per_second)
     worth_it = seconds > WORTH_COMPILING_SECONDS
     comparison = "more" if worth_it else "not more"
     return worth_it, f"auto: training takes roughly {seconds:,.0f} s, {comparison} than {WORTH_COMPILING_SECONDS}"
@@ -117,7 +118,7 @@ class Trainer:
         self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
         mesh = device_mesh(self.run, ranks, self.device)
         built = dataclasses.replace(
-            configuration, model=dataclasses.replace(configuration.model, mamba_backend=machine.mamba_backend)
+            configuration, model=configuration.model.replace(**{one.key: one.value for one in machine.choices})
         )
         model, self.model = parallelize(built, mesh, ranks, self.device, machine.dtype, machine.compile)
         optimizer = build_optimizer(model, self.run, mesh)

@@ -100,10 +100,10 @@ def _fsdp(step: Step) -> list[Exchange]:
     Every parameter is padded to as many rows as the ranks divide.
     """
     run, mesh, micro_batches = step.run, step.mesh, step.micro_batches
-    blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.blocks, step.own.root))
+    blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.in_blocks, step.own.root))
     own = step.own
-    sizes = {letter: gathered_bytes(letter, step.e) * own.block(letter, mesh.shards) for letter in own.kinds}
-    whole = sum(own.counts[letter] * size for letter, size in sizes.items())
+    sizes = {layer: gathered_bytes(layer, step.e) * own.block(layer, mesh.shards) for layer in own.blocks}
+    whole = sum(own.counts[layer] * size for layer, size in sizes.items())
     gathers, twice = 1, 0
     if run.fsdp_reshard_after_forward:
         gathers, twice = micro_batches, whole - sizes[own.last]

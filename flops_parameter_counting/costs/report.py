@@ -1,6 +1,6 @@
 """What one model costs: parameters, FLOPs, memory, cache, decoding and time, as data and as text for the console.
 
-Every figure is `breakdown`'s or follows from it by the formula that stands at its function.
+Every figure is `model_cost`'s or follows from it by the formula that stands at its function.
 """
 
 import dataclasses
@@ -8,17 +8,8 @@ from typing import Any
 
 from common.errors import UserError
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
-from flops_parameter_counting.costs.published_architectures import (
-    Breakdown,
-    PublishedArchitecture,
-    activations_not_known,
-    breakdown,
-    cache_elements,
-    decoding_difference,
-    palm_scores,
-    trainable,
-)
-from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters, parameters_of_parts
+from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
+from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters
 from interop.model_files import Model
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -74,22 +65,21 @@ class Setting:
 def describe(model: Model, setting: Setting) -> dict[str, Any]:
     """Everything about a model, as data for JSON. Raises UserError for a setting or a model that cannot be counted."""
     length = _sequence_length(model.architecture, setting)
-    cost = breakdown(model.architecture, length)
+    cost = model_cost(model.architecture, length)
     return {
         "name": model.name,
         "family": model.family,
         "sequence_length": length,
         "convention": CONVENTION,
         "parameters": {
-            "total": sum(cost.parameters.values()),
-            "active": sum(cost.active.values()),
+            "total": cost.n_params,
+            "active": cost.n_active,
             "by_part": _without_zeros(cost.parameters),
             "active_by_part": _without_zeros(cost.active),
         },
         "flops_per_token": _flops(model.architecture, cost, length),
-        "memory": memory_per_device(model.architecture, cost.parameters, length, setting)
-        | {"cache": _cache(model.architecture, length, setting)},
-        "decoding": _decoding(model.architecture, cost, length, setting),
+        "memory": memory_per_device(model.architecture, length, setting) | {"cache": _cache(model, length, setting)},
+        "decoding": _decoding(model, cost, length, setting),
         "time": _time(cost, setting),
         "notes": list(model.notes),
     }
@@ -109,27 +99,32 @@ def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
     return {part: count for part, count in sorted(parts.items(), key=lambda item: item[0] == "lm_head") if count}
 
 
-def _flops(config: ModelArchitectureConfig, cost: Breakdown, length: int) -> dict[str, Any]:
+def _flops(config: ModelArchitectureConfig, cost: ModelCost, length: int) -> dict[str, Any]:
     """Per token, forward and training, and two estimates of the training FLOPs.
 
     6 N: two FLOPs a parameter forward, four backward (Kaplan et al. 2020). 6 N + 12 L H Q T adds the scores
     (Chowdhery et al. 2022, appendix B). N here: the active parameters, tied ones once, embeddings among them.
     """
-    forward, causal = sum(cost.forward.values()), sum(cost.causal.values())
-    n = sum(cost.active.values())
-    estimates = {"6N": 6 * n, "6N+12LHQT": 6 * n + palm_scores(config, length)}
+    forward, causal, n = cost.forward_flops("full"), cost.forward_flops("causal"), cost.n_active
+    counts = config.layer_counts.items()
+    scores = sum(count * layer.mixer_spec.palm_scores(config.of(layer), length) for layer, count in counts)
+    estimates = {"6N": 6 * n, "6N+12LHQT": 6 * n + scores}
     return {
         "forward": forward,
-        "training": 3 * forward,
-        "by_part": _without_zeros(cost.forward),
-        "training_by_part": {part: 3 * flops for part, flops in _without_zeros(cost.forward).items()},
-        "causal": {"forward": causal, "training": 3 * causal, "by_part": _without_zeros(cost.causal)},
+        "training": with_backward(forward),
+        "by_part": _without_zeros(cost.flops),
+        "training_by_part": {part: with_backward(flops) for part, flops in _without_zeros(cost.flops).items()},
+        "causal": {
+            "forward": causal,
+            "training": with_backward(causal),
+            "by_part": _without_zeros(cost.flops_by_part("causal")),
+        },
         "estimates": {
             name: {
                 "n": n,
                 "training": value,
-                "off_full_percent": 100 * (value / (3 * forward) - 1),
-                "off_causal_percent": 100 * (value / (3 * causal) - 1),
+                "off_full_percent": 100 * (value / with_backward(forward) - 1),
+                "off_causal_percent": 100 * (value / with_backward(causal) - 1),
             }
             for name, value in estimates.items()
         },
@@ -140,30 +135,22 @@ def _flops(config: ModelArchitectureConfig, cost: Breakdown, length: int) -> dic
 # Memory
 
 
-def memory_per_device(
-    config: ModelArchitectureConfig, parts: dict[str, int], length: int, setting: Setting
-) -> dict[str, Any]:
+def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
     """Bytes of one device in training, by part (memory.py says what they are), and which of them it does not hold
     itself.
 
-    `parts` are the model's parameters by part. The sizes of `config` may be those of a search's grid, and the bytes
-    are then its arrays. Where activations and logits are not known, `not_known` says why.
-    Raises UserError where so many devices cannot share the model.
+    The sizes of `config` may be those of a search's grid, and the bytes are then its arrays. Where activations and
+    logits are not known, `not_known` says why. Raises UserError where so many devices cannot share the model.
     """
-    run, plain, e = setting.run, trainable(config), DTYPE_BYTES[setting.dtype]
-    if plain is None and setting.tensor_parallel > 1:
-        raise UserError("tensor parallelism is known for architectures that train.py builds only: drop tensor_parallel")
-    built = dataclasses.replace(plain or config, block_size=length)
+    run, e, built = setting.run, DTYPE_BYTES[setting.dtype], config.replace(block_size=length)
     check_mesh(built, run, setting.devices)
-    mesh = mesh_of(run, setting.devices)
-    whole = parameters_of_parts(parts, config.n_layer) if plain is None else parameters(plain, parts)
+    mesh, whole = mesh_of(run, setting.devices), parameters(config)
     by_part = state_memory(whole, run, mesh, e)
-    not_known = activations_not_known(config, length)
-    if not_known is None:
-        try:
-            by_part |= working_memory(built, run, mesh, e)
-        except UserError as error:  # a component of the user's own whose memory nobody has written down
-            not_known = str(error)
+    not_known = None
+    try:
+        by_part |= working_memory(built, run, mesh, e)
+    except UserError as error:  # a component whose memory nobody has written down
+        not_known = f"activations and logits are not counted here: {error}"
     in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
     total = sum(size for part, size in by_part.items() if part not in in_main_memory)
     fits = None if setting.device_memory is None or not_known else total <= setting.device_memory
@@ -184,24 +171,29 @@ def memory_per_device(
     }
 
 
-def _cache(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
-    """Bytes that a sequence of `length` tokens keeps while it is continued, in the compute dtype; but the state of our
-    Mamba layers is float32."""
-    in_float32 = () if isinstance(config, PublishedArchitecture) else ("state",)
-    sizes = {part: 4 if part in in_float32 else DTYPE_BYTES[setting.dtype] for part in cache_elements(config, length)}
-    parts = {part: sizes[part] * count for part, count in cache_elements(config, length).items()}
+def _cache(model: Model, length: int, setting: Setting) -> dict[str, Any]:
+    """Bytes that a sequence of `length` tokens keeps while it is continued, in the compute dtype, but for what a
+    component keeps in float32."""
+    config, parts = model.architecture, dict[str, int]()
+    for layer, count in config.layer_counts.items():
+        for kept in layer.mixer_spec.remembers(config.of(layer), length, with_current=not model.is_ours):
+            size = 4 if kept.in_float32 else DTYPE_BYTES[setting.dtype]
+            parts[kept.part] = parts.get(kept.part, 0) + count * size * kept.elements
     return {"dtype": setting.dtype, "bytes_per_sequence": sum(parts.values()), "by_part": parts}
 
 
-def _decoding(config: ModelArchitectureConfig, cost: Breakdown, length: int, setting: Setting) -> dict[str, Any]:
+def _decoding(model: Model, cost: ModelCost, length: int, setting: Setting) -> dict[str, Any]:
     """The last token of one sequence of `length`: its query meets them all, every active weight is read once (of an
     embedding only a row, which is left out), and the cache is read. On a named device, the time it needs at least."""
-    flops = sum(cost.forward.values()) + decoding_difference(config, length)
-    looked_up = cost.parameters.get("position", 0)
+    config = model.architecture
+    layers = config.layer_counts.items()
+    difference = sum(count * layer.mixer_spec.decoding_difference(config.of(layer), length) for layer, count in layers)
+    flops = cost.forward_flops("full") + difference
+    looked_up = cost.parameters["position"]
     if not config.weight_tying:
         looked_up += cost.parameters["embedding"]
-    weights = DTYPE_BYTES[setting.dtype] * (sum(cost.active.values()) - looked_up)
-    cache = _cache(config, length, setting)["bytes_per_sequence"]
+    weights = DTYPE_BYTES[setting.dtype] * (cost.n_active - looked_up)
+    cache = _cache(model, length, setting)["bytes_per_sequence"]
     found = {
         "context": length,
         "flops_per_token": flops,
@@ -218,11 +210,11 @@ def _decoding(config: ModelArchitectureConfig, cost: Breakdown, length: int, set
 # Time
 
 
-def _time(cost: Breakdown, setting: Setting) -> dict[str, Any] | None:
+def _time(cost: ModelCost, setting: Setting) -> dict[str, Any] | None:
     """tokens x training FLOPs a token (full) / (devices x dense peak x MFU); None where no tokens were given."""
     if setting.tokens is None or setting.peak_flops is None or setting.mfu is None:
         return None
-    flops = 3 * sum(cost.forward.values()) * setting.tokens
+    flops = cost.training_flops() * setting.tokens
     seconds = flops / (setting.devices * setting.peak_flops * setting.mfu)
     return {
         "tokens": setting.tokens,

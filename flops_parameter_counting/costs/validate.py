@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.published_architectures import breakdown
 from interop.model_files import model_from_values
 from model_config import ModelArchitectureConfig, resolve_architecture
 
@@ -107,10 +106,10 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
 def published_checks() -> Iterator[Check]:
     """Parameters do not depend on the sequence length, which is 1 here."""
     for name, (values, expected) in PUBLISHED.items():
-        cost = breakdown(model_from_values(values, name).architecture, 1)
-        yield Check(f"{name}: parameters", sum(cost.parameters.values()), expected)
+        cost = model_cost(model_from_values(values, name).architecture, 1)
+        yield Check(f"{name}: parameters", cost.n_params, expected)
         if name in PUBLISHED_ACTIVE:
-            yield Check(f"{name}: active parameters", sum(cost.active.values()), PUBLISHED_ACTIVE[name])
+            yield Check(f"{name}: active parameters", cost.n_active, PUBLISHED_ACTIVE[name])
     for name, keys in OURS.items():
         counted = model_cost(resolve_architecture(keys)).n_params
         yield Check(f"{name}, by arch_preset={keys['arch_preset']}: parameters", counted, PUBLISHED[name][1])
@@ -120,11 +119,10 @@ def torch_checks() -> Iterator[Check]:
     """Needs PyTorch."""
     for name, keys in SMALL_MODELS.items():
         config = resolve_architecture(keys)
-        cost = breakdown(config, config.block_size)
+        cost = model_cost(config)
         parameters, flops = _count_with_torch(config)
-        yield Check(f"{name}: parameters", sum(cost.parameters.values()), parameters)
-        forward = sum(cost.forward.values())
-        yield Check(f"{name}: training FLOPs", 3 * forward * 2 * config.block_size, flops)
+        yield Check(f"{name}: parameters", cost.n_params, parameters)
+        yield Check(f"{name}: training FLOPs", cost.training_flops() * 2 * config.block_size, flops)
 
 
 def _count_with_torch(config: ModelArchitectureConfig) -> tuple[int, int]:

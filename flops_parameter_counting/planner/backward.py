@@ -23,10 +23,9 @@ import numpy as np
 
 from common.errors import UserError, did_you_mean
 from common.json_files import read_json
-from configurator import KEYS
+from configurator import run_keys
 from flops_parameter_counting.costs.devices import dense_peak, named_device
-from flops_parameter_counting.costs.model_cost import ModelCost
-from flops_parameter_counting.costs.published_architectures import PublishedArchitecture, breakdown, has_state_spaces
+from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRATEGIES, Setting, describe
 from flops_parameter_counting.laws.fitting import middle_95
 from flops_parameter_counting.laws.scaling_laws import (
@@ -209,8 +208,7 @@ def _architecture(value: Any, folder: Path) -> Model:
             raise UserError("expected an object of keys and values, or the path of a file that holds one")
     except UserError as error:
         raise UserError(f"architecture: {error}") from None
-    ours = isinstance(value, dict) and not isinstance(model.architecture, PublishedArchitecture)
-    if ours and (of_runs := [key for key in value if KEYS[key] is not ModelArchitectureConfig]):
+    if isinstance(value, dict) and model.is_ours and (of_runs := [key for key in value if key in run_keys()]):
         raise UserError(f"architecture: {of_runs[0]} is a key of runs, which says nothing here: drop it")
     if model.architecture.vocab_size is None:
         raise UserError("architecture: the key vocab_size is missing, which no dataset decides here")
@@ -295,9 +293,8 @@ def backward(question: Question) -> dict[str, Any]:
 
 def law_parameters(config: ModelArchitectureConfig, law: Law) -> int:
     """N as the law means it; of experts, those that a token meets."""
-    cost = breakdown(config, config.block_size)
-    masked = sum(cost.forward.values()) - sum(cost.causal.values())
-    return int(count_parameters(ModelCost(cost.active, cost.forward, masked), law.N))
+    cost = model_cost(config)
+    return int(count_parameters(dataclasses.replace(cost, parameters=cost.active), law.N))
 
 
 def _tokens(question: Question, per_token: int, length: int) -> dict[str, Any]:
@@ -393,11 +390,9 @@ def _notes(question: Question, n: int, tokens: int, loss: float) -> list[str]:
     config, law, unique = question.model.architecture, question.law, question.unique_tokens
     assert config.vocab_size is not None
     notes = [*question.model.notes, *law.outside_range(n, tokens)]
-    if isinstance(config, PublishedArchitecture):
-        kinds = {part for layer in config.layers for part in layer}
-        if "experts" in kinds:
-            notes.append("the law is one of dense models: of experts its N counts those that a token meets")
-    if has_state_spaces(config):
+    if (cost := model_cost(config)).n_active != cost.n_params:
+        notes.append("the law is one of dense models: of experts its N counts those that a token meets")
+    if config.has_constant_state:
         notes += on_state_spaces(law)
     return notes + notes_on_law(law, loss, config.vocab_size, None if unique is None or tokens <= unique else unique)
 

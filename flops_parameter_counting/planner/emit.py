@@ -22,7 +22,7 @@ from flops_parameter_counting.laws.scaling_laws import (
 )
 from flops_parameter_counting.planner.datasets import UNPREPARED, Facts, known
 from flops_parameter_counting.planner.search import Candidate, Search, memory_of
-from model_config import ATTENTION, STATE_SPACES, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
 WARMUP = 0.05  # of the steps,
@@ -139,7 +139,7 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
         f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
         f"  ({law.name}: {law.source})",
     ]
-    if model.layers_with(STATE_SPACES):
+    if model.has_constant_state:
         lines += [f"  {line}" for line in on_state_spaces(law)]
     lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
     if search.training is not None:
@@ -175,7 +175,7 @@ def _of_budget(flops: int, search: Search) -> str:
 def _architecture(model: ModelArchitectureConfig) -> str:
     pattern = "" if model.layer_pattern is None else f"  # {model.layer_pattern}"
     lines = [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
-    if model.layers_with(ATTENTION):
+    if any(layer.mixer_spec.has_heads for layer in model.layer_counts):
         lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
         lines.append(f"num_key_value_heads = {model.kv_heads}")
     lines.append(f"n_embd = {model.n_embd}")

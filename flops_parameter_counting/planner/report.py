@@ -19,7 +19,6 @@ from flops_parameter_counting.laws.scaling_laws import (
 from flops_parameter_counting.planner.published_formula import LAW
 from flops_parameter_counting.planner.search import Candidate, Result, Search, Uncertainty, at_the_edge, grid_search
 from flops_parameter_counting.planner.space import PUBLISHED_BUDGET, default_space
-from model_config import STATE_SPACES
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"
 
@@ -54,7 +53,7 @@ def report(result: Result, uncertainty: Uncertainty | None, top_k: int, notes: l
 def _assumptions(result: Result) -> list[str]:
     search = result.search
     notes = notes_on_law(search.law, result.best["loss"][0], search.space.vocab_size, search.unique_tokens)
-    if search.space.template.layers_with(STATE_SPACES):
+    if search.space.template.has_constant_state:
         notes += on_state_spaces(search.law)
     if search.aspect_ratio is None:
         notes.append("the law ignores shape and nothing bounds n_embd / n_layer here: --aspect_ratio does")
@@ -165,9 +164,8 @@ def _assumed(found: Report) -> str:
     search = found.result.search
     law, space = search.law, search.space
     kv = "as many as heads" if space.kv_heads is None else _sizes(space.kv_heads)
-    attention = f"head dims {_sizes(space.head_dims)}; key and value heads {kv}; d_ff {space.ffn_expansion_ratio:g} x; "
-    if space.is_pure_mamba:
-        attention = ""
+    heads = f"head dims {_sizes(space.head_dims)}; key and value heads {kv}; " if space.family.has_heads else ""
+    d_ff = f"d_ff {space.ffn_expansion_ratio:g} x; " if space.family.has_d_ff else ""
     lines = [
         f"Budget:         {search.budget:.4e} FLOPs" + _inference(search),
         f"Law:            {law.name}: {law.E:.4f} + {law.A:.2f} / N^{law.alpha:.4f} + {law.B:.2f} / D^{law.beta:.4f}",
@@ -175,7 +173,7 @@ def _assumed(found: Report) -> str:
         f"FLOPs:          {_formula(search)}",
         f"Space:          {space.arch}, vocabulary {space.vocab_size:,}, {space.sequence_length:,} tokens a sequence",
         f"                hidden sizes {_sizes(space.hidden_sizes)}; layers {_sizes(space.layers)}",
-        f"                {attention}{'tied' if space.weight_tying else 'untied'} head",
+        f"                {heads}{d_ff}{'tied' if space.weight_tying else 'untied'} head",
     ]
     if search.aspect_ratio is not None:
         lines.append("                n_embd / n_layer {:g} to {:g}".format(*search.aspect_ratio))
@@ -222,13 +220,13 @@ def _best(found: Report) -> str:
             "n": "   best N {:.3g} to {:.3g} in 95 % of draws".format(*uncertain.n_params),
             "d": "   best D {:.3g} to {:.3g} in 95 % of draws".format(*uncertain.tokens),
         }
-    attention = f", {best.n_head} heads, {best.num_key_value_heads} KV heads, d_ff {best.d_ff}"
-    if search.space.is_pure_mamba:
-        attention = ""
+    family = search.space.family
+    heads = f", {best.n_head} heads, {best.num_key_value_heads} KV heads" if family.has_heads else ""
+    d_ff = f", d_ff {best.d_ff}" if family.has_d_ff else ""
     lines = [
         "BEST CONFIG",
         f"  Architecture     {best.config(search.space).name}",
-        f"                   {best.n_layer} layers x {best.n_embd}{attention}",
+        f"                   {best.n_layer} layers x {best.n_embd}{heads}{d_ff}",
         f"  Predicted loss   {best.loss:.6f}{interval['loss']}",
         f"  N                {best.n_params:,}{interval['n']}",
         f"  D                {_number(best.tokens)}{interval['d']}",

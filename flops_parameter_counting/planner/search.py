@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from common.errors import UserError
-from flops_parameter_counting.costs.model_cost import ModelCost, model_cost
+from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
 from flops_parameter_counting.costs.report import Setting, memory_per_device
 from flops_parameter_counting.laws.fitting import middle_95
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters
@@ -158,7 +158,7 @@ def _advise_on_memory(search: Search, bound: Bound) -> str:
     def fits(**changes: Any) -> bool:
         assert search.training is not None
         training = dataclasses.replace(search.training, **changes)
-        return memory_per_device(config, model_cost(config).parameters, config.block_size, training)["fits"]
+        return memory_per_device(config, config.block_size, training)["fits"]
 
     remedies: dict[str, dict[str, Any]] = {
         "--micro_batch 1": {"micro_batch": 1},
@@ -277,14 +277,14 @@ class Result:
         cost = model_cost(config)
         tokens: float = float(self.best["tokens"][index])
         if not search.is_published:  # again in Python's integers: a double cannot hold every FLOP of a large budget
-            tokens = (int(search.budget) - search.inference_tokens * forward) // (3 * forward)
+            tokens = (int(search.budget) - search.inference_tokens * forward) // with_backward(forward)
         n = count_parameters(cost, search.law.N)
         return Candidate(
             loss=float(search.law.loss(n, tokens, search.unique_tokens)),
             tokens=tokens,
-            flops=3 * forward * tokens,
+            flops=with_backward(forward) * tokens,
             true_flops=cost.training_flops() * tokens,
-            true_flops_without_logits=(cost.training_flops() - 3 * cost.flops["lm_head"]) * tokens,
+            true_flops_without_logits=(cost.training_flops() - with_backward(cost.flops["lm_head"])) * tokens,
             inference_flops=forward * search.inference_tokens,
             flops_per_token=cost.training_flops(),
             n_params=n_params,
@@ -295,7 +295,7 @@ class Result:
 
 def memory_of(config: ModelArchitectureConfig, training: Setting) -> int:
     """Bytes of one device while it trains the model."""
-    return memory_per_device(config, model_cost(config).parameters, config.block_size, training)["total"]
+    return memory_per_device(config, config.block_size, training)["total"]
 
 
 def grid_search(search: Search, keep: int = KEPT) -> Result:
@@ -333,15 +333,15 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
     n_params: Any = cost.n_params
     n_params = n_params[:, None]
     if tokens is None:  # every architecture is trained on what the budget buys: (architectures, 1)
-        tokens = (search.budget - search.inference_tokens * forward.astype(float)) / (3 * forward)
+        tokens = (search.budget - search.inference_tokens * forward.astype(float)) / with_backward(forward)
     else:
         tokens = np.broadcast_to(tokens, (len(n_params), len(tokens)))
     quantities: dict[str, Callable[[], np.ndarray]] = {
         "params": lambda: np.broadcast_to(n_params, tokens.shape),
-        "memory": lambda: np.broadcast_to(_gigabytes(search, grid, cost)[:, None], tokens.shape),
+        "memory": lambda: np.broadcast_to(_gigabytes(search, grid)[:, None], tokens.shape),
         "tokens": lambda: tokens,
         "chinchilla": lambda: tokens / (20 * n_params),
-        "flops": lambda: forward * (3 * tokens + search.inference_tokens) / search.budget,
+        "flops": lambda: forward * (with_backward(tokens) + search.inference_tokens) / search.budget,
     }
     alive = np.ones(tokens.shape, bool)
     for name, bound in bounds.items():
@@ -360,7 +360,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
 
 
 def _select(grid: Grid, mask: np.ndarray) -> Grid:
-    return dataclasses.replace(grid, **{name: getattr(grid, name)[mask] for name in SIZES})
+    return grid.changed(lambda values: values[mask])
 
 
 def _forward_flops(search: Search, grid: Grid, cost: ModelCost) -> Any:
@@ -370,12 +370,11 @@ def _forward_flops(search: Search, grid: Grid, cost: ModelCost) -> Any:
     return cost.forward_flops("full")
 
 
-def _gigabytes(search: Search, grid: Grid, cost: ModelCost) -> np.ndarray:
+def _gigabytes(search: Search, grid: Grid) -> np.ndarray:
     """What one device holds in training, (architectures,). In floats: 64-bit integers end at 9e9 GB."""
     assert search.training is not None
-    real = dataclasses.replace(grid, **{name: getattr(grid, name).astype(float) for name in SIZES})
-    parameters: Any = {part: np.asarray(count, float) for part, count in cost.parameters.items()}
-    return memory_per_device(real, parameters, search.space.sequence_length, search.training)["total"] / 1e9
+    real = grid.changed(lambda values: values.astype(float))
+    return memory_per_device(real, search.space.sequence_length, search.training)["total"] / 1e9
 
 
 class _Kept:

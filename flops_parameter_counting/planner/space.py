@@ -7,15 +7,16 @@ integers, so that one formula serves one model and millions.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError, did_you_mean
-from model_config import PRESETS, ModelArchitectureConfig, hybrid_pattern, resolve_architecture
+from common.keys import keys_of
+from flops_parameter_counting.costs.model_cost import model_cost, with_backward
+from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
-ARCHITECTURES = ("llama3", "gpt2", "mamba1", "mamba2", "hybrid")  # presets that a space can be made of
 SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what the architectures of a space differ in
 MOST_SIZES = 1_000_000  # of one kind
 SMALL_BUDGET = 1e16  # below it bytes and the embedded dataset; above it that would be passed over more than 10 times
@@ -24,31 +25,110 @@ PUBLISHED_BUDGET = 1.36e21
 
 
 class Grid(ModelArchitectureConfig):
-    """A configuration whose n_layer, n_head, n_embd, num_key_value_heads and d_ff are int64 arrays (architectures,).
+    """An architecture whose SIZES are int64 arrays (architectures,), and how many of its different layers each has."""
 
-    The mixers of all layers are those of a `layer_pattern` of one letter, or as `hybrid_attention_ratio` says."""
-
-    n_layer: Any
-    n_head: Any
-    n_embd: Any
-    num_key_value_heads: Any
-    d_ff: Any
+    def __init__(self, counts: Mapping[Layer, Any], **given: Any):
+        super().__init__(**given)
+        self._counts = dict(counts)
 
     @property
-    def kv_heads(self) -> Any:
-        return self.num_key_value_heads
-
-    def layers_with(self, letters: str | Sequence[str]) -> Any:
-        """As `hybrid_pattern` has them: a half is rounded to the even number, by Python as by numpy."""
-        if self.hybrid_attention_ratio is None:
-            return self.n_layer if self.last_mixer in letters else 0
-        attention = np.rint(self.hybrid_attention_ratio * self.n_layer).astype(self.n_layer.dtype)
-        counts = {"A": attention, "M": self.n_layer - attention}
-        return sum(counts.get(letter, 0) for letter in letters)
+    def layer_counts(self) -> dict[Layer, Any]:
+        return self._counts
 
     @property
-    def last_mixer(self) -> str:
-        return "A" if self.hybrid_attention_ratio is not None else self.layer_pattern or "A"
+    def last_layer(self) -> Layer:
+        return next(iter(self._counts))
+
+    def replace(self, **changes: Any) -> "Grid":
+        return Grid(self._counts, **{**self._values, **changes})
+
+    def changed(self, change: Callable[[Any], Any]) -> "Grid":
+        """The same with every array changed in the same way."""
+        arrays = {name: change(value) for name, value in self._values.items() if isinstance(value, np.ndarray)}
+        return Grid({layer: change(count) for layer, count in self._counts.items()}, **{**self._values, **arrays})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family that a preset describes
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The architectures of a preset, whatever their sizes. Raises UserError for an unknown preset."""
+
+    arch: str
+
+    def __post_init__(self) -> None:
+        if self.arch not in presets():
+            raise UserError(
+                f"arch {self.arch!r} is none of: {', '.join(presets())}{did_you_mean(self.arch, presets())}"
+            )
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """The preset's."""
+        return preset_values(self.arch, {})
+
+    @functools.cached_property
+    def form(self) -> tuple[Any, Any] | None:
+        """The spec that writes the layers by another key than layer_pattern, and that key's value."""
+        forms = pattern_forms().items()
+        return next(((spec, self.values[key]) for key, spec in forms if self.values.get(key) is not None), None)
+
+    @functools.cached_property
+    def period(self) -> int:
+        """Layers after which the patterns begin anew."""
+        return math.lcm(*(len(self.values.get(key) or "A") for key in ("layer_pattern", "ffn_pattern")))
+
+    @functools.cached_property
+    def example(self) -> ModelArchitectureConfig:
+        """One of the family, with all of its different layers."""
+        small = {"n_layer": self.period} if self.form is None else {}
+        return resolve_architecture({"arch_preset": self.arch, **small})
+
+    @functools.cached_property
+    def keys(self) -> set[str]:
+        """The keys that its layers have."""
+        return {key for layer in self.example.layer_counts for spec in layer.specs for key in keys_of(type(spec))}
+
+    @property
+    def has_heads(self) -> bool:
+        return "n_head" in self.keys
+
+    @property
+    def has_d_ff(self) -> bool:
+        return "d_ff" in self.keys
+
+    @property
+    def ffn_expansion_ratio(self) -> float:
+        """d_ff over n_embd as the preset has it; 0 without d_ff."""
+        if not self.has_d_ff:
+            return 0.0
+        dense = next(spec for layer in self.example.layer_counts for spec in layer.specs if hasattr(spec, "own_ratio"))
+        return self.values.get("ffn_expansion_ratio") or dense.own_ratio
+
+    @property
+    def width_step(self) -> int:
+        """Every width is a multiple of this."""
+        example = self.example
+        return math.lcm(*(layer.mixer_spec.width_step(example.of(layer)) for layer in example.layer_counts))
+
+    def counts(self, n_layer: Any) -> dict[Layer, Any]:
+        """How many of each different layer the architectures of so many layers have."""
+        layers = self.example.layer_counts
+        if self.form is None:
+            return {layer: n_layer // self.period * count for layer, count in layers.items()}
+        spec, value = self.form
+        by_letter = {layer.mixer_spec.letter: layer for layer in layers}
+        return {by_letter[letter]: count for letter, count in spec.counts(n_layer, value).items()}
+
+    def patterns(self, n_layer: int) -> dict[str, str | None]:
+        """layer_pattern and ffn_pattern of so many layers."""
+        if self.form is not None:
+            spec, value = self.form
+            return {"layer_pattern": spec.pattern(n_layer, value)}
+        written = {key: self.example[key] for key in ("layer_pattern", "ffn_pattern")}
+        return {key: pattern and pattern * (n_layer // self.period) for key, pattern in written.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,9 +139,9 @@ class Grid(ModelArchitectureConfig):
 class SearchSpace:
     """Every combination of these sizes whose heads come out whole.
 
-    `kv_heads` None is multi-head attention. d_ff is int(ffn_expansion_ratio x n_embd). Pure Mambas have no heads, key
-    and value heads, or FFN: `head_dims` is then empty, `kv_heads` None, the ratio 0, and these sizes are 0. Which
-    layers of a hybrid are attention follows from their number (model_config.hybrid_pattern).
+    `kv_heads` None is multi-head attention. d_ff is int(ffn_expansion_ratio x n_embd). An architecture without heads
+    has no `head_dims` (empty) or `kv_heads` (None), one without a dense FFN the ratio 0, and these sizes are 0. Which
+    layers have which mixer follows from their number, as the preset says.
     """
 
     arch: str
@@ -75,82 +155,82 @@ class SearchSpace:
     weight_tying: bool
 
     def __post_init__(self) -> None:
-        _check_arch(self.arch)
-        if self.is_pure_mamba:
-            self._check_no_attention()
+        self._check_keys()
         for name in ("hidden_sizes", "layers", "head_dims", "kv_heads"):
             sizes = getattr(self, name)
-            if name == "head_dims" and self.is_pure_mamba:
+            if name == "head_dims" and not self.family.has_heads:
                 continue
             if sizes is not None and (not 0 < len(sizes) <= MOST_SIZES or min(sizes) < 1):
                 raise UserError(f"{name} must hold 1 to {MOST_SIZES:,} sizes, each 1 or more")
         if self._bound_on_flops() >= 2**62:
             raise UserError("the space's largest model is beyond 64-bit arithmetic: take smaller sizes")
-        if self.arch == "hybrid" and min(self.layers) < 2:
-            raise UserError("layers: a hybrid has both attention and Mamba-2: take 2 or more")
+        if self.family.form is not None and min(self.layers) < (kinds := len(self.family.example.layer_counts)):
+            raise UserError(f"layers: {self.arch} has {kinds} kinds of layers: take {kinds} or more")
+        if not self.depths:
+            raise UserError(f"layers: {self.arch} repeats {self.family.period} layers: take multiples of them")
         odd = [size for size in self.head_dims if size % 2]
-        if odd and self.template.position_encoding == "rope":
+        if odd and self.template.component("position_encoding").rotates:
             raise UserError(f"head_dims: RoPE rotates pairs, so {odd[0]} cannot be a head dimension; take even ones")
 
-    def _check_no_attention(self) -> None:
-        given = {
-            "head_dims": self.head_dims,
-            "kv_heads": self.kv_heads,
-            "ffn_expansion_ratio": self.ffn_expansion_ratio,
-        }
-        for name, value in given.items():
-            if value:
-                raise UserError(f"{name}: {self.arch} has neither attention nor FFNs: drop it, or take --arch=hybrid")
+    @functools.cached_property
+    def family(self) -> Family:
+        return Family(self.arch)
 
-    @property
-    def is_pure_mamba(self) -> bool:
-        return self.arch in ("mamba1", "mamba2")
+    def _check_keys(self) -> None:
+        given = {
+            "head_dims": (self.head_dims, self.family.has_heads),
+            "kv_heads": (self.kv_heads, self.family.has_heads),
+            "ffn_expansion_ratio": (self.ffn_expansion_ratio, self.family.has_d_ff),
+        }
+        for name, (value, is_there) in given.items():
+            if value and not is_there:
+                raise UserError(f"{name}: {self.arch} has {without(self.family)}: drop it, or take another --arch")
 
     def _bound_on_flops(self) -> float:
         """FLOPs per token that no model of the space exceeds, whichever formula counts them."""
-        width = max(self.hidden_sizes)
+        width: Any = np.float64(max(self.hidden_sizes))
+        n_layer = np.float64(max(self.layers))
+        sizes = {"n_layer": n_layer, "n_embd": width, "n_head": 1.0, "num_key_value_heads": 1.0, "head_dim": width}
+        largest = Grid(self.family.counts(n_layer), **{**self.template.as_dict(), **sizes, "d_ff": self.d_ff(width)})
         heads = width // min(self.head_dims or [width]) + 1
-        attention = 8 * width + (4 + 2 * heads) * self.sequence_length
-        mamba = 16 * width + 4096  # of Mamba-2, whose state and chunk are the defaults; Mamba-1 has less
-        block = width * (max(attention, mamba) + 6 * self.ffn_expansion_ratio * width)
-        return 3 * (max(self.layers) * block + 2 * self.vocab_size * width)
+        published = with_backward(2 * n_layer * heads * self.sequence_length * width)
+        return model_cost(largest).training_flops() + published
 
     @functools.cached_property
     def template(self) -> ModelArchitectureConfig:
         """What all architectures of the space share; its sizes mean nothing."""
-        return resolve_architecture(
-            {
-                "arch_preset": self.arch,
-                "vocab_size": self.vocab_size,
-                "block_size": self.sequence_length,
-                "weight_tying": self.weight_tying,
-            }
-        )
+        shared = {"vocab_size": self.vocab_size, "block_size": self.sequence_length, "weight_tying": self.weight_tying}
+        return self.family.example.replace(**shared)
+
+    @functools.cached_property
+    def depths(self) -> list[int]:
+        """Numbers of layers in which the patterns come out whole."""
+        return sorted({n_layer for n_layer in self.layers if n_layer % self.family.period == 0})
 
     def config(self, sizes: Mapping[str, int]) -> ModelArchitectureConfig:
         """The architecture of the space with these SIZES."""
-        preset = PRESETS[self.arch]
-        n_layer, ratio = sizes["n_layer"], preset.get("hybrid_attention_ratio")
-        if self.is_pure_mamba:
-            pattern = preset["layer_pattern"] * n_layer
-            return dataclasses.replace(self.template, n_layer=n_layer, n_embd=sizes["n_embd"], layer_pattern=pattern)
-        pattern = None if ratio is None else hybrid_pattern(n_layer, ratio)
-        changes: dict[str, Any] = dict(sizes)
-        return dataclasses.replace(self.template, **changes, layer_pattern=pattern)
+        own: dict[str, Any] = {"n_layer": sizes["n_layer"], "n_embd": sizes["n_embd"]}
+        if self.family.has_heads:
+            own |= {name: sizes[name] for name in ("n_head", "num_key_value_heads")}
+            own["head_dim"] = sizes["n_embd"] // sizes["n_head"]
+        if self.family.has_d_ff:
+            own["d_ff"] = sizes["d_ff"]
+        patterns = self.family.patterns(sizes["n_layer"])
+        if set(patterns.get("layer_pattern") or "A") == {"A"}:
+            patterns["layer_pattern"] = None
+        return self.template.replace(**own, **patterns)
 
     def d_ff(self, n_embd: Any) -> Any:
-        """int(ratio x width), with a small addition that keeps 8/3 x 96 at 256; 0 of a pure Mamba."""
-        if self.is_pure_mamba:
+        """int(ratio x width), with a small addition that keeps 8/3 x 96 at 256; 0 without a dense FFN."""
+        if not self.family.has_d_ff:
             return 0 * n_embd
         return np.maximum(1, np.floor(self.ffn_expansion_ratio * n_embd + 1e-9).astype(np.int64))
 
     @functools.cached_property
     def shapes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n_embd, n_head, key and value heads) of every valid combination, each (shapes,), the widest last."""
-        widths = np.array(sorted(set(self.hidden_sizes)), np.int64)
-        if self.arch in ("mamba2", "hybrid"):
-            widths = self._whole_mamba_heads(widths)
-        if self.is_pure_mamba:
+        widths = self._whole(np.array(sorted(set(self.hidden_sizes)), np.int64))
+        if not self.family.has_heads:
             return widths, 0 * widths, 0 * widths
         head_dims = np.array(sorted(set(self.head_dims)), np.int64)
         kv_heads = np.array(sorted(set(self.kv_heads or [0])), np.int64)
@@ -167,38 +247,39 @@ class SearchSpace:
             )
         return width[valid], n_head[valid], kv[valid]
 
-    def _whole_mamba_heads(self, widths: np.ndarray) -> np.ndarray:
-        expand, head_dim = self.template.mamba_expand, self.template.mamba_head_dim
-        whole = widths[expand * widths % head_dim == 0]
+    def _whole(self, widths: np.ndarray) -> np.ndarray:
+        """The widths that every layer can have."""
+        step = self.family.width_step
+        whole = widths[widths % step == 0]
         if not len(whole):
             raise UserError(
-                f"the space is empty: {expand} times a hidden size must be a number of Mamba-2 heads of {head_dim}; "
-                f"take multiples of {head_dim // math.gcd(expand, head_dim)}"
+                f"the space is empty: the layers of {self.arch} need hidden sizes that are multiples of {step}"
             )
         return whole
 
     def __len__(self) -> int:
         """Architectures."""
-        return len(self.shapes[0]) * len(set(self.layers))
+        return len(self.shapes[0]) * len(self.depths)
 
     def grids(self, chunk: int) -> Iterator[Grid]:
         """All architectures, at most `chunk` at a time, in a fixed order."""
         n_embd, n_head, kv = self.shapes
-        layers = np.array(sorted(set(self.layers)), np.int64)
-        preset = PRESETS[self.arch]
-        mixers = {key: preset.get(key) for key in ("layer_pattern", "hybrid_attention_ratio")}
-        shared = dataclasses.asdict(self.template) | mixers
+        layers, shared = np.array(self.depths, np.int64), self.template.as_dict()
         for start in range(0, len(self), chunk):
             index = np.arange(start, min(start + chunk, len(self)))
             shape, layer = np.divmod(index, len(layers))
-            sizes = {"n_layer": layers[layer], "n_embd": n_embd[shape], "n_head": n_head[shape]}
+            n_layer = layers[layer]
+            sizes = {"n_layer": n_layer, "n_embd": n_embd[shape], "n_head": n_head[shape]}
             sizes |= {"num_key_value_heads": kv[shape], "d_ff": self.d_ff(n_embd[shape])}
-            yield Grid(**(shared | sizes))
+            if self.family.has_heads:
+                sizes["head_dim"] = sizes["n_embd"] // sizes["n_head"]
+            yield Grid(self.family.counts(n_layer), **(shared | sizes))
 
 
-def _check_arch(arch: str) -> None:
-    if arch not in ARCHITECTURES:
-        raise UserError(f"arch {arch!r} is none of: {', '.join(ARCHITECTURES)}{did_you_mean(arch, ARCHITECTURES)}")
+def without(family: Family) -> str:
+    """What a family does not have, in words."""
+    missing = [what for what, has in (("attention", family.has_heads), ("FFNs", family.has_d_ff)) if not has]
+    return f"neither {missing[0]} nor {missing[1]}" if len(missing) == 2 else f"no {missing[0]}"
 
 
 def default_space(budget: float, arch: str) -> SearchSpace:
@@ -207,24 +288,27 @@ def default_space(budget: float, arch: str) -> SearchSpace:
     The middle is D = 20 N with C = 6 N D, and 64 of width a layer of 12 H^2 parameters; widths reach from 0.2 or 0.4
     to 3 times that in steps of a power of two, so that every budget gets some 30 of them.
     """
-    _check_arch(arch)
-    step, is_llama, is_pure_mamba = _width_step(budget), arch == "llama3", arch in ("mamba1", "mamba2")
+    family, step = Family(arch), _width_step(budget)
     is_large = step >= PUBLISHED_WIDTH_STEP
     scale = step / PUBLISHED_WIDTH_STEP
-    vocab_size, sequence_length = (128256, 2048) if is_llama and is_large else (50304, 1024)
+    vocab_size, sequence_length = (128256, 2048) if arch == "llama3" and is_large else (50304, 1024)
     if budget < SMALL_BUDGET:
         vocab_size, sequence_length = 256, 256
-    small_layers = range(max(2, int(16 * scale)), max(16, int(64 * scale)))
+    layers = range(max(2, int(16 * scale)), max(16, int(64 * scale)))
+    if is_large:
+        layers = range(16, int(64 * scale), int(2 * scale))
+    grouped = family.has_heads and family.example.component("position_encoding").rotates  # as today's are trained
+    head_dims = (16, 32) if step <= 16 else (32, 64) if step <= 64 else (64, 128)
     return SearchSpace(
         arch=arch,
         vocab_size=vocab_size,
         sequence_length=sequence_length,
         hidden_sizes=range((4 if is_large else 2) * step, 32 * step, step),
-        layers=range(16, int(64 * scale), int(2 * scale)) if is_large else small_layers,
-        head_dims=() if is_pure_mamba else (16, 32) if step <= 16 else (32, 64) if step <= 64 else (64, 128),
-        kv_heads=(8,) if arch in ("llama3", "hybrid") and is_large else None,
-        ffn_expansion_ratio={"llama3": 3.5, "gpt2": 4.0, "hybrid": 8 / 3}.get(arch, 0.0),
-        weight_tying=not is_llama,
+        layers=layers,
+        head_dims=head_dims if family.has_heads else (),
+        kv_heads=(8,) if grouped and is_large else None,
+        ffn_expansion_ratio=family.ffn_expansion_ratio,
+        weight_tying=family.values.get("weight_tying", True),
     )
 
 

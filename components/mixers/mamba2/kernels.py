@@ -13,22 +13,24 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from components.state_space import ssd_chunked, wide
-from model_components import component, register
-from model_config import FUSED_CHUNK, ModelArchitectureConfig
+from components.mixers.mamba2.scan import ssd_chunked
+from components.mixers.mamba2.spec import FUSED_CHUNK
+from components.precision import wide
+from components.registry import Choice, module, register_choice, register_module, spec
+from model_config import ModelArchitectureConfig
 
 PACKAGE = "fla-core"
 IN_PYTORCH = "chunked products in PyTorch"
 CLOSE = 0.02  # of the norm, to the reference: 16-bit kernels round some ten times, by 2^-9 at most
 
-register("mamba_backend", "auto", "chunked")(ssd_chunked)
+register_module("mamba_backend", "auto", "chunked")(ssd_chunked)
 
 
-@register("mamba_backend", "fla")
+@register_module("mamba_backend", "fla")
 def ssd_fla(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As components.state_space.ssd_chunked, but for `chunk_size`."""
+    """Computes what `ssd_chunked` does, but in chunks of FUSED_CHUNK."""
     from fla.ops.simple_gla import chunk_simple_gla  # seconds, and only who has a GPU needs it
 
     shared_by = x.shape[2] // B.shape[2]  # heads of a group
@@ -45,6 +47,12 @@ def ssd_fla(
     return y.type_as(x), wide(state).mT
 
 
+@register_choice
+def choose(config: ModelArchitectureConfig, device: torch.device, dtype: str) -> Choice:
+    backend, words = choose_backend(config, device, dtype)
+    return Choice("mamba_backend", backend, words, heading="Scan", log_field="mamba_scan")
+
+
 def choose_backend(config: ModelArchitectureConfig, device: torch.device, dtype: str) -> tuple[str, str | None]:
     """The backend of a run's Mamba-2 layers in place of `auto`, and what computes their scans, in words: None without
     such layers.
@@ -53,8 +61,8 @@ def choose_backend(config: ModelArchitectureConfig, device: torch.device, dtype:
     where `mamba_backend='fla'` cannot run.
     """
     wanted = config.mamba_backend
-    component("mamba_backend", wanted)  # an unknown name is an error
-    if not config.layers_with("M"):
+    module("mamba_backend", wanted)  # an unknown name is an error
+    if not config.layers_with(spec("mixer", "mamba2").letter):
         return wanted, None
     if wanted not in ("auto", "fla"):
         return wanted, IN_PYTORCH if wanted == "chunked" else wanted
@@ -95,9 +103,10 @@ def installed() -> str:
 def deviation(config: ModelArchitectureConfig, device: torch.device, dtype: torch.dtype) -> float:
     """How far the kernels' output and gradients lie from the chunked products' in float32 of the same inputs: the
     largest relative distance, by the norm."""
-    heads, groups = config.mamba_heads, config.mamba_n_groups
+    mixer = spec("mixer", "mamba2")
+    heads, groups = mixer.heads(config), config.mamba_n_groups
     generator = torch.Generator().manual_seed(0)
-    width, state = config.mamba_head_dim, config.mamba_state_size("mamba2")
+    width, state = config.mamba_head_dim, mixer.state(config)
     shapes = {"x": (1, 100, heads, width), "dt": (1, 100, heads), "A": (heads,)}
     shapes |= dict.fromkeys(("B", "C"), (1, 100, groups, state))
     drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}

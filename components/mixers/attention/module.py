@@ -1,0 +1,168 @@
+"""Causal self-attention, and the backends that compute it.
+
+Shapes: B batch, T tokens, S tokens in the cache before them, D n_embd, H query heads, K key-value heads, h head_dim.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.mixers.attention.spec import biases
+from components.positions.module import rotate
+from components.precision import wide
+from components.registry import module, register_module
+from model_config import ModelArchitectureConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over the last
+# `window` keys, its own included (None: over all). The queries are those of the last T keys. What `hidden` (B, 1, T,
+# S + T) marks is not met either (None: nothing).
+
+
+@register_module("attention_backend", "sdpa")
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_bias: Tensor | None,
+    dropout: float,
+    window: int | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """PyTorch's fused kernels."""
+    mask, queries, keys = None, q.shape[2], k.shape[2]
+    if score_bias is not None or window is not None or hidden is not None or 1 < queries < keys:
+        bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
+        mask = bias.masked_fill(_unseen(queries, keys, q.device, window), -torch.inf).to(q.dtype)
+        mask = mask.expand(1, -1, -1, -1)  # (1, H or 1, T, S + T): with three dimensions no fused kernel takes it
+        if hidden is not None:
+            mask = mask.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
+    causal = mask is None and queries == keys  # one query after a cache meets every key
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1]
+    )
+
+
+@register_module("attention_backend", "manual")
+def manual(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_bias: Tensor | None,
+    dropout: float,
+    window: int | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """The readable reference: the formula, with the whole matrix of scores."""
+    shared_by = q.shape[1] // k.shape[1]  # query heads that share one key-value head
+    k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)  # (B, H, S + T, h)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S + T)
+    if score_bias is not None:
+        scores = scores + score_bias
+    scores = scores.masked_fill(_unseen(q.shape[2], k.shape[2], q.device, window), -torch.inf)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    weights = F.dropout(wide(scores).softmax(dim=-1).type_as(v), dropout)
+    return weights @ v
+
+
+def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
+    """(T, S + T), true where a key lies after its query, or before its window."""
+    everything, before = torch.ones(queries, keys, dtype=torch.bool, device=device), keys - queries
+    future = everything.triu(before + 1)
+    return future if window is None else future | everything.tril(before - window)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mixers
+
+
+@dataclasses.dataclass
+class AttentionCache:
+    """What an attention keeps of the tokens so far: their keys, turned already, and values; for decoding, without
+    gradients. Where the room is less than the tokens, which is so within a window only, the last ones are kept."""
+
+    keys: Tensor  # (B, K, room, h), of which the first `length` are there
+    values: Tensor
+    length: int = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in those of the next tokens (B, K, T, h); returns all (B, K, S + T, h) that their queries may meet."""
+        room, length = self.keys.shape[2], self.length + k.shape[2]
+        if length <= room:
+            self.keys[:, :, self.length : length] = k
+            self.values[:, :, self.length : length] = v
+            self.length = length
+            return self.keys[:, :, :length].type_as(k), self.values[:, :, :length].type_as(v)
+        k = torch.cat((self.keys[:, :, : self.length].type_as(k), k), dim=2)
+        v = torch.cat((self.values[:, :, : self.length].type_as(v), v), dim=2)
+        self.keys.copy_(k[:, :, length - room :])
+        self.values.copy_(v[:, :, length - room :])
+        self.length = room
+        return k, v
+
+
+@register_module("mixer", "attention")
+class Attention(nn.Module):
+    """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention."""
+
+    window: int | None = None
+
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, kv_width = config.n_head * config.head_dim, config.kv_heads * config.head_dim
+        of_inputs, of_output = biases(config)
+        self.q_proj = nn.Linear(config.n_embd, width, bias=of_inputs)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=of_inputs)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=of_inputs)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.has_norms = config.qk_norm
+        self.o_proj = nn.Linear(width, config.n_embd, bias=of_output)
+        self.attend = module("attention_backend", config.attention_backend)
+        self.shared = module("position_encoding", config.position_encoding).shared(config, config.head_dim)
+        self.dropout = config.dropout
+
+    def empty_cache(self, batch: int, room: int) -> AttentionCache:
+        """A cache for that many tokens; within a window, for those that the next query meets besides its own."""
+        room = room if self.window is None else min(room, self.window - 1)
+        heads = self.k_proj.weight.shape[0] // self.head_dim
+        keys = self.k_proj.weight.new_zeros(batch, heads, room, self.head_dim)
+        return AttentionCache(keys, torch.zeros_like(keys))
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        score_bias: Tensor | None = None,
+        hidden: Tensor | None = None,
+        cache: AttentionCache | None = None,
+    ) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_proj(x).view(heads).transpose(1, 2)  # (B, H, T, h)
+        k = self.k_proj(x).view(heads).transpose(1, 2)  # (B, K, T, h)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        if self.has_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            score_bias = None if score_bias is None else score_bias[..., -k.shape[2] :]  # of the keys that are left
+        dropout = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, score_bias, dropout, self.window, **({} if hidden is None else {"hidden": hidden}))
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+@register_module("mixer", "sliding_attention")
+class SlidingAttention(Attention):
+    """Of every token over the last attention_window tokens (Beltagy et al. 2020, Longformer, section 3.1)."""
+
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__(config)
+        self.window = config.attention_window

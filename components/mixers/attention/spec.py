@@ -1,0 +1,217 @@
+"""Multi-head, grouped-query (Ainslie et al. 2023) and multi-query causal self-attention, over all tokens or within a
+window (Beltagy et al. 2020, Longformer, section 3.1), and the backends that compute it.
+
+h is the width of a head, H the query heads, K the key-value heads.
+"""
+
+from typing import Any
+
+from common.arrays import smaller
+from common.errors import UserError
+from common.keys import key
+from components.registry import register_spec, spec
+from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Spec, Weights, matrices, vectors
+
+
+class Backend(Spec):
+    """What computes attention between the projections; it has no parameters, and its FLOPs are the mixer's."""
+
+    kind = "attention_backend"
+    is_fused = False  # its output is laid out like the queries, and is kept
+
+    def mask(self, batch: MicroBatch, has_window: bool) -> int:
+        """Bytes of what it keeps that is no smaller for a part of the heads."""
+        return 0
+
+
+class Heads(Mixer):
+    """What every attention has."""
+
+    what = "attention"
+    part = "attention"
+    products_parts = ("attention_scores",)
+    uses_positions = has_heads = True
+
+    n_head: int = key(12, "query heads of each attention", at_least=1, group="Architecture: attention")
+    attention_bias: str | None = key(
+        None, "biases of attention's projections: none, qkv or all; None: as bias", choices=(None, "none", "qkv", "all")
+    )
+
+    def function(self, config: Config) -> dict[str, Any]:
+        which = config.attention_bias or ("all" if config.bias else "none")
+        return {**super().function(config), "attention_bias": which}
+
+
+class _AttentionKeys(Heads):
+    num_key_value_heads: int | None = key(
+        None, "key and value heads: n_head is multi-head (None), 1 is multi-query, between is grouped-query", at_least=1
+    )
+    head_dim: int | None = key(None, "width of a head; None: n_embd / n_head", at_least=1)
+    qk_norm: bool = key(False, "RMSNorm of each head's queries and keys, before they are rotated")
+    attention_backend: str = key(
+        "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
+    )
+
+
+def biases(config: Config) -> tuple[bool, bool]:
+    """Whether queries, keys and values have biases, and whether the output projection has."""
+    which = config.attention_bias or ("all" if config.bias else "none")
+    return which != "none", which == "all"
+
+
+@register_spec
+class Attention(_AttentionKeys):
+    name, label, letter, title = "attention", "Attention", "A", "attention"
+    takes_documents = True
+    divides = ("n_head", "num_key_value_heads")
+    has_window = False
+
+    def derived(self, config: Config) -> dict[str, Any]:
+        if config["head_dim"] is None and config.n_embd % config.n_head:
+            raise UserError(
+                f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}: change one of them, or give "
+                "head_dim"
+            )
+        return {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
+
+    def check(self, config: Config) -> None:
+        if config.n_head % config.kv_heads:
+            raise UserError(f"n_head={config.n_head} is not divisible by num_key_value_heads={config.kv_heads}")
+        if spec("position_encoding", config.position_encoding).rotates and config.head_dim % 2:
+            raise UserError(
+                f"RoPE rotates pairs: the head dimension (head_dim, or n_embd / n_head) = {config.head_dim} must be "
+                "even; change n_head or n_embd, or take another position_encoding"
+            )
+
+    def suffix(self, config: Config) -> list[str]:
+        if config.kv_heads >= config.n_head:
+            return []
+        return ["MQA" if config.kv_heads == 1 else f"GQA{config.kv_heads}"]
+
+    def window(self, config: Config, length: int) -> int:
+        """Keys that a query meets at most, in sequences of `length` tokens."""
+        return length
+
+    def is_shared(self, config: Config) -> bool:
+        return not config.qk_norm  # whose weights meet other heads on every rank
+
+    def within(self, config: Config) -> dict[str, Spec]:
+        return {"attend": spec("attention_backend", config.attention_backend)}
+
+    def weights(self, config: Config) -> list[Weights]:
+        width, kv_width = config.n_head * config.head_dim, config.kv_heads * config.head_dim
+        of_inputs, of_output = biases(config)
+        norms = vectors(("q_norm.weight", "k_norm.weight"), config.head_dim, part="norms") if config.qk_norm else []
+        return [
+            *matrices("q_proj", width, config.n_embd, of_inputs, "rows"),
+            *matrices(("k_proj", "v_proj"), kv_width, config.n_embd, of_inputs, "rows"),
+            *matrices("o_proj", config.n_embd, width, of_output, "columns", writes=True),
+            *norms,
+        ]
+
+    def products(self, config: Config, length: int) -> list[Product]:
+        """Q K^T and its product with V. Of the length x keys pairs, a triangle of keys x keys / 2 lies in the future or
+        before the sequence."""
+        keys = self.window(config, length)
+        scores = 2 * 2 * keys * (config.n_head * config.head_dim)
+        return [Product("attention_scores", scores, masked=scores * keys // (2 * length))]
+
+    def kept(self, batch: MicroBatch) -> int:
+        """The input of the three projections, what the backend keeps, and the input of the output projection, unless
+        that is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head, which is
+        no other layout for a single head."""
+        config = batch.config
+        if config.qk_norm:
+            raise UserError("the memory of norms of queries and keys is not known")
+        backend = spec("attention_backend", config.attention_backend)
+        fused = backend.is_fused and not config.dropout
+        rotates = spec("position_encoding", config.position_encoding).rotates
+        is_copied = not fused or (rotates and config.n_head > 1)
+        return (
+            batch.linear_inputs(config.n_embd, layers=3)
+            + backend.kept(batch)
+            + self.whole(batch)
+            + batch.tokens * _query_width(config) * batch.e * is_copied
+        )
+
+    def whole(self, batch: MicroBatch) -> int:
+        return spec("attention_backend", batch.config.attention_backend).mask(batch, self.has_window)
+
+    def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
+        return [Remembered("keys_and_values", 2 * length * config.kv_heads * config.head_dim)]
+
+    def palm_scores(self, config: Config, length: int) -> int:
+        return 12 * config.n_head * config.head_dim * length
+
+
+def _query_width(config: Config) -> int:
+    return config.n_head * config.head_dim
+
+
+@register_spec
+class SlidingAttention(Attention):
+    name, label, letter = "sliding_attention", "SlidingAttention", "W"
+    title = "attention within {attention_window} tokens"
+    what = "attention within a window"
+    has_window = True
+
+    attention_window: int | None = key(None, "tokens that a query of a W layer meets, its own included", at_least=1)
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.attention_window is None:
+            raise UserError("layer_pattern has W layers, whose attention_window is not given")
+
+    def window(self, config: Config, length: int) -> int:
+        return smaller(length, config.attention_window or length)
+
+    def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
+        """What the next query meets besides its own key and value."""
+        return super().remembers(config, min(length, config.attention_window - (not with_current)), with_current)
+
+
+@register_spec
+class Fused(Backend):
+    """PyTorch's scaled_dot_product_attention."""
+
+    name = "sdpa"
+    is_fused = True
+
+    def kept(self, batch: MicroBatch) -> int:
+        """Queries, keys, values, output, and the log of each query's normalizer; the mask of a score bias.
+
+        With dropout PyTorch has no fused kernel on the CPU and takes the formula, in float32.
+        """
+        config, e = batch.config, batch.e
+        scores = batch.tokens * config.n_head * config.block_size
+        if config.dropout:  # softmax, dropout's mask, dropped weights
+            return 3 * batch.tokens * 4 * _query_width(config) + 3 * scores * 4
+        biased = spec("position_encoding", config.position_encoding).biases_scores
+        mask = config.n_head * config.block_size**2 * e if biased else 0
+        q_and_out, k_and_v = 2 * _query_width(config), 2 * config.kv_heads * config.head_dim
+        return batch.tokens * (q_and_out + k_and_v) * e + batch.tokens * config.n_head * 4 + mask
+
+    def mask(self, batch: MicroBatch, has_window: bool) -> int:
+        """(T, T) of a window, unless it lies in the score bias, which every head has of its own."""
+        biased = spec("position_encoding", batch.config.position_encoding).biases_scores
+        return batch.e * batch.config.block_size**2 * (has_window and not biased and not batch.config.dropout)
+
+
+@register_spec
+class Manual(Backend):
+    """The formula, with the whole matrix of scores."""
+
+    name = "manual"
+
+    def kept(self, batch: MicroBatch) -> int:
+        """Queries, keys and values of every query head; the float32 softmax, where that is not the weights themselves;
+        the weights; dropout's mask."""
+        config, e = batch.config, batch.e
+        scores = batch.tokens * config.n_head * config.block_size
+        softmax = scores * 4 if e < 4 or config.dropout else 0
+        weights = scores * e + batch.dropout_mask(scores, e)
+        return 3 * batch.tokens * _query_width(config) * e + softmax + weights
+
+    def mask(self, batch: MicroBatch, has_window: bool) -> int:
+        """(T, T), the keys that are not seen."""
+        return batch.config.block_size**2

@@ -1,0 +1,222 @@
+"""Mamba-2 (Dao and Gu 2024, Transformers are SSMs, sections 6 and 7), its backends, and hybrids of it and attention.
+
+H heads in G groups, chunks of Q.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from common.errors import UserError
+from common.keys import key
+from components.mixers.state_space import StateSpace
+from components.registry import register_preset, register_spec, spec
+from components.spec import Config, MicroBatch, Product, Spec, Weights, matrices, vectors
+
+FUSED_CHUNK = 64  # tokens of a chunk in the fused kernels
+
+
+class Backend(Spec):
+    """What computes the scan in training; it has no parameters, and its FLOPs are the mixer's."""
+
+    kind = "mamba_backend"
+
+
+@register_spec
+class Mamba2(StateSpace):
+    name, label, letter, title = "mamba2", "Mamba2", "M", "Mamba-2"
+    what = "Mamba-2"
+    own_state = 128
+    pattern_key = "hybrid_attention_ratio"
+    portable: ClassVar[dict[str, Any]] = {"mamba_backend": "chunked"}
+
+    mamba_head_dim: int = key(64, "of Mamba-2: channels that share their decay", at_least=1)
+    mamba_n_groups: int = key(1, "of Mamba-2: groups of heads that share what they write and read by", at_least=1)
+    mamba_chunk_size: int = key(
+        64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
+    )
+    mamba_backend: str = key(
+        "auto",
+        "what computes Mamba-2's scan in training: chunked (products of matrices, in PyTorch), fla (the extra "
+        "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
+        changes="speed",
+    )
+
+    def heads(self, config: Config) -> int:
+        return self.width(config) // config.mamba_head_dim
+
+    def written_or_read(self, config: Config) -> int:
+        """Channels of B, and of C."""
+        return config.mamba_n_groups * self.state(config)
+
+    def convolved(self, config: Config) -> int:
+        return self.width(config) + 2 * self.written_or_read(config)
+
+    def check(self, config: Config) -> None:
+        if (width := self.width(config)) % config.mamba_head_dim:
+            raise UserError(
+                f"mamba_expand x n_embd = {config.mamba_expand} x {config.n_embd} = {width} channels are not "
+                f"divisible by mamba_head_dim={config.mamba_head_dim}"
+            )
+        if self.heads(config) % config.mamba_n_groups:
+            raise UserError(
+                f"the {self.heads(config)} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
+                f"divisible by mamba_n_groups={config.mamba_n_groups}"
+            )
+        if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
+            raise UserError(
+                f"mamba_backend='fla' has chunks of {FUSED_CHUNK} tokens: drop "
+                f"mamba_chunk_size={config.mamba_chunk_size}, or take mamba_backend='chunked'"
+            )
+
+    def width_step(self, config: Config) -> int:
+        """For whole heads."""
+        return config.mamba_head_dim // math.gcd(config.mamba_expand, config.mamba_head_dim)
+
+    def within(self, config: Config) -> dict[str, Spec]:
+        return {"scan": spec("mamba_backend", config.mamba_backend)}
+
+    def weights(self, config: Config) -> list[Weights]:
+        width, heads, bias = self.width(config), self.heads(config), self.has_bias(config)
+        written_or_read = self.written_or_read(config)
+        return [
+            *matrices(("z_proj", "x_proj"), width, config.n_embd, bias),  # the gate and the input
+            *matrices(("B_proj", "C_proj"), written_or_read, config.n_embd, bias),
+            *matrices("dt_proj", heads, config.n_embd, bias),  # the steps
+            *self.convolution("x_conv", width, config),
+            *self.convolution(("B_conv", "C_conv"), written_or_read, config),
+            *vectors(("dt_bias", "A_log", "D"), heads),
+            *vectors("norm.weight", width),  # of the gated output
+            *matrices("o_proj", config.n_embd, width, bias, writes=True),
+        ]
+
+    def products(self, config: Config, length: int) -> list[Product]:
+        """Of the scan, the products that are made: those within a chunk in full (Q x Q), those of a last chunk that is
+        not full as if they were of a full one per token."""
+        state = 2 * 2 * self.width(config) * self.state(config)  # into the state and out of it
+        return [self.convolution_product(config), Product("scan", self.within_chunks(config, length) + state)]
+
+    def within_chunks(self, config: Config, length: int) -> Any:
+        """FLOPs of C B^T of every group, and of its product with the input."""
+        return 2 * min(config.mamba_chunk_size, length) * (self.written_or_read(config) + self.width(config))
+
+    def decoding_difference(self, config: Config, length: int) -> int:
+        """It decodes by its recurrence, without products of a chunk."""
+        return -self.within_chunks(config, length)
+
+    def kept(self, batch: MicroBatch) -> int:
+        """What the backend keeps, and around it the projections, the convolutions, the steps, and the gated norm, in
+        float32."""
+        config, e, tokens = batch.config, batch.e, batch.tokens
+        width, heads = self.width(config), self.heads(config)
+        return (
+            batch.linear_inputs(config.n_embd, layers=5)
+            + self.convolution_kept(batch, width)
+            + 2 * self.convolution_kept(batch, self.written_or_read(config))
+            + tokens * width * e  # the convolved input
+            + 2 * tokens * heads * 4  # the steps, before softplus and after
+            + spec("mamba_backend", config.mamba_backend).kept(batch)
+            + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
+            + tokens * config.mamba_n_groups * 4
+            + tokens * width * e  # the input of the output projection
+        )
+
+    # Hybrids
+
+    hybrid_attention_ratio: float | None = key(
+        None,
+        "share of attention layers among Mamba-2 layers, which writes layer_pattern; docs/hybrid_mamba.md says where "
+        "they stand",
+        at_least=0,
+    )
+
+    def pattern(self, n_layer: int, value: Any) -> str:
+        if value > 1:
+            raise UserError(f"hybrid_attention_ratio={value} is a share of the layers: take 0 to 1")
+        pattern = hybrid_pattern(n_layer, value)
+        if value > 0 and "A" not in pattern:
+            raise UserError(
+                f"hybrid_attention_ratio={value} of n_layer={n_layer} is no attention layer: take a larger one of "
+                "them, or hybrid_attention_ratio=0 with position_encoding='none'"
+            )
+        return pattern
+
+    def counts(self, n_layer: Any, value: Any) -> dict[str, Any]:
+        """As `hybrid_pattern` has them: a half is rounded to the even number, by Python as by numpy."""
+        attention = np.rint(value * n_layer).astype(n_layer.dtype)
+        return {"A": attention, "M": n_layer - attention}
+
+
+def hybrid_pattern(n_layer: int, attention_ratio: float) -> str:
+    """Where attention stands among Mamba-2 layers: two ninths of it early, from the second layer on, for patterns of
+    the text; four ninths as the last layers, for the output; the rest evenly between, for what lies far apart.
+
+    >>> hybrid_pattern(24, 0.375)
+    'MAAMMMAMMMMAMMMMAMMMAAAA'
+    """
+    count = round(attention_ratio * n_layer)
+    if count in (0, n_layer):
+        return "A" * count or "M" * n_layer
+    last = max(1, round(count * 4 / 9))
+    early = min(count - last, round(count * 2 / 9))
+    between = count - last - early
+    spacing = (n_layer - last - early) / (between + 1)
+    positions = {*range(1, early + 1), *range(n_layer - last, n_layer)}
+    positions |= {round(early + spacing * (number + 1)) for number in range(between)}
+    return "".join("A" if layer in positions else "M" for layer in range(n_layer))
+
+
+@register_spec
+class Chunked(Backend):
+    """Products of matrices, in PyTorch. `auto` may take fused kernels, which keep less."""
+
+    names = ("auto", "chunked")
+
+    def kept(self, batch: MicroBatch) -> int:
+        """What the products within and between chunks take, and the states at the chunks' starts."""
+        config, e, mixer = batch.config, batch.e, spec("mixer", Mamba2.name)
+        width, state, heads = mixer.width(config), mixer.state(config), mixer.heads(config)
+        chunk = min(config.mamba_chunk_size, config.block_size)
+        chunks = batch.batch_size * -(-config.block_size // chunk)
+        padded = chunks * chunk  # tokens
+        copies = 1 + (config.mamba_n_groups > 1)  # of B and C: groups do not lie together, for any product
+        return (
+            2 * copies * padded * mixer.written_or_read(config) * e
+            + padded * config.mamba_n_groups * chunk * e  # C B^T
+            + padded * heads * chunk * (4 + e)  # how they fade, and the product, in the compute dtype
+            + padded * width * e * (3 + (heads > 1))  # inputs: as they are, head by head, faded; what is read
+            + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
+            + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice
+            + chunks * width * state * (4 + (e if e < 4 else 0))  # the states, and a cast of them
+        )
+
+
+@register_spec
+class Fused(Backend):
+    """The kernels of flash-linear-attention."""
+
+    name = "fla"
+
+    def kept(self, batch: MicroBatch) -> int:
+        """B and C of every head, its inputs times their steps, and the decays in a chunk; the states are computed
+        again."""
+        config, e, tokens, mixer = batch.config, batch.e, batch.tokens, spec("mixer", Mamba2.name)
+        heads = mixer.heads(config)
+        inputs = 2 * tokens * heads * mixer.state(config) * e + tokens * mixer.width(config) * e
+        return inputs + tokens * heads * 4 + 2 * heads * 4
+
+
+register_preset(
+    "mamba2",
+    {"layer_pattern": "M", "ffn_after": "attention", "position_encoding": "none", "normalization": "rmsnorm"},
+)
+register_preset(
+    "hybrid",
+    {
+        "hybrid_attention_ratio": 0.375,
+        "position_encoding": "rope",
+        "normalization": "rmsnorm",
+        "ffn_type": "swiglu",
+    },
+)

@@ -1,0 +1,62 @@
+"""What the state-space mixers have in common: their cache, and the convolution before the scan."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-uniformly (Gu and Dao 2023, section 3.6)
+
+
+@dataclasses.dataclass
+class RecurrentCache:
+    """What a layer keeps of the tokens so far, of the same size however many they are. For decoding, without
+    gradients: a call with a cache continues from it, by one token or many, and updates it in place."""
+
+    convolution: Tensor  # (B, K - 1, channels), the last tokens as the convolution reads them
+    state: Tensor  # Mamba-1: (B, E, N). Mamba-2: (B, H, E/H, N)
+
+    def advance(self, y: Tensor, state: Tensor) -> Tensor:
+        """Takes over the state after the tokens whose output y is; returns y."""
+        self.state.copy_(state)
+        return y
+
+
+class CausalConvolution(nn.Module):
+    """Each channel's last K tokens, weighted and summed, then silu: (B, T, channels) -> (B, T, channels).
+
+    As K shifted multiplications, which for so few are faster than a convolution kernel.
+    """
+
+    def __init__(self, channels: int, width: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform in 1 / sqrt(K) around 0, like PyTorch's and the reference's."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, tail: Tensor | None = None) -> Tensor:
+        """`tail` (B, K - 1, channels): the tokens before x, replaced by the last ones of x; None: zeros."""
+        length, before = x.shape[1], self.weight.shape[1] - 1
+        padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
+        y = x.new_zeros(()) if self.bias is None else self.bias.type_as(x)
+        for shift, weight in enumerate(self.weight.type_as(x).unbind(1)):
+            y = torch.addcmul(y, padded[:, shift : shift + length], weight)
+        if tail is not None:
+            tail.copy_(padded[:, length:])
+        return F.silu(y)
+
+
+def bias_of_steps(count: int) -> Tensor:
+    """(count,), whose softplus is drawn log-uniformly from STEPS."""
+    steps = torch.empty(count).uniform_(math.log(STEPS[0]), math.log(STEPS[1])).exp()
+    return steps + torch.log(-torch.expm1(-steps))

@@ -1,0 +1,81 @@
+"""What the state-space mixers have in common, without PyTorch: keys, convolution, projections.
+
+E channels (mamba_expand D), N state, K convolution width.
+"""
+
+from typing import Any
+
+from common.keys import key
+from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights
+
+
+class StateSpace(Mixer):
+    """A layer whose state is all that a token learns of those before it."""
+
+    what = "a state space"
+    part = "mamba"
+    products_parts = ("convolution", "scan")
+    has_constant_state = in_float32 = True  # decays and steps do not bear to be rounded
+    divides = None
+    not_shared = (
+        "tensor_parallel shares attention and FFNs among ranks, not the scan of a Mamba layer: take use_fsdp, "
+        "which divides any layer"
+    )
+    own_state: int  # unless mamba_d_state gives it, as published
+
+    mamba_d_state: int | None = key(
+        None,
+        "numbers of state a channel keeps; None: 128 in Mamba-2, 16 in Mamba-1",
+        at_least=1,
+        group="Architecture: state spaces",
+    )
+    mamba_expand: int = key(2, "channels of a Mamba layer over n_embd", at_least=1)
+    mamba_d_conv: int = key(4, "tokens that the convolution before the scan sees, the current one included", at_least=1)
+    mamba_conv_bias: bool = key(True, "a bias of that convolution")
+    mamba_bias: bool | None = key(None, "biases of a Mamba layer's projections; None: as bias")
+
+    def function(self, config: Config) -> dict[str, Any]:
+        return {**super().function(config), "mamba_d_state": self.state(config), "mamba_bias": self.has_bias(config)}
+
+    def width(self, config: Config) -> int:
+        """Channels of a layer."""
+        return config.mamba_expand * config.n_embd
+
+    def state(self, config: Config) -> int:
+        """Numbers of state a channel keeps."""
+        return config.mamba_d_state or self.own_state
+
+    def has_bias(self, config: Config) -> bool:
+        return config.bias if config.mamba_bias is None else config.mamba_bias
+
+    def convolved(self, config: Config) -> int:
+        """Channels that the convolution sees."""
+        return self.width(config)
+
+    def convolution(self, names: str | tuple[str, ...], channels: int, config: Config) -> list[Weights]:
+        """Depthwise and causal: its products are no linear map, and counted apart."""
+        names = (names,) if isinstance(names, str) else names
+        weights = [Weights(tuple(f"{name}.weight" for name in names), (channels, config.mamba_d_conv))]
+        if config.mamba_conv_bias:
+            weights.append(Weights(tuple(f"{name}.bias" for name in names), (channels,)))
+        return weights
+
+    def convolution_product(self, config: Config) -> Product:
+        """mamba_d_conv multiply-adds a channel."""
+        return Product("convolution", 2 * config.mamba_d_conv * self.convolved(config))
+
+    def convolution_kept(self, batch: MicroBatch, channels: int) -> int:
+        """The padded input, and the sum before silu; of autocast, the cast weight."""
+        config, e = batch.config, batch.e
+        padded = batch.batch_size * (config.block_size + config.mamba_d_conv - 1)
+        cast = 0 if e == 4 else e * channels * config.mamba_d_conv
+        return (padded + batch.tokens) * channels * e + cast
+
+    def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
+        """The state, and the tokens that the convolution sees again. Ours is float32; the published ones' is counted
+        in the compute dtype."""
+        again = config.mamba_d_conv - (not with_current)
+        return [
+            Remembered("state", self.width(config) * self.state(config), in_float32=not with_current),
+            Remembered("convolution", self.convolved(config) * again),
+        ]

@@ -1,0 +1,40 @@
+"""The norms: parameters and kept bytes."""
+
+from components.registry import register_spec
+from components.spec import Config, MicroBatch, Norm, Weights, vectors
+
+
+class _LayerNorm(Norm):
+    def kept(self, batch: MicroBatch) -> int:
+        """Its input, and a mean and a deviation for each token."""
+        return batch.tokens * 4 * (batch.config.n_embd + 2)
+
+
+@register_spec
+class LayerNorm(_LayerNorm):
+    name, label = "layernorm", "LN"
+
+    def weights(self, config: Config) -> list[Weights]:
+        return vectors(("weight", "bias"), config.n_embd)
+
+
+@register_spec
+class LayerNormWithoutBias(_LayerNorm):
+    name, label = "layernorm_nobias", "LNnoBias"
+
+    def weights(self, config: Config) -> list[Weights]:
+        return vectors("weight", config.n_embd)
+
+
+@register_spec
+class RMSNorm(Norm):
+    """Zhang and Sennrich 2019, Root Mean Square Layer Normalization."""
+
+    name, label = "rmsnorm", "RMS"
+
+    def weights(self, config: Config) -> list[Weights]:
+        return vectors("weight", config.n_embd)
+
+    def kept(self, batch: MicroBatch) -> int:
+        """Its input, the normalized input (for the gradient of its weight), and a root mean square for each token."""
+        return batch.tokens * 4 * (2 * batch.config.n_embd + 1)
