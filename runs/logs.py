@@ -114,6 +114,31 @@ class RunLog:
         peaks = [(record.get("memory") or {}).get("peak") for record in records]
         return max((peak for peak in peaks if peak is not None), default=None)
 
+    @property
+    def dataset_name(self) -> str:
+        return self._dataset.get("name") or "unknown"
+
+    def split(self, name: str) -> Record:
+        """What the log says of a split of the dataset; empty where it says nothing."""
+        return (self._dataset.get("splits") or {}).get(name) or {}
+
+    @property
+    def validated_on(self) -> tuple[Any, ...]:
+        """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split,
+        whatever its folder is called. Where an older log has none, the dataset's name has to do."""
+        if self.is_validated_by_name:
+            return "by its name", self._dataset.get("name")
+        return self._dataset.get("vocab_size"), self.split("val")["checksum"]
+
+    @property
+    def is_validated_by_name(self) -> bool:
+        """Whether the log has no checksum of what the run was validated on."""
+        return self.split("val").get("checksum") is None
+
+    @property
+    def _dataset(self) -> Record:
+        return self.run.get("dataset") or {}
+
     def _furthest(self, x: str) -> Any:
         known = [place for record in self._counted() if (place := position(record, x)) is not None]
         return max(known, default=None if self._counted() else 0)
