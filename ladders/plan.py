@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.units import unit_of
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
@@ -289,10 +290,8 @@ def swept_run(runs: Sequence[Run], arch: str) -> Run:
 
 def short(count: float) -> str:
     """Three digits and a unit: `46.2K`."""
-    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= 0.9995 * scale:
-            return f"{count / scale:.3g}{unit}"
-    return f"{count:.3g}"
+    scale, unit = unit_of(count, digits=3)
+    return f"{count / scale:.3g}{unit}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
