@@ -47,7 +47,7 @@ class Machine:
 
     @property
     def peak_flops_per_second(self) -> float:
-        """Of all ranks."""
+        """The peak of all ranks together."""
         return self.world_size * self.peak.flops_per_second
 
 

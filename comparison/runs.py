@@ -126,13 +126,13 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def value(run: Run, column: str) -> Any:
-    """Of a column of the table or, under its own name, of a configuration key."""
+    """What a run has in a column of the table or, under its own name, of a configuration key."""
     return getattr(run.numbers, column) if column in COLUMNS else run.config.get(column)
 
 
 def sort(runs: Sequence[Run], column: str, descending: bool = False) -> list[Run]:
-    """By a column or a key; runs that have no such value come last. Raises UserError for a column that there is not,
-    and for losses that do not compare."""
+    """Sorts by a column or a key; runs that have no such value come last. Raises UserError for a column that there is
+    not, and for losses that do not compare."""
     check_column(runs, column)
     if column in ("best_val_loss", "last_val_loss") and comparable_unit([run.log for run in runs]) != "nats":
         raise UserError(f"--sort {column}: the runs' tokenizers differ, sort by bits_per_byte")

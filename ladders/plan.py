@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Of what was asked for and what the runs are; how fast the machine is does not count."""
+        """The hash of what was asked for and what the runs are; how fast the machine is does not count."""
         runs = [dataclasses.asdict(dataclasses.replace(run, seconds=None)) for run in self.runs]
         asked = {"arguments": dataclasses.asdict(self.arguments), "dataset": self.dataset, "runs": runs}
         return hash_of(json.dumps(asked, sort_keys=True))
@@ -141,7 +141,7 @@ class Plan:
         return None if None in times else float(sum(filter(None, times)))
 
     def seconds_besides(self, run: Run) -> float:
-        """Of a run's start-up and its evaluations: a forward pass is a third of a training step."""
+        """Seconds of a run's start-up and its evaluations: a forward pass is a third of a training step."""
         assert self.calibration is not None
         per_step = (run.seconds or 0.0) / run.steps
         tokens = run.eval_iters * run.batch_size * run.architecture["block_size"]

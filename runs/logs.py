@@ -169,17 +169,18 @@ class RunLog:
 
     @property
     def best_val_bits_per_byte(self) -> float | None:
-        """Of the evaluation with the lowest loss; None where the dataset's byte count is not known."""
+        """Bits per byte of the evaluation with the lowest loss; None where the dataset's byte count is not known."""
         return self.best_eval.get("val_bits_per_byte") if self.best_eval else None
 
     @property
     def final_val_loss(self) -> float | None:
-        """Of the last evaluation, in nats per token."""
+        """The loss of the last evaluation, in nats per token."""
         return self.evals[-1]["val_loss"] if self.evals else None
 
     @property
     def throughput(self) -> Throughput | None:
-        """As the newest process summed it up; without such a summary, the mean over the time of all timed steps."""
+        """The speed as the newest process summed it up; without such a summary, the mean over the time of all timed
+        steps."""
         if self.summary is not None and self.summary.get("tokens_per_second") is not None:
             return Throughput(self.summary["tokens_per_second"], self.summary.get("mfu") or {})
         tokens = time = 0.0
@@ -244,7 +245,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
 
 
 def log_file(path: Path) -> Path:
-    """Of a run that is named by its folder or by its log."""
+    """The log of a run that is named by its folder or by its log."""
     return path / "log.jsonl" if path.is_dir() else path
 
 

@@ -97,7 +97,7 @@ def test_float16_gradients_do_not_vanish():
 
 
 def test_a_scaled_loss_scales_the_gradients():
-    """As gradient accumulation and a gradient scaler do."""
+    """Gradient accumulation and a gradient scaler scale it."""
     hidden, weight, targets = inputs()
     gradients = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
     scaled = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets) / 8 * 65536, (hidden, weight))

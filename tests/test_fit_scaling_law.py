@@ -97,7 +97,7 @@ def test_points_without_noise_give_the_planted_law():
 
 
 def sum_of_huber(x, points):
-    """As the paper writes it, in (a, alpha, b, beta, e)."""
+    """The objective as the paper writes it, in (a, alpha, b, beta, e)."""
     a, alpha, b, beta, e = x
     terms = [a - alpha * np.log(points.n), b - beta * np.log(points.d), np.full(len(points), e)]
     return huber(1e-3, logsumexp(terms, axis=0) - np.log(points.loss)).sum()
@@ -154,7 +154,7 @@ def repetitions():
 
 
 def test_the_intervals_hold_the_planted_law(repetitions):
-    """Of 40 intervals of 95 %, fewer than 34 would hold it once in 350 times."""
+    """Fewer than 34 of 40 intervals of 95 % would hold it once in 350 times."""
     for index, name in enumerate(CONSTANTS):
         intervals = [middle_95(draws[:, index]) for _, draws in repetitions]
         held = sum(low <= PLANTED[index] <= high for low, high in intervals)

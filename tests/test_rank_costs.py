@@ -104,7 +104,7 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 
 
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
-    """Of the second step: DDP agrees on its buckets in the first."""
+    """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
     training, wrapped, step = prepared_step(configuration, ranks)
@@ -198,7 +198,7 @@ def test_the_volumes_of_the_zero_paper(size):
 
 
 def test_replicas_take_the_traffic_off_the_slower_links():
-    """Of gradients, only a shard leaves the group of ranks that share a replica, and that once a step."""
+    """No more than a shard of the gradients leaves the group of ranks that share a replica, and that once a step."""
     keys = [*LLAMA, *FSDP, "--gradient_accumulation_steps=16"]
     configuration = small_configuration(*keys, "--fsdp_replicas=4")
     between = [one for one in step_exchanges(configuration.model, configuration.run, 8, "float32") if one.ranks == 4]

@@ -163,7 +163,7 @@ def _point_of_run(path: Path, log: RunLog, n_meaning: str) -> tuple[float, float
 
 
 def _parameters(run: dict[str, Any], meaning: str) -> int:
-    """As scaling_laws.count_parameters, from what the log says."""
+    """Returns what `scaling_laws.count_parameters` does, for the model that a log describes."""
     parts, total = run["parameters"]["by_part"], run["parameters"]["total"]
     if meaning == "total":
         return total
