@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import configurator
 from common.errors import UserError
+from common.units import flops_unit, number
 from components.registry import Choice
 from configurator import Configuration
 from data.dataset import Dataset
@@ -46,7 +47,7 @@ class Machine:
 
     @property
     def peak_flops_per_second(self) -> float:
-        """Of all ranks."""
+        """The peak of all ranks together."""
         return self.world_size * self.peak.flops_per_second
 
 
@@ -134,7 +135,7 @@ class TrainingLogger:
         self._to_sinks(progress.step, "val", record)
         best = " (best so far)" if record["best"] else ""
         loss = f"validation loss {val_loss:.4f}{_expected(record)}"
-        self.say(f"Eval {progress.step} │ {loss} │ bpb {_number(bits, '.3f')}{best}")
+        self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{best}")
 
     def checkpoint(self, saved: Saved) -> None:
         """When it is in place, or could not be written because the disk is full."""
@@ -189,8 +190,8 @@ class TrainingLogger:
             sink.close()
         self.say(
             f"{reason} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
-            f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {_number(best, '.4f')} │ "
-            f"{_number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
+            f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {number(best, '.4f')} │ "
+            f"{number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
         )
         if summary["prediction"] is not None and summary["miss"] is not None:
             self.say(outcome_line(summary))
@@ -243,7 +244,7 @@ class TrainingLogger:
 
 def machine_lines(machine: Machine) -> str:
     """What the run computes on and how."""
-    unit, scale = _flops_unit(machine.peak_flops_per_second)
+    scale, unit = flops_unit(machine.peak_flops_per_second)
     return (
         f"Device: {machine.device_name}, {machine.world_size} rank{'s' * (machine.world_size > 1)}   "
         f"Compute dtype: {machine.dtype}\n"
@@ -294,8 +295,8 @@ def iteration_lines(record: dict[str, Any]) -> str:
     memory, achieved = record["memory"], record["model_flops_per_second"]
     first = [
         f"Iter {record['step']}",
-        f"Loss {_number(record['loss'], '.4f')}{_expected(record)}",
-        f"bpb {_number(record['bits_per_byte'], '.3f')}",
+        f"Loss {number(record['loss'], '.4f')}{_expected(record)}",
+        f"bpb {number(record['bits_per_byte'], '.3f')}",
         "first steps, not timed" if record["step_ms"] is None else f"{record['step_ms']:,.0f} ms",
         f"LR {record['learning_rate']:.2e}",
     ]
@@ -303,10 +304,11 @@ def iteration_lines(record: dict[str, Any]) -> str:
         first.append("SKIPPED: loss or gradient not finite")
     second = [
         f"Memory {_gigabytes(memory['allocated'])} GB alloc, {_gigabytes(memory['peak'])} peak",
-        f"grad norm {_number(record['grad_norm'], '.2f')}",
+        f"grad norm {number(record['grad_norm'], '.2f')}",
     ]
     if achieved is not None:
-        peak, unit, scale = record["peak_flops_per_second"], *_flops_unit(record["peak_flops_per_second"])
+        peak = record["peak_flops_per_second"]
+        scale, unit = flops_unit(peak)
         second = [
             f"MFU {_percent(record['mfu'], 'full')} (full; {_percent(record['mfu'], 'causal')} causal)",
             f"{achieved['full'] / scale:,.1f} of {peak / scale:,.1f} {unit}",
@@ -475,17 +477,9 @@ def _expected(record: dict[str, Any]) -> str:
     return "" if record["expected_loss"] is None else f" (expected {record['expected_loss']:.4f})"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "n/a" if value is None else format(value, form)
-
-
 def _percent(shares: dict[str, float] | None, convention: str) -> str:
     return "n/a" if shares is None else f"{100 * shares[convention]:.2f}%"
 
 
 def _gigabytes(count: int | None) -> str:
-    return _number(None if count is None else count / 1e9, ".2f")
-
-
-def _flops_unit(flops_per_second: float) -> tuple[str, float]:
-    return ("TFLOP/s", 1e12) if flops_per_second >= 1e13 else ("GFLOP/s", 1e9)
+    return number(None if count is None else count / 1e9, ".2f")

@@ -118,7 +118,7 @@ def measure(models: list[LanguageModel], context: int, options: argparse.Namespa
 
 
 def filled(model: LanguageModel, batch: int, context: int, room: int) -> Caches:
-    """As if a text had been read."""
+    """Caches as if a text had been read."""
     caches = model.empty_caches(batch, room)
     caches.length = context
     for layer in caches.layers:

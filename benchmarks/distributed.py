@@ -110,7 +110,7 @@ def group_of(args: tuple) -> dist.ProcessGroup:
 
 
 def nbytes(tensors: Any) -> int:
-    """Of a tensor, or of any depth of lists of them."""
+    """The bytes of a tensor, or of any depth of lists of them."""
     return tensors.nbytes if isinstance(tensors, Tensor) else sum(nbytes(one) for one in tensors)
 
 
@@ -160,7 +160,7 @@ def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, co
 
 
 def cost(ranks: Ranks, device: torch.device, configuration: Configuration, folder: str) -> Cost:
-    """Of a strategy alone, not compiled: PyTorch's operators are seen, those of a compiled graph are not."""
+    """The cost of a strategy alone, not compiled: PyTorch's operators are seen, those of a compiled graph are not."""
     step = prepare(configuration, ranks, device, compiles=False)
     step()
     training = step()

@@ -52,7 +52,7 @@ def write_page(runs: Sequence[RunLog], file: Path, title: str, sections: Sequenc
 
 
 def write_page_of(runs: Sequence[Run], file: Path, title: str, sections: Sequence[Section] = ()) -> None:
-    """As write_page, of runs that are described already."""
+    """Does what `write_page` does, for runs that are described already."""
     write_whole(file, page(runs, title, sections).encode())
 
 

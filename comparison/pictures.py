@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from common.files import write_whole
+from common.units import unit_of
 from comparison.looks import looks
 from comparison.runs import NoCommonMetric, Run, Unit, bits_per_byte_factor, comparable_unit, mfu_in_words
 from comparison.statistics import PLACES, At, groups
-from comparison.table import unit_of
 
 WIDTH, HEIGHT = 9, 8  # inches, without the legend
 LONGEST_LINE = 100  # characters of the legend

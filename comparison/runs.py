@@ -126,13 +126,13 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def value(run: Run, column: str) -> Any:
-    """Of a column of the table or, under its own name, of a configuration key."""
+    """What a run has in a column of the table or, under its own name, of a configuration key."""
     return getattr(run.numbers, column) if column in COLUMNS else run.config.get(column)
 
 
 def sort(runs: Sequence[Run], column: str, descending: bool = False) -> list[Run]:
-    """By a column or a key; runs that have no such value come last. Raises UserError for a column that there is not,
-    and for losses that do not compare."""
+    """Sorts by a column or a key; runs that have no such value come last. Raises UserError for a column that there is
+    not, and for losses that do not compare."""
     check_column(runs, column)
     if column in ("best_val_loss", "last_val_loss") and comparable_unit([run.log for run in runs]) != "nats":
         raise UserError(f"--sort {column}: the runs' tokenizers differ, sort by bits_per_byte")
@@ -205,16 +205,16 @@ class NoCommonMetric(UserError):
 def comparable_unit(logs: Sequence[RunLog]) -> Unit:
     """In what these runs' losses compare: nats per token where they were validated on the same tokens, else bits per
     byte where it was the same text. Raises NoCommonMetric, with the reason, where they do not compare."""
-    if len(logs) > 1 and (silent := next((log for log in logs if validated_on(log)[-1] is None), None)) is not None:
+    if len(logs) > 1 and (silent := next((log for log in logs if log.validated_on[-1] is None), None)) is not None:
         raise NoCommonMetric(f"no common metric: the log of {silent.name} does not say on what it was validated")
-    if len({validated_on(log) for log in logs}) <= 1:
+    if len({log.validated_on for log in logs}) <= 1:
         return "nats"
-    first, other = next((logs[0], log) for log in logs if validated_on(log) != validated_on(logs[0]))
-    sizes = [_split(log, "val").get("bytes") for log in (first, other)]
-    told = " and ".join(dict.fromkeys(dataset_name(log) for log in (first, other)))
+    first, other = next((logs[0], log) for log in logs if log.validated_on != logs[0].validated_on)
+    sizes = [log.split("val").get("bytes") for log in (first, other)]
+    told = " and ".join(dict.fromkeys(log.dataset_name for log in (first, other)))
     if None in sizes:
         reason = "the log does not say how many bytes of text that is, so that bits per byte are not known"
-    elif len({_split(log, "val").get("bytes") for log in logs}) == 1:
+    elif len({log.split("val").get("bytes") for log in logs}) == 1:
         return "bits per byte"
     else:
         reason = f"of {sizes[0]:,} and {sizes[1]:,} bytes"
@@ -223,28 +223,9 @@ def comparable_unit(logs: Sequence[RunLog]) -> Unit:
     )
 
 
-def validated_on(log: RunLog) -> tuple[Any, ...]:
-    """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split. Where
-    an older log has none, the dataset's name has to do (`notes` says so)."""
-    dataset, checksum = _dataset(log), _split(log, "val").get("checksum")
-    return (dataset.get("vocab_size"), checksum) if checksum is not None else ("by its name", dataset.get("name"))
-
-
-def dataset_name(log: RunLog) -> str:
-    return _dataset(log).get("name") or "unknown"
-
-
-def _dataset(log: RunLog) -> dict[str, Any]:
-    return log.run.get("dataset") or {}
-
-
-def _split(log: RunLog, name: str) -> dict[str, Any]:
-    return (_dataset(log).get("splits") or {}).get(name) or {}
-
-
 def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
     """Bits per byte of a split's text for each nat per token; None where its bytes are not known."""
-    described = _split(log, split)
+    described = log.split(split)
     tokens, size = described.get("tokens"), described.get("bytes")
     return tokens / size / math.log(2) if tokens and size else None
 
@@ -259,13 +240,13 @@ def _windows(log: RunLog) -> tuple[Any, ...]:
 def notes(logs: Sequence[RunLog]) -> list[str]:
     """What the reader must know before comparing the runs."""
     found = []
-    if len({validated_on(log) for log in logs}) > 1:
-        names = sorted({dataset_name(log) for log in logs})
+    if len({log.validated_on for log in logs}) > 1:
+        names = sorted({log.dataset_name for log in logs})
         which = ", ".join(names) if len(names) > 1 else f"versions of {names[0]}"
         found.append(
             f"the validation data differ ({which}): losses do not compare, bits per byte only on the same text"
         )
-    elif len(logs) > 1 and validated_on(logs[0])[0] == "by its name":
+    elif len(logs) > 1 and logs[0].is_validated_by_name:
         found.append("the logs have no checksum of their validation data: that they are equal rests on the name alone")
     elif len({_windows(log) for log in logs}) > 1:
         found.append(

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import UserError
-from comparison.runs import NAMING_KEYS, Unit, bits_per_byte_factor, comparable_unit, differing_keys, validated_on
+from comparison.runs import NAMING_KEYS, Unit, bits_per_byte_factor, comparable_unit, differing_keys
 from runs.logs import RunLog
 
 At = Literal["steps", "tokens", "flops", "time"]
@@ -78,7 +78,7 @@ def _identity(run: RunLog, index: int) -> str:
     if None not in map(kept.get, ("gradient_accumulation_steps", "batch_size", "eval_iters")):
         size = kept.pop("batch_size")
         kept |= {key: kept[key] * size for key in ("gradient_accumulation_steps", "eval_iters")}
-    return json.dumps([kept, validated_on(run)], sort_keys=True)
+    return json.dumps([kept, run.validated_on], sort_keys=True)
 
 
 def _names(members: Sequence[Sequence[RunLog]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from common import files
 from common.errors import UserError
+from common.units import number, short
 from comparison.runs import COLUMNS, Numbers, Run, differing_keys
 from comparison.statistics import PLACES, At, Difference, Group, compare_groups, groups
 
@@ -113,24 +114,6 @@ def _lines_of_columns(lines: Sequence[Sequence[str]], width: int) -> list[tuple[
             starts.append(column)
             used = needed
     return list(zip(starts, [*starts[1:], len(widths)], strict=True))
-
-
-def number(value: float | None, form: str) -> str:
-    return "n/a" if value is None else format(value, form)
-
-
-def short(count: int | None) -> str:
-    """Four digits and a unit, such as `124.4M`; numbers below 1,000 as they are."""
-    if count is None:
-        return "n/a"
-    scale, unit = unit_of(count)
-    return f"{count / scale:#.4g}{unit}" if unit else str(count)
-
-
-def unit_of(count: float) -> tuple[int, str]:
-    """(1,000,000, `M`) for 1.5e6. What rounds to 1,000 of a unit in four digits is 1 of the next."""
-    units = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
-    return next(((scale, unit) for scale, unit in units if count >= 0.99995 * scale), (1, ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

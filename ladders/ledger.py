@@ -159,7 +159,7 @@ def _same(carried: float | None, predicted: float | None) -> bool:
 
 
 def entries(plan: Plan, folder: Folder) -> list[Entry]:
-    """Of every run of the plan, in its order. Raises UserError for a config that is not as it was planned."""
+    """An entry for every run of the plan, in its order. Raises UserError for a config that is not as it was planned."""
     said = predictions(read(folder.ledger))
     for run in plan.runs:
         if run.name in said and folder.config(run).exists():

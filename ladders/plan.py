@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.units import unit_of
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
@@ -120,7 +121,7 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Of what was asked for and what the runs are; how fast the machine is does not count."""
+        """The hash of what was asked for and what the runs are; how fast the machine is does not count."""
         runs = [dataclasses.asdict(dataclasses.replace(run, seconds=None)) for run in self.runs]
         asked = {"arguments": dataclasses.asdict(self.arguments), "dataset": self.dataset, "runs": runs}
         return hash_of(json.dumps(asked, sort_keys=True))
@@ -140,7 +141,7 @@ class Plan:
         return None if None in times else float(sum(filter(None, times)))
 
     def seconds_besides(self, run: Run) -> float:
-        """Of a run's start-up and its evaluations: a forward pass is a third of a training step."""
+        """Seconds of a run's start-up and its evaluations: a forward pass is a third of a training step."""
         assert self.calibration is not None
         per_step = (run.seconds or 0.0) / run.steps
         tokens = run.eval_iters * run.batch_size * run.architecture["block_size"]
@@ -289,10 +290,8 @@ def swept_run(runs: Sequence[Run], arch: str) -> Run:
 
 def short(count: float) -> str:
     """Three digits and a unit: `46.2K`."""
-    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= 0.9995 * scale:
-            return f"{count / scale:.3g}{unit}"
-    return f"{count:.3g}"
+    scale, unit = unit_of(count, digits=3)
+    return f"{count / scale:.3g}{unit}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

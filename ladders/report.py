@@ -65,7 +65,7 @@ def winners(plan: Plan, finished: Sequence[Entry]) -> list[str]:
 
 
 def _mean(group: Group) -> float:
-    """Of the last validation losses, which are known here."""
+    """The mean of the last validation losses, which are known here."""
     return float(np.mean([run.final_val_loss for run in group.runs if run.final_val_loss is not None]))
 
 

@@ -258,7 +258,7 @@ def divided(run: Run, ranks: int) -> Sequence[str]:
 
 
 def _gpus_of(slot: int, count: int) -> str:
-    """Of those that the user lets be seen, or of all."""
+    """A slot's share of the GPUs that the user lets be seen, or of all."""
     first, names = slot * count, _visible_gpus()
     return ",".join(names[first : first + count] if names else map(str, range(first, first + count)))
 

@@ -79,7 +79,7 @@ class Peak:
 
 
 def device_name(device: torch.device) -> str:
-    """As the driver or the operating system reports it."""
+    """The name that the driver or the operating system reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and sys.platform == "linux":

@@ -48,7 +48,8 @@ ALONE = Ranks(rank=0, local_rank=0, size=1)
 
 
 def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
-    """As torchrun tells them; a plain process is the first of one. Raises UserError for a broken environment."""
+    """The ranks as torchrun tells them; a plain process is the first of one. Raises UserError for a broken
+    environment."""
     defaults = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "1"), strict=True))
     try:
         rank, local_rank, size, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())

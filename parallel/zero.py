@@ -71,7 +71,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 yield dist.broadcast(rows, group=group, group_src=owner, async_op=True)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """As if of the whole parameter: what has its rows is a DTensor."""
+        """The state as that of the whole parameter: what has its rows is a DTensor."""
         rows = self.rows[parameter]
         return {
             name: self.distributed(value, parameter) if value.shape == rows.shape else value

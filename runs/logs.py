@@ -114,6 +114,31 @@ class RunLog:
         peaks = [(record.get("memory") or {}).get("peak") for record in records]
         return max((peak for peak in peaks if peak is not None), default=None)
 
+    @property
+    def dataset_name(self) -> str:
+        return self._dataset.get("name") or "unknown"
+
+    def split(self, name: str) -> Record:
+        """What the log says of a split of the dataset; empty where it says nothing."""
+        return (self._dataset.get("splits") or {}).get(name) or {}
+
+    @property
+    def validated_on(self) -> tuple[Any, ...]:
+        """What is equal for two runs exactly when they were validated on the same tokens: the checksum of the split,
+        whatever its folder is called. Where an older log has none, the dataset's name has to do."""
+        if self.is_validated_by_name:
+            return "by its name", self._dataset.get("name")
+        return self._dataset.get("vocab_size"), self.split("val")["checksum"]
+
+    @property
+    def is_validated_by_name(self) -> bool:
+        """Whether the log has no checksum of what the run was validated on."""
+        return self.split("val").get("checksum") is None
+
+    @property
+    def _dataset(self) -> Record:
+        return self.run.get("dataset") or {}
+
     def _furthest(self, x: str) -> Any:
         known = [place for record in self._counted() if (place := position(record, x)) is not None]
         return max(known, default=None if self._counted() else 0)
@@ -144,17 +169,18 @@ class RunLog:
 
     @property
     def best_val_bits_per_byte(self) -> float | None:
-        """Of the evaluation with the lowest loss; None where the dataset's byte count is not known."""
+        """Bits per byte of the evaluation with the lowest loss; None where the dataset's byte count is not known."""
         return self.best_eval.get("val_bits_per_byte") if self.best_eval else None
 
     @property
     def final_val_loss(self) -> float | None:
-        """Of the last evaluation, in nats per token."""
+        """The loss of the last evaluation, in nats per token."""
         return self.evals[-1]["val_loss"] if self.evals else None
 
     @property
     def throughput(self) -> Throughput | None:
-        """As the newest process summed it up; without such a summary, the mean over the time of all timed steps."""
+        """The speed as the newest process summed it up; without such a summary, the mean over the time of all timed
+        steps."""
         if self.summary is not None and self.summary.get("tokens_per_second") is not None:
             return Throughput(self.summary["tokens_per_second"], self.summary.get("mfu") or {})
         tokens = time = 0.0
@@ -219,7 +245,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
 
 
 def log_file(path: Path) -> Path:
-    """Of a run that is named by its folder or by its log."""
+    """The log of a run that is named by its folder or by its log."""
     return path / "log.jsonl" if path.is_dir() else path
 
 

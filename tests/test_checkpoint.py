@@ -257,7 +257,7 @@ def stranger(begun):
 
 
 def fit_checksums(checkpoint: Path, **changes: object) -> None:
-    """As one would who wants to deceive."""
+    """Makes the checksums fit, as one would who wants to deceive."""
     state = read_state(checkpoint)
     files = {file.name: checksum(file) for file in checkpoint.glob("*.safetensors")}
     write_state(checkpoint, state | {"files": files} | changes)

@@ -22,6 +22,7 @@ from test_comparison_statistics import made
 from test_run_logs import record, run_train, write_log
 
 import compare_architectures
+from common.units import short
 from comparison import pictures, runs, table
 from runs.folder import RunFolder
 from runs.logs import RunLog, read_run
@@ -364,7 +365,7 @@ def test_an_interrupted_watch_ends_cleanly(two_runs, tmp_path):
 
 @given(st.integers(1000, 10**15 - 10**12))
 def test_short_numbers_keep_four_digits(count):
-    text = table.short(count)
+    text = short(count)
     value = float(text[:-1]) * 1000 ** ("KMBT".index(text[-1]) + 1)
     assert value == pytest.approx(count, rel=0.5001e-3)
     assert len(text) == 6 and 1 <= float(text[:-1]) < 1000

@@ -262,7 +262,7 @@ def linear(color):
 
 
 def contrast(*colors):
-    """As WCAG defines it."""
+    """The contrast ratio that WCAG defines."""
     dark, light = sorted(linear(color) @ [0.2126, 0.7152, 0.0722] for color in colors)
     return (light + 0.05) / (dark + 0.05)
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from components.heads.cross_entropy import linear_cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from components import cross_entropy
+from components.heads.cross_entropy import linear_cross_entropy
 from flops_parameter_counting.costs.memory import CHUNK_BYTES
 
 
@@ -97,7 +97,7 @@ def test_float16_gradients_do_not_vanish():
 
 
 def test_a_scaled_loss_scales_the_gradients():
-    """As gradient accumulation and a gradient scaler do."""
+    """Gradient accumulation and a gradient scaler scale it."""
     hidden, weight, targets = inputs()
     gradients = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
     scaled = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets) / 8 * 65536, (hidden, weight))

@@ -97,7 +97,7 @@ def test_points_without_noise_give_the_planted_law():
 
 
 def sum_of_huber(x, points):
-    """As the paper writes it, in (a, alpha, b, beta, e)."""
+    """The objective as the paper writes it, in (a, alpha, b, beta, e)."""
     a, alpha, b, beta, e = x
     terms = [a - alpha * np.log(points.n), b - beta * np.log(points.d), np.full(len(points), e)]
     return huber(1e-3, logsumexp(terms, axis=0) - np.log(points.loss)).sum()
@@ -154,7 +154,7 @@ def repetitions():
 
 
 def test_the_intervals_hold_the_planted_law(repetitions):
-    """Of 40 intervals of 95 %, fewer than 34 would hold it once in 350 times."""
+    """Fewer than 34 of 40 intervals of 95 % would hold it once in 350 times."""
     for index, name in enumerate(CONSTANTS):
         intervals = [middle_95(draws[:, index]) for _, draws in repetitions]
         held = sum(low <= PLANTED[index] <= high for low, high in intervals)
@@ -394,7 +394,9 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, rows):
 CONFIG = {"decay_lr": True, "lr_schedule": "cosine", "lr_decay_iters": None}
 
 
-def run_folder(folder, n, d, loss, *, reason="finished", step=100, last_eval=100, checksum="1", **config):
+def run_folder(
+    folder, n, d, loss, *, reason="finished", step=100, last_eval=100, checksum="1", dataset="text", **config
+):
     """The log of a run of 100 planned steps."""
     described = record(
         "run",
@@ -402,7 +404,7 @@ def run_folder(folder, n, d, loss, *, reason="finished", step=100, last_eval=100
         config=CONFIG | config,
         parameters={"total": n, "by_part": {"embedding": 0, "position": 0, "attention": n, "lm_head": 0}},
         flops_per_token={"forward_by_part": {"lm_head": 0}},
-        dataset={"name": "text", "vocab_size": 256, "splits": {"val": {"checksum": checksum}}},
+        dataset={"name": dataset, "vocab_size": 256, "splits": {"val": {"checksum": checksum}}},
     )
     evals = [record("eval", at, tokens=d * at // 100, val_loss=loss + 1 - at / 100) for at in (0, last_eval)]
     end = record("summary", step, reason=reason, tokens=d * step // 100, flops={})
@@ -429,6 +431,8 @@ def test_runs_give_parameters_tokens_and_the_last_validation_loss(tmp_path):
         ({"lr_decay_iters": 150}, "before its learning rate had decayed (lr_decay_iters=150)"),
         ({"last_eval": 80}, "no finite validation loss at its end"),
         ({"checksum": "2"}, "validated on different data"),
+        ({"checksum": "2", "dataset": "more"}, "validated on different data (text and more)"),
+        ({"checksum": None}, "no checksum of its validation data"),
     ],
 )
 def test_runs_that_are_no_points(tmp_path, changes, message):
@@ -442,6 +446,11 @@ def test_runs_with_a_constant_learning_rate_have_nothing_to_decay(tmp_path):
     for changes in ({"lr_schedule": "constant"}, {"decay_lr": False}, {"lr_decay_iters": 90}):
         run = run_folder(tmp_path / "run", 10, 1000, 3.0, **({"lr_decay_iters": 150} | changes))
         assert len(read_points([run], "total").points) == 1
+
+
+def test_runs_that_were_validated_on_the_same_tokens_count_whatever_the_folder_was_called(tmp_path):
+    paths = [run_folder(tmp_path / name, 10, 1000, 3.0, dataset=name) for name in ("text", "a_copy_of_it")]
+    assert len(read_points(paths, "total").points) == 2
 
 
 def test_more_runs_that_are_no_points(tmp_path):

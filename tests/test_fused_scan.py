@@ -19,7 +19,7 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 
 
 def simple_gated_linear_attention(q, k, v, g, scale, initial_state, output_final_state):
-    """As flash-linear-attention defines it, token by token: S <- exp(g) S + k v^T, o = scale q S."""
+    """What flash-linear-attention defines, token by token: S <- exp(g) S + k v^T, o = scale q S."""
     batch, length, heads, size = q.shape
     state = q.new_zeros(batch, heads, size, v.shape[-1]) if initial_state is None else initial_state
     outputs = []
@@ -112,7 +112,7 @@ def test_kernels_of_other_chunks_are_not_taken(monkeypatch):
 
 
 def test_kernels_without_a_version(monkeypatch):
-    """Of a package that is on the path and not installed."""
+    """The package is on the path and not installed."""
 
     def version(name: str) -> str:
         raise fused_scan.importlib.metadata.PackageNotFoundError(name)

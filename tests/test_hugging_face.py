@@ -416,7 +416,7 @@ def test_configurations_of_transformers_4():
 
 
 def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
-    """As transformers 5 reads it: what stands beside `rope_scaling` does not change the half that is rotated."""
+    """Read as transformers 5 reads it: what stands beside `rope_scaling` does not change the half that is rotated."""
     old = BAMBA | {"rope_theta": 500.0, "rope_parameters": None, "partial_rotary_factor": 0.5}
     old |= {"rope_scaling": {"type": "default", "partial_rotary_factor": 1.0}}
     read = BambaConfig(**old).rope_parameters

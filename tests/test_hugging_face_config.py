@@ -182,7 +182,7 @@ def test_qwens_first_layers_have_no_window():
 
 
 def elements(value) -> int:
-    """Of all tensors in a cache's layer, however it names them."""
+    """The number of elements of all tensors in a cache's layer, however it names them."""
     if isinstance(value, torch.Tensor):
         return value.numel()
     return sum(map(elements, value.values())) if isinstance(value, dict) else 0
@@ -258,7 +258,7 @@ def test_what_train_cannot_build_is_known_to_be_so(family):
 
 
 def test_an_empty_ssm_cfg_says_nothing():
-    """As the checkpoints of state-spaces/mamba-*-hf have it beside their model_type."""
+    """The checkpoints of state-spaces/mamba-*-hf have one beside their model_type."""
     keys = {"model_type": "mamba", **SMALL["mamba"]}
     assert read(keys | {"ssm_cfg": {}}) == read(keys)
     with pytest.raises(UserError, match="ssm_cfg="):

@@ -41,7 +41,7 @@ def planned(name: str):
 
 
 def test_the_parts_of_a_hybrid_are_those_of_its_layers():
-    """Of three mixers and FFNs after attention alone, each by the difference that one more layer of it makes."""
+    """With three mixers, and FFNs after attention alone, each costs the difference that one more layer of it makes."""
     keys = {"n_embd": 64, "n_head": 4, "vocab_size": 53, "block_size": 32, "mamba_head_dim": 16}
     keys |= {"arch_preset": "hybrid", "ffn_after": "attention"}
 
@@ -146,7 +146,7 @@ def test_a_pure_mamba_decodes_at_constant_cost(preset):
     st.lists(st.tuples(st.integers(2, 60), st.integers(1, 9)), min_size=1, max_size=4),
 )
 def test_a_grid_costs_what_each_of_its_architectures_costs(arch, shapes):
-    """Of a hybrid with the attention that `hybrid_pattern` gives each depth."""
+    """A hybrid has the attention that `hybrid_pattern` gives each depth."""
     pure = arch != "hybrid"
     layers, widths = [layers for layers, _ in shapes], [32 * width for _, width in shapes]
     space = SearchSpace(arch, 31, 16, widths, layers, () if pure else (16,), None, 0.0 if pure else 3.0, True)

@@ -415,7 +415,7 @@ def test_ranks_share_a_step_and_evaluate_the_same_windows(isoflop, ranks):
 
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(0, 9))
 def test_every_batch_has_the_same_windows(batch_size, accumulation, power):
-    """As planned, and divided among ranks."""
+    """A batch as it is planned, and divided among ranks."""
     planned = RunSizes(accumulation, batch_size, 32, 10, 1e-3)
     sizes = _evaluable(planned, 2**power)
     assert sizes.tokens_per_step == planned.tokens_per_step and 2**power % sizes.batch_size == 0

@@ -80,7 +80,8 @@ def selective_inputs(length, batch=2, channels=6, state=5, dtype=torch.float64, 
 
 
 def values_and_gradients(scan, inputs):
-    """Of a function of both results, y and the final state, in which every element has a weight of its own."""
+    """Both results, y and the final state, and the gradients of a function of them in which every element has a weight
+    of its own."""
     results = scan(*inputs)
     weights = (torch.linspace(-1, 2, r.numel(), device=r.device).view(r.shape).double() for r in results)
     weighted = sum((r.double() * w).sum() for r, w in zip(results, weights, strict=True))
@@ -137,7 +138,7 @@ def test_chunks_are_the_recurrence(length, chunk_size, groups, shared_by, width,
 
 @pytest.mark.parametrize(("length", "chunk_size"), [(24, 1), (25, 1), (50, 2), (700, 1), (145, 2)])
 def test_many_chunks_pass_their_states_on_in_groups(length, chunk_size):
-    """Of up to 24 chunks one by one; of more, in groups that they fill or not; of over 576, in groups of groups."""
+    """Up to 24 chunks one by one; more of them in groups that they fill or not; over 576 in groups of groups."""
     inputs = ssd_inputs(length, groups=1, shared_by=2, width=2, state=3)
     expected = values_and_gradients(ssd_naive, inputs)
     for ours, theirs in zip(values_and_gradients(chunked(chunk_size), inputs), expected, strict=True):

@@ -197,7 +197,7 @@ def test_activations_with_checkpointing(position, dtype, norm_position):
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("pattern", ["M", "S", "MAS"])
 def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
-    """Of a sequence that is no whole number of chunks. With checkpointing the largest block is the one that counts."""
+    """The sequence is no whole number of chunks. With checkpointing the largest block is the one that counts."""
     keys = {"arch_preset": "mamba2", "layer_pattern": pattern, "block_size": 45, "n_layer": 6}
     if "M" in pattern:
         keys |= {"mamba_head_dim": 16, "mamba_n_groups": groups, "mamba_chunk_size": 16}

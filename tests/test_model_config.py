@@ -277,7 +277,7 @@ def test_the_24_layers_of_the_seed():
 
 @given(n_layer=st.integers(1, 130), ratio=st.floats(0, 1))
 def test_a_hybrid_has_the_attention_that_its_ratio_says(n_layer, ratio):
-    """As near as layers allow; the last layer has it if any has, and the first one only if all have."""
+    """It is met as nearly as layers allow; the last layer has it if any has, and the first one only if all have."""
     pattern = hybrid_pattern(n_layer, ratio)
     assert len(pattern) == n_layer and set(pattern) <= {"A", "M"}
     assert abs(pattern.count("A") - ratio * n_layer) <= 0.5

@@ -129,7 +129,7 @@ def test_strategies_divide_what_they_share(devices, dtype):
 
 
 def test_the_planner_tells_what_the_dry_run_tells(command, tmp_path):
-    """Of the same keys: tensor parallelism, replicas and state in main memory among them."""
+    """They are given the same keys: tensor parallelism, replicas and state in main memory among them."""
     file = str(ROOT / "config/full_llama3_8b.py")
     sharing = ["--strategy=fsdp", "--tensor_parallel=2", "--fsdp_replicas=2", "--fsdp_cpu_offload"]
     code, out, found = command("--model_config", file, "--devices=16", *sharing, f"--json={tmp_path / 'found.json'}")
@@ -358,7 +358,7 @@ def test_a_dataset_that_says_no_vocabulary(command, tmp_path, meta, message):
 
 
 def test_what_the_config_file_says_of_its_devices_holds(command, tmp_path):
-    """As train.py --dry_run counts it; --strategy takes the place of it."""
+    """The planner counts as train.py --dry_run does; --strategy takes the place of it."""
     config = tmp_path / "mine.py"
     config.write_text("arch_preset = 'llama3'\nn_layer = 4\nn_head = 4\nn_embd = 64\nvocab_size = 100\nbatch_size = 3\n"
                       "use_fsdp = True\nfsdp_replicas = 2\ntensor_parallel = 2\n"

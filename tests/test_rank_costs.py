@@ -14,6 +14,7 @@ from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.distributed import CollectiveBytes
+from common.units import bytes_text
 from configurator import Configuration, load
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import rank_memory
@@ -27,7 +28,7 @@ from runs.checkpoint import Training
 from runs.folder import Progress
 from training.optimizer import build_optimizer
 from training.plan import plan_run
-from training.report import bytes_text, startup_report
+from training.report import startup_report
 from training.step import backward_pass, take_step
 
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 
 
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
-    """Of the second step: DDP agrees on its buckets in the first."""
+    """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
     training, wrapped, step = prepared_step(configuration, ranks)
@@ -197,7 +198,7 @@ def test_the_volumes_of_the_zero_paper(size):
 
 
 def test_replicas_take_the_traffic_off_the_slower_links():
-    """Of gradients, only a shard leaves the group of ranks that share a replica, and that once a step."""
+    """No more than a shard of the gradients leaves the group of ranks that share a replica, and that once a step."""
     keys = [*LLAMA, *FSDP, "--gradient_accumulation_steps=16"]
     configuration = small_configuration(*keys, "--fsdp_replicas=4")
     between = [one for one in step_exchanges(configuration.model, configuration.run, 8, "float32") if one.ranks == 4]
@@ -271,6 +272,7 @@ def test_the_report_says_what_is_in_main_memory():
 
 
 def test_sizes_are_printed_to_four_digits():
-    sizes = [0, 7, 999, 1000, 12_346, 1_004_000_000, 465_931_598_000, 7.5e14]
+    sizes = [0, 7, 999, 1000, 12_346, 1_004_000_000, 465_931_598_000, 7.5e14, 2.5e15, 99_999_000, 999_999]
     printed = ["0 B", "7 B", "999 B", "1.000 kB", "12.35 kB", "1.004 GB", "465.9 GB", "750.0 TB"]
+    printed += ["2,500 TB", "100.0 MB", "1.000 MB"]  # not 1,000.0 kB
     assert [bytes_text(size) for size in sizes] == printed

@@ -119,7 +119,7 @@ STEADY = [(size, few_each(size, keys)) for size, keys in STEADY]
 
 
 def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
-    """Of steps after the first. What gloo's threads free is not seen: the lowest figure is the truest."""
+    """The peaks of steps after the first. What gloo's threads free is not seen: the lowest figure is the truest."""
     peaks = []
     for keys in cases:
         configuration = small_configuration(*keys, *LLAMA, *WIDE)

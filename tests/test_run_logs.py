@@ -18,7 +18,7 @@ from common.errors import UserError
 from comparison.page import page
 from comparison.runs import describe, describe_all
 from runs.folder import RunFolder
-from runs.logs import find_runs, read_run
+from runs.logs import RunLog, find_runs, read_run
 
 FULL_DISK = """
 import errno
@@ -429,3 +429,20 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
 def test_reading_a_log_needs_no_torch():
     code = "import sys, runs.logs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def described(name: str | None, vocab_size: int | None, checksum: str | None) -> RunLog:
+    dataset = {"name": name, "vocab_size": vocab_size, "splits": {"val": {"checksum": checksum}}}
+    return RunLog(Path("log.jsonl"), run={"dataset": dataset})
+
+
+def test_the_same_tokens_are_told_by_their_checksum_and_only_without_one_by_name():
+    text = described("text", 256, "1")
+    assert text.validated_on == described("a_copy", 256, "1").validated_on
+    assert text.validated_on != described("text", 256, "2").validated_on
+    assert text.validated_on != described("text", 300, "1").validated_on  # the same bytes, but not the same tokens
+    older, silent = described("text", 256, None), RunLog(Path("log.jsonl"))
+    assert older.validated_on == described("text", None, None).validated_on
+    assert older.validated_on not in (text.validated_on, described("other", 256, None).validated_on)
+    assert [log.is_validated_by_name for log in (text, older, silent)] == [False, True, True]
+    assert (text.dataset_name, silent.dataset_name, silent.split("val")) == ("text", "unknown", {})

@@ -123,8 +123,8 @@ def test_more_ranks_than_gpus_are_told_once(train):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_missing_rendezvous_is_told(data_dir, tmp_path, rank):
-    """As a script that sets the ranks itself would start them. The second rank leaves the first the time to speak: it
-    is for torchrun to end it before it speaks itself."""
+    """The ranks start as a script that sets them itself would start them. The second rank leaves the first the time to
+    speak: it is for torchrun to end it before it speaks itself."""
     told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     env = {name: value for name, value in environment().items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     began = time.monotonic()

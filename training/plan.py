@@ -58,7 +58,7 @@ class RunPlan:
         return self.length * self.tokens_per_step
 
     def flops(self, convention: str) -> int:
-        """Of the whole run."""
+        """FLOPs of the whole run."""
         return self.tokens * self.flops_per_token[convention]
 
     def bits_per_byte(self, loss: float, split: str) -> float | None:

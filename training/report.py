@@ -1,10 +1,10 @@
 """The startup report: what will be trained, what it costs, and every key in force. Text only; no torch."""
 
-import math
 import textwrap
 
 import configurator
 from common.errors import UserError
+from common.units import bytes_text
 from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
@@ -143,15 +143,6 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     by_token = "".join(f"{world_size * total / plan.tokens_per_step:15,.1f} B" for total in totals.values())
     lines.append(f"  {'bytes a token':<21}{by_token}   (of all ranks)")
     return "\n".join(lines)
-
-
-def bytes_text(size: float) -> str:
-    """To four digits, in decimal units: "465.9 GB"."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            digits = 3 - math.floor(math.log10(size / scale))
-            return f"{size / scale:,.{max(digits, 0)}f} {unit}"
-    return f"{size:,.0f} B"
 
 
 def _keys(configuration: Configuration) -> str:

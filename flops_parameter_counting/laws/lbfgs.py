@@ -128,5 +128,5 @@ def _line_search(
 
 
 def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Of every row."""
+    """The dot product of every row."""
     return np.einsum("rp,rp->r", left, right)

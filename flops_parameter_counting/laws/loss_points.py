@@ -157,11 +157,13 @@ def _point_of_run(path: Path, log: RunLog, n_meaning: str) -> tuple[float, float
         raise UserError(f"{path} has no finite validation loss at its end: leave it out")
     if log.tokens is None:
         raise UserError(f"{path}: its log does not say how many tokens it trained on: leave it out")
+    if log.is_validated_by_name:
+        raise UserError(f"{path}: its log has no checksum of its validation data: leave it out")
     return float(_parameters(run, n_meaning)), float(log.tokens), log.final_val_loss
 
 
 def _parameters(run: dict[str, Any], meaning: str) -> int:
-    """As scaling_laws.count_parameters, from what the log says."""
+    """Returns what `scaling_laws.count_parameters` does, for the model that a log describes."""
     parts, total = run["parameters"]["by_part"], run["parameters"]["total"]
     if meaning == "total":
         return total
@@ -173,13 +175,8 @@ def _parameters(run: dict[str, Any], meaning: str) -> int:
 def _check_same_validation(runs: list[RunLog]) -> None:
     """Raises UserError where the first and the last were not validated on the same tokens."""
     first, last = runs[0], runs[-1]
-    if _validated_on(first) != _validated_on(last):
+    if first.validated_on != last.validated_on:
         raise UserError(
-            f"{first.name} and {last.name} were validated on different data ({_validated_on(first)[0]} and "
-            f"{_validated_on(last)[0]}): their losses do not compare"
+            f"{first.name} and {last.name} were validated on different data ({first.dataset_name} and "
+            f"{last.dataset_name}): their losses do not compare"
         )
-
-
-def _validated_on(log: RunLog) -> tuple[Any, ...]:
-    dataset = log.run["dataset"]
-    return dataset["name"], dataset["vocab_size"], dataset["splits"]["val"]["checksum"]

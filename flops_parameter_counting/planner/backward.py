@@ -179,7 +179,7 @@ def _section(values: dict[str, Any], name: str, keys: dict[str, Check], required
 
 
 def _hardware(gear: dict[str, Any]) -> dict[str, Any]:
-    """Of a Setting: what one device is called, can do and holds."""
+    """The keys of a Setting that say what one device is called, can do and holds."""
     name, dtype = gear["gpu_type"], gear.get("dtype", Setting.dtype)
     own = [key for key in ("peak_flops", "device_memory_gb") if key in gear]
     try:
@@ -321,7 +321,7 @@ def _tokens(question: Question, per_token: int, length: int) -> dict[str, Any]:
 
 
 def _loss(question: Question, n: float, tokens: float) -> dict[str, Any]:
-    """Of the law, and the middle 95 % of its draws; `worth` is D' of Muennighoff et al. 2023 where tokens repeat."""
+    """The law's loss and the middle 95 % of its draws; `worth` is D' of Muennighoff et al. 2023 where tokens repeat."""
     law, unique = question.law, question.unique_tokens
     interval = None
     if law.draws is not None:
@@ -382,7 +382,7 @@ def _search(question: Question) -> str:
 
 
 def _shortest(value: float | None) -> str:
-    """As Python reads it again to the last bit."""
+    """The shortest text that Python reads again to the last bit."""
     return repr(value).removesuffix(".0")
 
 

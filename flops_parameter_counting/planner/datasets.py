@@ -25,7 +25,7 @@ UNPREPARED = {"python_stdlib": Facts(256, None), "openwebtext": Facts(50257, 9.0
 
 
 def prepared(name: str, data_dir: str | None = None) -> Facts | None:
-    """Of a prepared dataset; None for one that is not. Raises UserError for a meta.json that says neither."""
+    """The facts of a prepared dataset; None for one that is not. Raises UserError for a meta.json that says neither."""
     path = (DATA_FOLDER if data_dir is None else Path(data_dir)) / name / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def prepared(name: str, data_dir: str | None = None) -> Facts | None:
 
 
 def known(name: str, data_dir: str | None = None) -> Facts | None:
-    """Of a dataset with a folder of its own; None for one of which nothing is known before it is prepared. Raises
+    """The facts of a dataset with a folder of its own; None where nothing is known before it is prepared. Raises
     UserError where there is no such dataset."""
     parent = DATA_FOLDER if data_dir is None else Path(data_dir)
     if not name.isprintable() or not (parent / name).is_dir():

@@ -307,7 +307,7 @@ def grid_search(search: Search, keep: int = KEPT) -> Result:
 
 
 def _search(search: Search, keep: int) -> Result | Bound:
-    """As `grid_search`, with the bound that leaves nothing in place of the error."""
+    """Returns what `grid_search` does, with the bound that leaves nothing in place of the error."""
     bounds = _bounds(search)
     grid = published_formula.token_grid(search.tokens_min, search.tokens_max) if search.is_published else None
     chunk = max(1, CHUNK // (1 if grid is None else len(grid)))
