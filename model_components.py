@@ -7,7 +7,7 @@ both.
 Shapes: B batch, T tokens, D n_embd, H query heads, K key-value heads, h head_dim, F d_ff.
 """
 
-from components.registry import SPECS, register_module, register_preset, register_spec
+from components.registry import SPECS, has_module, register_module, register_preset, register_spec
 from components.registry import module as component
 
 __all__ = ["component", "register", "register_preset", "register_spec", "registered"]
@@ -18,5 +18,5 @@ register = register_module
 
 
 def registered() -> dict[str, list[str]]:
-    """The names under every kind."""
-    return {kind: list(names) for kind, names in SPECS.items()}
+    """The names under every kind, of what can be built and not counted only."""
+    return {kind: [name for name in names if has_module(kind, name)] for kind, names in SPECS.items()}

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from flops_parameter_counting.costs.component_costs import ComponentCost, total
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -13,21 +12,33 @@ from transformers.activations import ACT2FN
 from transformers.models.bloom import modeling_bloom
 from transformers.models.llama import modeling_llama
 
-import model_components
 from common.errors import UserError
+from components import registry
+from components.positions.module import rotate
+from components.spec import Activation
 from configurator import load
-from flops_parameter_counting.costs import component_costs
 from model_builder import build_model
-from model_components import component, register, registered, rotate
-from model_config import resolve_architecture
+from model_components import component, register, register_spec, registered
+from model_config import ModelArchitectureConfig, resolve_architecture
 
 CPU = torch.device("cpu")
 
 
+def small(**keys) -> ModelArchitectureConfig:
+    sizes = {"arch_preset": "custom", "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53}
+    return resolve_architecture(sizes | keys)
+
+
 def built(kind: str, name: str, **keys):
     """The component of a small model that has it."""
-    sizes = {"arch_preset": "custom", "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53}
-    return component(kind, name)(resolve_architecture(sizes | {kind: name} | keys))
+    return component(kind, name)(small(**{kind: name}, **keys))
+
+
+def shared(name: str, **keys):
+    """What a position encoding hands to the mixers of a small model: a function of (T, device, start)."""
+    config = small(position_encoding=name, **keys)
+    (handed,) = component("position_encoding", name).shared(config, config.head_dim).values()
+    return handed
 
 
 # Norms
@@ -90,7 +101,7 @@ def test_activations_are_hugging_faces(ours, theirs):
 @given(n_head=st.integers(1, 130))
 def test_alibi_slopes_are_blooms(n_head):
     """Also where the number of heads is no power of two."""
-    alibi = built("position_encoding", "alibi", n_head=n_head, n_embd=n_head)
+    alibi = shared("alibi", n_head=n_head, n_embd=n_head)
     theirs = modeling_bloom.build_alibi_tensor(torch.ones(1, 2), n_head, torch.float32)  # (H, 1, 2): slope x position
     torch.testing.assert_close(alibi.slopes(CPU), theirs[:, 0, 1])
 
@@ -98,12 +109,12 @@ def test_alibi_slopes_are_blooms(n_head):
 def test_alibi_attends_as_bloom_does():
     """Bloom adds slope x key position; a softmax does not see the difference, which is constant over the keys."""
     n_head, length = BloomConfig(n_head=6).n_head, 9
-    alibi = built("position_encoding", "alibi", n_head=n_head, n_embd=48)
+    alibi = shared("alibi", n_head=n_head, n_embd=48)
     bias = modeling_bloom.build_alibi_tensor(torch.ones(1, length), n_head, torch.float32)  # (H, 1, T)
     scores = torch.randn(n_head, length, length)
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     expected = (scores + bias).masked_fill(future, -torch.inf).softmax(-1)
-    ours = (scores + alibi.score_bias(length, CPU)).masked_fill(future, -torch.inf).softmax(-1)
+    ours = (scores + alibi(length, CPU)).masked_fill(future, -torch.inf).softmax(-1)
     torch.testing.assert_close(ours, expected)
 
 
@@ -124,7 +135,7 @@ def test_alibi_attends_as_bloom_does():
 )
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_rope_is_hugging_faces(scaling, theta):
-    rope = built("position_encoding", "rope", n_embd=256, rope_theta=theta, rope_scaling=scaling)
+    rope = shared("rope", n_embd=256, rope_theta=theta, rope_scaling=scaling)
     parameters = {"rope_theta": theta, **(scaling or {"rope_type": "default"})}
     config = LlamaConfig(
         hidden_size=256, num_attention_heads=4, max_position_embeddings=512, rope_parameters=parameters
@@ -133,15 +144,15 @@ def test_rope_is_hugging_faces(scaling, theta):
     q, k = torch.randn(2, 4, length, 64), torch.randn(2, 4, length, 64)
     cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(q, torch.arange(length)[None])
     expected = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
-    rotation = rope.rotation(length, CPU)
+    rotation = rope(length, CPU)
     # Angles reach 300 radians, of which float32 keeps 1.5e-5.
     torch.testing.assert_close(rotate(q, rotation), expected[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(rotate(k, rotation), expected[1], rtol=0, atol=1e-4)
 
 
 def test_rotated_products_depend_on_the_distance_alone():
-    rope = built("position_encoding", "rope")
-    rotation = rope.rotation(16, CPU)
+    rope = shared("rope")
+    rotation = rope(16, CPU)
     q, k = (torch.randn(1, 1, 1, 8).expand(1, 1, 16, 8) for _ in range(2))
     products = rotate(q, rotation) @ rotate(k, rotation).mT  # (1, 1, T, T)
     for distance in range(-15, 16):
@@ -151,11 +162,11 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 
 def test_rotation_is_in_float32_and_gives_back_the_dtype():
-    rope = built("position_encoding", "rope")
+    rope = shared("rope")
     q = torch.randn(2, 4, 16, 8)
-    rotated = rotate(q.bfloat16(), rope.rotation(16, CPU))
+    rotated = rotate(q.bfloat16(), rope(16, CPU))
     assert rotated.dtype == torch.bfloat16
-    assert torch.equal(rotated, rotate(q.bfloat16().float(), rope.rotation(16, CPU)).bfloat16())
+    assert torch.equal(rotated, rotate(q.bfloat16().float(), rope(16, CPU)).bfloat16())
 
 
 def test_learned_positions_are_added():
@@ -217,14 +228,17 @@ def test_an_unknown_component_names_the_nearest():
 
 
 @pytest.fixture
-def own_registry(monkeypatch):
+def own_registry():
     """What a test registers is forgotten after it."""
-    for registry in (model_components._REGISTRY, component_costs._COSTS):
-        for kind, names in list(registry.items()):
-            monkeypatch.setitem(registry, kind, dict(names))
+    with registry.kept():
+        yield
 
 
 def test_a_component_is_used_under_each_of_its_names(own_registry):
+    @register_spec
+    class Tanh(Activation):
+        names = ("one_name", "another")
+
     register("activation", "one_name", "another")(lambda config: nn.Tanh())
     assert isinstance(built("activation", "one_name"), nn.Tanh)
     assert registered()["activation"][-2:] == ["one_name", "another"]
@@ -232,14 +246,22 @@ def test_a_component_is_used_under_each_of_its_names(own_registry):
 
 WITHOUT_RESET = """
 import torch
-from flops_parameter_counting.costs.component_costs import ComponentCost
-from model_components import register
+from components.spec import Norm, vectors
+from model_components import register, register_spec
 
 n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31
 normalization = "norm_that_cannot_be_initialised"
 
 
-@register("normalization", "norm_that_cannot_be_initialised", cost=lambda config, length: ComponentCost(config.n_embd))
+@register_spec
+class NormSpec(Norm):
+    name = "norm_that_cannot_be_initialised"
+
+    def weights(self, config):
+        return vectors("weight", config.n_embd)
+
+
+@register("normalization", "norm_that_cannot_be_initialised")
 class Norm(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -255,8 +277,3 @@ def test_a_component_that_cannot_initialise_itself_is_refused(own_registry, tmp_
     message = r"blocks\.0\.mixer_norm \(Norm\) has parameters but no reset_parameters\(\)"
     with pytest.raises(UserError, match=message):
         build_model(configuration.model, seed=0)
-
-
-def test_costs_add_up():
-    costs = ComponentCost(1, 20, 300, 4000), ComponentCost(4, 50, 600, 7000)
-    assert total(*costs) == ComponentCost(5, 70, 900, 11000)

@@ -1,23 +1,21 @@
 """Parameters and FLOPs: what is written in flops_parameter_counting/ against what PyTorch's own counters see."""
 
-import dataclasses
-
 import pytest
 import torch
-from components.mamba import CausalConvolution
-from flops_parameter_counting.costs.component_costs import ComponentCost, component_cost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-import model_components
 from common.errors import UserError
+from components import registry
+from components.mixers.attention.module import Attention
+from components.mixers.recurrent import CausalConvolution
+from components.spec import Activation
 from configurator import load
-from flops_parameter_counting.costs import component_costs
 from flops_parameter_counting.costs.model_cost import model_cost
 from model_builder import LanguageModel, build_model
-from model_components import Attention, component, register, registered
-from model_config import GATED_FFN_ACTIVATION, ModelArchitectureConfig, resolve_architecture
+from model_components import component, register, registered
+from model_config import ModelArchitectureConfig, architecture_keys, resolve_architecture
 from training.plan import plan_run
 
 BUILT_IN = registered()  # before any test registers more
@@ -143,7 +141,7 @@ def architectures(draw) -> ModelArchitectureConfig:
         "weight_tying": draw(st.booleans()),
         "attention_backend": "manual",
     }
-    if ffn_type not in GATED_FFN_ACTIVATION:
+    if not registry.spec("ffn_type", ffn_type).is_gated:
         keys["activation"] = draw(st.sampled_from(BUILT_IN["activation"]))
     return resolve_architecture(keys)
 
@@ -216,28 +214,29 @@ def test_a_vocabulary_that_is_not_known_is_refused():
 # The registry
 
 
-@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
-def test_every_component_has_the_parameters_that_its_cost_says(kind, name):
-    config = dataclasses.replace(resolve_architecture(TINY | {"bias": True}), mamba_head_dim=8)
-    cost = component_cost(kind, name, config, 16)
-    if kind in ("attention_backend", "mamba_backend"):  # a function
-        assert cost.parameters == 0
-        return
-    with torch.device("meta"):
-        module = component(kind, name)(config)
-    assert cost.parameters == sum(parameter.numel() for parameter in module.parameters())
+def size_of(kind: str, name: str, config: ModelArchitectureConfig) -> int:
+    return sum(weights.size for weights in registry.spec(kind, name).all_weights(config))
+
+
+def flops_of(kind: str, name: str, config: ModelArchitectureConfig, length: int) -> dict[str, int]:
+    """Per token: of the matrix products, and of each part of the others."""
+    spec, found = registry.spec(kind, name), dict[str, int]()
+    found["matmul"] = sum(2 * weights.size for weights in spec.all_weights(config) if weights.multiplies)
+    for product in spec.all_products(config, length):
+        found[product.part] = found.get(product.part, 0) + product.flops
+    return found
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS)
-def test_every_component_takes_the_flops_that_its_cost_says(kind, name):
+def test_every_component_takes_the_flops_that_its_spec_says(kind, name):
     """In a model, which is otherwise the plainest: all but this one component are counted elsewhere too.
 
     Without grouped queries: the CPU's fused kernel is then called with as many keys as queries. Of Mamba-2's backends
     only the names: its scan is counted below, and one of them needs a GPU.
     """
-    chosen = {kind: name} if kind in ModelArchitectureConfig.__dataclass_fields__ else {}
+    chosen = {kind: name} if kind in architecture_keys() else {}
     if kind == "mamba_backend":
-        assert component_cost(kind, name, resolve_architecture(TINY), 16) == ComponentCost()
+        assert flops_of(kind, name, resolve_architecture(TINY), 16) == {"matmul": 0}
         return
     config = resolve_architecture(TINY | {"num_key_value_heads": None} | chosen)
     for backward in (False, True) if config.attention_backend == "manual" else (False,):
@@ -249,7 +248,7 @@ def test_every_component_takes_the_flops_that_its_cost_says(kind, name):
 def mamba_architecture(**keys) -> ModelArchitectureConfig:
     """For mixers that are built by themselves, whatever the layers are."""
     sizes = {"mamba_head_dim": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4, "mamba_d_conv": 3, "mamba_d_state": 5}
-    return dataclasses.replace(resolve_architecture(TINY), **sizes | keys)
+    return resolve_architecture(TINY).replace(**sizes | keys)
 
 
 def count_convolutions(module: torch.nn.Module, batch: int, length: int) -> int:
@@ -267,11 +266,11 @@ def count_convolutions(module: torch.nn.Module, batch: int, length: int) -> int:
 def test_mamba_2_takes_the_flops_that_its_cost_says(keys, length):
     """Forward; and backward, which is twice forward where there are chunks to pass a state between."""
     config = mamba_architecture(**keys)
-    module, cost = component("mixer", "mamba2")(config), component_cost("mixer", "mamba2", config, length)
+    module, cost = component("mixer", "mamba2")(config), flops_of("mixer", "mamba2", config, length)
     convolutions = count_convolutions(module, 3, length)
     x = torch.randn(3, length, 24, requires_grad=True)
-    assert cost.convolution * 3 * length == convolutions
-    per_pass = (cost.matmul + cost.scan) * 3 * length
+    assert cost["convolution"] * 3 * length == convolutions
+    per_pass = (cost["matmul"] + cost["scan"]) * 3 * length
     with FlopCounterMode(display=False) as counter:
         y = module(x)
     assert counter.get_total_flops() == per_pass
@@ -279,14 +278,14 @@ def test_mamba_2_takes_the_flops_that_its_cost_says(keys, length):
         with FlopCounterMode(display=False) as backward:
             y.sum().backward()
         assert backward.get_total_flops() == 2 * per_pass
-    assert cost.scores == 0
+    assert cost.keys() == {"matmul", "convolution", "scan"}
 
 
 def test_mamba_1_takes_the_flops_that_its_cost_says():
     """The scan's products one by one, as matrix products that the counter sees; the rest in the module, in which it
     sees the products with C as well."""
     config, batch, length = mamba_architecture(), 3, 16
-    module, cost = component("mixer", "mamba1")(config), component_cost("mixer", "mamba1", config, length)
+    module, cost = component("mixer", "mamba1")(config), flops_of("mixer", "mamba1", config, length)
     state = torch.zeros(batch, 48, 5)
     with FlopCounterMode(display=False) as into_state:
         for _ in range(length):
@@ -294,12 +293,12 @@ def test_mamba_1_takes_the_flops_that_its_cost_says():
     with FlopCounterMode(display=False) as out_of_state:
         for _ in range(length):
             state @ torch.randn(batch, 5, 1)  # C
-    assert cost.scan * batch * length == into_state.get_total_flops() + out_of_state.get_total_flops()
-    assert cost.convolution * batch * length == count_convolutions(module, batch, length)
+    assert cost["scan"] * batch * length == into_state.get_total_flops() + out_of_state.get_total_flops()
+    assert cost["convolution"] * batch * length == count_convolutions(module, batch, length)
     with FlopCounterMode(display=False) as whole:
         module(torch.randn(batch, length, 24))
-    assert whole.get_total_flops() - out_of_state.get_total_flops() == cost.matmul * batch * length
-    assert cost.scores == 0
+    assert whole.get_total_flops() - out_of_state.get_total_flops() == cost["matmul"] * batch * length
+    assert cost.keys() == {"matmul", "convolution", "scan"}
 
 
 @pytest.mark.parametrize("name", ["mamba1", "mamba2"])
@@ -308,13 +307,7 @@ def test_mamba_has_the_parameters_that_its_cost_says(name, keys):
     config = mamba_architecture(**keys)
     module = component("mixer", name)(config)
     expected = sum(parameter.numel() for parameter in module.parameters())
-    assert component_cost("mixer", name, config, 16).parameters == expected
-
-
-def test_every_cost_has_a_component():
-    assert {kind: set(costs) for kind, costs in component_costs._COSTS.items()} == {
-        kind: set(names) for kind, names in registered().items()
-    }
+    assert size_of("mixer", name, config) == expected
 
 
 def test_the_walk_meets_every_kind_that_a_configuration_chooses():
@@ -324,17 +317,16 @@ def test_the_walk_meets_every_kind_that_a_configuration_chooses():
 
 
 @pytest.fixture
-def own_registry(monkeypatch):
+def own_registry():
     """What a test registers is forgotten after it."""
-    for registry in (model_components._REGISTRY, component_costs._COSTS):
-        for kind, names in list(registry.items()):
-            monkeypatch.setitem(registry, kind, dict(names))
+    with registry.kept():
+        yield
 
 
 USERS_COMPONENTS = """
 import torch
-from flops_parameter_counting.costs.component_costs import ComponentCost, linear
-from model_components import register
+from components.spec import FFN, Norm, Weights, vectors
+from model_components import register, register_spec
 
 n_layer, n_head, n_embd, block_size, vocab_size = 2, 2, 12, 8, 31
 attention_backend = "manual"
@@ -342,9 +334,15 @@ normalization = "scaled_norm"
 ffn_type = "one_matrix"
 
 
-@register(
-    "normalization", "scaled_norm", cost=lambda config, length: ComponentCost(parameters=config.n_embd + 1)
-)
+@register_spec
+class ScaledNormSpec(Norm):
+    name = "scaled_norm"
+
+    def weights(self, config):
+        return [*vectors("norm.weight", config.n_embd), *vectors("scale", 1)]
+
+
+@register("normalization", "scaled_norm")
 class ScaledNorm(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -358,7 +356,16 @@ class ScaledNorm(torch.nn.Module):
         return self.scale * self.norm(x)
 
 
-@register("ffn_type", "one_matrix", cost=lambda config, length: linear(config.n_embd, config.n_embd, True))
+@register_spec
+class OneMatrixSpec(FFN):
+    name = "one_matrix"
+
+    def weights(self, config):
+        matrix = Weights(("weight",), (config.n_embd, config.n_embd), multiplies=True, writes=True)
+        return [matrix, *vectors("bias", config.n_embd)]
+
+
+@register("ffn_type", "one_matrix")
 class OneMatrix(torch.nn.Linear):
     def __init__(self, config):
         super().__init__(config.n_embd, config.n_embd)
@@ -378,12 +385,15 @@ def test_a_users_own_components_are_planned_built_and_counted(own_registry, tmp_
     assert plan.flops_per_token["full"] * 2 * 8 == counted
 
 
-def test_a_component_without_a_cost_is_refused_by_the_plan(own_registry):
-    register("activation", "uncounted")(lambda config: torch.nn.Tanh())
+def test_a_module_without_a_spec_is_refused(own_registry):
+    with pytest.raises(UserError, match="activation 'uncounted' has no spec, so that nothing would count it"):
+        register("activation", "uncounted")(lambda config: torch.nn.Tanh())
     with pytest.raises(UserError, match="activation='uncounted' is none of: gelu"):
         model_cost(resolve_architecture(TINY | {"activation": "uncounted"}))
 
 
 def test_a_name_is_registered_once():
-    with pytest.raises(UserError, match="registered already"):
-        register("activation", "gelu", cost=component_costs.nothing_counted)(lambda config: torch.nn.Tanh())
+    with pytest.raises(UserError, match="activation 'gelu' is registered already"):
+        register("activation", "gelu")(lambda config: torch.nn.Tanh())
+    with pytest.raises(UserError, match="activation 'gelu' is registered already"):
+        registry.register_spec(type("Gelu", (Activation,), {"name": "gelu"}))

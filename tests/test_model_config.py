@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from components.mixers.mamba2.spec import hybrid_pattern
+from components.registry import PRESETS, spec
 from configurator import as_dict, from_dict, load
-from model_config import PRESETS, ModelArchitectureConfig, check_mamba, hybrid_pattern, resolve_architecture
+from model_config import ModelArchitectureConfig, resolve_architecture
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -367,13 +369,13 @@ def test_every_mixture_loads_as_it_was_saved(pattern, after, preset):
 
 def test_sizes_of_mamba_layers():
     """Those of mamba-130m and mamba2-130m."""
+    mamba1, mamba2 = spec("mixer", "mamba1"), spec("mixer", "mamba2")
     model = resolve_architecture({"n_embd": 768, "layer_pattern": "M"})
-    check_mamba(model)
-    assert (model.mamba_width, model.mamba_heads, model.mamba_dt_rank) == (1536, 24, 48)
-    assert (model.mamba_state_size("mamba1"), model.mamba_state_size("mamba2")) == (16, 128)
+    assert (mamba2.width(model), mamba2.heads(model), mamba1.rank(model)) == (1536, 24, 48)
+    assert (mamba1.state(model), mamba2.state(model)) == (16, 128)
     model = resolve_architecture({"n_embd": 780, "mamba_d_state": 40, "layer_pattern": "S"})
-    assert model.mamba_dt_rank == 49  # 48.75
-    assert (model.mamba_state_size("mamba1"), model.mamba_state_size("mamba2")) == (40, 40)
+    assert mamba1.rank(model) == 49  # 48.75
+    assert (mamba1.state(model), mamba2.state(model)) == (40, 40)
 
 
 @pytest.mark.parametrize(
@@ -395,5 +397,5 @@ def test_sizes_of_mamba_layers():
 )
 def test_sizes_that_no_mamba_layer_has(keys, message):
     with pytest.raises(UserError, match=message) as refusal:
-        check_mamba(resolve_architecture({"layer_pattern": "M", **keys}))
+        resolve_architecture({"layer_pattern": "M", **keys})
     assert len(str(refusal.value).splitlines()) == 1
