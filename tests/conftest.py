@@ -32,7 +32,7 @@ BYTES = {"kind": "bytes", "end_of_document": 0}
 # The longest files begin, so that at the end no worker is left alone with one of them.
 LONGEST = """
 test_parallel test_checkpoint test_ladder test_faults test_resume test_readme test_rank_costs test_rank_memory
-test_slurm test_interrupts test_docs test_report_page test_training test_hugging_face
+test_slurm test_interrupts test_docs test_report_page test_training test_hugging_face test_written_before
 """.split()
 
 
