@@ -5,7 +5,7 @@ The keys of components stand in their rooms (components/); here are those that c
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError, did_you_mean
@@ -281,6 +281,9 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     forms = {"layer_pattern", *pattern_forms()}
     if any(given.get(form) is not None for form in forms):
         superseded |= {form for form in forms if given.get(form) is None}
+    for one, other in (("ffn_pattern", "ffn_after"), ("ffn_after", "ffn_pattern")):
+        if given.get(one) is not None and given.get(other) is None:
+            superseded.add(other)
     preset_type = values.get("ffn_type", "standard")
     if _is_gated(given.get("ffn_type", preset_type)) != _is_gated(preset_type):
         superseded |= {"activation", "ffn_expansion_ratio", "ffn_multiple_of"}
@@ -314,7 +317,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     given = {name: check_value(known[name], value) for name, value in given.items()}
     values = preset_values(given.get("arch_preset", "legacy"), given) | given
     config = _with_layers(ModelArchitectureConfig(**values))
-    _check_layer_values(config, known)
+    config = _with_checked_layer_values(config, known)
     _check_names(config)
     config = _with_derived_values(config)
     _check_positions(given, config)
@@ -371,27 +374,33 @@ def _whole_pattern(key_name: str, pattern: str, n_layer: int, meanings: Mapping[
     return pattern * (n_layer // len(pattern))
 
 
-def _check_layer_values(config: ModelArchitectureConfig, known: Mapping[str, Key]) -> None:
+def _with_checked_layer_values(config: ModelArchitectureConfig, known: Mapping[str, Key]) -> ModelArchitectureConfig:
     """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have."""
-    for which, values in (config.layer_values or {}).items():
-        layers = [
-            layer for index, layer in enumerate(config.layers) if which in (index, str(index), config.pattern[index])
-        ]
-        if not layers or not isinstance(values, dict):
+    if config.layer_values is None:
+        return config
+    names = {*config.pattern, *range(config.n_layer), *map(str, range(config.n_layer))}
+    for which, values in config.layer_values.items():
+        if which not in names or not isinstance(values, dict):
             raise UserError(
                 f"layer_values: {which!r}: {values!r} must be a letter of layer_pattern or a number from 0 to "
                 f"{config.n_layer - 1}, with keys and their values"
             )
+    checked: dict[Any, Any] = {}
+    for which, values in config.layer_values.items():
+        layers = [layer for names, layer in _named_layers(config) if which in names]
         own = {name for layer in layers for found in _used(config, layer) for name in keys_of(type(found))}
-        for name, value in values.items():
-            if name not in own - {"ffn_type", *_WORKED_OFF}:
-                raise UserError(
-                    f"layer_values: {name!r} is no key of the layer {which!r}{did_you_mean(str(name), own)}"
-                )
-            check_value(known[name], value)
+        for name in values:
+            if name not in own - {"ffn_type"}:
+                hint = did_you_mean(str(name), own)
+                raise UserError(f"layer_values: {name!r} is no key of the layer {which!r}{hint}")
+        checked[which] = {name: check_value(known[name], value) for name, value in values.items()}
+    return config.replace(layer_values=checked)
 
 
-_WORKED_OFF = ("ffn_expansion_ratio", "ffn_multiple_of")  # once there is a d_ff, which a layer may have of its own
+def _named_layers(config: ModelArchitectureConfig) -> Iterator[tuple[tuple[Any, ...], Layer]]:
+    """Every layer with the names that it has in layer_values."""
+    for index, layer in enumerate(config.layers):
+        yield (index, str(index), config.pattern[index]), layer
 
 
 def _used(config: ModelArchitectureConfig, layer: Layer) -> list[Any]:
@@ -414,16 +423,20 @@ def _check_names(config: ModelArchitectureConfig) -> None:
 
 
 def _with_derived_values(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-    """With the numbers that the components derive, and without sizes of what no layer has."""
-    derived: dict[str, Any] = {}
-    used: set[str] = set()
-    for layer in config.layer_counts:
-        own = layer.values
-        for found in layer.specs:
-            derived |= {name: value for name, value in found.derived(config.of(layer)).items() if name not in own}
-            used |= keys_of(type(found)).keys()
+    """With the numbers that the components derive, and without sizes of what no layer has. A layer with values of its
+    own has what follows from them of its own too."""
+    specs = list(dict.fromkeys(spec for layer in config.layer_counts for spec in layer.specs))
+    derived = {name: value for spec in specs for name, value in spec.derived(config).items()}
+    used = {name for spec in specs for name in keys_of(type(spec))}
     idle = {name: None for name, one in _layer_keys().items() if name not in used and type(None) in one.types}
-    return config.replace(**(idle | derived))
+    if config.layer_values is None:
+        return config.replace(**(idle | derived))
+    values = {}
+    for which, own in config.layer_values.items():
+        layer = next(layer for names, layer in _named_layers(config) if which in names)
+        follows = {k: v for spec in layer.specs for k, v in spec.derived(config.of(layer)).items()}
+        values[which] = own | {k: v for k, v in follows.items() if k in own or v != derived[k]}
+    return config.replace(**(idle | derived), layer_values=values)
 
 
 def _layer_keys() -> dict[str, Key]:

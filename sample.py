@@ -19,6 +19,7 @@ from torch import Tensor
 
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
+from configurator import Configuration
 from data.dataset import dataset_folder, open_dataset
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from model_builder import Caches, LanguageModel, build_model
@@ -37,9 +38,10 @@ def main() -> None:
     if arguments.config is not None:
         configurator.load([arguments.config])
     checkpoint, which = run_folder(arguments).find(arguments.checkpoint)
-    tokenizer = find_tokenizer(checkpoint)
+    saved = configuration_of(checkpoint)
+    tokenizer = find_tokenizer(checkpoint, saved)
     start = starting_tokens(tokenizer, arguments.prompt)
-    model = load(checkpoint, device)
+    model = load(checkpoint, saved, device)
     print(
         f"{checkpoint} ({which}), {model.config.name}, on {device.type}, {cache_sizes(model.config)}", file=sys.stderr
     )
@@ -120,9 +122,18 @@ def run_folder(arguments: argparse.Namespace) -> RunFolder:
 # What the run left
 
 
-def find_tokenizer(checkpoint: Path) -> Tokenizer:
+def configuration_of(checkpoint: Path) -> Configuration:
+    """The configuration of the run. Nothing of the run's folder is executed, since it may be a stranger's: a run with
+    components of its own needs its config file named, or raises UserError."""
+    try:
+        return saved_configuration(read_state(checkpoint))
+    except UserError as error:
+        own = checkpoint.parent.parent / "config.py"
+        raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
+
+
+def find_tokenizer(checkpoint: Path, saved: Configuration) -> Tokenizer:
     """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
-    saved = saved_configuration(read_state(checkpoint))
     dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)
     if dataset.vocab_size > (saved.model.vocab_size or 0):
         raise UserError(
@@ -132,18 +143,9 @@ def find_tokenizer(checkpoint: Path) -> Tokenizer:
     return tokenizer_from_meta(dataset.tokenizer)
 
 
-def load(checkpoint: Path, device: torch.device) -> LanguageModel:
-    """The checkpoint's model, ready to sample. Raises UserError for one that is damaged.
-
-    Nothing of the run's folder is executed, since it may be a stranger's: a run with components of its own needs its
-    config file named.
-    """
-    try:
-        config = saved_configuration(read_state(checkpoint)).model
-        model = build_model(config.portable(), device)
-    except UserError as error:
-        own = checkpoint.parent.parent / "config.py"
-        raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
+def load(checkpoint: Path, saved: Configuration, device: torch.device) -> LanguageModel:
+    """The checkpoint's model, ready to sample. Raises UserError for one that is damaged."""
+    model = build_model(saved.model.portable(), device)
     load_model(checkpoint, model)
     return model.eval()
 

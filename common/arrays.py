@@ -5,17 +5,26 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 
 def larger(a: Any, b: Any) -> Any:
     """The larger of two integers, or elementwise where there are arrays."""
-    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+    return _elementwise("maximum", a, b) if is_array(a) or is_array(b) else max(a, b)
 
 
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two integers, or elementwise where there are arrays."""
-    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+    return _elementwise("minimum", a, b) if is_array(a) or is_array(b) else min(a, b)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value holds those of many architectures."""
+    return hasattr(value, "shape") and value.shape != ()
+
+
+def _elementwise(name: str, a: Any, b: Any) -> Any:
+    import numpy  # only who has arrays needs it: a configuration starts without
+
+    return getattr(numpy, name)(a, b)
 
 
 def product(factors: Iterable[Any]) -> Any:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from commands import command
-from components.mamba import Mamba1, Mamba2
 from conftest import ROOT, environment
-from flops_parameter_counting.costs.published_architectures import breakdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
 from common.errors import UserError
+from components.mixers.mamba1.module import Mamba1
+from components.mixers.mamba2.module import Mamba2
 from configurator import Configuration, load, with_vocabulary
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
@@ -133,7 +133,7 @@ def test_a_pure_mamba_decodes_at_constant_cost(preset):
     if preset == "mamba2":
         recurrence = 4 * 4 * 128 * 128  # into the state, out of it
     assert model_cost(config, 200).flops["convolution"] == 4 * 2 * 4 * (128 + (2 * 128 if preset == "mamba2" else 0))
-    others = sum(flops for part, flops in breakdown(config, 200).forward.items() if part != "scan")
+    others = sum(flops for part, flops in model_cost(config, 200).flops.items() if part != "scan")
     assert found[0]["flops_per_token"] == others + recurrence
 
 
@@ -157,7 +157,7 @@ def test_a_grid_costs_what_each_of_its_architectures_costs(arch, shapes):
         config = space.config(sizes)
         if not pure:
             assert config.layer_pattern == hybrid_pattern(sizes["n_layer"], 0.375)
-        assert config == resolve_architecture(dataclasses.asdict(config)), "what is emitted is a legal architecture"
+        assert config == resolve_architecture(config.as_dict()), "what is emitted is a legal architecture"
         alone = model_cost(config)
         for part, count in alone.parameters.items():
             assert np.broadcast_to(cost.parameters[part], len(space))[index] == count

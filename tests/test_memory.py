@@ -1,7 +1,6 @@
 """The memory estimate against the tensors that autograd keeps and the bytes that PyTorch's allocator hands out."""
 
 import contextlib
-import dataclasses
 import itertools
 
 import numpy as np
@@ -11,21 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from flops_parameter_counting.costs import memory
+from components import registry
+from components.ffns.gated.spec import GATES
+from components.mixers.mamba2.spec import hybrid_pattern
+from components.registry import PRESETS
+from components.spec import MicroBatch, Norm
 from flops_parameter_counting.costs.memory import (
     COMPUTE_BYTES,
-    MicroBatch,
     activation_bytes,
-    kept_bytes,
     training_memory,
 )
-from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting, describe, memory_per_device
 from flops_parameter_counting.planner.space import SIZES, Grid
 from interop.model_files import model_from_values
 from model_builder import LanguageModel, build_model
 from model_components import registered
-from model_config import GATED_FFN_ACTIVATION, PRESETS, hybrid_pattern, resolve_architecture
+from model_config import resolve_architecture
 from parallel.strategy import own_part
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
@@ -68,10 +68,10 @@ def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str, block: in
     """Besides its input and what the position encoding gives to all blocks."""
     config = model.config
     x = 1 * torch.randn(batch_size, config.block_size, config.n_embd, requires_grad=True)  # autocast caches leaves
-    rotation = model.position.rotation(config.block_size, x.device)
-    score_bias = model.position.score_bias(config.block_size, x.device)
-    with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, autocast(dtype):
-        model.blocks[block](x, rotation, score_bias)
+    chosen = model.blocks[block]
+    shared = {name: make(config.block_size, x.device) for name, make in chosen.shared.items()}
+    with counting_kept_bytes(model, exclude=(x, *shared.get("rotation", ()))) as kept, autocast(dtype):
+        chosen(x, **shared)
     return sum(size for size, _ in kept.values())
 
 
@@ -81,6 +81,7 @@ def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str, block: in
         ("llama", {}),
         ("mistral", {"sliding_window": None}),
         ("mistral", {"sliding_window": 48, "head_dim": 24}),
+        ("mistral", {"sliding_window": 47}),
         ("qwen2", {}),
     ],
 )
@@ -103,7 +104,6 @@ def test_activations_of_llamas_relatives_are_those_of_transformers_models(family
 @pytest.mark.parametrize(
     ("family", "keys", "why"),
     [
-        ("mistral", {"sliding_window": 47}, "sliding attention"),
         ("qwen3", {}, "norms of queries and keys"),
     ],
 )
@@ -167,7 +167,7 @@ def micro_batches(draw):
     if draw(st.booleans()):
         keys |= draw(mixers(keys["n_layer"], keys["block_size"]))
     ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))
-    keys |= {"ffn_type": ffn} if ffn in GATED_FFN_ACTIVATION else {"activation": ffn}
+    keys |= {"ffn_type": ffn} if ffn in GATES else {"activation": ffn}
     return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
 
 
@@ -235,7 +235,7 @@ PEAKS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("keys", PEAKS.values(), ids=PEAKS)
 def test_the_peak_of_a_forward_pass_is_activations_and_loss(keys, dtype, monkeypatch):
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 8 * 2**20)  # as for a vocabulary eight times larger
+    monkeypatch.setattr(head, "CHUNK_BYTES", 8 * 2**20)  # as for a vocabulary eight times larger
     config = resolve_architecture({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128} | keys)
     model, tokens = build_model(config, seed=0), torch.randint(config.vocab_size, (4, 128))
 
@@ -314,7 +314,7 @@ def test_weights_gradients_and_optimizer_are_float32():
 )
 def test_tokens_whose_logits_are_computed_at_a_time(vocab_size, width, rows):
     """64 MiB of float32 logits, at least 2,048 tokens' or as many as the head is wide."""
-    assert memory.loss_rows(vocab_size, width) == rows
+    assert head.loss_rows(vocab_size, width) == rows
 
 
 def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
@@ -337,22 +337,23 @@ def grids(draw):
     pattern = draw(st.sampled_from(["A", "W", "M", "S"]))
     ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
     sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
-    config = dataclasses.replace(config, **sizes, layer_pattern=pattern)
+    config = config.replace(**sizes, layer_pattern=pattern, n_layer=1)
     configs = [
-        dataclasses.replace(
-            config,
+        config.replace(
             n_layer=layers,
             layer_pattern=pattern * layers if ratio is None else hybrid_pattern(layers, ratio),
             n_head=kv * group,
             num_key_value_heads=kv,
+            head_dim=2 * half,
             n_embd=2 * half * kv * group,
             d_ff=7 * d_ff,
         )
         for layers, kv, group, half, d_ff in shapes
     ]
-    arrays = {name: np.array([getattr(one, name) for one in configs]) for name in SIZES}
-    arrays["hybrid_attention_ratio"] = ratio
-    return configs, Grid(**(dataclasses.asdict(config) | arrays)), batch_size
+    arrays = {name: np.array([getattr(one, name) for one in configs]) for name in (*SIZES, "head_dim")}
+    layers = dict.fromkeys(layer for one in configs for layer in one.layer_counts)
+    counts = {layer: np.array([one.layer_counts.get(layer, 0) for one in configs]) for layer in layers}
+    return configs, Grid(counts, **(config.as_dict() | arrays)), batch_size
 
 
 @settings(max_examples=150)
@@ -370,10 +371,10 @@ def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy
     training = Setting(
         micro_batch=batch_size, dtype=dtype, strategy=strategy, devices=devices, activation_checkpointing=checkpointing
     )
-    grid = dataclasses.replace(grid, **{name: getattr(grid, name).astype(kind) for name in SIZES})
-    parts = memory_per_device(grid, model_cost(grid).parameters, grid.block_size, training)["by_part"]
+    grid = grid.changed(lambda values: values.astype(kind))
+    parts = memory_per_device(grid, grid.block_size, training)["by_part"]
     for index, config in enumerate(configs):
-        alone = memory_per_device(config, model_cost(config).parameters, config.block_size, training)["by_part"]
+        alone = memory_per_device(config, config.block_size, training)["by_part"]
         assert all(type(size) is int for size in alone.values())
         assert {part: np.broadcast_to(size, len(configs))[index] for part, size in parts.items()} == alone
 
@@ -384,10 +385,12 @@ def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy
 def test_every_component_has_its_memory_written():
     batch = MicroBatch(resolve_architecture(SMALL), 2, COMPUTE_BYTES["float32"])
     for kind, name in BUILT_IN:
-        assert kept_bytes(kind, name, batch) >= 0
+        assert registry.spec(kind, name).kept(batch) >= 0
 
 
 def test_a_component_whose_memory_is_not_known_is_named():
-    config = resolve_architecture(SMALL | {"arch_preset": "custom", "normalization": "rmsnrom"})
-    with pytest.raises(UserError, match=r"normalization='rmsnrom' is not known \(did you mean 'rmsnorm'\?\)"):
-        activation_bytes(MicroBatch(config, 2, 4), checkpointing=False)
+    with registry.kept():
+        registry.register_spec(type("Unwritten", (Norm,), {"name": "unwritten"}))
+        config = resolve_architecture(SMALL | {"arch_preset": "custom", "normalization": "unwritten"})
+        with pytest.raises(UserError, match="the memory of normalization='unwritten' is not known"):
+            activation_bytes(MicroBatch(config, 2, 4), checkpointing=False)

@@ -1,20 +1,25 @@
 """The model that is built is the one that was asked for, and it does what its keys say."""
 
-import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
-from components.fused_scan import ssd_fla
-from components.mamba import Mamba1, Mamba2
-from components.state_space import ssd_chunked
 from torch.nn import functional as F
 
+from common.keys import keys_of
+from components import registry
+from components.ffns.gated.spec import GATES
+from components.mixers.attention.module import Attention, SlidingAttention
+from components.mixers.mamba1.module import Mamba1
+from components.mixers.mamba2.kernels import ssd_fla
+from components.mixers.mamba2.module import Mamba2
+from components.mixers.mamba2.scan import ssd_chunked
+from components.registry import PRESETS
 from configurator import load, with_vocabulary
 from model_builder import LanguageModel, build_model
-from model_components import Attention, SlidingAttention, component, registered
-from model_config import GATED_FFN_ACTIVATION, PRESETS, resolve_architecture
+from model_components import component, registered
+from model_config import architecture_keys, resolve_architecture
 from training.plan import plan_run
 
 TINY = {
@@ -73,7 +78,8 @@ def observed_keys(model: LanguageModel) -> dict:
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
-    linears = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    ffn = next(block.ffn for block in reversed(model.blocks) if hasattr(block, "ffn"))
+    linears = [m for m in ffn.modules() if isinstance(m, torch.nn.Linear)]
     dropouts = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
     block_size = next(n for n in itertools.count(1) if not _takes(model, n + 1))
     return {
@@ -116,7 +122,7 @@ def _observed_ffn(model: LanguageModel) -> dict:
     x = torch.linspace(-4, 4, 101)
     same = [name for name, formula in ACTIVATIONS.items() if torch.allclose(ffn.activation(x), formula(x), atol=1e-6)]
     activation = one_of(set(same))
-    gated = {activation: ffn_type for ffn_type, activation in GATED_FFN_ACTIVATION.items()}
+    gated = {activation: ffn_type for ffn_type, activation in GATES.items()}
     return {
         "d_ff": ffn.down_proj.in_features,
         "activation": activation,
@@ -133,8 +139,14 @@ def _observed_mixers(model: LanguageModel) -> dict:
     with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
     after = {("A", "W"): "attention", ("M", "S"): "mamba"}
     found = {"layer_pattern": None if set(letters) == {"A"} else letters}
+    if set(letters) == {"A"} and not all(hasattr(block, "ffn") for block in model.blocks):
+        return found | {"ffn_pattern": "".join("F" if hasattr(block, "ffn") else "-" for block in model.blocks)}
     if with_ffn != set(letters):
         found["ffn_after"] = one_of({after[kind] for kind in after for letter in with_ffn if letter in kind})
+    for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, Mamba1 | Mamba2)):
+        found |= {"mamba_conv_bias": mixer.x_conv.bias is not None, "mamba_bias": mixer.x_proj.bias is not None}
+        if isinstance(mixer, Mamba1):
+            found |= {"mamba_dt_rank": mixer.dt_proj.weight.shape[1]}
     for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, Mamba2)):
         channels, d_conv = mixer.x_conv.weight.shape
         written = mixer.B_proj.out_features
@@ -167,8 +179,12 @@ def _observed_attention(model: LanguageModel) -> dict:
     assert dropout == model.dropout.p
     observed = {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
     observed["attention_window"] = one_of(windows)
-    rotation = model.position.rotation(3, torch.device("cpu"))
-    if rotation is not None:
+    attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
+    biases = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
+    observed["attention_bias"] = biases[attention.q_proj.bias is not None, attention.o_proj.bias is not None]
+    observed |= {"head_dim": head_dim, "qk_norm": hasattr(attention, "q_norm")}
+    if "rotation" in attention.shared:
+        rotation = attention.shared["rotation"](3, torch.device("cpu"))
         return observed | {"position_encoding": "rope"} | _observed_rotation(rotation, head_dim)
     if has_score_bias:
         return observed | {"position_encoding": "alibi"}
@@ -201,6 +217,9 @@ OVERRIDES = {
     "n_head": (2, {}),
     "n_embd": (48, {}),
     "num_key_value_heads": (2, {}),
+    "head_dim": (6, {}),
+    "attention_bias": (("none", "qkv", "all"), {}),
+    "qk_norm": (True, {}),
     "d_ff": (100, {}),
     "ffn_expansion_ratio": (16.0, {"d_ff": None}),
     "ffn_multiple_of": (72, {"d_ff": None}),
@@ -221,6 +240,10 @@ OVERRIDES = {
     "layer_pattern": ("WM", {"attention_window": 5, "mamba_head_dim": 16}),
     "hybrid_attention_ratio": (0.5, {"layer_pattern": None, "mamba_head_dim": 16}),
     "ffn_after": ("mamba", MIXED),
+    "ffn_pattern": ("-F", {"layer_pattern": "A", "mamba_head_dim": 64}),
+    "mamba_conv_bias": (False, MIXED),
+    "mamba_bias": ((True, False), MIXED),
+    "mamba_dt_rank": (3, {"layer_pattern": "AS"}),
     "attention_window": (5, {"layer_pattern": "WM", "mamba_head_dim": 16}),
     "mamba_d_state": (24, MIXED),
     "mamba_expand": (3, MIXED),
@@ -239,8 +262,17 @@ CASES = [
 
 
 def test_every_architecture_key_is_overridden():
-    keys = {field.name for field in dataclasses.fields(resolve_architecture({}))}
-    assert set(OVERRIDES) == keys - {"arch_preset"}
+    of_no_module = {
+        key
+        for kind in ("mixer", "ffn_type")
+        for name, spec in registry.specs(kind).items()
+        if not registry.has_module(kind, name)
+        for key in keys_of(type(spec))
+    }
+    specs = [registry.spec(kind, name) for kind, names in registered().items() for name in names]
+    built = {key for spec in specs for key in keys_of(type(spec))}
+    keys = architecture_keys().keys() - (of_no_module - built)
+    assert set(OVERRIDES) == keys - {"arch_preset", "layer_values"}  # which tests/test_layers.py tries
 
 
 @pytest.mark.parametrize(("preset", "key", "value"), CASES)
@@ -262,7 +294,11 @@ def test_an_override_reaches_the_module(preset, key, value):
         assert observed["layer_pattern"] == "MA"
     else:
         assert observed[key] == value
-    in_force = dataclasses.asdict(configuration.model)
+    in_force = configuration.model.as_dict()
+    if in_force["attention_bias"] is None:  # as bias
+        in_force["attention_bias"] = "all" if in_force["bias"] else "none"
+    if in_force["mamba_bias"] is None:
+        in_force["mamba_bias"] = in_force["bias"]
     assert observed == {k: in_force[k] for k in observed}
 
 
@@ -322,7 +358,7 @@ def test_nanogpts_configs_give_nanogpts_parameter_counts(config, vocab_size, pri
 
 
 FFNS = [{"activation": name} for name in registered()["activation"] if name in ACTIVATIONS]
-FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name in GATED_FFN_ACTIVATION]
+FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name in GATES]
 
 
 OTHER_CHOICES = (
@@ -530,7 +566,7 @@ def test_weights_depend_on_the_seed_alone():
     second, other = build_model(config, seed=7).state_dict(), build_model(config, seed=8).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
-    backends = build_model(dataclasses.replace(config, attention_backend="manual", dropout=0.1), seed=7).state_dict()
+    backends = build_model(config.replace(attention_backend="manual", dropout=0.1), seed=7).state_dict()
     assert all(torch.equal(first[name], backends[name]) for name in first)
 
 

@@ -1,16 +1,18 @@
 """What a model is: presets, derived sizes, names, and the combinations that are refused."""
 
-import dataclasses
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from components import registry
 from components.mixers.mamba2.spec import hybrid_pattern
 from components.registry import PRESETS, spec
+from components.spec import Activation, Norm
 from configurator import as_dict, from_dict, load
-from model_config import ModelArchitectureConfig, resolve_architecture
+from model_config import ModelArchitectureConfig, architecture_keys, resolve_architecture
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -23,11 +25,16 @@ LLAMA3_SCALING = {
 # For every architecture key: a value that no preset has, and what it takes for the value to be legal. A key about what
 # no layer has is refused: the patterns have layers of all kinds, with an FFN and without, whatever the preset.
 BOTH = {"layer_pattern": "AM"}
+LATENT = {"layer_pattern": "AC"}
+EXPERTS = {"layer_pattern": "AM", "ffn_pattern": "FE"}
 OVERRIDES = {
     "n_layer": (7, {}),
     "n_head": (6, BOTH),
     "n_embd": (384, {}),
     "num_key_value_heads": (3, BOTH),
+    "head_dim": (48, BOTH),
+    "attention_bias": ("qkv", BOTH),
+    "qk_norm": (True, BOTH),
     "d_ff": (1000, BOTH),
     "ffn_expansion_ratio": (5.0, BOTH),
     "ffn_multiple_of": (100, BOTH),
@@ -47,11 +54,25 @@ OVERRIDES = {
     "dropout": (0.25, {}),
     "layer_pattern": ("AMMSWMMMMMMA", {"attention_window": 9, "layer_pattern": "AW"}),
     "hybrid_attention_ratio": (0.5, {}),
+    "ffn_pattern": ("F-FFFF-FFFFF", {"ffn_pattern": "F-"}),
+    "layer_values": ({"A": {"n_head": 24, "num_key_value_heads": 24, "head_dim": 32}}, BOTH),
     "ffn_after": ("mamba", BOTH),
     "attention_window": (5, {"attention_window": 9, "layer_pattern": "AW"}),
     "mamba_d_state": (32, BOTH),
     "mamba_expand": (3, BOTH),
     "mamba_d_conv": (2, BOTH),
+    "mamba_conv_bias": (False, BOTH),
+    "mamba_bias": (True, BOTH),
+    "mamba_dt_rank": (7, {"layer_pattern": "AS"}),
+    "q_lora_rank": (24, LATENT),
+    "kv_lora_rank": (24, LATENT),
+    "qk_nope_head_dim": (24, LATENT),
+    "qk_rope_head_dim": (24, LATENT),
+    "v_head_dim": (24, LATENT),
+    "n_experts": (24, EXPERTS),
+    "n_experts_per_token": (3, EXPERTS),
+    "n_shared_experts": (3, EXPERTS),
+    "expert_d_ff": (24, EXPERTS),
     "mamba_head_dim": (32, BOTH),
     "mamba_n_groups": (4, BOTH),
     "mamba_chunk_size": (32, BOTH),
@@ -61,9 +82,10 @@ OVERRIDES = {
 # What else an override may change, because it is derived from it.
 FOLLOWERS = {
     "n_layer": {"layer_pattern"},
-    "hybrid_attention_ratio": {"layer_pattern", "num_key_value_heads", "d_ff", "activation"},  # the Mambas' had none
-    "n_head": {"num_key_value_heads"},
-    "n_embd": {"d_ff"},
+    # the Mambas' had none
+    "hybrid_attention_ratio": {"layer_pattern", "num_key_value_heads", "head_dim", "d_ff", "activation"},
+    "n_head": {"num_key_value_heads", "head_dim"},
+    "n_embd": {"d_ff", "head_dim"},
     "ffn_expansion_ratio": {"d_ff"},
     "ffn_multiple_of": {"d_ff"},
     "ffn_type": {"d_ff", "activation"},
@@ -72,12 +94,19 @@ FOLLOWERS = {
 
 
 def changed_keys(one: ModelArchitectureConfig, other: ModelArchitectureConfig) -> set[str]:
-    before, after = dataclasses.asdict(one), dataclasses.asdict(other)
+    before, after = one.as_dict(), other.as_dict()
     return {key for key in before if before[key] != after[key]}
 
 
 def test_every_architecture_key_has_an_override_to_test():
-    assert set(OVERRIDES) | {"arch_preset"} == {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
+    assert set(OVERRIDES) | {"arch_preset"} == architecture_keys().keys()
+
+
+@pytest.fixture(autouse=True)
+def users_components(monkeypatch):
+    """Names that only the tests here know."""
+    monkeypatch.setitem(registry.SPECS["normalization"], "a_norm", Norm("a_norm"))
+    monkeypatch.setitem(registry.SPECS["activation"], "mine", Activation("mine"))
 
 
 @pytest.mark.parametrize("source", ["command line", "file"])
@@ -302,7 +331,7 @@ def test_the_mixers_of_the_layers():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"layer_pattern": "AB"}, "layer_pattern='AB' must be made of the letters A attention, W sliding_attention, "),
+        ({"layer_pattern": "AB"}, "layer_pattern='AB' must be made of the letters A attention, C latent_attention, W "),
         ({"layer_pattern": "am"}, "layer_pattern='am' must be made of"),
         ({"layer_pattern": ""}, "layer_pattern='' is empty"),
         ({"layer_pattern": "AMMMM"}, "layer_pattern has 5 letters, which do not divide n_layer=12"),
@@ -360,8 +389,8 @@ def test_refused_mixers(keys, message):
 def test_every_mixture_loads_as_it_was_saved(pattern, after, preset):
     keys = {"arch_preset": preset, "layer_pattern": pattern, "ffn_after": after, "position_encoding": "none"}
     model = resolve_architecture(keys | ({"attention_window": 7} if "W" in pattern else {}))
-    assert from_dict(dataclasses.asdict(model)) == model
-    assert resolve_architecture(dataclasses.asdict(model)).name == model.name
+    assert from_dict(model.as_dict()) == model
+    assert resolve_architecture(model.as_dict()).name == model.name
 
 
 # Mamba layers
@@ -399,3 +428,57 @@ def test_sizes_that_no_mamba_layer_has(keys, message):
     with pytest.raises(UserError, match=message) as refusal:
         resolve_architecture({"layer_pattern": "M", **keys})
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_layer_has_what_follows_from_its_own_values():
+    """By letter and by number; saved with numbers, which load as they are, also from JSON's strings."""
+    keys = {
+        "layer_pattern": "AWAM",
+        "n_layer": 4,
+        "n_embd": 64,
+        "n_head": 4,
+        "attention_window": 5,
+        "mamba_head_dim": 16,
+    }
+    own = {"W": {"n_head": 8}, 2: {"d_ff": 100, "attention_bias": "qkv"}}
+    model = resolve_architecture(keys | {"layer_values": own})
+    full, window, third, _ = (model.of(layer) for layer in model.layers)
+    assert (full.n_head, full.kv_heads, full.head_dim, full.d_ff) == (4, 4, 16, 256)
+    assert (window.n_head, window.kv_heads, window.head_dim, window.d_ff) == (8, 8, 8, 256)
+    assert (third.n_head, third.d_ff, third.attention_bias) == (4, 100, "qkv")
+    assert len(model.layer_counts) == 4
+    saved = json.loads(json.dumps(model.as_dict()))
+    again = from_dict(saved)
+    assert [again.of(layer) for layer in again.layers] == [
+        model.of(layer).replace(layer_values=again.layer_values) for layer in model.layers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"S": {"n_head": 2}}, "layer_values: 'S': .* must be a letter of layer_pattern or a number from 0 to 11"),
+        ({12: {"n_head": 2}}, "layer_values: 12: .* must be a letter of layer_pattern or a number from 0 to 11"),
+        ({"A": 3}, "layer_values: 'A': 3 must be a letter"),
+        ({"A": {"mamba_expand": 3}}, "layer_values: 'mamba_expand' is no key of the layer 'A'"),
+        ({"A": {"n_head": 0}}, "n_head=0 must be at least 1"),
+        ({"A": {"n_head": 7}}, "n_embd=768 is not divisible by n_head=7"),
+        ({0: {"ffn_type": "swiglu"}}, "layer_values: 'ffn_type' is no key of the layer 0"),
+    ],
+)
+def test_refused_layer_values(own, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        resolve_architecture({"layer_values": own})
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_an_ffn_for_each_layer():
+    model = resolve_architecture({"n_layer": 6, "ffn_pattern": "F-E", "ffn_type": "swiglu"})
+    assert [layer.ffn for layer in model.layers] == ["swiglu", None, "experts"] * 2
+    assert (model.ffn_pattern, model.ffn_layers) == ("F-EF-E", 4)
+    with pytest.raises(UserError, match="ffn_pattern='FX' must be made of the letters F ffn_type's, - none, E experts"):
+        resolve_architecture({"ffn_pattern": "FX"})
+    with pytest.raises(UserError, match="ffn_pattern has 5 letters, which do not divide n_layer=12"):
+        resolve_architecture({"ffn_pattern": "FFFF-"})
+    with pytest.raises(UserError, match="say the same thing twice"):
+        resolve_architecture({"ffn_pattern": "F-", "ffn_after": "mamba"})

@@ -149,10 +149,14 @@ def test_a_run_ends_at_max_flops(train, tmp_path):
 
 NAN_FROM_THE_FIFTH_CALL = '''
 import torch
-from flops_parameter_counting.costs.component_costs import ComponentCost
-from model_components import register
+from components.spec import Activation
+from model_components import register, register_spec
 
-@register("activation", "breaks", cost=lambda config, length: ComponentCost())
+@register_spec
+class BreaksSpec(Activation):
+    name = "breaks"
+
+@register("activation", "breaks")
 class Breaks(torch.nn.Module):
     """GELU that gives NaN for a while in training."""
 

@@ -6,8 +6,6 @@ H heads in G groups, chunks of Q.
 import math
 from typing import Any, ClassVar
 
-import numpy as np
-
 from common.errors import UserError
 from common.keys import key
 from components.mixers.state_space import StateSpace
@@ -144,7 +142,7 @@ class Mamba2(StateSpace):
 
     def counts(self, n_layer: Any, value: Any) -> dict[str, Any]:
         """As `hybrid_pattern` has them: a half is rounded to the even number, by Python as by numpy."""
-        attention = np.rint(value * n_layer).astype(n_layer.dtype)
+        attention = (value * n_layer).round().astype(n_layer.dtype)
         return {"A": attention, "M": n_layer - attention}
 
 
