@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from components import cross_entropy
+from components.heads import cross_entropy
 from components.heads.cross_entropy import linear_cross_entropy
-from flops_parameter_counting.costs.memory import CHUNK_BYTES
+from components.heads.spec import CHUNK_BYTES
 
 
 def plain(hidden, weight, targets):

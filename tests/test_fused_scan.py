@@ -9,12 +9,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from components.fused_scan import choose_backend, ssd_fla
-from components.state_space import ssd_naive
 from test_mamba import assert_near, ssd_inputs, values_and_gradients
 
 from common.errors import UserError
-from components import fused_scan
+from components.mixers.mamba2 import kernels as fused
+from components.mixers.mamba2.kernels import choose_backend, ssd_fla
+from components.mixers.mamba2.scan import ssd_naive
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 
@@ -80,10 +80,10 @@ def test_what_computes_the_scan_is_said():
 )
 def test_auto_takes_kernels_that_run_and_agree(monkeypatch, deviation, failure):
     """In 16 bits: float32 they would round to TF32. What else it takes, it says why."""
-    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(fused_scan.importlib.metadata, "version", lambda name: "1.2")
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused.importlib.metadata, "version", lambda name: "1.2")
     tried = Mock(side_effect=deviation if isinstance(deviation, Exception) else None, return_value=deviation)
-    monkeypatch.setattr(fused_scan, "deviation", tried)
+    monkeypatch.setattr(fused, "deviation", tried)
     assert choose_backend(of_backend("auto"), GPU, "float32") == ("chunked", "chunked products in PyTorch")
     for dtype in ("bfloat16", "float16"):
         backend, said = choose_backend(of_backend("auto"), GPU, dtype)
@@ -97,15 +97,15 @@ def test_auto_takes_kernels_that_run_and_agree(monkeypatch, deviation, failure):
 
 
 def test_without_the_package_auto_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: None)
     backend, said = choose_backend(of_backend("auto"), GPU, "bfloat16")
     assert backend == "chunked" and "fla-core is not installed: pip install -e '.[kernels]'" in said
 
 
 def test_kernels_of_other_chunks_are_not_taken(monkeypatch):
     """The FLOPs are counted in the chunks of the configuration."""
-    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused, "deviation", lambda *arguments: 0.0)
     assert choose_backend(of_backend("auto"), GPU, "bfloat16")[0] == "fla"
     said = "chunked products in PyTorch (the fused kernels have chunks of 64 tokens, and mamba_chunk_size=128)"
     assert choose_backend(of_backend("auto", mamba_chunk_size=128), GPU, "bfloat16") == ("chunked", said)
@@ -115,19 +115,19 @@ def test_kernels_without_a_version(monkeypatch):
     """The package is on the path and not installed."""
 
     def version(name: str) -> str:
-        raise fused_scan.importlib.metadata.PackageNotFoundError(name)
+        raise fused.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(fused_scan.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(fused_scan.importlib.metadata, "version", version)
-    monkeypatch.setattr(fused_scan, "deviation", lambda *arguments: 0.0)
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused.importlib.metadata, "version", version)
+    monkeypatch.setattr(fused, "deviation", lambda *arguments: 0.0)
     said = "fused kernels of fla-core of unknown version"
     assert choose_backend(of_backend("auto"), GPU, "bfloat16") == ("fla", said)
 
 
 def test_what_the_kernels_are_tried_on_tells_right_from_wrong(kernels, monkeypatch):
     """Right ones, and ones that forget a little too fast."""
-    assert fused_scan.deviation(of_backend("fla"), CPU, torch.float32) < 1e-4
+    assert fused.deviation(of_backend("fla"), CPU, torch.float32) < 1e-4
     right = sys.modules["fla.ops.simple_gla"].chunk_simple_gla
     wrong = lambda q, k, v, g, **rest: right(q, k, v, 1.1 * g, **rest)  # noqa: E731
     monkeypatch.setattr(sys.modules["fla.ops.simple_gla"], "chunk_simple_gla", wrong)
-    assert fused_scan.deviation(of_backend("fla"), CPU, torch.float32) > fused_scan.CLOSE
+    assert fused.deviation(of_backend("fla"), CPU, torch.float32) > fused.CLOSE

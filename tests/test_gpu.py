@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from components.fused_scan import ssd_fla, why_not
-from components.state_space import ssd_naive
 from test_mamba import ssd_inputs, values_and_gradients
 from test_memory import counting_kept_bytes
 from test_training import records
 
+from components.mixers.mamba2.kernels import ssd_fla, why_not
+from components.mixers.mamba2.scan import ssd_naive
 from configurator import load
 from flops_parameter_counting.costs.memory import training_memory
 from model_builder import build_model

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from components import registry
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
@@ -24,12 +25,13 @@ from flops_parameter_counting.laws import fitting as law_fitting
 from flops_parameter_counting.laws.scaling_laws import LAWS, Law
 from flops_parameter_counting.planner import search as grid_search
 from flops_parameter_counting.planner.search import Search, uncertainty
-from flops_parameter_counting.planner.space import ARCHITECTURES, SearchSpace, default_aspect_ratio, default_space
+from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space
 from interop.model_files import Model
-from model_config import resolve_architecture
+from model_config import presets, resolve_architecture
 
 COMMAND = ROOT / "flops_parameter_counting/detailed_cost_analysis.py"
 PUBLISHED_BUDGET = 1.36e21
+ARCHITECTURES = tuple(presets())
 
 # loss, parameters (B), tokens (B), layers, width, heads, as the two tables print them
 UNCONSTRAINED = [
@@ -221,6 +223,27 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         sizes = (c.n_layer, c.n_embd, c.n_head, c.num_key_value_heads)
         assert c.loss == pytest.approx(losses[sizes], rel=1e-12)
         assert 0 <= int(budget) - c.flops < c.flops_per_token, "the budget is met to a token, and never exceeded"
+
+
+def test_a_preset_whose_layers_repeat():
+    """Three mixers, and an FFN in every second layer: the same six layers, over and over."""
+    with registry.kept():
+        registry.register_preset(
+            "repeating",
+            {"layer_pattern": "MAW", "ffn_pattern": "F-", "attention_window": 100, "position_encoding": "rope"},
+        )
+        space = default_space(1e18, "repeating")
+        found = grid_search.grid_search(Search(1e18, LAWS["besiroglu"], space)).candidates(10_000)
+        assert {candidate.n_layer for candidate in found} == {n for n in space.layers if n % 6 == 0}
+        for candidate in found:
+            config = candidate.config(space)
+            sizes = {name: getattr(candidate, name) for name in ("n_layer", "n_embd", "n_head", "d_ff")}
+            shared = {"vocab_size": space.vocab_size, "block_size": space.sequence_length, "weight_tying": True}
+            assert config == resolve_architecture({"arch_preset": "repeating", **shared, **sizes})
+            cost = model_cost(config)
+            assert (candidate.n_params, candidate.flops_per_token) == (cost.n_params, cost.training_flops())
+        with pytest.raises(UserError, match="layers: repeating repeats 6 layers: take multiples of them"):
+            dataclasses.replace(space, layers=[4, 8])
 
 
 @settings(max_examples=30)
@@ -585,7 +608,7 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),
         ("--grid_search 1e20 --law hofman", "did you mean 'hoffmann'?"),
         ("--grid_search 1e20 --law gone.json", "gone.json: cannot read it"),
-        ("--grid_search 1e20 --arch mamba", "arch 'mamba' is none of: llama3, gpt2"),
+        ("--grid_search 1e20 --arch mamba", "(did you mean 'mamba2'?)"),
         ("--grid_search 1e20 --flops_formula approximate", "is none of: exact, published"),
         ("--grid_search 1e20 --flops_formula published --arch gpt2", "the published formula is Llama's"),
         ("--grid_search 1e20 --hidden_sizes 8192:1024:256", "holds no size of 1 or more"),

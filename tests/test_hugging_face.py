@@ -5,7 +5,6 @@ Tolerance: 1e-5 absolute, in float32. All weights are drawn large enough for log
 """
 
 import copy
-import dataclasses
 import json
 import math
 
@@ -136,7 +135,7 @@ def test_same_logits_loss_and_gradients(name, backend):
     theirs = original(MODELS[name])
     config = theirs.config.to_dict()
     architecture = architecture_from_hugging_face(config)
-    ours = build_model(dataclasses.replace(architecture, attention_backend=backend)).eval()
+    ours = build_model(architecture.replace(attention_backend=backend)).eval()
     ours.load_state_dict(weights_from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(MODELS[name].vocab_size, (BATCH, LENGTH + 1))
 

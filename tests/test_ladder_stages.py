@@ -448,7 +448,8 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--budget=1e12 --arch=llama", "--arch=llama is none of: llama3, gpt2, mamba1, mamba2, hybrid (did you mean"),
+        ("--budget=1e12 --arch=lama", "--arch=lama is none of: legacy, gpt2, llama, llama3, team, mamba1, mamba2, "
+         "hybrid, custom (did you mean 'llama'?)"),
         ("--budget=1e12 --arch=gpt2,gpt2", "--arch names gpt2 twice"),
         ("--arch=gpt2", "give either --budget or --isoflop"),
         ("--budget=1e12 --isoflop=1e11:1e12:3 --arch=gpt2", "give either --budget or --isoflop"),

@@ -3,13 +3,10 @@
 Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32.
 """
 
-import dataclasses
 import itertools
 
 import pytest
 import torch
-from components.mamba import CausalConvolution
-from components.state_space import selective_naive, selective_scan, ssd_chunked, ssd_naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,9 +14,13 @@ from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from model_builder import LanguageModel
+from components.mixers.mamba1.scan import selective_naive, selective_scan
+from components.mixers.mamba2.scan import ssd_chunked, ssd_naive
+from components.mixers.recurrent import CausalConvolution
+from components.registry import spec
+from model_builder import Block, LanguageModel
 from model_components import component
-from model_config import ModelArchitectureConfig, resolve_architecture
+from model_config import Layer, ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
 from training.optimizer import build_optimizer
 
@@ -34,10 +35,10 @@ def assert_near(ours: Tensor, expected: Tensor, relative: float | None = None) -
     torch.testing.assert_close(ours, expected, rtol=0.0, atol=relative * expected.abs().max().item())
 
 
-def architecture(**keys) -> ModelArchitectureConfig:
+def architecture(n_embd: int = 16, n_head: int = 2, **keys) -> ModelArchitectureConfig:
     """A small model's; the mixers are built by themselves here, whatever its layers are."""
-    sizes = {"n_embd": 16, "mamba_d_state": 5, "mamba_head_dim": 4}
-    return dataclasses.replace(resolve_architecture({"n_layer": 2, "n_head": 2, "vocab_size": 31}), **sizes | keys)
+    model = resolve_architecture({"n_layer": 2, "n_head": n_head, "n_embd": n_embd, "vocab_size": 31})
+    return model.replace(**{"mamba_d_state": 5, "mamba_head_dim": 4} | keys)
 
 
 def mixer(name: str, seed: int = 0, **keys) -> nn.Module:
@@ -306,7 +307,7 @@ def as_hugging_faces(name: str, ours: dict[str, Tensor], theirs: nn.Module) -> d
 def hugging_faces(name: str, config: ModelArchitectureConfig) -> nn.Module:
     shared = {
         "hidden_size": config.n_embd,
-        "state_size": config.mamba_state_size(name),
+        "state_size": spec("mixer", name).state(config),
         "conv_kernel": config.mamba_d_conv,
         "expand": config.mamba_expand,
         "use_bias": config.bias,
@@ -315,8 +316,8 @@ def hugging_faces(name: str, config: ModelArchitectureConfig) -> nn.Module:
         return MambaMixer(MambaConfig(**shared), layer_idx=0)
     return Mamba2Mixer(
         Mamba2Config(
-            **shared, num_heads=config.mamba_heads, head_dim=config.mamba_head_dim, n_groups=config.mamba_n_groups,
-            chunk_size=7, layer_norm_epsilon=config.norm_eps,
+            **shared, num_heads=spec("mixer", name).heads(config), head_dim=config.mamba_head_dim,
+            n_groups=config.mamba_n_groups, chunk_size=7, layer_norm_epsilon=config.norm_eps,
         ),
         layer_idx=0,
     )  # fmt: skip
@@ -366,12 +367,14 @@ def test_a_cache_continues_from_pieces_of_any_length(name, pieces, d_conv):
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_a_mixer_is_called_like_attention_and_sees_no_future(name):
+def test_a_mixer_is_handed_nothing_besides_and_sees_no_future(name):
+    """Also where an encoding of positions acts in a model's other mixers."""
+    assert Block(architecture(position_encoding="rope"), Layer(name, None)).shared == {}
     module = mixer(name)
     x = torch.randn(2, 20, 16)
     changed = x.clone()
     changed[:, 13:] += 1
-    before, after = module(x, None, None), module(changed, None, None)
+    before, after = module(x), module(changed)
     torch.testing.assert_close(before[:, :13], after[:, :13])
     assert not torch.isclose(before[:, 13:], after[:, 13:]).all(-1).any()
 

@@ -79,6 +79,8 @@ TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
         ([*TENSOR, "--num_key_value_heads=2"], "tensor_parallel=4 does not divide num_key_value_heads=2"),
         ([*TENSOR, "--vocab_size=258"], "tensor_parallel=4 does not divide vocab_size=258"),
         ([*TENSOR, "--d_ff=66"], "tensor_parallel=4 does not divide d_ff=66"),
+        ([*TENSOR, "--layer_values={0: {'d_ff': 66}}"], "tensor_parallel=4 does not divide d_ff=66"),
+        ([*TENSOR, "--qk_norm=True"], "tensor_parallel does not share norms of queries and keys: take qk_norm=False"),
         ([*TENSOR, "--position_encoding=alibi"], "tensor_parallel does not share ALiBi's slopes"),
         ([*TENSOR, "--dropout=0.1"], "tensor_parallel needs dropout=0"),
         (["--use_zero1=True", FSDP], "use_zero1 and use_fsdp exclude each other"),

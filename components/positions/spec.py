@@ -26,7 +26,6 @@ class _Position(Position):
 @register_spec
 class LearnedAbsolute(_Position):
     name, label = "learned_absolute", "AbsPos"
-    divides = ("block_size",)
 
     def weights(self, config: Config) -> list[Weights]:
         return [Weights(("embedding.weight",), (config.block_size, config.n_embd))]

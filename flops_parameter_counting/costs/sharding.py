@@ -58,15 +58,15 @@ def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) 
 def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
     """Raises UserError for a component that tensor-parallel ranks cannot share, and for a size that they do not divide:
     a head, a column or a row belongs to one of them."""
-    sizes: dict[str, Any] = {}
+    sizes: list[tuple[str, Any]] = []
     for place in all_places(model):
         for found in (place.spec, *place.spec.within(place.config).values()):
             if not found.is_shared(place.config) and np.any(place.count):
                 raise UserError(found.not_shared.format(f"{found.kind}={found.name!r}"))
-            sizes |= {name: getattr(place.config, name) for name in found.divides or ()}
+            sizes += [(name, getattr(place.config, name)) for name in found.divides or ()]
     if np.any(model.ffn_layers != model.n_layer):
         raise UserError("tensor_parallel needs an FFN in every layer: take ffn_after='all', or use_fsdp")
-    for name, size in (sizes | {"vocab_size": model.vocab_size, "block_size": model.block_size}).items():
+    for name, size in (*sizes, ("vocab_size", model.vocab_size), ("block_size", model.block_size)):
         if np.any((size or 0) % ranks if size is None or np.ndim(size) == 0 else size % ranks):
             raise UserError(f"tensor_parallel={ranks} does not divide {name}={size}: change one of them")
     if model.dropout:

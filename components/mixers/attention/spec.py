@@ -64,6 +64,7 @@ class Attention(_AttentionKeys):
     name, label, letter, title = "attention", "Attention", "A", "attention"
     takes_documents = True
     divides = ("n_head", "num_key_value_heads")
+    not_shared = "tensor_parallel does not share norms of queries and keys: take qk_norm=False, or use_fsdp"
     has_window = False
 
     def derived(self, config: Config) -> dict[str, Any]:
