@@ -221,17 +221,17 @@ def configuration_of(state: dict[str, Any], run: Path, config: str | None) -> Co
     """The configuration that the file was trained with, for the new folder. A config file that has components of its
     own is executed if it is named, and not otherwise."""
     code = configurator.load([config]).carried_code if config is not None else ""
-    saved = saved_configuration(state)
+    try:
+        saved = saved_configuration(state)
+    except UserError as error:
+        raise UserError(f"{error}; if the run has components of its own: --config with its config.py") from None
     keys = dataclasses.replace(saved.run, out_dir=str(run))
     return dataclasses.replace(saved, run=keys, config_file=Path("config.py"), carried_code=code)
 
 
 def check_tensors(file: Path, tensors: dict[str, Tensor], configuration: Configuration, needs_optimizer: bool) -> None:
     """Raises UserError unless they are the model's, with its optimizer's if that is needed."""
-    try:
-        model = build_model(configuration.model, "meta").state_dict()
-    except UserError as error:
-        raise UserError(f"{error}; if the run has components of its own: --config with its config.py") from None
+    model = build_model(configuration.model, "meta").state_dict()
     for name, expected in model.items():
         if name not in tensors:
             raise UserError(f"{file} has no tensor {name}: it is not of the model that its config describes")

@@ -18,6 +18,7 @@ import train
 from common.errors import UserError
 from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.module import Mamba2
+from components.mixers.mamba2.spec import hybrid_pattern
 from configurator import Configuration, load, with_vocabulary
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
@@ -25,7 +26,7 @@ from flops_parameter_counting.costs.report import Setting, as_text, describe
 from flops_parameter_counting.planner.space import SIZES, SearchSpace, default_space
 from interop.model_files import Model
 from model_builder import build_model
-from model_config import hybrid_pattern, resolve_architecture
+from model_config import resolve_architecture
 from runs.config import RunConfig
 from training.plan import check_ranks, plan_run
 from training.report import startup_report

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from components import registry
 from components.ffns.gated.spec import GATES
+from components.heads import spec as head
 from components.mixers.mamba2.spec import hybrid_pattern
 from components.registry import PRESETS
 from components.spec import MicroBatch, Norm

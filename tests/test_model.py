@@ -243,7 +243,7 @@ OVERRIDES = {
     "ffn_pattern": ("-F", {"layer_pattern": "A", "mamba_head_dim": 64}),
     "mamba_conv_bias": (False, MIXED),
     "mamba_bias": ((True, False), MIXED),
-    "mamba_dt_rank": (3, {"layer_pattern": "AS"}),
+    "mamba_dt_rank": (3, {"layer_pattern": "AS", "mamba_head_dim": 64}),
     "attention_window": (5, {"layer_pattern": "WM", "mamba_head_dim": 16}),
     "mamba_d_state": (24, MIXED),
     "mamba_expand": (3, MIXED),
