@@ -10,7 +10,6 @@ from test_memory import allocation_peak, counting_kept_bytes
 from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
 from flops_parameter_counting.costs.memory import rank_memory
-from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, memory_per_device
 from parallel.device import precision
 from parallel.ranks import Ranks
@@ -47,7 +46,7 @@ def test_the_planner_says_the_same(shared, keys, architecture):
     configuration = small_configuration(*keys, *architecture, BF16)
     model = configuration.model
     setting = Setting(devices=4, micro_batch=configuration.run.batch_size, **shared)
-    planned = memory_per_device(model, model_cost(model).parameters, model.block_size, setting)["by_part"]
+    planned = memory_per_device(model, model.block_size, setting)["by_part"]
     assert planned == rank_memory(model, configuration.run, 4, "bfloat16")
 
 
@@ -68,9 +67,9 @@ def kept_on_a_rank(ranks, configuration) -> int:
         return total
     part = model_config.block_size // run.tensor_parallel
     x = 1 * torch.randn(run.batch_size, part, model_config.n_embd, requires_grad=True)
-    rotation = model.position.rotation(model_config.block_size, CPU)
-    with counting_kept_bytes(model, exclude=(x, *(rotation or ()))) as kept, precision(CPU, run.dtype):
-        model.blocks[0](x, rotation, None)
+    shared = {name: make(model_config.block_size, CPU, 0) for name, make in model.blocks[0].shared.items()}
+    with counting_kept_bytes(model, exclude=(x, *shared.get("rotation", ()))) as kept, precision(CPU, run.dtype):
+        model.blocks[0](x, **shared)
     return total + sum(size for size, _ in kept.values())
 
 
