@@ -181,11 +181,12 @@ class ModelArchitectureConfig:
 
     @functools.cached_property
     def layer_counts(self) -> dict[Layer, Any]:
-        """The different layers, in the order of their first appearance, and how many there are of each."""
+        """The different layers, in the order of their mixers' letters, and how many there are of each."""
         counts: dict[Layer, int] = {}
         for layer in self.layers:
             counts[layer] = counts.get(layer, 0) + 1
-        return counts
+        order = list(registry.by_letter("mixer"))
+        return dict(sorted(counts.items(), key=lambda item: order.index(item[0].mixer_spec.letter)))
 
     @property
     def last_layer(self) -> Layer:

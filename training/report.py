@@ -5,7 +5,6 @@ import textwrap
 import configurator
 from common.errors import UserError
 from common.units import bytes_text
-from components.registry import by_letter
 from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
@@ -69,8 +68,7 @@ def _mixers(model: ModelArchitectureConfig) -> list[str]:
     if model.layer_pattern is None:
         return []
     counts: dict[str, int] = {}
-    letters = list(by_letter("mixer"))
-    for layer, count in sorted(model.layer_counts.items(), key=lambda one: letters.index(one[0].mixer_spec.letter)):
+    for layer, count in model.layer_counts.items():
         title = layer.mixer_spec.title.format_map(model.of(layer).as_dict())
         counts[title] = counts.get(title, 0) + count
     named = [f"{count} {title}" for title, count in counts.items()]
