@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from components.heads.cross_entropy import linear_cross_entropy
+from components.heads.spec import IGNORED
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
 
@@ -33,8 +34,26 @@ class Caches:
         return sum(t.nbytes for layer in self.layers for t in vars(layer).values() if isinstance(t, Tensor))
 
 
+class LossParts(NamedTuple):
+    """What a batch costs, in parts that add up over micro-batches and ranks."""
+
+    cross_entropy: Tensor  # the sum over the targets that count, nats
+    n_targets: Tensor  # how many count
+    auxiliary: dict[str, Tensor]  # what components add for training, weighted, by name: nats a target
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss: nats a target, without what is added for training."""
+        return self.cross_entropy / self.n_targets
+
+    def total(self) -> Tensor:
+        """What training makes smaller: the sum over the targets, with what is added."""
+        return sum((term * self.n_targets for term in self.auxiliary.values()), self.cross_entropy)
+
+
 class Block(nn.Module):
-    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D)."""
+    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), and what
+    the FFN adds to the loss, by name. An FFN returns (B, T, D), or that and a dict of such terms."""
 
     def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()
@@ -54,14 +73,19 @@ class Block(nn.Module):
         """What the mixer is handed beside x, by the names of its arguments, as functions (T, device, start) -> it."""
         return getattr(self.mixer, "shared", {})
 
-    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> Tensor:
+    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor]]:
         if cache is not None:
             shared["cache"] = cache
         if self.norm_before:
             x = x + self.dropout(self.mixer(self.mixer_norm(x), **shared))
-            return x + self.dropout(self.ffn(self.ffn_norm(x))) if self.has_ffn else x
-        x = self.mixer_norm(x + self.dropout(self.mixer(x, **shared)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x))) if self.has_ffn else x
+        else:
+            x = self.mixer_norm(x + self.dropout(self.mixer(x, **shared)))
+        if not self.has_ffn:
+            return x, {}
+        y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
+        y, auxiliary = y if isinstance(y, tuple) else (y, {})
+        x = x + self.dropout(y)
+        return x if self.norm_before else self.ffn_norm(x), auxiliary
 
 
 class LanguageModel(nn.Module):
@@ -110,35 +134,62 @@ class LanguageModel(nn.Module):
         With caches, the tokens follow those that the caches have seen, which they then have seen too: a prompt first,
         then token by token, or in any other pieces. Without gradients.
         """
+        return self._read(tokens, caches)[0]
+
+    def _read(
+        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the LM head reads, as `hidden`, and what the blocks add to the loss, added up by name."""
         length, start = tokens.shape[1], 0 if caches is None else caches.length
         room = self.config.block_size if caches is None else caches.room
         if room is not None and start + length > room:
             what = "the block size" if caches is None else "the caches' room of"
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         x = self.dropout(self.position.embed(self.embedding(tokens), start))
+        auxiliary: dict[str, Tensor] = {}
+        other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
             for make in block.shared.values():
                 if make not in made:
                     made[make] = make(length, tokens.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
+            if other is not None:
+                shared["hidden"] = other
             if caches is not None:
-                x = block(x, caches.layers[index], **shared)
+                x, added = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False, **shared)
+                x, added = checkpoint(block, x, use_reentrant=False, **shared)
             else:
-                x = block(x, **shared)
+                x, added = block(x, **shared)
+            for name, term in added.items():
+                auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
         if caches is not None:
             caches.length += length
-        return self.final_norm(x)
+        return self.final_norm(x), auxiliary
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, caches: Caches | None = None) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, V); with targets (B, T), the mean loss in nats, and no logits at all.
-        With caches, as in `hidden`."""
-        hidden = self.hidden(tokens, caches)
+    def _other_documents(self, documents: Tensor) -> Tensor:
+        """(B, T) documents -> (B, 1, T, T), true where a key is of another document than its query."""
+        for layer in self.config.layer_counts:
+            if not layer.mixer_spec.takes_documents:
+                raise ValueError(f"a layer of {layer.mixer} does not keep the documents of a sequence apart")
+        return (documents[:, :, None] != documents[:, None, :])[:, None]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        caches: Caches | None = None,
+        documents: Tensor | None = None,
+    ) -> Any:
+        """Tokens (B, T) -> logits (B, T, V); with targets (B, T), of ids or IGNORED, the LossParts, and no logits at
+        all. With caches, as in `hidden`. `documents` (B, T) says which document of its sequence a token is of, and
+        tokens then meet those of their own only; None: all are of one."""
+        hidden, auxiliary = self._read(tokens, caches, documents)
         if targets is None:
             return F.linear(hidden, self.head_weight)
-        return linear_cross_entropy(hidden, self.head_weight, targets)
+        loss = linear_cross_entropy(hidden, self.head_weight, targets)
+        return LossParts(loss, (targets != IGNORED).sum(), auxiliary)
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""

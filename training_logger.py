@@ -110,6 +110,8 @@ class TrainingLogger:
         }
         if result.gradient_stats:
             record["gradients"] = result.gradient_stats
+        if result.auxiliary:  # added for training, and in no loss
+            record["auxiliary"] = result.auxiliary
         self._since_record = _Clean()
         self._log.write("iter", **record)
         self._to_sinks(progress.step, "train", record)

@@ -35,6 +35,7 @@ from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from configurator import Configuration, load
 from flops_parameter_counting.costs.communication import Exchange
 from parallel.collectives import process_group
+from parallel.compute import Compute
 from parallel.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets
@@ -134,26 +135,16 @@ def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, co
     run = configuration.run
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
     dtype = choose_dtype(run.dtype, device)
-    mesh = device_mesh(run, ranks, device)
-    model, wrapped = parallelize(configuration, mesh, ranks, device, dtype, compiles)
+    compute = Compute(device, dtype, ranks, device_mesh(run, ranks, device))
+    model, wrapped = parallelize(configuration, compute, compiles)
     settle_buckets(wrapped, run.batch_size, configuration.model.block_size, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    training = Training(model, build_optimizer(model, run, mesh), scaler, Progress())
+    training = Training(model, build_optimizer(model, run, compute.mesh), scaler, Progress(), wrapped)
     batches = random_batches(configuration, device, run.gradient_accumulation_steps)
 
     def step() -> Training:
         mine = ranks.share(range(len(batches)))
-        take_step(
-            training,
-            wrapped,
-            iter(batches[mine.start : mine.stop]),
-            run,
-            run.learning_rate,
-            ranks,
-            device,
-            dtype,
-            False,
-        )
+        take_step(training, iter(batches[mine.start : mine.stop]), run, run.learning_rate, compute)
         return training
 
     return step

@@ -25,6 +25,7 @@ from torch import nn
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from configurator import Configuration, load
 from data.loader import Batch
+from parallel.compute import Compute
 from parallel.device import choose_device, choose_dtype, device_name, device_peak, synchronize
 from parallel.ranks import ALONE
 from parallel.strategy import parallelize
@@ -56,13 +57,14 @@ class Contestant:
 def ours(configuration: Configuration, device: torch.device, dtype: str, compiled: bool) -> tuple[nn.Module, Step]:
     """This project's model and training step."""
     run = configuration.run
-    model, _ = parallelize(configuration, None, ALONE, device, dtype, compiled)
+    compute = Compute(device, dtype)
+    model, _ = parallelize(configuration, compute, compiled)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     training = Training(model, build_optimizer(model, run), scaler, Progress())
 
     def step(batch: Batch) -> float:
         micro_batches: Iterator[Batch] = iter([batch] * run.gradient_accumulation_steps)
-        return take_step(training, model, micro_batches, run, run.learning_rate, ALONE, device, dtype, False).loss
+        return take_step(training, micro_batches, run, run.learning_rate, compute).loss
 
     return model, step
 
@@ -83,7 +85,7 @@ def nanogpts(
 
     def step(batch: Batch) -> float:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            _, loss = forward(*batch)
+            _, loss = forward(batch.tokens, batch.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.grad_clip)
         optimizer.step()
@@ -130,7 +132,7 @@ def random_batches(configuration: Configuration, device: torch.device, count: in
     for _ in range(count):
         chosen = torch.randint(0, 50, (run.batch_size, length // 8 + 1), generator=generator)
         rows = words[chosen].flatten(1)[:, :length].to(device)
-        batches.append((rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
+        batches.append(Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
     return batches
 
 

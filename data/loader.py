@@ -9,10 +9,11 @@ optimizer step `step` is samples (step * gradient_accumulation_steps + micro) * 
 the micro-batches of a step among themselves. There is no state to save: a resumed run asks for the next index.
 """
 
+import dataclasses
 import math
 import operator
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -21,7 +22,22 @@ import torch
 
 from data.dataset import Dataset
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, each (batch_size, block_size), int64
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A micro-batch of B sequences of T tokens, int64. What does not count as a target is IGNORED
+    (components/heads/spec.py); `n_targets` do (None: all). `documents` says which document of its sequence a token is
+    of, where tokens meet those of their own only (None: all are of one)."""
+
+    tokens: torch.Tensor  # (B, T)
+    targets: torch.Tensor  # (B, T)
+    documents: torch.Tensor | None = None  # (B, T)
+    n_targets: int | None = None
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same with every tensor changed in the same way."""
+        documents = None if self.documents is None else change(self.documents)
+        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets)
 
 
 class WindowOrder:
@@ -87,7 +103,7 @@ class WindowLoader:
         self._file = dataset.splits[split].path.open("rb")
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
-        """`batch_size` samples from `first_sample` on: inputs and targets, both (batch_size, block_size), int64."""
+        """`batch_size` samples from `first_sample` on, of block_size tokens each."""
         windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
         rows = np.empty((batch_size, self.block_size + 1), dtype=np.int64)
         # Mapped for this batch only: pages of a map that stays open would count as resident until all of the file does.
@@ -96,7 +112,7 @@ class WindowLoader:
             start = window * self.block_size
             row[:] = tokens[start : start + self.block_size + 1]
         both = torch.from_numpy(rows)
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous())
 
 
 class _HasBatch(Protocol):
@@ -122,16 +138,15 @@ def prefetch(
         device = torch.device("cuda", torch.cuda.current_device())  # the thread would take device 0 instead
 
     def prepare(first_sample: int) -> Batch:
-        inputs, targets = loader.batch(first_sample, batch_size)
+        batch = loader.batch(first_sample, batch_size)
         if device.type != "cuda":
-            return inputs, targets
+            return batch
         with torch.cuda.device(device):  # pinned memory lets the copy to the device run beside the computation
-            return inputs.pin_memory(), targets.pin_memory()
+            return batch.changed(torch.Tensor.pin_memory)
 
     def deliver(batch: Future[Batch]) -> Batch:
-        inputs, targets = batch.result()
         asynchronous = device.type == "cuda"  # elsewhere the source is not pinned and might be freed too early
-        return inputs.to(device, non_blocking=asynchronous), targets.to(device, non_blocking=asynchronous)
+        return batch.result().changed(lambda values: values.to(device, non_blocking=asynchronous))
 
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     pending: deque[Future[Batch]] = deque()

@@ -1,7 +1,7 @@
 """From a configuration to a model as the ranks of a run train it, in this order:
 
 1. the model, on the meta device: it takes no memory yet;
-2. tensor parallel: layers shared among neighbouring ranks;
+2. tensor parallel: layers shared among neighbouring ranks; what the run does not train is frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
@@ -24,41 +24,42 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Configuration
 from model_builder import LanguageModel
+from parallel.compute import Compute
 from parallel.ranks import Ranks
 from parallel.tensor_parallel import shard_layers
 from runs.config import RunConfig
 
 
-def parallelize(
-    configuration: Configuration,
-    mesh: DeviceMesh | None,
-    ranks: Ranks,
-    device: torch.device,
-    dtype: str,
-    compiles: bool,
-) -> tuple[LanguageModel, nn.Module]:
+def parallelize(configuration: Configuration, compute: Compute, compiles: bool) -> tuple[LanguageModel, nn.Module]:
     """The model, and the same in what wraps it: calling the latter trains. Needs the process group of the run.
 
     Raises UserError for a component that a strategy cannot share.
     """
-    run = configuration.run
+    run, mesh, ranks, device = configuration.run, compute.mesh, compute.ranks, compute.device
     with torch.device("meta"):
         model = LanguageModel(configuration.model)
     if mesh is not None and run.tensor_parallel > 1:
         shard_layers(model, mesh["tensor"])
+    freeze(model, run)
     model.activation_checkpointing = run.activation_checkpointing
     if compiles:
         for block in model.blocks:
             block.compile()
     fsdp = run.use_fsdp or (run.tensor_parallel > 1 and ranks.data_size > 1)
     if mesh is not None and fsdp:
-        shard_fully(model, mesh, run, device, dtype)
+        shard_fully(model, run, compute)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
     if fsdp or ranks.data_size == 1:
         return model, model
     device_ids = [device.index] if device.type == "cuda" else None
     return model, DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def freeze(model: nn.Module, run: RunConfig) -> None:
+    """What the run does not train has no gradient."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not run.freezes(name))
 
 
 def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMesh | None:
@@ -75,7 +76,7 @@ def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMes
     return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
 
 
-def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: torch.device, dtype: str) -> None:
+def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute) -> None:
     """FSDP2, in place: a group for each block's mixer and FFN, and one for the rest: norms, positions, and the
     embedding, where a tied head meets it.
 
@@ -83,14 +84,16 @@ def shard_fully(model: LanguageModel, mesh: DeviceMesh, run: RunConfig, device: 
     computes in float32, travels in it, and so do blocks whose mixer does not bear to be rounded. Master weights, and
     their optimizer, are float32.
     """
+    mesh, device, dtype = compute.mesh, compute.device, compute.dtype
+    assert mesh is not None
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 or not run.use_fsdp else mesh["shard"]
     reduce_dtype = getattr(torch, run.fsdp_reduce_dtype)
-    compute = getattr(torch, dtype) if run.use_fsdp and dtype != "float32" else None
+    cast_to = getattr(torch, dtype) if run.use_fsdp and dtype != "float32" else None
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if run.fsdp_cpu_offload else OffloadPolicy()
     # A projection's output is a view, which matters to who writes into it; nobody does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    cast = dataclasses.replace(in_float32, param_dtype=compute)
+    cast = dataclasses.replace(in_float32, param_dtype=cast_to)
     for block, layer in zip(model.blocks, model.config.layers, strict=True):
         # Backward begins with the last block, which would be gathered again at once.
         reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
@@ -171,7 +174,7 @@ def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: t
     if not isinstance(model, DistributedDataParallel):
         return
     tokens = torch.zeros(batch_size, block_size, dtype=torch.long, device=device)
-    model(tokens, tokens).backward()
+    model(tokens, tokens).total().backward()
     model.zero_grad(set_to_none=True)
 
 

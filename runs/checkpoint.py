@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from common.errors import UserError
 from parallel.collectives import largest_over_ranks
 from parallel.ranks import ALONE, Ranks
+from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
 from training.optimizer import empty_state, optimizer_tensors
 
@@ -41,6 +42,11 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
+    wrapper: nn.Module | None = None  # which trains the model when it is called; None: the model itself does
+
+    @property
+    def wrapped(self) -> nn.Module:
+        return self.model if self.wrapper is None else self.wrapper
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the model and of its optimizer, under the names they have in a checkpoint."""
@@ -202,12 +208,15 @@ def newest_whole(checkpoints: list[Path], ranks: Ranks, device: torch.device) ->
 
 
 def load_checkpoint(checkpoint: Path, training: Training) -> None:
-    """Everything that a checkpoint holds, into `training`: each rank reads its parts. Raises UserError if it cannot."""
+    """Everything that a checkpoint holds, into `training`: each rank reads its parts. What was frozen until now begins
+    with an optimizer that has seen nothing. Raises UserError if it cannot."""
     state = read_state(checkpoint)
+    was = RunConfig(frozen=state["config"].get("frozen"))
     progress, model = Progress(**state["progress"]), training.model.state_dict()
     optimizer = {}
     if progress.has_updated:
-        optimizer = {OPTIMIZER + name: value for name, value in empty_state(training.model, training.optimizer).items()}
+        new = empty_state(training.model, training.optimizer).items()
+        optimizer = {OPTIMIZER + name: value for name, value in new if not was.freezes(name.rpartition(".")[0])}
     load_tensors(checkpoint, model | optimizer)
     if state["scaler"]:  # empty where the run computed in another dtype until now
         training.scaler.load_state_dict(state["scaler"])

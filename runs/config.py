@@ -1,7 +1,9 @@
 """What a run is, besides its model: data, batch, optimizer, schedule, evaluation, logging, machine."""
 
 import dataclasses
+import fnmatch
 import re
+from collections.abc import Callable
 
 from common.errors import UserError
 from common.keys import key
@@ -47,6 +49,9 @@ class RunConfig:
     beta2: float = key(0.95, "decay of the squared gradient's running mean", at_least=0, below=1)
     adam_eps: float = key(1e-8, "added to the root of the squared gradient's mean", above=0)
     grad_clip: float = key(1.0, "largest global gradient norm; 0 clips nothing", at_least=0)
+    frozen: str | None = key(
+        None, "parameters that are not trained: patterns of their names, such as embedding.*,blocks.0.*; None: none"
+    )
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 
     lr_schedule: str = key(
@@ -125,6 +130,16 @@ class RunConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.gradient_accumulation_steps * self.batch_size
+
+    def freezes(self, name: str) -> bool:
+        """Whether a parameter of this name is not trained."""
+        patterns = () if self.frozen is None else self.frozen.split(",")
+        return any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in patterns)
+
+    @property
+    def frozen_names(self) -> Callable[[str], bool] | None:
+        """`freezes`, or None where everything is trained."""
+        return None if self.frozen is None else self.freezes
 
     @property
     def is_sharded(self) -> bool:

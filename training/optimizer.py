@@ -16,7 +16,7 @@ def build_optimizer(model: nn.Module, run: RunConfig, mesh: DeviceMesh | None = 
 
     With `use_zero1` its state is divided over the data ranks of the mesh.
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": run.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -37,6 +37,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {
         f"{name}.{what}": value
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for what, value in state(parameter).items()
     }
 

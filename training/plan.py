@@ -1,13 +1,14 @@
 """What a run will do and cost, worked out before anything is built. No torch."""
 
 import dataclasses
+import fnmatch
 import math
 from typing import Any
 
 from common.errors import UserError
 from configurator import Configuration
 from data.dataset import Dataset
-from flops_parameter_counting.costs.model_cost import CONVENTIONS, ModelCost, model_cost
+from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, parameter_names, training_flops
 from flops_parameter_counting.costs.sharding import check_mesh
 from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
 from runs.config import RunConfig
@@ -47,6 +48,7 @@ class RunPlan:
 
     cost: ModelCost
     flops_per_token: dict[str, int]
+    flops_by_part: dict[str, int]  # of those in the full convention
     tokens_per_step: int
     length: int  # optimizer steps
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
@@ -84,12 +86,15 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
     cost = model_cost(model)
     if dataset is not None:
         dataset.check_fits(model.block_size, model.vocab_size or 0)
-    flops_per_token = {convention: cost.training_flops(convention) for convention in CONVENTIONS}
+    check_frozen(configuration)
+    training = training_flops(model, run.frozen_names)
+    flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
     plan = RunPlan(
         cost=cost,
         flops_per_token=flops_per_token,
+        flops_by_part=training.by_part,
         tokens_per_step=tokens_per_step,
         length=run_length(run, tokens_per_step, flops_per_token["full"]),
         windows={name: split.n_windows(model.block_size) for name, split in splits.items()} or None,
@@ -100,6 +105,21 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
         return plan
     loss = plan.expected_loss(plan.tokens)
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def check_frozen(configuration: Configuration) -> None:
+    """Raises UserError for a pattern that names no parameter, and where nothing is left to be trained."""
+    frozen = configuration.run.frozen
+    if frozen is None:
+        return
+    names = parameter_names(configuration.model)
+    for pattern in frozen.split(","):
+        if not fnmatch.filter(names, pattern.strip()):
+            raise UserError(
+                f"frozen: {pattern.strip()!r} is no parameter's name: they are such as {', '.join(sorted(names)[:3])}"
+            )
+    if all(map(configuration.run.freezes, names)):
+        raise UserError(f"frozen={frozen!r} leaves nothing to be trained")
 
 
 def prediction_of(run: RunConfig) -> Prediction | None:

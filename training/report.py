@@ -8,7 +8,7 @@ from common.units import bytes_text
 from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
-from flops_parameter_counting.costs.model_cost import CONVENTIONS, with_backward
+from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import ModelArchitectureConfig
 from training.plan import RunPlan
@@ -58,7 +58,7 @@ def _architecture(configuration: Configuration, plan: RunPlan) -> str:
         *_parts(cost.parameters, cost.n_params),
         f"FLOPs per token:       {plan.flops_per_token['full']:,} (training, full attention; "
         f"{plan.flops_per_token['causal']:,} causal){ratio}",
-        *_parts({part: with_backward(flops) for part, flops in cost.flops.items()}, plan.flops_per_token["full"]),
+        *_parts(plan.flops_by_part, plan.flops_per_token["full"]),
     ]
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """One optimizer step: micro-batches, gradients, clipping, update; or nothing at all when a number is not finite."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -9,8 +10,8 @@ from torch import nn
 
 from data.loader import Batch
 from parallel.collectives import sum_over_ranks
+from parallel.compute import Compute
 from parallel.device import precision
-from parallel.ranks import Ranks
 from parallel.strategy import own_part, settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
@@ -18,39 +19,38 @@ from runs.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """Of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if `skipped`."""
+    """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
+    `skipped`. `auxiliary` are the terms that components add for training, which are not in the loss."""
 
     loss: float
     grad_norm: float
     skipped: bool
     gradient_stats: dict[str, dict[str, float]] | None
+    auxiliary: dict[str, float]
 
 
 def take_step(
     training: Training,
-    model: nn.Module,
     batches: Iterator[Batch],
     run: RunConfig,
     learning_rate: float,
-    ranks: Ranks,
-    device: torch.device,
-    dtype: str,
-    wants_gradient_stats: bool,
+    compute: Compute,
+    wants_gradient_stats: bool = False,
 ) -> StepResult:
-    """Train on one global batch; `model` is `training.model` in whatever parallelism wraps it.
+    """Train on one global batch.
 
-    The loss is the mean over every target token of the global batch. A non-finite loss or gradient changes neither
-    weights nor optimizer state.
+    The loss is the mean over every target that counts of the global batch. A non-finite loss or gradient changes
+    neither weights nor optimizer state.
     """
-    loss_sum = backward_pass(training, model, batches, run, ranks, device, dtype)
+    sums, n_targets = backward_pass(training, batches, run, compute)
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))  # where the gradients are: offloaded, in main memory
     stats = gradient_stats(training.model) if wants_gradient_stats else None
-    mean_loss = sum_over_ranks(loss_sum, ranks) / run.gradient_accumulation_steps
-    both = torch.stack((mean_loss, norm.to(device)))
-    loss, grad_norm = both.tolist()  # the one place where a step waits for the device
+    means = sum_over_ranks(torch.stack(list(sums.values())), compute.ranks) / n_targets
+    found = torch.cat((means, norm.to(compute.device).reshape(1)))
+    loss, *auxiliary, grad_norm = found.tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         if run.grad_clip:
@@ -60,30 +60,54 @@ def take_step(
         training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, not finite, stats)
+    names = [name for name in sums if name != LOSS]
+    return StepResult(loss, grad_norm, not finite, stats, dict(zip(names, auxiliary, strict=True)))
+
+
+LOSS = ""  # among the sums of a step, which components name otherwise
 
 
 def backward_pass(
-    training: Training,
-    model: nn.Module,
-    batches: Iterator[Batch],
-    run: RunConfig,
-    ranks: Ranks,
-    device: torch.device,
-    dtype: str,
-) -> torch.Tensor:
-    """This rank's micro-batches, forward and backward. Returns the sum of their losses, a scalar on the device."""
-    micro_batches = ranks.share(range(run.gradient_accumulation_steps))
-    loss_sum = torch.zeros((), device=device)
+    training: Training, batches: Iterator[Batch], run: RunConfig, compute: Compute
+) -> tuple[dict[str, torch.Tensor], int]:
+    """This rank's micro-batches, forward and backward. Returns the sums over their targets, scalars on the device, of
+    the loss (under LOSS) and of what components add, and how many targets of the global batch count.
+
+    Each micro-batch's gradients are those of its sums over that number, so that every target weighs the same, however
+    the global batch is divided; gradients are averaged over the data ranks, hence the factor of these.
+    """
+    micro_batches = compute.ranks.share(range(run.gradient_accumulation_steps))
+    batches, n_targets = targets_of_step(batches, run, compute, len(micro_batches))
+    weight = compute.ranks.data_size / n_targets
+    sums = {LOSS: torch.zeros((), device=compute.device)}
     for micro in micro_batches:
-        tokens, targets = next(batches)
+        batch = next(batches)
         torch.manual_seed(_dropout_seed(run, training.progress.step, micro))
-        with without_gradient_sync(model, run, wanted=micro != micro_batches[-1]):
-            with precision(device, dtype):
-                loss = model(tokens, targets)
-            training.scaler.scale(loss / len(micro_batches)).backward()
-        loss_sum += loss.detach()
-    return loss_sum
+        with without_gradient_sync(training.wrapped, run, wanted=micro != micro_batches[-1]):
+            with precision(compute.device, compute.dtype):
+                parts = training.wrapped(batch.tokens, batch.targets, documents=batch.documents)
+            training.scaler.scale(parts.total() * weight).backward()
+        sums[LOSS] += parts.cross_entropy.detach()
+        for name, term in parts.auxiliary.items():
+            sums[name] = sums.get(name, 0) + term.detach() * parts.n_targets
+    return sums, n_targets
+
+
+def targets_of_step(
+    batches: Iterator[Batch], run: RunConfig, compute: Compute, count: int
+) -> tuple[Iterator[Batch], int]:
+    """The targets of a global batch that count, of which this rank has the next `count` micro-batches; and these.
+
+    Where some do not count the micro-batches are looked through before the first one is computed, and the ranks
+    exchange one number.
+    """
+    first = next(batches)
+    if first.n_targets is None:
+        every = run.gradient_accumulation_steps * first.targets.numel()
+        return itertools.chain([first], batches), every
+    mine = [first, *itertools.islice(batches, count - 1)]
+    n_targets = torch.tensor(sum(batch.n_targets or 0 for batch in mine), device=compute.device)
+    return iter(mine), max(1, int(sum_over_ranks(n_targets, compute.ranks)))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from configurator import Configuration
 from data.dataset import Dataset
 from data.loader import Batch, WindowLoader, prefetch
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
+from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
 from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
@@ -116,14 +117,15 @@ class Trainer:
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
         self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
-        mesh = device_mesh(self.run, ranks, self.device)
+        self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
             configuration, model=configuration.model.replace(**{one.key: one.value for one in machine.choices})
         )
-        model, self.model = parallelize(built, mesh, ranks, self.device, machine.dtype, machine.compile)
-        optimizer = build_optimizer(model, self.run, mesh)
+        model, wrapper = parallelize(built, self.compute, machine.compile)
+        optimizer = build_optimizer(model, self.run, self.compute.mesh)
         scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == "float16")
-        self.training = Training(model, optimizer, scaler, Progress(compile=machine.compile, dtype=machine.dtype))
+        progress = Progress(compile=machine.compile, dtype=machine.dtype)
+        self.training = Training(model, optimizer, scaler, progress, wrapper)
         self.checkpointer = Checkpointer(folder, self.training, ranks, configurator.as_dict(configuration), self.data)
         self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
@@ -137,7 +139,7 @@ class Trainer:
 
     def start(self, checkpoint: Path | None, damaged: dict[Path, str], dataset: Dataset) -> None:
         """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
-        settle_buckets(self.model, self.run.batch_size, self.configuration.model.block_size, self.device)
+        settle_buckets(self.training.wrapped, self.run.batch_size, self.configuration.model.block_size, self.device)
         changed: list[str] = []
         if checkpoint is not None:
             state = read_state(checkpoint)
@@ -189,9 +191,7 @@ class Trainer:
         self.watch.place = f"step {progress.step + 1:,}"
         rate = learning_rate(run, progress.step, self.plan.length)
         wants_stats = bool(run.gradient_stats_interval) and (progress.step + 1) % run.gradient_stats_interval == 0
-        result = take_step(
-            self.training, self.model, batches, run, rate, self.ranks, self.device, self.machine.dtype, wants_stats
-        )
+        result = take_step(self.training, batches, run, rate, self.compute, wants_stats)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.steps_here += 1
@@ -215,9 +215,13 @@ class Trainer:
         started, progress = time.perf_counter(), self.progress
         self.watch.place = f"the evaluation after step {progress.step:,}"
         loss = evaluate(
-            self.training.model, self.val_data, self.run.eval_iters, self.run.batch_size,
-            self.ranks, self.device, self.machine.dtype, lambda: bool(self.stop),
-        )  # fmt: skip
+            self.training.model,
+            self.val_data,
+            self.run.eval_iters,
+            self.run.batch_size,
+            self.compute,
+            lambda: bool(self.stop),
+        )
         if loss is None:
             return False
         progress.last_evaluation = progress.step

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn import functional as F
 
-from components.heads.spec import loss_rows
+from components.heads.spec import IGNORED, loss_rows
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats (a float32 scalar) of `softmax(hidden @ weight.T)` against the targets.
+    """The cross-entropy of `softmax(hidden @ weight.T)`, summed over the targets that count: nats, a float32 scalar.
 
-    hidden (..., D), weight (V, D), targets (...) of ids below V. The products run in autocast's dtype, the softmax in
-    float32. The gradients are made together with the loss, chunk by chunk: no logits are kept and none are
+    hidden (..., D), weight (V, D), targets (...) of ids below V, or IGNORED. The products run in autocast's dtype, the
+    softmax in float32. The gradients are made together with the loss, chunk by chunk: no logits are kept and none are
     computed twice, so the cost is that of the plain head and the memory that of one chunk and the two gradients.
 
     A weight that is distributed by its rows, with hidden states distributed over the same ranks in any way, gives the
@@ -56,13 +56,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad, vocabulary)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.rows = len(targets)
         return loss
 
     @staticmethod
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale = loss_grad / ctx.rows
-        gradients = [None if grad is None else grad.mul_(scale.to(grad.dtype)) for grad in ctx.saved_tensors]
+        gradients = [None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors]
         return *gradients, None, None
 
 
@@ -74,17 +72,15 @@ def _accumulate(
     weight_grad: Tensor | None,
     vocabulary: _VocabularyShard | None,
 ) -> Tensor:
-    """The mean loss; the gradients of the sum are written into the given buffers.
-
-    Of the sum: those of a mean over many rows are too small for float16, and no gradient scaler has seen them yet.
-    """
+    """The sum of the loss; its gradients are written into the given buffers. (Those of a mean over many rows would be
+    too small for float16, and no gradient scaler has seen them yet.)"""
     rows_per_chunk = loss_rows(*weight.shape)
     loss = torch.zeros((), device=hidden.device)
     for start in range(0, len(targets), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
         into = None if hidden_grad is None else hidden_grad[rows]
         loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad, vocabulary)
-    return loss / len(targets)
+    return loss
 
 
 def _chunk(
@@ -97,19 +93,21 @@ def _chunk(
 ) -> Tensor:
     """The summed loss of a few rows; a function, so that their logits are gone before the next ones are made."""
     logits = F.linear(hidden, weight).float()  # (rows, V)
-    here = torch.ones_like(targets, dtype=torch.bool)  # (rows, 1), whether the target is in this vocabulary
+    counts = targets != IGNORED  # (rows, 1)
+    here = counts  # whether the target is in this vocabulary
     if vocabulary is not None:
         targets = targets - vocabulary.first
-        here = (targets >= 0) & (targets < weight.shape[0])
-        targets = targets.where(here, 0)
+        here = counts & (targets >= 0) & (targets < weight.shape[0])
+    targets = targets.where(here, 0)
     log_normalizer = logits.logsumexp(-1, keepdim=True)  # (rows, 1)
     target_logits = logits.gather(-1, targets) * here
     if vocabulary is not None:
         log_normalizer, target_logits = _of_all_vocabulary(log_normalizer, target_logits, vocabulary.group)
-    loss = (log_normalizer - target_logits).sum()
+    loss = ((log_normalizer - target_logits) * counts).sum()
     if hidden_grad is None and weight_grad is None:
         return loss
-    probabilities = logits.sub_(log_normalizer).exp_()
+    # With an infinite normalizer what does not count has no probabilities, and no gradient
+    probabilities = logits.sub_(log_normalizer.masked_fill(~counts, torch.inf)).exp_()
     logits_grad = probabilities.scatter_add_(-1, targets, -here.to(probabilities.dtype)).to(weight.dtype)
     if hidden_grad is not None:
         hidden_grad.copy_(logits_grad @ weight)

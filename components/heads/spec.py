@@ -10,6 +10,8 @@ from components.spec import MicroBatch
 CHUNK_BYTES = 64 * 2**20
 LOSS_ROWS = 2048
 
+IGNORED = -100  # a target that does not count, as PyTorch's and transformers' losses have it
+
 
 def loss_rows(vocab_size: int, width: Any) -> Any:
     """Tokens whose logits and loss are computed at a time (components/heads/cross_entropy.py).

@@ -16,7 +16,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 import dataclasses
 
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
-from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, gathered_bytes, mesh_of, parameters
+from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 
@@ -61,13 +61,13 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
     `dtype` is the compute dtype; `world_size` ranks must be able to share the run (training.plan.check_ranks).
     """
     mesh = mesh_of(run, world_size)
-    own = parameters(config).of_tensor_rank(mesh.tensor)
+    own = parameters(config, run.frozen_names).of_tensor_rank(mesh.tensor)
     step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
     exchanges = [*_tensor_parallel(step), *_norm_gradients(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
-        exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * own.size))
+        exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * elements(of_trained(own.all))))
     if run.use_zero1:
         exchanges += _zero1(step)
     exchanges += _small(step)
@@ -86,7 +86,7 @@ def _zero1(step: Step) -> list[Exchange]:
     """Updated rows, to all ranks (Rajbhandari et al. 2020, section 5.1): gathered where every rank has as many,
     broadcast by each where not."""
     ranks, sizes = step.mesh.data, {"all_gather": 0, "broadcast": 0}
-    for parameter in step.own.all:
+    for parameter in of_trained(step.own.all):
         sizes["broadcast" if parameter.rows % ranks else "all_gather"] += 4 * parameter.size
     return [Exchange("weights", kind, ranks, size) for kind, size in sizes.items()]
 
@@ -100,14 +100,14 @@ def _fsdp(step: Step) -> list[Exchange]:
     Every parameter is padded to as many rows as the ranks divide.
     """
     run, mesh, micro_batches = step.run, step.mesh, step.micro_batches
-    blocks, root = (mesh.shards * elements(group, mesh.shards) for group in (step.own.in_blocks, step.own.root))
-    own = step.own
-    sizes = {layer: gathered_bytes(layer, step.e) * own.block(layer, mesh.shards) for layer in own.blocks}
-    whole = sum(own.counts[layer] * size for layer, size in sizes.items())
+    own, root = step.own, mesh.shards * elements(step.own.root, mesh.shards)
+    sizes = {kind: kind.gathered_bytes(step.e) * own.block(kind, mesh.shards) for kind in own.blocks}
+    whole = sum(own.counts[kind] * size for kind, size in sizes.items())
     gathers, twice = 1, 0
     if run.fsdp_reshard_after_forward:
         gathers, twice = micro_batches, whole - sizes[own.last]
-    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * (blocks + root)
+    gradients = mesh.shards * elements(of_trained(own.all), mesh.shards)
+    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * gradients
     return [
         Exchange("weights", "all_gather", mesh.shards, gathers * (whole + twice + 4 * root)),
         Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
@@ -143,14 +143,14 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
 def _norm_gradients(step: Step) -> list[Exchange]:
     """A norm sees part of the sequence on each tensor-parallel rank: its gradient is summed, once a step, or before
     FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
-    norms = elements(parameter for parameter in step.own.root if parameter.divided == "sequence")
+    norms = elements(parameter for parameter in of_trained(step.own.root) if parameter.divided == "sequence")
     times = 1 if step.mesh.data == 1 else step.micro_batches
     return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
 
 
 def _small(step: Step) -> list[Exchange]:
     """The loss, and for the gradients' global norm that of each parameter, once along each way it is divided."""
-    mesh, norms = step.mesh, 4 * sum(parameter.copies for parameter in step.own.all)
+    mesh, norms = step.mesh, 4 * sum(parameter.copies for parameter in of_trained(step.own.all))
     return [
         Exchange("scalars", "all_reduce", mesh.tensor, norms),
         Exchange("scalars", "all_reduce", mesh.shards, norms),

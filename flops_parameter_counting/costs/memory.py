@@ -19,11 +19,12 @@ from components.heads.spec import loss_bytes
 from components.spec import MicroBatch
 from flops_parameter_counting.costs.model_cost import Place, places_of, places_outside
 from flops_parameter_counting.costs.sharding import (
+    Kind,
     Mesh,
     Parameters,
     elements,
-    gathered_bytes,
     mesh_of,
+    of_trained,
     parameters,
 )
 from model_config import Layer, ModelArchitectureConfig, Values
@@ -62,7 +63,7 @@ def _inputs(place: Place) -> int:
 
 def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     """Bytes of what autocast casts the matrices of a block to."""
-    if batch.e == 4 or (batch.weights_are_cast and gathered_bytes(layer, batch.e) == batch.e):
+    if batch.e == 4 or (batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e):
         return 0
     weights = [found for spec in layer.specs for found in spec.all_weights(batch.config)]
     return batch.e * sum(found.size for found in weights if found.multiplies) // batch.tensor
@@ -116,7 +117,7 @@ def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int
     compute dtype. Raises UserError for an unknown vocabulary or a component whose memory is not known.
     """
     mesh, e = mesh_of(run, world_size), COMPUTE_BYTES[dtype]
-    return state_memory(parameters(config), run, mesh, e) | working_memory(config, run, mesh, e)
+    return state_memory(parameters(config, run.frozen_names), run, mesh, e) | working_memory(config, run, mesh, e)
 
 
 def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
@@ -125,10 +126,10 @@ def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[
     them before. `gathered` is what FSDP brings together to compute: beside tensor parallelism replicas are exchanged
     through it, too, and then all weights are there twice."""
     own = whole.of_tensor_rank(mesh.tensor)
-    blocks, root = (elements(group, mesh.shards) for group in (own.in_blocks, own.root))
-    state = blocks + root
-    moments = elements(own.all, mesh.data) if run.use_zero1 else state
-    parts = {"weights": 4 * state, "gradients": 4 * state, "optimizer": 8 * moments}
+    weights, trained = elements(own.all, mesh.shards), of_trained(own.all)
+    gradients = elements(trained, mesh.shards)
+    moments = elements(trained, mesh.data) if run.use_zero1 else gradients
+    parts = {"weights": 4 * weights, "gradients": 4 * gradients, "optimizer": 8 * moments}
     if run.use_fsdp:
         parts["gathered"] = _gathered(own, mesh.shards, run, e)
     elif mesh.tensor > 1 and mesh.data > 1:
@@ -141,13 +142,14 @@ def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
     """Of what lies outside of the blocks' mixers and FFNs: that, whole, in float32, and its gradient; as gathered, the
     weights of the block that computes and of the one that is fetched ahead, the largest, or of all blocks if they are
     not given back; and a block's gradients, in that dtype and in the one they are reduced in."""
-    root = shards * elements(own.root, shards)
-    sizes = {layer: gathered_bytes(layer, e) * own.block(layer, shards) for layer in own.blocks}
-    block = functools.reduce(larger, sizes.values())
-    weights = (2 - (own.layers == 1)) * block
+    root = shards * (elements(own.root, shards) + elements(of_trained(own.root), shards))
+    sizes = {kind: kind.gathered_bytes(e) * own.block(kind, shards) for kind in own.blocks}
+    weights = (2 - (own.layers == 1)) * functools.reduce(larger, sizes.values())
     if not run.fsdp_reshard_after_forward:
-        weights = sum(own.counts[layer] * size for layer, size in sizes.items())
-    return 8 * root + weights + block + REDUCE_BYTES[run.fsdp_reduce_dtype] * own.largest_block(shards)
+        weights = sum(own.counts[kind] * size for kind, size in sizes.items())
+    gradients = (kind.gathered_bytes(e) * own.block(kind, shards, trained=True) for kind in own.blocks)
+    block = functools.reduce(larger, gradients) + REDUCE_BYTES[run.fsdp_reduce_dtype] * own.largest_gradients(shards)
+    return 4 * root + weights + block
 
 
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:

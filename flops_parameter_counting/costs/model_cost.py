@@ -5,7 +5,7 @@ the MFU all read these numbers. Nothing is allocated and torch is not imported.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.errors import UserError
@@ -29,10 +29,9 @@ class Place:
 def places_of(layer: Layer, config: ModelArchitectureConfig) -> list[Place]:
     """The components of a block, in the order of its forward pass, each once."""
     own, norm = config.of(layer), config.component("normalization")
-    found = [Place("mixer_norm", norm, own, 1), Place("mixer", layer.mixer_spec, own, 1)]
-    if layer.ffn_spec is not None:
-        found += [Place("ffn_norm", norm, own, 1), Place("ffn", layer.ffn_spec, own, 1)]
-    return found
+    halves = zip(("mixer", "ffn"), layer.specs, strict=False)
+    pairs = [(Place(f"{name}_norm", norm, own, 1), Place(name, spec, own, 1)) for name, spec in halves]
+    return [place for pair in pairs for place in (pair if config.norm_position == "pre" else reversed(pair))]
 
 
 def places_outside(config: ModelArchitectureConfig) -> list[Place]:
@@ -49,6 +48,91 @@ def all_places(config: ModelArchitectureConfig) -> Iterator[Place]:
     for layer, count in config.layer_counts.items():
         for place in places_of(layer, config):
             yield dataclasses.replace(place, count=count)
+
+
+Frozen = Callable[[str], bool]  # whether the parameter of this name is not trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A component's parameters under their full names, and its place, in which block (None: outside of them)."""
+
+    weights: list[Weights]
+    place: Place | None = None
+    block: int | None = None
+    is_head: bool = False
+
+
+def named_weights(config: ModelArchitectureConfig) -> Iterator[Named]:
+    """Every component of a model in the order of the forward pass: the embedding, the position encoding, the blocks,
+    the final norm, and the head, which may be the embedding."""
+    embedding, *head = tables(config)
+    position, *final_norm = places_outside(config)
+    yield Named([embedding])
+    yield Named(_renamed(position, ""), position)
+    for index, layer in enumerate(config.layers):
+        for place in places_of(layer, config):
+            yield Named(_renamed(place, f"blocks.{index}."), place, index)
+    for place in final_norm:
+        yield Named(_renamed(place, ""), place)
+    yield Named(head or [embedding], is_head=True)
+
+
+def _renamed(place: Place, prefix: str) -> list[Weights]:
+    weights = place.spec.all_weights(place.config)
+    return [
+        dataclasses.replace(one, names=tuple(f"{prefix}{place.name}.{name}" for name in one.names)) for one in weights
+    ]
+
+
+def parameter_names(config: ModelArchitectureConfig) -> set[str]:
+    """The names of all parameters."""
+    return {name for found in named_weights(config) for weights in found.weights for name in weights.names}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlops:
+    """FLOPs per token of forward and backward, by part in the full convention, and those that the causal one leaves
+    out."""
+
+    by_part: dict[str, int]
+    masked: int
+
+    @property
+    def by_convention(self) -> dict[str, int]:
+        full = sum(self.by_part.values())
+        return {"full": full, "causal": full - self.masked}
+
+
+def training_flops(config: ModelArchitectureConfig, frozen: Frozen | None = None) -> TrainingFlops:
+    """The FLOPs of training on sequences of block_size tokens.
+
+    The backward pass multiplies each product's other factor with the gradient of the result: for the gradient of a
+    weight where it is trained, for that of an input where something before it is. So it takes twice the forward pass
+    where everything is trained, as much where a frozen layer is passed through, and nothing below the first parameter
+    that is trained.
+    """
+    cost, length = model_cost(config), config.block_size
+    if frozen is None:
+        by_part = {part: with_backward(flops) for part, flops in cost.flops.items()}
+        return TrainingFlops(by_part, with_backward(sum(cost.masked.values())))
+    by_part, masked = dict(cost.flops), sum(cost.masked.values())
+    passed = False  # whether a gradient comes down to here
+    for found in named_weights(config):
+        spec = None if found.place is None else found.place.spec
+        inside = passed  # whether what the component makes of its input has a gradient
+        for weights in found.weights:
+            trained = [not frozen(name) for name in weights.names]
+            if weights.multiplies or found.is_head:
+                part = "lm_head" if spec is None else weights.part or spec.flops_part
+                each = 2 * weights.of_these_met(weights.size // len(trained))
+                by_part[part] += each * (sum(trained) + len(trained) * (inside if weights.writes else passed))
+            inside = inside or any(trained)
+        for product in [] if spec is None else spec.all_products(found.place.config, length):  # type: ignore[union-attr]
+            by_part[product.part] += 2 * product.flops * inside
+            masked += 2 * product.masked * inside
+        passed = inside
+    return TrainingFlops(by_part, masked)
 
 
 def tables(config: ModelArchitectureConfig) -> list[Weights]:

@@ -14,7 +14,14 @@ import numpy as np
 from common.arrays import larger, product
 from common.errors import UserError
 from components.spec import Weights
-from flops_parameter_counting.costs.model_cost import all_places, places_of, places_outside, tables
+from flops_parameter_counting.costs.model_cost import (
+    Frozen,
+    all_places,
+    named_weights,
+    places_of,
+    places_outside,
+    tables,
+)
 from model_config import Layer, ModelArchitectureConfig
 from runs.config import RunConfig
 
@@ -83,6 +90,7 @@ class Parameter:
     width: int = 1
     copies: int = 1
     divided: str = ""  # by tensor parallelism: rows, columns, sequence (a norm: whole, but it sees a part), or nothing
+    trained: bool = True  # with a gradient, and the optimizer's state
 
     @property
     def size(self) -> int:
@@ -102,21 +110,34 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kind:
+    """What blocks with equal parameters have in common: their layer, and which of its parameters are frozen."""
+
+    layer: Layer
+    frozen: tuple[bool, ...] = ()
+
+    def gathered_bytes(self, e: int) -> int:
+        """Bytes of an element of such a block's weights as FSDP gathers them to compute in a dtype of `e` bytes: 4
+        where its mixer does not bear to be rounded."""
+        return 4 if self.layer.mixer_spec.in_float32 else e
+
+
+@dataclasses.dataclass(frozen=True)
 class Parameters:
-    """All parameters, as FSDP groups them: `blocks` are those of the mixer and the FFN of one block, for each different
-    layer, and `counts` say how many blocks are like it, of `layers` in all; `root` are the others, norms included.
-    `last` is the last layer."""
+    """All parameters, as FSDP groups them: `blocks` are those of the mixer and the FFN of one block, for each kind, and
+    `counts` say how many blocks are of it, of `layers` in all; `root` are the others, norms included. `last` is the
+    kind of the last block."""
 
     root: tuple[Parameter, ...]
-    blocks: dict[Layer, tuple[Parameter, ...]]
-    counts: dict[Layer, Any]
-    last: Layer
+    blocks: dict[Kind, tuple[Parameter, ...]]
+    counts: dict[Kind, Any]
+    last: Kind
     layers: Any
 
     @property
     def in_blocks(self) -> tuple[Parameter, ...]:
         """Those of all blocks."""
-        return tuple(times(self.counts[layer], one) for layer, block in self.blocks.items() for one in block)
+        return tuple(times(self.counts[kind], one) for kind, block in self.blocks.items() for one in block)
 
     @property
     def all(self) -> tuple[Parameter, ...]:
@@ -126,15 +147,16 @@ class Parameters:
     def size(self) -> int:
         return elements(self.all)
 
-    def block(self, layer: Layer, shards: int) -> Any:
-        """Elements of a block like this layer's, padded for `shards` ranks; 0 where a search has none."""
-        size = shards * elements(self.blocks[layer], shards)
-        count = self.counts[layer]
+    def block(self, kind: Kind, shards: int, trained: bool = False) -> Any:
+        """Elements of a block of this kind, padded for `shards` ranks, or of what is trained of it; 0 where a search
+        has none."""
+        size = shards * elements(of_trained(self.blocks[kind]) if trained else self.blocks[kind], shards)
+        count = self.counts[kind]
         return size * (count > 0) if isinstance(count, np.ndarray) else size
 
-    def largest_block(self, shards: int) -> Any:
-        """Elements of a block, padded for `shards` ranks."""
-        return functools.reduce(larger, (self.block(layer, shards) for layer in self.blocks))
+    def largest_gradients(self, shards: int) -> Any:
+        """Elements of the gradients of a block, padded for `shards` ranks."""
+        return functools.reduce(larger, (self.block(kind, shards, trained=True) for kind in self.blocks))
 
     def of_tensor_rank(self, ranks: int) -> "Parameters":
         """What one of `ranks` that share every layer has."""
@@ -142,14 +164,8 @@ class Parameters:
         def parts(group: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
             return tuple(parameter.of_tensor_rank(ranks) for parameter in group)
 
-        blocks = {layer: parts(block) for layer, block in self.blocks.items()}
+        blocks = {kind: parts(block) for kind, block in self.blocks.items()}
         return dataclasses.replace(self, root=parts(self.root), blocks=blocks)
-
-
-def gathered_bytes(layer: Layer, e: int) -> int:
-    """Bytes of an element of a block's weights as FSDP gathers them to compute in a dtype of `e` bytes: 4 in a layer
-    whose mixer does not bear to be rounded."""
-    return 4 if layer.mixer_spec.in_float32 else e
 
 
 def elements(group: Iterable[Parameter], shards: int = 1) -> int:
@@ -157,28 +173,53 @@ def elements(group: Iterable[Parameter], shards: int = 1) -> int:
     return sum(parameter.part(shards) for parameter in group)
 
 
+def of_trained(group: Iterable[Parameter]) -> tuple[Parameter, ...]:
+    """Those that have a gradient."""
+    return tuple(parameter for parameter in group if parameter.trained)
+
+
 def times(count: Any, parameter: Parameter) -> Parameter:
     """The parameters of so many layers."""
     return dataclasses.replace(parameter, copies=count * parameter.copies)
 
 
-def parameters(config: ModelArchitectureConfig) -> Parameters:
-    """The parameters of a model, as the specs of its components state them."""
-    counts, blocks = config.layer_counts, {}
+def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None) -> Parameters:
+    """The parameters of a model, as the specs of its components state them, and which of them are frozen."""
+    if frozen is not None:
+        return _with_frozen(config, frozen)
     root = [_parameter(table) for table in tables(config)]
     root += [_parameter(weights) for place in places_outside(config) for weights in place.spec.all_weights(config)]
-    for layer, count in counts.items():
+    blocks, counts = {}, {Kind(layer): count for layer, count in config.layer_counts.items()}
+    for kind, count in counts.items():
         block = []
-        for place in places_of(layer, config):
+        for place in places_of(kind.layer, config):
             found = [_parameter(weights) for weights in place.spec.all_weights(place.config)]
             if place.name.endswith("_norm"):
                 root += [times(count, parameter) for parameter in found]
             else:
                 block += found
-        blocks[layer] = tuple(block)
-    return Parameters(tuple(root), blocks, counts, config.last_layer, config.n_layer)
+        blocks[kind] = tuple(block)
+    return Parameters(tuple(root), blocks, counts, Kind(config.last_layer), config.n_layer)
 
 
-def _parameter(weights: Weights) -> Parameter:
+def _with_frozen(config: ModelArchitectureConfig, frozen: Frozen) -> Parameters:
+    """The same block by block, since a name may be frozen in one and not in another."""
+    root: list[Parameter] = []
+    in_block: dict[int, list[Parameter]] = {index: [] for index in range(config.n_layer)}
+    for found in named_weights(config):
+        if found.is_head and config.weight_tying:
+            continue
+        in_root = found.block is None or found.place is None or found.place.name.endswith("_norm")
+        group = root if in_root else in_block[found.block or 0]
+        group += [_parameter(weights, frozen(name), (name,)) for weights in found.weights for name in weights.names]
+    blocks, counts = {}, dict[Kind, int]()
+    for layer, block in zip(config.layers, in_block.values(), strict=True):
+        kind = Kind(layer, tuple(not parameter.trained for parameter in block))
+        blocks[kind], counts[kind] = tuple(block), counts.get(kind, 0) + 1
+    return Parameters(tuple(root), blocks, counts, kind, config.n_layer)
+
+
+def _parameter(weights: Weights, frozen: bool = False, names: tuple[str, ...] | None = None) -> Parameter:
     first, *others = weights.shape
-    return Parameter(first, product(others) if others else 1, len(weights.names), weights.divided)
+    width = product(others) if others else 1
+    return Parameter(first, width, len(names or weights.names), weights.divided, not frozen)
