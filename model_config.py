@@ -234,6 +234,11 @@ class ModelArchitectureConfig:
         return sum(count for layer, count in self.layer_counts.items() if layer.ffn is not None)
 
     @property
+    def layer_keys(self) -> set[str]:
+        """The keys that its mixers and FFNs have."""
+        return {key for layer in self.layer_counts for spec in layer.specs for key in keys_of(type(spec))}
+
+    @property
     def uses_positions(self) -> bool:
         """Whether a position encoding that acts in mixers has one to act in."""
         return any(layer.mixer_spec.uses_positions for layer in self.layer_counts)

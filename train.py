@@ -15,7 +15,7 @@ from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from runs.folder import RunFolder, damage, read_state, step_of
 from runs.logs import read_run
-from training.plan import RunPlan, check_ranks, plan_run
+from training.plan import RunPlan, check_buildable, check_ranks, plan_run
 from training.report import plan_notes, startup_report
 
 
@@ -34,6 +34,7 @@ def main() -> int:
         print(startup_report(configuration, plan, notes, world_size), flush=True)
     if configuration.run.dry_run or dataset is None:
         return 0
+    check_buildable(configuration.model)
 
     folder = RunFolder(configuration.run_dir)
     with folder.hold() if ranks.is_first else contextlib.nullcontext():

@@ -223,7 +223,22 @@ class Position(Spec):
     biases_scores: ClassVar[bool] = False
 
 
-class Mixer(Spec):
+class Half(Spec):
+    """A half of a block: a mixer or an FFN."""
+
+    divides: ClassVar[tuple[str, ...] | None] = None
+
+    def is_shared(self, config: Config) -> bool:
+        """Whether each of its matrices is divided, and no vector is left of which every rank has a part of the
+        gradient: the biases of divided matrices are divided, or added once, with them."""
+        weights = self.weights(config)
+        modules = {name.rpartition(".")[0] for one in weights if one.multiplies for name in one.names}
+        vectors = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
+        divided = all(one.divided for one in weights if one.multiplies)
+        return super().is_shared(config) and divided and vectors <= modules
+
+
+class Mixer(Half):
     """What moves information between tokens, (B, T, D) -> (B, T, D)."""
 
     kind = "mixer"
@@ -234,7 +249,6 @@ class Mixer(Spec):
     has_constant_state: ClassVar[bool] = False  # what it remembers does not grow with the text
     takes_documents: ClassVar[bool] = False  # and keeps those of one sequence apart
     in_float32: ClassVar[bool] = False  # FSDP gathers its layer's weights unrounded
-    divides: ClassVar[tuple[str, ...] | None] = None
     portable: ClassVar[dict[str, Any]] = {}  # values of its keys with which it runs on any machine
     # A key that writes the layers' letters in another way, and how: see `pattern`.
     pattern_key: ClassVar[str | None] = None
@@ -277,7 +291,7 @@ class Mixer(Spec):
         return 0
 
 
-class FFN(Spec):
+class FFN(Half):
     """What each token goes through alone, (B, T, D) -> (B, T, D)."""
 
     kind = "ffn_type"
@@ -285,7 +299,6 @@ class FFN(Spec):
     part = flops_part = "ffn"
     letter: ClassVar[str | None] = None  # in ffn_pattern
     is_gated: ClassVar[bool] = False
-    divides: ClassVar[tuple[str, ...] | None] = None
 
     ffn_type: str = key("standard", "standard, swiglu or geglu", group="Architecture: FFN")
 

@@ -257,10 +257,10 @@ def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:
 
 def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
     """The model's keys beside those of its preset."""
-    names = ["arch_preset", "n_layer"]
-    if any(layer.mixer_spec.has_heads for layer in model.layer_counts):
-        names += ["n_head", "num_key_value_heads"]
-    names += ["n_embd", *(["d_ff"] if model.ffn_layers else []), "weight_tying", "vocab_size", "block_size"]
+    sizes = [
+        name for name in ("n_head", "num_key_value_heads", "n_embd", "d_ff") if name in {*model.layer_keys, "n_embd"}
+    ]
+    names = ["arch_preset", "n_layer", *sizes, "weight_tying", "vocab_size", "block_size"]
     return {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}
 
 

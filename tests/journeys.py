@@ -12,6 +12,7 @@ import configurator
 from data.dataset import open_dataset
 from data.loader import WindowLoader
 from parallel.collectives import from_first_rank
+from parallel.compute import Compute
 from parallel.ranks import Ranks
 from parallel.strategy import whole
 from runs.checkpoint import Checkpointer, Training, load_checkpoint
@@ -47,7 +48,7 @@ def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: 
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
     loader = WindowLoader(open_dataset(data), "train", model.block_size, run.seed)
 
-    def steps(training: Training, wrapped: torch.nn.Module) -> tuple[list[float], list[float]]:
+    def steps(training: Training) -> tuple[list[float], list[float]]:
         results = []
         for _ in range(STEPS):
             first = training.progress.samples
@@ -55,23 +56,22 @@ def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: 
                 loader.batch(first + micro * run.batch_size, run.batch_size)
                 for micro in ranks.share(range(run.gradient_accumulation_steps))
             )
-            rate = run.learning_rate
-            results.append(take_step(training, wrapped, batches, run, rate, ranks, CPU, "float32", False))
+            results.append(take_step(training, batches, run, run.learning_rate, Compute(CPU, "float32", ranks)))
             training.progress.step += 1
             training.progress.samples += run.sequences_per_step
         return [result.loss for result in results], [result.grad_norm for result in results]
 
-    training, wrapped = build(configuration if source is None else otherwise, ranks)
+    training = build(configuration if source is None else otherwise, ranks)
     if source is None:
-        steps(training, wrapped)
+        steps(training)
     else:
         load_checkpoint(source, training)
     held, samples = everything(training), training.progress.samples
     save(training, ranks, configuration, target)
-    after = steps(training, wrapped)
-    resumed, wrapped = build(otherwise, ranks)
+    after = steps(training)
+    resumed = build(otherwise, ranks)
     load_checkpoint(RunFolder(target).checkpoints()[0], resumed)
-    exactly = steps(resumed, wrapped) == after and same(everything(resumed), everything(training))
+    exactly = steps(resumed) == after and same(everything(resumed), everything(training))
     return Hop(held, *after, samples, exactly)
 
 

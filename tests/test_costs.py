@@ -110,7 +110,7 @@ def count_flops(config: ModelArchitectureConfig, batch: int, length: int, backwa
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_flash_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         if backward:
-            model(tokens, tokens).backward()
+            model(tokens, tokens).total().backward()
         else:
             model(tokens)
     return counter

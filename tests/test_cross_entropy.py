@@ -13,11 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.heads import cross_entropy
 from components.heads.cross_entropy import linear_cross_entropy
-from components.heads.spec import CHUNK_BYTES
+from components.heads.spec import CHUNK_BYTES, IGNORED
 
 
 def plain(hidden, weight, targets):
     return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2).float(), targets.flatten())
+
+
+def mean_loss(hidden, weight, targets):
+    return linear_cross_entropy(hidden, weight, targets) / targets.numel()
 
 
 def inputs(batch=3, length=17, width=24, vocabulary=101, dtype=torch.float32):
@@ -55,7 +59,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vo
     expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
-        values = value_and_gradients(linear_cross_entropy, *arguments)
+        values = value_and_gradients(mean_loss, *arguments)
     for value, exact in zip(values, expected, strict=True):
         torch.testing.assert_close(value.double(), exact.double(), rtol=1e-5, atol=1e-6)
 
@@ -63,7 +67,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vo
 def test_the_loss_is_a_float32_scalar_and_gradients_have_their_tensors_dtype():
     hidden, weight, targets = inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_cross_entropy(hidden, weight, targets)
+        loss = mean_loss(hidden, weight, targets)
     loss.backward()
     assert (loss.shape, loss.dtype) == ((), torch.float32)
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
@@ -76,7 +80,7 @@ def test_under_autocast_it_is_as_close_to_the_truth_as_the_plain_way(rows_per_ch
     exact = value_and_gradients(plain, hidden, weight, targets)
     monkeypatch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
+        ours = value_and_gradients(mean_loss, hidden, weight, targets)
         theirs = value_and_gradients(plain, hidden, weight, targets)
     for value, rival, truth in zip(ours, theirs, exact, strict=True):
         assert relative_error(value, truth) < max(1.25 * relative_error(rival, truth), 2e-3)
@@ -91,7 +95,7 @@ def test_float16_gradients_do_not_vanish():
     targets = torch.randint(8000, (8192,))
     exact = value_and_gradients(plain, hidden, weight, targets)
     with torch.autocast("cpu", torch.float16):
-        values = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
+        values = value_and_gradients(mean_loss, hidden, weight, targets)
     for value, truth in zip(values, exact, strict=True):
         assert relative_error(value, truth) < 1e-3  # float16 keeps 11 bits
 
@@ -99,18 +103,18 @@ def test_float16_gradients_do_not_vanish():
 def test_a_scaled_loss_scales_the_gradients():
     """Gradient accumulation and a gradient scaler scale it."""
     hidden, weight, targets = inputs()
-    gradients = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
-    scaled = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets) / 8 * 65536, (hidden, weight))
+    gradients = torch.autograd.grad(mean_loss(hidden, weight, targets), (hidden, weight))
+    scaled = torch.autograd.grad(mean_loss(hidden, weight, targets) / 8 * 65536, (hidden, weight))
     for gradient, by_8192 in zip(gradients, scaled, strict=True):
         torch.testing.assert_close(by_8192, gradient * 8192, rtol=1e-6, atol=0)
 
 
 def test_gradients_accumulate_over_micro_batches():
     hidden, weight, targets = inputs(batch=4)
-    linear_cross_entropy(hidden, weight, targets).backward()
+    mean_loss(hidden, weight, targets).backward()
     whole, weight.grad = weight.grad, None
     for micro in range(4):
-        (linear_cross_entropy(hidden[micro].detach(), weight, targets[micro]) / 4).backward()
+        (mean_loss(hidden[micro].detach(), weight, targets[micro]) / 4).backward()
     torch.testing.assert_close(weight.grad, whole)
 
 
@@ -120,14 +124,14 @@ def test_only_the_gradients_that_are_wanted(wanted):
     expected = dict(zip(("hidden", "weight"), value_and_gradients(plain, hidden, weight, targets)[1:], strict=True))
     one = {"hidden": hidden.detach(), "weight": weight.detach()}
     one[wanted].requires_grad_()
-    linear_cross_entropy(one["hidden"], one["weight"], targets).backward()
+    mean_loss(one["hidden"], one["weight"], targets).backward()
     torch.testing.assert_close(one[wanted].grad, expected[wanted])
 
 
 def test_without_gradients_it_is_the_loss_alone():
     hidden, weight, targets = inputs()
     with torch.no_grad():
-        loss = linear_cross_entropy(hidden, weight, targets)
+        loss = mean_loss(hidden, weight, targets)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, plain(hidden, weight, targets).detach())
 
@@ -135,7 +139,7 @@ def test_without_gradients_it_is_the_loss_alone():
 def test_very_large_logits():
     hidden, weight, targets = inputs()
     expected = value_and_gradients(plain, 1000 * hidden, weight, targets)
-    values = value_and_gradients(linear_cross_entropy, 1000 * hidden, weight, targets)
+    values = value_and_gradients(mean_loss, 1000 * hidden, weight, targets)
     for value, truth in zip(values, expected, strict=True):
         assert torch.isfinite(value).all()
         torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-3)
@@ -147,10 +151,10 @@ def test_it_costs_what_the_plain_head_costs(rows_per_chunk, monkeypatch):
     monkeypatch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
     forward = 2 * 3 * 17 * 24 * 101
     with FlopCounterMode(display=False) as counter:
-        linear_cross_entropy(hidden, weight, targets).backward()
+        mean_loss(hidden, weight, targets).backward()
     assert counter.get_total_flops() == 3 * forward
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        linear_cross_entropy(hidden, weight, targets)
+        mean_loss(hidden, weight, targets)
     assert counter.get_total_flops() == forward
 
 
@@ -172,8 +176,25 @@ def test_the_logits_never_exist_as_a_whole(dtype):
     vocabulary, rows, width = 128256, 1024, 8
     hidden, weight, targets = inputs(2, rows // 2, width, vocabulary)
     with LargestTensor() as largest, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        loss = linear_cross_entropy(hidden, weight, targets)
+        loss = mean_loss(hidden, weight, targets)
         loss.backward()
     assert largest.elements * 4 <= max(CHUNK_BYTES, 4 * vocabulary * width)
     assert largest.elements < vocabulary * rows / 7
     assert loss.item() == pytest.approx(math.log(vocabulary) + width / 2, rel=0.05)  # of normal logits of variance 8
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 9), st.integers(2, 40), st.integers(1, 40), st.data())
+def test_targets_that_do_not_count_are_as_if_they_were_not_there(rows, vocabulary, rows_per_chunk, data):
+    """Neither in the loss nor in any gradient; also where none counts."""
+    hidden, weight, targets = inputs(1, rows, 5, vocabulary, torch.float64)
+    counts = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))[None]
+    ignored = torch.where(counts, targets, IGNORED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
+        values = value_and_gradients(linear_cross_entropy, hidden, weight, ignored)
+    logits = F.linear(hidden, weight).flatten(0, -2)
+    loss = F.cross_entropy(logits, ignored.flatten(), reduction="sum", ignore_index=IGNORED)
+    expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+    for value, exact in zip(values, expected, strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)

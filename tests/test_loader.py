@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.dataset import DatasetWriter, open_dataset
-from data.loader import WindowLoader, WindowOrder, prefetch
+from data.loader import Batch, WindowLoader, WindowOrder, prefetch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = {"kind": "bytes", "end_of_document": None}
@@ -154,7 +154,8 @@ def test_a_batch_is_the_slices_of_the_file(tokens, block_size, first, batch_size
     with tempfile.TemporaryDirectory() as folder:
         loader = WindowLoader(write_dataset(folder, text, vocab_size), "train", block_size, seed)
     assert loader.n_windows == len(range(0, tokens - block_size, block_size))
-    inputs, targets = loader.batch(first, batch_size)
+    batch = loader.batch(first, batch_size)
+    inputs, targets = batch.tokens, batch.targets
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.shape == targets.shape == (batch_size, block_size)
     order = WindowOrder(loader.n_windows, seed)
@@ -169,8 +170,8 @@ def test_an_epoch_of_batches_trains_on_every_token_once(tmp_path):
     loader = WindowLoader(dataset, "train", block_size=8, seed=5)
     assert loader.n_windows == 64
     batches = [loader.batch(first, 16) for first in range(0, 64, 16)]
-    assert sorted(torch.cat([inputs for inputs, _ in batches]).ravel().tolist()) == list(range(512))
-    assert sorted(torch.cat([targets for _, targets in batches]).ravel().tolist()) == list(range(1, 513))
+    assert sorted(torch.cat([batch.tokens for batch in batches]).ravel().tolist()) == list(range(512))
+    assert sorted(torch.cat([batch.targets for batch in batches]).ravel().tolist()) == list(range(1, 513))
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -182,7 +183,7 @@ def test_the_global_order_is_the_same_for_any_number_of_ranks(tmp_path, ranks):
         """{(step, micro): inputs} that one rank reads, in its own process and with its own loader."""
         loader = WindowLoader(dataset, "train", block_size=16, seed=6)
         return {
-            (step, micro): loader.batch((step * accumulation + micro) * batch_size, batch_size)[0]
+            (step, micro): loader.batch((step * accumulation + micro) * batch_size, batch_size).tokens
             for step in range(steps)
             for micro in range(rank, accumulation, ranks)
         }
@@ -198,7 +199,7 @@ def test_the_global_order_is_the_same_for_any_number_of_ranks(tmp_path, ranks):
 def test_preparing_the_dataset_anew_does_not_change_the_data_of_a_run(tmp_path):
     loader = WindowLoader(write_dataset(tmp_path, np.full(1000, 1)), "train", block_size=10, seed=7)
     write_dataset(tmp_path, np.full(500, 2))
-    inputs, _ = loader.batch(0, loader.n_windows)
+    inputs = loader.batch(0, loader.n_windows).tokens
     assert torch.all(inputs == 1)
 
 
@@ -239,7 +240,7 @@ class Recorder:
             raise OSError("the disk went away")
         self.prepared[first_sample].set()
         both = torch.full((batch_size, 2), first_sample)
-        return both, both + 1
+        return Batch(both, both + 1)
 
 
 def test_prefetched_batches_are_the_direct_ones(tmp_path):
@@ -248,18 +249,18 @@ def test_prefetched_batches_are_the_direct_ones(tmp_path):
         firsts = list(range(0, 40, 4))
         batches = list(prefetch(loader, iter(firsts), 4, "cpu", depth=depth))
         assert len(batches) == len(firsts)
-        for first, (inputs, targets) in zip(firsts, batches, strict=True):
-            assert torch.equal(inputs, loader.batch(first, 4)[0])
-            assert torch.equal(targets, loader.batch(first, 4)[1])
+        for first, batch in zip(firsts, batches, strict=True):
+            assert torch.equal(batch.tokens, loader.batch(first, 4).tokens)
+            assert torch.equal(batch.targets, loader.batch(first, 4).targets)
 
 
 def test_the_next_batches_are_prepared_while_the_caller_works():
     recorder = Recorder()
     batches = prefetch(recorder, itertools.count(), 1, "cpu", depth=2)
-    assert next(batches)[0][0, 0] == 0
+    assert next(batches).tokens[0, 0] == 0
     # The caller asks for nothing now: only a thread beside it can prepare the next two.
     assert recorder.prepared[1].wait(timeout=60) and recorder.prepared[2].wait(timeout=60)
-    assert next(batches)[0][0, 0] == 1
+    assert next(batches).tokens[0, 0] == 1
     assert recorder.prepared[3].wait(timeout=60)
     batches.close()
     assert not recorder.prepared[4].is_set()  # no more than `depth` ahead
@@ -267,7 +268,7 @@ def test_the_next_batches_are_prepared_while_the_caller_works():
 
 def test_an_error_in_the_background_reaches_the_caller_in_its_place():
     batches = prefetch(Recorder(fails_at=2), itertools.count(), 1, "cpu")
-    assert [next(batches)[0][0, 0].item() for _ in range(2)] == [0, 1]
+    assert [next(batches).tokens[0, 0].item() for _ in range(2)] == [0, 1]
     with pytest.raises(OSError, match="the disk went away"):
         next(batches)
     assert not prefetch_threads()
@@ -292,12 +293,12 @@ def test_closing_or_dropping_stops_the_thread(end):
 
 ENDLESS = """
 import itertools, sys, time, torch
-from data.loader import prefetch
+from data.loader import Batch, prefetch
 
 class Slow:
     def batch(self, first_sample, batch_size):
         time.sleep(0.05)
-        return torch.zeros(1, 1), torch.zeros(1, 1)
+        return Batch(torch.zeros(1, 1), torch.zeros(1, 1))
 
 batches = prefetch(Slow(), itertools.count(), 1, "cpu")
 next(batches)
@@ -323,7 +324,8 @@ def test_ctrl_c_ends_a_program_that_waits_for_batches():
 @pytest.mark.gpu
 def test_prefetched_batches_arrive_on_the_gpu_unchanged(tmp_path):
     loader = WindowLoader(write_dataset(tmp_path, np.arange(3000) % 199), "train", block_size=16, seed=9)
-    for first, (inputs, targets) in zip(range(0, 40, 4), prefetch(loader, range(0, 40, 4), 4, "cuda"), strict=True):
+    for first, batch in zip(range(0, 40, 4), prefetch(loader, range(0, 40, 4), 4, "cuda"), strict=True):
+        inputs, targets = batch.tokens, batch.targets
         assert inputs.is_cuda and targets.is_cuda
-        assert torch.equal(inputs.cpu(), loader.batch(first, 4)[0])
-        assert torch.equal(targets.cpu(), loader.batch(first, 4)[1])
+        assert torch.equal(inputs.cpu(), loader.batch(first, 4).tokens)
+        assert torch.equal(targets.cpu(), loader.batch(first, 4).targets)

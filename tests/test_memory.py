@@ -242,7 +242,7 @@ def test_the_peak_of_a_forward_pass_is_activations_and_loss(keys, dtype, monkeyp
 
     def forward():
         with autocast(dtype):
-            return model(tokens, tokens)
+            return model(tokens, tokens).mean
 
     estimate = training_memory(config, 4, dtype)
     forward()  # what the first call alone allocates is none of the model's
@@ -259,7 +259,7 @@ def test_autocast_holds_all_cast_weights_until_the_loss_is_there():
 
     def forward():
         with autocast("bfloat16"):
-            return model(tokens, tokens)
+            return model(tokens, tokens).mean
 
     forward()
     estimate = training_memory(config, 1, "bfloat16", activation_checkpointing=True)
@@ -283,7 +283,7 @@ def test_a_whole_step_stays_within_the_sum(dtype, checkpointing):
     def step():
         for _ in range(2):  # micro-batches: the second runs beside the gradients of the first
             with autocast(dtype):
-                loss = model(tokens, tokens)
+                loss = model(tokens, tokens).mean
             loss.backward()
         optimizer.step()
 
@@ -298,7 +298,7 @@ def test_weights_gradients_and_optimizer_are_float32():
     config = resolve_architecture(SMALL)
     model, tokens = build_model(config, seed=0), torch.randint(211, (1, 48))
     optimizer = torch.optim.AdamW(model.parameters())
-    model(tokens, tokens).backward()
+    model(tokens, tokens).total().backward()
     optimizer.step()
     size = {
         "weights": sum(p.nbytes for p in model.parameters()),
@@ -325,6 +325,15 @@ def test_llama3s_vocabulary_costs_its_table_and_not_its_logits():
     loss = training_memory(config, 12, "bfloat16")["logits"]
     table = 4 * 128256 * 768
     assert table < loss < 5 * table
+
+
+@pytest.mark.parametrize("chunks", [1, 24, 25, 26, 32, 50, 64])
+def test_the_states_between_chunks_are_kept_once(chunks):
+    """However many there are: beyond 24 they pass on in groups, whose number need not divide them."""
+    sizes = {"n_layer": 2, "n_embd": 32, "mamba_d_state": 16, "mamba_head_dim": 16, "mamba_chunk_size": 4}
+    config = resolve_architecture({"arch_preset": "mamba2", "vocab_size": 29, "block_size": 4 * chunks, **sizes})
+    kept = kept_by_model(build_model(config, seed=0), 2, "float32")
+    assert training_memory(config, 2, "float32")["activations"] == kept
 
 
 # A whole grid at once

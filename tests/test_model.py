@@ -53,7 +53,7 @@ def random_tokens(batch: int = 2, length: int = 12, vocab_size: int = TINY["voca
 
 def loss_and_gradients(model: LanguageModel, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = model(tokens[:, :-1], tokens[:, 1:])
+    loss = model(tokens[:, :-1], tokens[:, 1:]).mean
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -105,7 +105,7 @@ def _observed_norms(model: LanguageModel) -> dict:
     norms = [norm for block in model.blocks for name, norm in block.named_children() if name.endswith("_norm")]
     layernorm = "layernorm_nobias" if getattr(norms[0], "bias", None) is None else "layernorm"
     outputs = []
-    handle = model.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output))
+    handle = model.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output[0]))
     with torch.no_grad():
         model.eval()(random_tokens(2, 8))
     handle.remove()
@@ -437,7 +437,7 @@ def test_with_targets_forward_gives_the_mean_cross_entropy_of_its_logits():
     model, tokens = with_large_weights(tiny()), random_tokens()
     logits = model(tokens[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    torch.testing.assert_close(model(tokens[:, :-1], tokens[:, 1:]), expected)
+    torch.testing.assert_close(model(tokens[:, :-1], tokens[:, 1:]).mean, expected)
     torch.testing.assert_close(model.next_token_logits(tokens[:, :-1]), logits[:, -1])
 
 
@@ -516,7 +516,7 @@ def test_checkpointing_changes_no_bit(keys, dropout, dtype):
         model = with_large_weights(build_model(config, seed=0, activation_checkpointing=checkpointing))
         torch.manual_seed(5)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = model(random_tokens(), random_tokens())
+            loss = model(random_tokens(), random_tokens()).mean
         loss.backward()
         results.append((loss.detach(), [p.grad for p in model.parameters()], kept_elements(model)))
     (loss, gradients, kept), (other_loss, other_gradients, other_kept) = results
@@ -574,7 +574,7 @@ def test_the_first_loss_is_that_of_a_guess():
     for preset in PRESETS:
         model = tiny(arch_preset=preset, d_ff=None, **MIXED_PRESETS.get(preset, {}))
         with torch.no_grad():
-            loss = model(random_tokens(16), random_tokens(16).roll(1, 1))
+            loss = model(random_tokens(16), random_tokens(16).roll(1, 1)).mean
         assert loss.item() == pytest.approx(math.log(TINY["vocab_size"]), abs=0.05), preset
 
 

@@ -28,6 +28,7 @@ from setups import (
 from configurator import Configuration, load
 from data.dataset import open_dataset
 from data.loader import WindowLoader
+from parallel.compute import Compute
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets, whole
 from runs.checkpoint import Training
@@ -39,10 +40,11 @@ from training.validation import evaluate
 CPU = torch.device("cpu")
 FEW, MANY = 5, 20  # steps; of fewer, biases that began at zero are so small that the rounding in them is not
 SIZES = "--n_layer=2 --n_head=4 --n_embd=32 --block_size=16 --vocab_size=256".split()
-# Adam divides gradients by their root mean square, which would lift the rounding of those that are zero but for it (the
-# bias of keys) to the size of a step. With this epsilon what is compared is the strategy and not that.
+# Adam divides gradients by their root mean square and epsilon, which lifts the rounding of an element by as much as the
+# largest gradient of its tensor is above epsilon: that of a gradient which is zero but for it (the bias of keys) to the
+# size of a step. With an epsilon above all clipped gradients what is compared is the strategy and not that.
 RUN = """
---batch_size=2 --gradient_accumulation_steps=4 --learning_rate=1e-3 --adam_eps=1e-3 --decay_lr=False --eval_iters=5
+--batch_size=2 --gradient_accumulation_steps=4 --learning_rate=1e-3 --adam_eps=1e-1 --decay_lr=False --eval_iters=5
 --dtype=float32 --grad_clip=0.1
 """.split()
 
@@ -58,14 +60,14 @@ def small_configuration(*keys: str) -> Configuration:
     return load(list(given.values()))
 
 
-def build(configuration: Configuration, ranks: Ranks) -> tuple[Training, torch.nn.Module]:
+def build(configuration: Configuration, ranks: Ranks) -> Training:
     run = configuration.run
-    mesh = device_mesh(run, ranks, CPU)
-    model, wrapped = parallelize(configuration, mesh, ranks, CPU, run.dtype, compiles=run.compile is True)
-    optimizer = build_optimizer(model, run, mesh)
+    compute = Compute(CPU, run.dtype, ranks, device_mesh(run, ranks, CPU))
+    model, wrapped = parallelize(configuration, compute, compiles=run.compile is True)
+    optimizer = build_optimizer(model, run, compute.mesh)
     settle_buckets(wrapped, run.batch_size, configuration.model.block_size, CPU)
     scaler = torch.amp.GradScaler("cpu", enabled=run.dtype == "float16")
-    return Training(model, optimizer, scaler, Progress()), wrapped
+    return Training(model, optimizer, scaler, Progress(), wrapped)
 
 
 @dataclasses.dataclass
@@ -92,11 +94,11 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
     def evaluated() -> float:
         windows = WindowLoader(dataset, "val", model.block_size, 0)
-        return evaluate(training.model, windows, run.eval_iters, 3, ranks, CPU, run.dtype, lambda: False)
+        return evaluate(training.model, windows, run.eval_iters, 3, compute, lambda: False)
 
-    training, wrapped = build(configuration, ranks)
+    training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)
     before = evaluated()
-    backward_pass(training, wrapped, batches(0), run, ranks, CPU, run.dtype)
+    backward_pass(training, batches(0), run, compute)
     settle_gradients(training.model)
     scale = training.scaler.get_scale()
     gradients = {name: whole(p.grad) / scale for name, p in training.model.named_parameters()}
@@ -104,8 +106,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
     results = []
     for step in range(steps):
-        rate = run.learning_rate
-        results.append(take_step(training, wrapped, batches(step), run, rate, ranks, CPU, run.dtype, False))
+        results.append(take_step(training, batches(step), run, run.learning_rate, compute))
         training.progress.step += 1
     return Trained(
         gradients,

@@ -16,11 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.distributed import CollectiveBytes
 from common.units import bytes_text
 from configurator import Configuration, load
+from data.loader import Batch
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.sharding import parameters
 from model_builder import LanguageModel
+from parallel.compute import Compute
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets, settle_gradients
 from parallel.zero import ZeroOptimizer
@@ -77,18 +79,18 @@ def small_configuration(*keys: str) -> Configuration:
 def prepared_step(configuration: Configuration, ranks: Ranks):
     """A function that takes a training step, as train.py does, on any tokens."""
     run, model_config = configuration.run, configuration.model
-    mesh = device_mesh(run, ranks, CPU)
-    model, wrapped = parallelize(configuration, mesh, ranks, CPU, run.dtype, compiles=False)
-    optimizer = build_optimizer(model, run, mesh)
+    compute = Compute(CPU, run.dtype, ranks, device_mesh(run, ranks, CPU))
+    model, wrapped = parallelize(configuration, compute, compiles=False)
+    optimizer = build_optimizer(model, run, compute.mesh)
     settle_buckets(wrapped, run.batch_size, model_config.block_size, CPU)
-    training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), Progress())
+    training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), Progress(), wrapped)
     tokens = torch.randint(model_config.vocab_size or 0, (run.batch_size, model_config.block_size))
 
     def step() -> None:
-        batches = iter([(tokens, tokens)] * run.gradient_accumulation_steps)
-        take_step(training, wrapped, batches, run, 1e-3, ranks, CPU, run.dtype, False)
+        batches = iter([Batch(tokens, tokens)] * run.gradient_accumulation_steps)
+        take_step(training, batches, run, 1e-3, compute)
 
-    return training, wrapped, step
+    return training, step
 
 
 @dataclasses.dataclass
@@ -107,14 +109,14 @@ def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
-    training, wrapped, step = prepared_step(configuration, ranks)
+    training, step = prepared_step(configuration, ranks)
     step()
     with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
 
     tokens = torch.zeros(run.batch_size, configuration.model.block_size, dtype=torch.long)
-    backward_pass(training, wrapped, itertools.repeat((tokens, tokens)), run, ranks, CPU, run.dtype)
+    backward_pass(training, itertools.repeat(Batch(tokens, tokens)), run, Compute(CPU, run.dtype, ranks))
     settle_gradients(training.model)
     optimizer, parameters = training.optimizer, list(training.model.parameters())
     states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state

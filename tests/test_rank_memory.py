@@ -57,7 +57,7 @@ def kept_by_tensor_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
 
 def kept_on_a_rank(ranks, configuration) -> int:
     run, model_config = configuration.run, configuration.model
-    training, _, _ = prepared_step(configuration, dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel))
+    training, _ = prepared_step(configuration, dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel))
     model = training.model
     tokens = torch.randint(256, (run.batch_size, model_config.block_size))
     with counting_kept_bytes(model) as kept, precision(CPU, run.dtype):
@@ -98,7 +98,7 @@ def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     for keys in cases:
         configuration = small_configuration(*keys, *WIDE)
         of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
-        _, _, step = prepared_step(configuration, of_case)
+        _, step = prepared_step(configuration, of_case)
         peaks.append(allocation_peak(step))
     return peaks
 
@@ -123,7 +123,7 @@ def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     for keys in cases:
         configuration = small_configuration(*keys, *LLAMA, *WIDE)
         of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
-        _, _, step = prepared_step(configuration, of_case)
+        _, step = prepared_step(configuration, of_case)
         step()
         peaks.append(min(allocation_peak(step) for _ in range(2)))
     return peaks

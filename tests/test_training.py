@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import load
 from data.dataset import open_dataset
-from data.loader import WindowLoader
+from data.loader import Batch, WindowLoader
 from model_builder import build_model
+from parallel.compute import Compute
 from parallel.device import Peak, measure_matmul
 from parallel.ranks import ALONE
 from runs.checkpoint import Training
@@ -29,6 +30,8 @@ from training.plan import plan_run
 from training.step import take_step
 from training.trainer import decide_compile
 from training.validation import evaluate
+
+CPU = torch.device("cpu")
 
 
 def records(run: Path, kind: str) -> list[dict]:
@@ -120,9 +123,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     for clip in (0.0, 0.01):
         training, configuration = small_training(accumulation=1)
         run = dataclasses.replace(configuration.run, grad_clip=clip)
-        result = take_step(
-            training, training.model, iter([(tokens, tokens)]), run, 1e-3, ALONE, torch.device("cpu"), "float32", False
-        )
+        result = take_step(training, iter([Batch(tokens, tokens)]), run, 1e-3, Compute(CPU, "float32"))
         state = [training.optimizer.state[p]["exp_avg"] for p in training.model.parameters()]
         means[clip] = math.sqrt(sum(float(value.square().sum()) for value in state)) / (1 - run.beta1)
     assert means[0.0] == pytest.approx(result.grad_norm, rel=1e-4)
@@ -303,7 +304,7 @@ def small_training(seed: int = 0, accumulation: int = 4) -> tuple[Training, obje
 def _evaluated(ranks, folder: Path) -> float | None:
     training, _ = small_training()
     loader = WindowLoader(open_dataset(folder), "val", 16, seed=0)
-    return evaluate(training.model, loader, 7, 3, ranks, torch.device("cpu"), "float32", lambda: False)
+    return evaluate(training.model, loader, 7, 3, Compute(CPU, "float32", ranks), lambda: False)
 
 
 def test_the_evaluation_is_the_same_for_any_number_of_ranks(data_dir):
@@ -315,7 +316,7 @@ def test_the_evaluation_is_the_same_for_any_number_of_ranks(data_dir):
 def _buckets_of_a_step(ranks) -> list[int]:
     """The gradient buckets that travel in one step of two micro-batches a rank."""
     training, configuration = small_training()
-    model = DistributedDataParallel(training.model)
+    training.wrapper = model = DistributedDataParallel(training.model)
     travelled = []
 
     def count(state, bucket):
@@ -326,8 +327,8 @@ def _buckets_of_a_step(ranks) -> list[int]:
 
     model.register_comm_hook(None, count)
     tokens = torch.randint(0, 256, (2, 16))
-    batches, run = iter([(tokens, tokens)] * 2), configuration.run
-    take_step(training, model, batches, run, 1e-3, ranks, torch.device("cpu"), "float32", False)
+    batches, run = iter([Batch(tokens, tokens)] * 2), configuration.run
+    take_step(training, batches, run, 1e-3, Compute(CPU, "float32", ranks))
     return travelled
 
 

@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 from common.errors import UserError
+from components.registry import has_module
 from configurator import Configuration
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, parameter_names, training_flops
 from flops_parameter_counting.costs.sharding import check_mesh
 from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
+from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 from training.schedule import run_length
 
@@ -105,6 +107,16 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
         return plan
     loss = plan.expected_loss(plan.tokens)
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def check_buildable(model: ModelArchitectureConfig) -> None:
+    """Raises UserError for a component that can be counted and not built."""
+    for layer in model.layer_counts:
+        for spec in layer.specs:
+            if not has_module(spec.kind, spec.name):
+                raise UserError(
+                    f"{spec.kind}={spec.name!r} can be counted, but there is no module that computes it yet"
+                )
 
 
 def check_frozen(configuration: Configuration) -> None:

@@ -175,11 +175,13 @@ def _of_budget(flops: int, search: Search) -> str:
 def _architecture(model: ModelArchitectureConfig) -> str:
     pattern = "" if model.layer_pattern is None else f"  # {model.layer_pattern}"
     lines = [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
-    if any(layer.mixer_spec.has_heads for layer in model.layer_counts):
+    keys = model.layer_keys
+    if "n_head" in keys:
         lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
+    if "num_key_value_heads" in keys:
         lines.append(f"num_key_value_heads = {model.kv_heads}")
     lines.append(f"n_embd = {model.n_embd}")
-    if model.ffn_layers:
+    if "d_ff" in keys:
         lines.append(f"d_ff = {model.d_ff}")
     lines.append(f"weight_tying = {model.weight_tying}")
     return "\n".join(lines)

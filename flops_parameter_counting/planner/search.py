@@ -294,8 +294,14 @@ class Result:
 
 
 def memory_of(config: ModelArchitectureConfig, training: Setting) -> int:
-    """Bytes of one device while it trains the model."""
-    return memory_per_device(config, config.block_size, training)["total"]
+    """Bytes of one device while it trains the model. Raises UserError where that is not known."""
+    return _known(memory_per_device(config, config.block_size, training))
+
+
+def _known(memory: dict[str, Any]) -> Any:
+    if memory["not_known"]:
+        raise UserError(f"{memory['not_known']}: search by a budget in FLOPs, without devices")
+    return memory["total"]
 
 
 def grid_search(search: Search, keep: int = KEPT) -> Result:
@@ -374,7 +380,7 @@ def _gigabytes(search: Search, grid: Grid) -> np.ndarray:
     """What one device holds in training, (architectures,). In floats: 64-bit integers end at 9e9 GB."""
     assert search.training is not None
     real = grid.changed(lambda values: values.astype(float))
-    return memory_per_device(real, search.space.sequence_length, search.training)["total"] / 1e9
+    return _known(memory_per_device(real, search.space.sequence_length, search.training)) / 1e9
 
 
 class _Kept:

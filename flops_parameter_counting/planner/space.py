@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, did_you_mean
-from common.keys import keys_of
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
@@ -89,11 +88,15 @@ class Family:
     @functools.cached_property
     def keys(self) -> set[str]:
         """The keys that its layers have."""
-        return {key for layer in self.example.layer_counts for spec in layer.specs for key in keys_of(type(spec))}
+        return self.example.layer_keys
 
     @property
     def has_heads(self) -> bool:
         return "n_head" in self.keys
+
+    @property
+    def has_kv_heads(self) -> bool:
+        return "num_key_value_heads" in self.keys
 
     @property
     def has_d_ff(self) -> bool:
@@ -179,7 +182,7 @@ class SearchSpace:
     def _check_keys(self) -> None:
         given = {
             "head_dims": (self.head_dims, self.family.has_heads),
-            "kv_heads": (self.kv_heads, self.family.has_heads),
+            "kv_heads": (self.kv_heads, self.family.has_kv_heads),
             "ffn_expansion_ratio": (self.ffn_expansion_ratio, self.family.has_d_ff),
         }
         for name, (value, is_there) in given.items():
@@ -210,11 +213,9 @@ class SearchSpace:
     def config(self, sizes: Mapping[str, int]) -> ModelArchitectureConfig:
         """The architecture of the space with these SIZES."""
         own: dict[str, Any] = {"n_layer": sizes["n_layer"], "n_embd": sizes["n_embd"]}
-        if self.family.has_heads:
-            own |= {name: sizes[name] for name in ("n_head", "num_key_value_heads")}
+        own |= {name: sizes[name] for name in ("n_head", "num_key_value_heads", "d_ff") if name in self.family.keys}
+        if "head_dim" in self.family.keys:
             own["head_dim"] = sizes["n_embd"] // sizes["n_head"]
-        if self.family.has_d_ff:
-            own["d_ff"] = sizes["d_ff"]
         patterns = self.family.patterns(sizes["n_layer"])
         if set(patterns.get("layer_pattern") or "A") == {"A"}:
             patterns["layer_pattern"] = None
@@ -271,7 +272,7 @@ class SearchSpace:
             n_layer = layers[layer]
             sizes = {"n_layer": n_layer, "n_embd": n_embd[shape], "n_head": n_head[shape]}
             sizes |= {"num_key_value_heads": kv[shape], "d_ff": self.d_ff(n_embd[shape])}
-            if self.family.has_heads:
+            if "head_dim" in self.family.keys:
                 sizes["head_dim"] = sizes["n_embd"] // sizes["n_head"]
             yield Grid(self.family.counts(n_layer), **(shared | sizes))
 
@@ -297,7 +298,7 @@ def default_space(budget: float, arch: str) -> SearchSpace:
     layers = range(max(2, int(16 * scale)), max(16, int(64 * scale)))
     if is_large:
         layers = range(16, int(64 * scale), int(2 * scale))
-    grouped = family.has_heads and family.example.component("position_encoding").rotates  # as today's are trained
+    grouped = family.has_kv_heads and family.example.component("position_encoding").rotates  # as today's are trained
     head_dims = (16, 32) if step <= 16 else (32, 64) if step <= 64 else (64, 128)
     return SearchSpace(
         arch=arch,

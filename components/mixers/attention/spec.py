@@ -93,9 +93,6 @@ class Attention(_AttentionKeys):
         """Keys that a query meets at most, in sequences of `length` tokens."""
         return length
 
-    def is_shared(self, config: Config) -> bool:
-        return not config.qk_norm  # whose weights meet other heads on every rank
-
     def within(self, config: Config) -> dict[str, Spec]:
         return {"attend": spec("attention_backend", config.attention_backend)}
 

@@ -172,4 +172,5 @@ def _recur(added: Tensor, kept: Tensor, state: Tensor, backwards: bool = False) 
     since_start = torch.cat((torch.ones_like(kept[:, :, :1]), in_order[:, :, :-1].cumprod(2)), dim=2)
     since_start = since_start.flip(2) if backwards else since_start
     before = torch.addcmul(inside.unflatten(0, added.shape[:2]), since_start, groups[:, :, None])
-    return before.flatten(1, 2)[:, :length], last
+    # Copied where steps were added: the products would copy it, and both would be kept for backward
+    return before.flatten(1, 2)[:, :length].contiguous(), last
