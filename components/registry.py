@@ -126,7 +126,7 @@ def module(kind: str, name: str) -> Any:
     spec(kind, name)
     _import_modules()
     if name not in MODULES.get(kind, {}):
-        raise UserError(f"{kind}={name!r} can be counted, but there is no module that computes it yet")
+        raise UserError(f"{kind}={name!r} can be counted, but no module computes it yet")
     return MODULES[kind][name]
 
 
