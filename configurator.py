@@ -78,6 +78,8 @@ def load(argv: Sequence[str]) -> Configuration:
         model = resolve_architecture({k: v for k, v in given.items() if k not in known})
         run = RunConfig(**{k: check_value(known[k], v) for k, v in given.items() if k in known})
         check_run(run)
+    if run.components is not None:  # wherever a saved configuration is read
+        run = dataclasses.replace(run, components=str(Path(run.components).resolve()))
     return Configuration(model, run, path, file.carried_code)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
 from common.files import check_target, write_whole
+from components.registry import load_rooms
 from data.dataset import dataset_folder, open_dataset
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
@@ -67,6 +68,12 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
     add("--isoflop", metavar="LOW:HIGH:COUNT", help="instead: so many budgets, each with several sizes; for a law")
     add("--sizes", type=positive, metavar="N", help="models at each budget of --isoflop (default: 5)")
     add("--arch", required=True, metavar="NAMES", help=f"some of {','.join(presets())}")
+    add(
+        "--components",
+        type=Path,
+        metavar="DIR",
+        help="a folder with components of your own, whose presets --arch can name; its code is executed",
+    )
     add("--seeds", type=positive, metavar="N", help="of every run (default: 3; with --isoflop 1)")
     add("--dataset", default="python_stdlib", help="prepared, of the data folder (default: python_stdlib)")
     add("--data_dir", type=Path, metavar="DIR", help="where datasets lie, as the config key")
@@ -160,6 +167,8 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         raise UserError("give either --budget or --isoflop")
     if given.sizes is not None and given.isoflop is None:
         raise UserError("--sizes is for --isoflop: at a --budget there is one size, the planner's choice")
+    if given.components is not None:
+        load_rooms(given.components)
     archs = given.arch.split(",")
     for arch in archs:
         if arch not in presets():

@@ -327,7 +327,11 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         "architecture": configuration.model.name,
         "config": configurator.as_dict(configuration),
         "command": sys.argv,
-        "parameters": {"total": plan.cost.n_params, "by_part": plan.cost.parameters},
+        "parameters": {
+            "total": plan.cost.n_params,
+            "active": plan.cost.n_active,
+            "by_part": plan.cost.parameters,
+        },
         "flops_per_token": {
             **plan.flops_per_token,
             "forward_by_part": plan.cost.flops,

@@ -22,9 +22,11 @@ OWN = "own_components"  # the package that the user's folders are below
 SPECS: dict[str, dict[str, Any]] = {}
 MODULES: dict[str, dict[str, Any]] = {}
 PRESETS: dict[str, dict[str, Any]] = {}
+OWN_PRESETS: dict[str, Path] = {}  # those that a folder of the user's registered, and the folder
 CHOICES: list[Callable[..., "Choice"]] = []
 _KEYS: dict[str, Key] = {}
 _ROOMS: dict[str, bool] = {}  # the package of every room, and whether its module is imported
+_loading: Path | None = None  # the user's folder whose specs are being imported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,8 @@ def register_preset(name: str, values: Mapping[str, Any]) -> None:
     if name in PRESETS:
         raise UserError(f"arch_preset {name!r} exists already: choose another name")
     PRESETS[name] = dict(values)
+    if _loading is not None:
+        OWN_PRESETS[name] = _loading
 
 
 def register_choice(choose: Callable[..., Choice]) -> Callable[..., Choice]:
@@ -150,16 +154,21 @@ def component_keys() -> dict[str, Key]:
 def load_rooms(folder: Path, package: str | None = None) -> None:
     """Import the specs of all rooms in a folder: of every `spec.py` in it or below it. Those of a folder that was
     loaded before are there already. Raises UserError for a folder without one."""
+    global _loading
     rooms = sorted(path.parent for path in folder.rglob("spec.py") if path.parent != BUILT_IN)
     if package is None:
         if not rooms:
             raise UserError(f"components={str(folder)!r} has no spec.py, nor has a folder below it")
-        package = _own_package(folder.resolve())
-    for path in rooms:
-        room = ".".join((package, *path.relative_to(folder).parts))
-        if room not in _ROOMS:
-            _import(f"{room}.spec")
-            _ROOMS[room] = not (path / "module.py").exists()
+        _loading = folder.resolve()
+        package = _own_package(_loading)
+    try:
+        for path in rooms:
+            room = ".".join((package, *path.relative_to(folder).parts))
+            if room not in _ROOMS:
+                _import(f"{room}.spec")
+                _ROOMS[room] = not (path / "module.py").exists()
+    finally:
+        _loading = None
 
 
 def _own_package(folder: Path) -> str:
@@ -195,7 +204,7 @@ def _import(name: str) -> None:
 def kept() -> Iterator[None]:
     """What is registered inside is taken back afterwards: for tests that register components."""
     before = {kind: set(names) for kind, names in SPECS.items()}
-    flat: tuple[dict[str, Any], ...] = (PRESETS, _KEYS, _ROOMS)
+    flat: tuple[dict[str, Any], ...] = (PRESETS, OWN_PRESETS, _KEYS, _ROOMS)
     names_before = [set(table) for table in flat]
     try:
         yield

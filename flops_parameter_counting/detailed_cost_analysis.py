@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
 from common.files import check_target, write_json, write_whole
+from components.registry import load_rooms
 from flops_parameter_counting.costs.devices import dense_peak, device_names, named_device
 from flops_parameter_counting.costs.report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
 from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
@@ -278,6 +279,12 @@ def add_search_arguments(built: ArgumentParser) -> None:
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
     add("--arch", help=f"{', '.join(presets())} (default: llama3)")
+    add(
+        "--components",
+        type=Path,
+        metavar="DIR",
+        help="a folder with components of your own, whose presets --arch can name; its code is executed",
+    )
     add("--hidden_sizes", type=sizes, metavar="SIZES", help="1024:8192:256, for instance")
     add("--layers", type=sizes, metavar="SIZES")
     add("--head_dims", type=sizes, metavar="SIZES")
@@ -298,6 +305,8 @@ def add_search_arguments(built: ArgumentParser) -> None:
 def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Search, write what was asked for, and print; nothing is written when anything is wrong."""
     check_outputs(arguments)
+    if arguments.components is not None:
+        load_rooms(arguments.components)
     search, notes = search_from(arguments)
     emits, top_k, text = arguments.emit is not None, arguments.top_k or TOP_K, ""
     dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size) if emits else None

@@ -22,6 +22,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.units import unit_of
+from components.registry import OWN_PRESETS
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
@@ -261,7 +262,8 @@ def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
         name for name in ("n_head", "num_key_value_heads", "n_embd", "d_ff") if name in {*model.layer_keys, "n_embd"}
     ]
     names = ["arch_preset", "n_layer", *sizes, "weight_tying", "vocab_size", "block_size"]
-    return {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}
+    folder = {"components": str(OWN_PRESETS[model.arch_preset])} if model.arch_preset in OWN_PRESETS else {}
+    return folder | {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}
 
 
 def _sweep(arguments: Arguments, runs: Sequence[Run]) -> list[Run]:

@@ -54,7 +54,8 @@ def _architecture(configuration: Configuration, plan: RunPlan) -> str:
     lines = [
         f"Architecture Name:     {configuration.model.name}",
         *_mixers(configuration.model),
-        f"Parameters:            {cost.n_params:,}",
+        f"Parameters:            {cost.n_params:,}"
+        + (f", of which a token meets {cost.n_active:,}" if cost.n_active != cost.n_params else ""),
         *_parts(cost.parameters, cost.n_params),
         f"FLOPs per token:       {plan.flops_per_token['full']:,} (training, full attention; "
         f"{plan.flops_per_token['causal']:,} causal){ratio}",

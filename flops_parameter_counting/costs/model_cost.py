@@ -5,6 +5,7 @@ the MFU all read these numbers. Nothing is allocated and torch is not imported.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -165,15 +166,15 @@ class ModelCost:
     flops: dict[str, int]
     masked: dict[str, int]
 
-    @property
+    @functools.cached_property
     def n_params(self) -> int:
         """All parameters, tied ones once."""
         return sum(self.parameters.values())
 
-    @property
+    @functools.cached_property
     def n_active(self) -> int:
         """Parameters that a token meets, tied ones once."""
-        return sum(self.active.values())
+        return self.n_params if self.active is self.parameters else sum(self.active.values())
 
     def flops_by_part(self, convention: str = "full") -> dict[str, int]:
         """FLOPs per token of a forward pass over whole sequences."""
@@ -237,5 +238,5 @@ def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = No
         add(parameters, table.part or "", table.size)
     parameters["lm_head"] = parameters.pop("lm_head", 0)
     flops["lm_head"] = 2 * tables(config)[0].size
-    active = {part: count - idle[part] if part in idle else count for part, count in parameters.items()}
+    active = {part: count - idle.get(part, 0) for part, count in parameters.items()} if idle else parameters
     return ModelCost(parameters, active, flops, masked)

@@ -27,10 +27,11 @@ N_MEANINGS = {
 
 
 def count_parameters(cost: ModelCost, meaning: str) -> Any:
-    """The parameters of a model (or int64 array of a grid) as a law or a rule means them."""
+    """The parameters of a model (or int64 array of a grid) as a law or a rule means them. All laws here are of dense
+    models: of experts those count that a token meets."""
     if meaning == "total":
-        return cost.n_params
-    blocks = cost.n_params - cost.parameters["embedding"] - cost.parameters["position"] - cost.parameters["lm_head"]
+        return cost.n_active
+    blocks = cost.n_active - cost.parameters["embedding"] - cost.parameters["position"] - cost.parameters["lm_head"]
     head = cost.flops["lm_head"] // 2  # its matrix, tied or not: 2 FLOPs a weight
     return blocks + head if meaning == "non_embedding_with_head" else blocks
 
@@ -307,6 +308,13 @@ def training_rules(cost: ModelCost, tokens: float) -> list[RuleValue]:
         arguments = (float(n), float(tokens), 3.0 * forward * tokens)
         values.append(RuleValue(rule.name, rule.learning_rate(*arguments), rule.batch_tokens(*arguments), rule.source))
     return values
+
+
+def on_experts(cost: ModelCost) -> list[str]:
+    """What must be said where a token does not meet all parameters."""
+    if cost.n_active == cost.n_params:
+        return []
+    return ["the law is one of dense models: of experts its N counts those that a token meets"]
 
 
 def on_state_spaces(law: Law) -> list[str]:

@@ -34,6 +34,7 @@ from flops_parameter_counting.laws.scaling_laws import (
     count_parameters,
     find_law,
     law_from,
+    on_experts,
     on_state_spaces,
 )
 from flops_parameter_counting.planner.report import notes_on_law
@@ -293,8 +294,7 @@ def backward(question: Question) -> dict[str, Any]:
 
 def law_parameters(config: ModelArchitectureConfig, law: Law) -> int:
     """N as the law means it; of experts, those that a token meets."""
-    cost = model_cost(config)
-    return int(count_parameters(dataclasses.replace(cost, parameters=cost.active), law.N))
+    return int(count_parameters(model_cost(config), law.N))
 
 
 def _tokens(question: Question, per_token: int, length: int) -> dict[str, Any]:
@@ -390,8 +390,7 @@ def _notes(question: Question, n: int, tokens: int, loss: float) -> list[str]:
     config, law, unique = question.model.architecture, question.law, question.unique_tokens
     assert config.vocab_size is not None
     notes = [*question.model.notes, *law.outside_range(n, tokens)]
-    if (cost := model_cost(config)).n_active != cost.n_params:
-        notes.append("the law is one of dense models: of experts its N counts those that a token meets")
+    notes += on_experts(model_cost(config))
     if config.has_constant_state:
         notes += on_state_spaces(law)
     return notes + notes_on_law(law, loss, config.vocab_size, None if unique is None or tokens <= unique else unique)

@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from common.errors import UserError
+from components.registry import OWN_PRESETS
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
@@ -18,6 +19,7 @@ from flops_parameter_counting.laws.scaling_laws import (
     Law,
     RuleValue,
     count_parameters,
+    on_experts,
     on_state_spaces,
 )
 from flops_parameter_counting.planner.datasets import UNPREPARED, Facts, known
@@ -139,6 +141,7 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
         f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
         f"  ({law.name}: {law.source})",
     ]
+    lines += [f"  {line}" for line in on_experts(cost)]
     if model.has_constant_state:
         lines += [f"  {line}" for line in on_state_spaces(law)]
     lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
@@ -174,7 +177,8 @@ def _of_budget(flops: int, search: Search) -> str:
 
 def _architecture(model: ModelArchitectureConfig) -> str:
     pattern = "" if model.layer_pattern is None else f"  # {model.layer_pattern}"
-    lines = [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
+    lines = [f"components = {str(OWN_PRESETS[model.arch_preset])!r}"] if model.arch_preset in OWN_PRESETS else []
+    lines += [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
     keys = model.layer_keys
     if "n_head" in keys:
         lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")

@@ -13,6 +13,7 @@ from flops_parameter_counting.laws.scaling_laws import (
     Law,
     RuleValue,
     count_parameters,
+    on_experts,
     on_state_spaces,
     training_rules,
 )
@@ -45,7 +46,8 @@ def report(result: Result, uncertainty: Uncertainty | None, top_k: int, notes: l
     best = candidates[0]
     cost = model_cost(best.config(search.space))
     n = count_parameters(cost, search.law.N)
-    notes = notes + search.law.outside_range(n, best.tokens) + at_the_edge(result, best) + _assumptions(result)
+    notes = notes + on_experts(cost) + search.law.outside_range(n, best.tokens)
+    notes += at_the_edge(result, best) + _assumptions(result)
     comparison = None if search.is_published or search.space.arch != "llama3" else compare_with_published(search.budget)
     return Report(result, candidates, uncertainty, training_rules(cost, best.tokens), notes, comparison)
 
