@@ -199,7 +199,7 @@ class ModelArchitectureConfig:
     @property
     def pattern(self) -> str:
         """The letter of each layer's mixer."""
-        return self.layer_pattern or "A" * self.n_layer
+        return self.layer_pattern or registry.default_letter() * self.n_layer
 
     def _ffn_letters(self) -> Iterable[str]:
         if self.ffn_pattern is not None:
@@ -348,7 +348,7 @@ def _with_layers(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
         pattern = _whole_pattern("layer_pattern", pattern, n_layer, _mixer_letters())
     for name, value in forms.items():
         pattern = pattern_forms()[name].pattern(n_layer, value)
-    if pattern is not None and set(pattern) == {"A"}:
+    if pattern is not None and set(pattern) == {registry.default_letter()}:
         pattern = None
     ffn_pattern = config.ffn_pattern
     if ffn_pattern is not None:

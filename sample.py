@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--top_p", type=share, default=1.0, metavar="P", help="only the likeliest that together have P (1: all)")
     option("--seed", type=seed, default=1337, metavar="N", help="the same seed gives the same text (1337)")
     option("--num_samples", type=positive, default=1, metavar="N", help="texts (1)")
-    option("--checkpoint", type=checkpoint_choice, metavar="C", help="best, last or a step (best; last if none is)")
+    option("--checkpoint", type=checkpoint_choice, metavar="WHICH", help="best, last or a step (best; last if none is)")
     option("--config", metavar="FILE", help="the run's config.py, if it registers components; it is executed")
     option("--device", type=device_choice, default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
     option("--no_stream", action="store_true", help="print each text when it is complete")

@@ -125,6 +125,11 @@ def by_letter(kind: str) -> dict[str, Any]:
     return {found.letter: found for found in sorted(lettered, key=lambda found: (found.part, found.letter))}
 
 
+def default_letter() -> str:
+    """The letter of the mixer that every layer has unless a key says otherwise."""
+    return next(letter for letter, found in by_letter("mixer").items() if found.is_default)
+
+
 def module(kind: str, name: str) -> Any:
     """What computes a component. Raises UserError for an unknown name, and for one that can only be counted."""
     spec(kind, name)

@@ -243,6 +243,7 @@ class Mixer(Half):
 
     kind = "mixer"
     letter: ClassVar[str | None] = None  # in layer_pattern
+    is_default: ClassVar[bool] = False  # what every layer is, unless a key says otherwise
     title: ClassVar[str]  # in words
     uses_positions: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False  # n_head stands in the architecture's name

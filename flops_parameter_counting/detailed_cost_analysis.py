@@ -240,7 +240,7 @@ def choice(option: str, value: str, among: Collection[str]) -> str:
 
 
 def validate_command(arguments: argparse.Namespace, argv: list[str]) -> int:
-    from flops_parameter_counting.costs.validate import validate
+    from flops_parameter_counting.validate import validate
 
     return validate()
 

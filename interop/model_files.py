@@ -14,27 +14,14 @@ from typing import Any
 from common.errors import UserError, did_you_mean
 from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
-from flops_parameter_counting.planner.datasets import prepared
+from data.facts import prepared
+from flops_parameter_counting.costs.report import Model
 from model_config import ModelArchitectureConfig, resolve_architecture
-from runs.config import RunConfig
 
 LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What `read_model` found. `notes` say what was assumed; `run` is there for a config file of this repository;
-    `is_ours` says whether it is decoded by this repository, and not by transformers."""
-
-    name: str
-    family: str
-    architecture: ModelArchitectureConfig
-    notes: tuple[str, ...] = ()
-    run: RunConfig | None = None
-    is_ours: bool = True
 
 
 def read_model(path: Path, vocab_size: int | None = None) -> Model:

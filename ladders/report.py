@@ -11,8 +11,8 @@ from common.errors import UserError
 from comparison.looks import COLORS
 from comparison.page import Section, write_page
 from comparison.statistics import Group, compare_groups, groups
-from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.laws.fitting import predicted
+from flops_parameter_counting.laws.report import as_text as fit_as_text
 from ladders.ledger import HEADINGS, Entry, as_markdown, as_text, entries, rows
 from ladders.plan import Folder, Plan
 from ladders.stages import fit_entries

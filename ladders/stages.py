@@ -14,9 +14,9 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import write_whole
-from flops_parameter_counting.fit_scaling_law import Fitted, as_json, fit_everything
 from flops_parameter_counting.laws.fitting import middle_95, predicted
 from flops_parameter_counting.laws.loss_points import read_points
+from flops_parameter_counting.laws.report import Fitted, as_json, fit_everything
 from flops_parameter_counting.laws.scaling_laws import CONSTANTS, Law, law_from
 from flops_parameter_counting.planner.emit import law_as_dict
 from ladders.configs import config_text

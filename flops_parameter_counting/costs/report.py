@@ -10,7 +10,6 @@ from common.errors import UserError
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
 from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters
-from interop.model_files import Model
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 
@@ -19,6 +18,19 @@ DTYPE_BYTES = {**COMPUTE_BYTES, "tf32": 4}  # TF32 is an arithmetic; what it com
 
 # What each strategy is called in a config file (docs/distributed.md).
 STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "zero1": {"use_zero1": True}, "fsdp": {"use_fsdp": True}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model to describe; interop.model_files reads one from a file. `notes` say what was assumed; `run` is there for
+    a config file of this repository; `is_ours` says whether this repository decodes it, and not transformers."""
+
+    name: str
+    family: str
+    architecture: ModelArchitectureConfig
+    notes: tuple[str, ...] = ()
+    run: RunConfig | None = None
+    is_ours: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from components.registry import OWN_PRESETS
+from data.facts import UNPREPARED, Facts, known
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
@@ -22,7 +23,6 @@ from flops_parameter_counting.laws.scaling_laws import (
     on_experts,
     on_state_spaces,
 )
-from flops_parameter_counting.planner.datasets import UNPREPARED, Facts, known
 from flops_parameter_counting.planner.search import Candidate, Search, memory_of
 from model_config import ModelArchitectureConfig
 

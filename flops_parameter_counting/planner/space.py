@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, did_you_mean
+from components.registry import default_letter
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
@@ -77,7 +78,7 @@ class Family:
     @functools.cached_property
     def period(self) -> int:
         """Layers after which the patterns begin anew."""
-        return math.lcm(*(len(self.values.get(key) or "A") for key in ("layer_pattern", "ffn_pattern")))
+        return math.lcm(*(len(self.values.get(key) or "-") for key in ("layer_pattern", "ffn_pattern")))
 
     @functools.cached_property
     def example(self) -> ModelArchitectureConfig:
@@ -217,7 +218,7 @@ class SearchSpace:
         if "head_dim" in self.family.keys:
             own["head_dim"] = sizes["n_embd"] // sizes["n_head"]
         patterns = self.family.patterns(sizes["n_layer"])
-        if set(patterns.get("layer_pattern") or "A") == {"A"}:
+        if set(patterns.get("layer_pattern") or "") == {default_letter()}:
             patterns["layer_pattern"] = None
         return self.template.replace(**own, **patterns)
 
@@ -279,8 +280,9 @@ class SearchSpace:
 
 def without(family: Family) -> str:
     """What a family does not have, in words."""
-    missing = [what for what, has in (("attention", family.has_heads), ("FFNs", family.has_d_ff)) if not has]
-    return f"neither {missing[0]} nor {missing[1]}" if len(missing) == 2 else f"no {missing[0]}"
+    if not (family.has_heads or family.has_d_ff):
+        return "neither attention nor FFNs"
+    return "no FFNs" if family.has_heads else "no attention heads"
 
 
 def default_space(budget: float, arch: str) -> SearchSpace:

@@ -62,7 +62,7 @@ def biases(config: Config) -> tuple[bool, bool]:
 @register_spec
 class Attention(_AttentionKeys):
     name, label, letter, title = "attention", "Attention", "A", "attention"
-    takes_documents = True
+    is_default = takes_documents = True
     divides = ("n_head", "num_key_value_heads")
     not_shared = "tensor_parallel does not share norms of queries and keys: take qk_norm=False, or use_fsdp"
     has_window = False
@@ -149,6 +149,7 @@ def _query_width(config: Config) -> int:
 @register_spec
 class SlidingAttention(Attention):
     name, label, letter = "sliding_attention", "SlidingAttention", "W"
+    is_default = False
     title = "attention within {attention_window} tokens"
     what = "attention within a window"
     has_window = True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError, did_you_mean
 
-DATA_FOLDER = Path(__file__).resolve().parents[2] / "data"
+DATA_FOLDER = Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
