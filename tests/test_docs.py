@@ -4,9 +4,12 @@
   that are left out. In a plain text file such a block is indented by four spaces instead.
 - A block fenced as `arithmetic` is lines `<products and sums> = <number>`, whose results the commands print too.
 - A block fenced as `json FILE` is a file that the reader saves under this name for the commands.
+
+What SYSTEM_OVERVIEW.md and TESTING.md name is there, and all that they should name.
 """
 
 import ast
+import functools
 import os
 import re
 import shutil
@@ -18,8 +21,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-TEXTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "OPTIMAL_CONFIGS_SUMMARY.txt"]
-OF_FIGURES = ["18_optimal_configs_comparison_1.36e21_flops.md", "flops_and_memory.md", "OPTIMAL_CONFIGS_SUMMARY.txt"]
+TEXTS = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "OPTIMAL_CONFIGS_SUMMARY.txt"]
+OF_FIGURES = """
+18_optimal_configs_comparison_1.36e21_flops.md OPTIMAL_CONFIGS_SUMMARY.txt parameters.md flops.md
+published_architectures.md memory.md decoding.md time_and_mfu.md
+""".split()
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -197,7 +203,8 @@ def test_arithmetic_is_nothing_but_arithmetic(expression):
 # Figures in the prose
 
 NUMBER = re.compile(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?!\w|\.\d)( ?%)?")
-PLACE = re.compile(r"\]\([^)]*\)|`[\w/.]+\.\w+`|(?:section|table|equation|appendix) [\w.]+")  # links, files, in a paper
+# Links, files, places in a paper, names
+PLACE = re.compile(r"\]\([^)]*\)|`[\w/.]+\.\w+`|(?:section|table|equation|appendix) [\w.]+|Llama \d\.\d")
 
 
 def numbers(text: str) -> set[tuple[float, bool]]:
@@ -229,7 +236,7 @@ def test_every_figure_of_the_prose_is_founded(name):
 
 
 def test_what_an_unfounded_figure_is():
-    text = """18 layers [cost](x_1.5.md) 8.76e20, 64 %, 1,545 and 2.5 (appendix B.2, `x_3.5.py`) and 3.5.
+    text = """18 layers [cost](x_1.5.md) 8.76e20, 64 %, 1,545 and 2.5 (appendix B.2, `x_3.5.py`, Llama 7.5) and 3.5.
 
 ```console
 $ x 1.545
@@ -246,3 +253,129 @@ $ x 1.545
 | 2.5 | a rate | A data sheet |
 """
     assert unfounded(text, fenced(text, "console")) == {(64, True), (1545, False), (3.5, False), (9.5, False)}
+
+
+# The system on one page
+
+OVERVIEW = (ROOT / "SYSTEM_OVERVIEW.md").read_text()
+SPAN = re.compile(r"`([^`\n]+)`")
+
+
+def is_path(name: str) -> bool:
+    return "/" in name or Path(name).suffix in (".py", ".md")
+
+
+@functools.cache
+def definitions(path: Path) -> set[str]:
+    """The functions and classes of a module, and the methods and fields of its classes, as `Class.name`."""
+    body = ast.parse(path.read_text()).body
+    found = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for one in (node for node in body if isinstance(node, ast.ClassDef)):
+        for inner in one.body:
+            match inner:
+                case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                    found.add(f"{one.name}.{name}")
+    return found
+
+
+def not_there(text: str) -> set[str]:
+    """Of what stands in backticks: paths that do not exist, and what no file that is named in the same paragraph, or
+    item of a list, defines."""
+    missing = set()
+    for block in re.split(r"\n\n|\n(?=\d+\. |- )", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)):
+        spans = SPAN.findall(block)
+        files = {name: list(ROOT.glob(name)) for name in spans if is_path(name)}
+        missing |= {name for name, found in files.items() if not found}
+        defined = {
+            name for found in files.values() for file in found if file.suffix == ".py" for name in definitions(file)
+        }
+        missing |= {name for name in spans if name not in files} - defined
+    return missing
+
+
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
+def test_modules_that_a_document_names_are_there(document):
+    """But for config files, which it may ask the reader to write."""
+    named = {
+        name for name in SPAN.findall(document.read_text()) if re.fullmatch(r"(?!config/|out/)[\w*]+/[\w/*]+\.py", name)
+    }
+    assert {name for name in named if not list(ROOT.glob(name))} == set()
+
+
+def test_what_the_overview_names_is_there():
+    assert not_there(OVERVIEW) == set()
+
+
+def test_what_is_not_there():
+    text = "`train.py`: `main`, `mains`; `no/such.py`\n\n`main` of no file.\n- `data/loader.py`: `Batch.tokens`"
+    assert not_there(text) == {"mains", "no/such.py", "main"}
+
+
+def rows_of_the_house() -> tuple[list[list[str]], int]:
+    """The paths of each row of the picture, from the top, and how many rows are above the line."""
+    (picture,) = fenced(OVERVIEW, "")
+    above, _, below = picture.partition("below this line")
+    rows = [[re.findall(r"[\w/]+(?:\.py|/)", line) for line in part.splitlines()] for part in (above, below)]
+    found = [[row for row in part if row] for part in rows]
+    return found[0] + found[1], len(found[0])
+
+
+def modules() -> dict[str, Path]:
+    """Those of the house by their names, empty ones left out: the root's, and those of its packages."""
+    rooms = [path.parent for path in ROOT.glob("*/__init__.py")]
+    files = [*ROOT.glob("*.py"), *(file for room in rooms for file in room.rglob("*.py"))]
+    inside = [path.relative_to(ROOT) for path in files if path.read_text().strip()]
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in inside}
+
+
+def imports(path: Path, anywhere: bool = False) -> set[str]:
+    """The modules that a file imports when it is imported; `anywhere`: or later, inside a function."""
+    tree = ast.parse((ROOT / path).read_text())
+    found = set()
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_imports_go_as_the_picture_of_the_house_says():
+    rows, rows_above = rows_of_the_house()
+    known = modules()
+
+    @functools.cache
+    def needs_torch(name: str) -> bool:
+        of_file = imports(known[name])
+        return any(one.partition(".")[0] == "torch" for one in of_file) or any(
+            needs_torch(other) for other in of_file & known.keys() - {name}
+        )
+
+    def row_of(name: str) -> int:
+        path = known[name].as_posix()
+        fits = [index for index, row in enumerate(rows) if any(path == one or path.startswith(one) for one in row)]
+        assert fits, f"{path} is in no row"
+        return fits[0] if needs_torch(name) else fits[-1]
+
+    for name in known:
+        assert not (needs_torch(name) and row_of(name) >= rows_above), f"{name} needs PyTorch, below the line"
+    upward = {
+        (known[name].as_posix(), other)
+        for name in known
+        for other in imports(known[name], anywhere=True) & known.keys()
+        if row_of(other) < row_of(name)
+    }
+    assert upward == {("flops_parameter_counting/costs/validate.py", "model_builder")}
+
+
+# What the tests hold
+
+
+def test_the_page_of_the_tests_names_each_of_them_once_and_what_it_needs():
+    page = (ROOT / "TESTING.md").read_text()
+    rows = re.findall(r"^\| `(test_\w+\.py)` \| (.+) \|$", page, flags=re.MULTILINE)
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert sorted(name for name, _ in rows) == sorted(files)
+    for name, held in rows:
+        marks = {mark for mark in ("gpu", "soak") if re.search(rf"\bmark\.{mark}\b", files[name])}
+        assert set(re.findall(r"`(gpu|soak)`", held)) == marks, name

@@ -17,7 +17,7 @@ from conftest import ROOT, environment
 from configurator import load
 from training.plan import check_ranks
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "TRAINING_GUIDE.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
@@ -103,14 +103,23 @@ def test_the_guides_train_commands_are_accepted(command):
     check_ranks(configuration, configuration.run.world_size or math.prod(numbers.values()))
 
 
+def anchors(document: Path) -> set[str]:
+    """What `#...` of a link can name: the headings, as they are spelled there."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_the_index_names_every_document():
-    index = (ROOT / "docs/README.md").read_text()
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(
-        re.findall(r"\]\(([\w.]+\.md)\)", index)
-    )
+def test_the_index_names_every_document_under_one_of_three_headings():
+    parts = re.split(r"^## (.+)$", (ROOT / "docs/README.md").read_text(), flags=re.MULTILINE)
+    assert parts[1::2] == ["Using", "Reference", "Extending"]
+    named = [name for part in parts[2::2] for name in set(re.findall(r"\]\(([\w.]+\.md)\)", part))]
+    assert sorted(named) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"})
