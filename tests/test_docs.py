@@ -295,9 +295,11 @@ def not_there(text: str) -> set[str]:
 
 @pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
 def test_modules_that_a_document_names_are_there(document):
-    """But for config files, which it may ask the reader to write."""
+    """But for config files and components, which it may ask the reader to write."""
     named = {
-        name for name in SPAN.findall(document.read_text()) if re.fullmatch(r"(?!config/|out/)[\w*]+/[\w/*]+\.py", name)
+        name
+        for name in SPAN.findall(document.read_text())
+        if re.fullmatch(r"(?!config/|out/|mine/)[\w*]+/[\w/*]+\.py", name)
     }
     assert {name for name in named if not list(ROOT.glob(name))} == set()
 
@@ -311,61 +313,11 @@ def test_what_is_not_there():
     assert not_there(text) == {"mains", "no/such.py", "main"}
 
 
-def rows_of_the_house() -> tuple[list[list[str]], int]:
-    """The paths of each row of the picture, from the top, and how many rows are above the line."""
+def test_the_picture_of_the_house_shows_every_room_and_module_of_the_root():
+    """That imports go as it says is held by tests/test_rooms.py, module by module."""
     (picture,) = fenced(OVERVIEW, "")
-    above, _, below = picture.partition("below this line")
-    rows = [[re.findall(r"[\w/]+(?:\.py|/)", line) for line in part.splitlines()] for part in (above, below)]
-    found = [[row for row in part if row] for part in rows]
-    return found[0] + found[1], len(found[0])
-
-
-def modules() -> dict[str, Path]:
-    """Those of the house by their names, empty ones left out: the root's, and those of its packages."""
-    rooms = [path.parent for path in ROOT.glob("*/__init__.py")]
-    files = [*ROOT.glob("*.py"), *(file for room in rooms for file in room.rglob("*.py"))]
-    inside = [path.relative_to(ROOT) for path in files if path.read_text().strip()]
-    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in inside}
-
-
-def imports(path: Path, anywhere: bool = False) -> set[str]:
-    """The modules that a file imports when it is imported; `anywhere`: or later, inside a function."""
-    tree = ast.parse((ROOT / path).read_text())
-    found = set()
-    for node in ast.walk(tree) if anywhere else tree.body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def test_imports_go_as_the_picture_of_the_house_says():
-    rows, rows_above = rows_of_the_house()
-    known = modules()
-
-    @functools.cache
-    def needs_torch(name: str) -> bool:
-        of_file = imports(known[name])
-        return any(one.partition(".")[0] == "torch" for one in of_file) or any(
-            needs_torch(other) for other in of_file & known.keys() - {name}
-        )
-
-    def row_of(name: str) -> int:
-        path = known[name].as_posix()
-        fits = [index for index, row in enumerate(rows) if any(path == one or path.startswith(one) for one in row)]
-        assert fits, f"{path} is in no row"
-        return fits[0] if needs_torch(name) else fits[-1]
-
-    for name in known:
-        assert not (needs_torch(name) and row_of(name) >= rows_above), f"{name} needs PyTorch, below the line"
-    upward = {
-        (known[name].as_posix(), other)
-        for name in known
-        for other in imports(known[name], anywhere=True) & known.keys()
-        if row_of(other) < row_of(name)
-    }
-    assert upward == {("flops_parameter_counting/costs/validate.py", "model_builder")}
+    rooms = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} - {"tests/"}
+    assert set(re.findall(r"[\w/]+(?:\.py|/)", picture)) == rooms | {path.name for path in ROOT.glob("*.py")}
 
 
 # What the tests hold

@@ -53,6 +53,7 @@ RUN = """
 MIXED = "--arch_preset=hybrid --layer_pattern=AMS --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
 MIXED += ["--mamba_d_state=5", "--mamba_chunk_size=8"]
 WINDOW = [*LLAMA, "--layer_pattern=WA", "--attention_window=5"]
+IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 
 def small_configuration(*keys: str) -> Configuration:
@@ -101,7 +102,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     backward_pass(training, batches(0), run, compute)
     settle_gradients(training.model)
     scale = training.scaler.get_scale()
-    gradients = {name: whole(p.grad) / scale for name, p in training.model.named_parameters()}
+    gradients = {name: whole(p.grad) / scale for name, p in training.model.named_parameters() if p.requires_grad}
     training.optimizer.zero_grad()
 
     results = []
@@ -135,6 +136,8 @@ CASES: list[Case] = [
     (2, FSDP, [*MIXED, BF16]),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
+    (1, DDP, IN_PART),
+    *[(2, keys, IN_PART) for keys in (DDP, ZERO1, FSDP, ZERO2, TENSOR)],
     *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],
     *[(2, [*FSDP, CHECKPOINTING], LLAMA)],
     *[(n, TENSOR, model) for n in (2, 4) for model in (GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],

@@ -40,6 +40,7 @@ ACCUMULATION = "--gradient_accumulation_steps=8"
 # Blocks of three sizes, the last neither the largest nor the smallest; rows that no number of ranks divides
 MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
 MIXED += ["--mamba_d_state=5"]
+IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 
 def few_each(size: int, keys: list[str]) -> list[str]:
@@ -53,6 +54,8 @@ CASES = [
     *[(size, [*strategy, *model]) for size in (2, 4) for strategy in (DDP, ZERO1, FSDP) for model in (GPT2, ODD)],
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
     (2, MIXED),
+    (2, IN_PART),
+    *[(2, [*strategy, *IN_PART]) for strategy in (ZERO1, FSDP, ZERO2, TENSOR)],
     *[(size, [*strategy, *MIXED]) for size in (2, 4) for strategy in (ZERO1, FSDP)],
     *[(2, [*FSDP, BF16, *model]) for model in (LLAMA, MIXED)],
     (2, [*FSDP, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
@@ -122,7 +125,7 @@ def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     states = optimizer.inner.state if isinstance(optimizer, ZeroOptimizer) else optimizer.state
     held = {
         "weights": sum(own_part(p.detach()).nbytes for p in parameters),
-        "gradients": sum(own_part(p.grad).nbytes for p in parameters),
+        "gradients": sum(own_part(p.grad).nbytes for p in parameters if p.grad is not None),
         "optimizer": sum(own_part(t).nbytes for state in states.values() for t in state.values() if t.ndim > 0),
     }
     return Counted(dict(counter.payload), counter.calls, seen, held)
@@ -163,6 +166,9 @@ def test_the_state_of_a_rank(size, keys, counted):
     """The first rank's to the byte; no other has more, and together they have every copy of the model once."""
     configuration = small_configuration(*keys)
     run, n_params = configuration.run, model_cost(configuration.model).n_params
+    with torch.device("meta"):
+        named = LanguageModel(configuration.model).named_parameters()
+    n_trained = sum(p.numel() for name, p in named if not run.freezes(name))
     found = [one.held for one in counted(size, keys)]
     estimate = rank_memory(configuration.model, run, size, run.dtype)
     assert {part: estimate[part] for part in found[0]} == found[0]
@@ -172,7 +178,8 @@ def test_the_state_of_a_rank(size, keys, counted):
     for part, is_divided in shards.items():
         if run.tensor_parallel == 1:
             copies = run.fsdp_replicas if is_divided else size
-            assert sum(one[part] for one in found) == copies * {"optimizer": 8}.get(part, 4) * n_params
+            elements = n_params if part == "weights" else n_trained
+            assert sum(one[part] for one in found) == copies * {"optimizer": 8}.get(part, 4) * elements
 
 
 # The closed forms against the papers' figures
