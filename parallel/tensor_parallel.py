@@ -66,7 +66,7 @@ def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
 
 def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
     plan: dict[str, ParallelStyle] = {}
-    for half, spec in zip(("mixer", "ffn"), layer.specs, strict=True):
+    for half, spec in zip(("mixer", "ffn"), layer.specs, strict=False):
         plan[f"{half}_norm"] = SequenceParallel(use_local_output=True)
         plan[half] = PrepareModuleInput(input_layouts=(BY_SEQUENCE,), desired_input_layouts=(WHOLE,))  # gather
         plan |= {f"{half}.{name}": style for name, style in _half_plan(spec, config.of(layer)).items()}

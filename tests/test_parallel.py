@@ -136,6 +136,7 @@ CASES: list[Case] = [
     (2, FSDP, [*MIXED, BF16]),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
+    *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],
     (1, DDP, IN_PART),
     *[(2, keys, IN_PART) for keys in (DDP, ZERO1, FSDP, ZERO2, TENSOR)],
     *[(4, keys, model) for keys in (HYBRID, OFFLOAD) for model in (GPT2, LLAMA)],

@@ -16,6 +16,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 import dataclasses
 
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
+from flops_parameter_counting.costs.model_cost import gradients
 from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -106,8 +107,7 @@ def _fsdp(step: Step) -> list[Exchange]:
     gathers, twice = 1, 0
     if run.fsdp_reshard_after_forward:
         gathers, twice = micro_batches, whole - sizes[own.last]
-    gradients = mesh.shards * elements(of_trained(own.all), mesh.shards)
-    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * gradients
+    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * mesh.shards * elements(of_trained(own.all), mesh.shards)
     return [
         Exchange("weights", "all_gather", mesh.shards, gathers * (whole + twice + 4 * root)),
         Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
@@ -122,14 +122,18 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     and their gradients, are float32 as the norms leave them; sums, and theirs, are in the compute dtype. Outside, all
     float32: the embedding's sum goes to every rank, for positions to be added, and its gradient is gathered; what the
     head reads is gathered and its gradient divided. With activation checkpointing a block gathers its inputs again,
-    and divides again what it keeps: of two sums the first, or both where a norm follows.
+    and divides again what it keeps: of two sums the first, or both where a norm follows. Where nothing before is
+    trained there is no gradient to be sent, and a block without one is not computed again.
     """
-    config, ranks, stream = step.config, step.mesh.tensor, step.stream
-    halves, e = 2 * config.n_layer, step.e
-    again = step.run.activation_checkpointing * config.n_layer
+    config, ranks, stream, e = step.config, step.mesh.tensor, step.stream, step.e
+    walked = list(gradients(config, step.run.frozen_names))
+    halves = [one for one in walked if one[0].place and one[0].place.name in ("mixer", "ffn")]
+    of_inputs, of_sums = (sum(one[which] for one in halves) for which in (1, 2))
+    of_stream, of_head = walked[1][2], walked[-1][1]  # with the positions added to it; as the head reads it
+    again = step.run.activation_checkpointing * len({found.block for found, _, of_output in halves if of_output})
     sums_again = again if config.norm_position == "pre" else 2 * again
-    gathered = (halves + 2 * again) * 4 + halves * e + 2 * 4
-    divided = (halves + sums_again) * e + halves * 4 + 4
+    gathered = (len(halves) + 2 * again) * 4 + of_sums * e + of_stream * 4 + 4
+    divided = (len(halves) + sums_again) * e + of_inputs * 4 + of_head * 4
     rows = step.run.batch_size * config.block_size
     exchanges = [
         Exchange("activations", "all_reduce", ranks, 4 * stream),
@@ -149,10 +153,12 @@ def _norm_gradients(step: Step) -> list[Exchange]:
 
 
 def _small(step: Step) -> list[Exchange]:
-    """The loss, and for the gradients' global norm that of each parameter, once along each way it is divided."""
-    mesh, norms = step.mesh, 4 * sum(parameter.copies for parameter in of_trained(step.own.all))
+    """The loss, and for the gradients' global norm that of each parameter, once along each way that any is divided."""
+    mesh, trained = step.mesh, list(of_trained(step.own.all))
+    norms = 4 * sum(parameter.copies for parameter in trained)
+    is_divided = any(parameter.divided in ("rows", "columns") for parameter in trained)
     return [
-        Exchange("scalars", "all_reduce", mesh.tensor, norms),
+        Exchange("scalars", "all_reduce", mesh.tensor, norms * is_divided),
         Exchange("scalars", "all_reduce", mesh.shards, norms),
         Exchange("scalars", "all_reduce", mesh.size, 4),
     ]

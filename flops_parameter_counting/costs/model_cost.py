@@ -91,6 +91,17 @@ def parameter_names(config: ModelArchitectureConfig) -> set[str]:
     return {name for found in named_weights(config) for weights in found.weights for name in weights.names}
 
 
+def gradients(config: ModelArchitectureConfig, frozen: Frozen | None) -> Iterator[tuple[Named, bool, bool]]:
+    """Every component in the order of the forward pass, whether its input has a gradient, and whether its output: where
+    it, or something before it, is trained."""
+    of_input = False
+    for found in named_weights(config):
+        trained = (frozen is None or not frozen(name) for weights in found.weights for name in weights.names)
+        of_output = of_input or any(trained)
+        yield found, of_input, of_output
+        of_input = of_output
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingFlops:
     """FLOPs per token of forward and backward, by part in the full convention, and those that the causal one leaves
@@ -118,21 +129,19 @@ def training_flops(config: ModelArchitectureConfig, frozen: Frozen | None = None
         by_part = {part: with_backward(flops) for part, flops in cost.flops.items()}
         return TrainingFlops(by_part, with_backward(sum(cost.masked.values())))
     by_part, masked = dict(cost.flops), sum(cost.masked.values())
-    passed = False  # whether a gradient comes down to here
-    for found in named_weights(config):
+    for found, of_input, of_output in gradients(config, frozen):
         spec = None if found.place is None else found.place.spec
-        inside = passed  # whether what the component makes of its input has a gradient
+        inside = of_input  # whether what the component has made of its input so far has a gradient
         for weights in found.weights:
             trained = [not frozen(name) for name in weights.names]
             if weights.multiplies or found.is_head:
                 part = "lm_head" if spec is None else weights.part or spec.flops_part
                 each = 2 * weights.of_these_met(weights.size // len(trained))
-                by_part[part] += each * (sum(trained) + len(trained) * (inside if weights.writes else passed))
+                by_part[part] += each * (sum(trained) + len(trained) * (inside if weights.writes else of_input))
             inside = inside or any(trained)
         for product in [] if spec is None else spec.all_products(found.place.config, length):  # type: ignore[union-attr]
-            by_part[product.part] += 2 * product.flops * inside
-            masked += 2 * product.masked * inside
-        passed = inside
+            by_part[product.part] += 2 * product.flops * of_output
+            masked += 2 * product.masked * of_output
     return TrainingFlops(by_part, masked)
 
 
