@@ -230,6 +230,16 @@ def test_the_same_seed_gives_the_same_text(say):
     assert texts[0] == text and len(set(texts)) == 3
 
 
+def test_texts_of_a_batch_are_those_that_stream(say, monkeypatch):
+    """The n-th is the first of the n-th seed; a long row of them is made in several batches."""
+    form = ["out/small", "--prompt=loss", "--max_new_tokens=40", "--seed=7"]
+    streamed = say(*form, "--num_samples=5")[1]
+    assert say(*form, "--num_samples=5", "--no_stream")[1] == streamed
+    monkeypatch.setattr(sample, "AT_ONCE", 2)
+    assert say(*form, "--num_samples=5", "--no_stream")[1] == streamed
+    assert streamed.split("-" * 20 + "\n")[3] == say(*form[:-1], "--seed=10")[1]
+
+
 def test_a_prompt_from_a_file(say, tmp_path):
     (tmp_path / "prompt.txt").write_text("tôken ")
     assert say("out/small", f"--prompt=FILE:{tmp_path}/prompt.txt", "--max_new_tokens=1")[1].startswith("tôken ")
