@@ -1,6 +1,5 @@
 """ModelArchitectureConfig -> nn.Module."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -12,26 +11,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
+from components.caches import Caches
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
 
 INIT_STD = 0.02  # GPT-2's, for every matrix
-
-
-@dataclasses.dataclass
-class Caches:
-    """What a LanguageModel keeps of the tokens that it has read, to go on from them: of each layer, whatever its
-    mixer's `empty_cache` makes, a dataclass of tensors."""
-
-    layers: list[Any]
-    room: int | None  # tokens that fit; None: any number
-    length: int = 0  # tokens read
-
-    @property
-    def bytes(self) -> int:
-        return sum(t.nbytes for layer in self.layers for t in vars(layer).values() if isinstance(t, Tensor))
 
 
 class LossParts(NamedTuple):
@@ -126,7 +112,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"caches of {length} tokens are more than the block size {limit}")
         blocks = cast("Iterable[Block]", self.blocks)
         layers = [block.mixer.empty_cache(batch, length) for block in blocks]
-        return Caches(layers, room=None if limit is None else length)
+        return Caches(layers, batch, room=None if limit is None else length)
 
     def hidden(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> what the LM head reads (B, T, D).

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
-from model_builder import Caches, LanguageModel, build_model
+from components.caches import Caches
+from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig, resolve_architecture
 from parallel.device import choose_device, synchronize
 from parallel.ranks import ALONE

@@ -16,6 +16,8 @@ import checkpoint
 import sample
 from components import registry
 from data.tokenizers import tokenizer_from_meta
+from inference.generation import generate
+from inference.sampling import Sampling, distribution, draw
 from model_builder import Block, build_model
 from model_config import resolve_architecture
 
@@ -127,7 +129,7 @@ def without_caches(model, start, how, count, generator):
     tokens = list(start)
     for _ in range(count):
         logits = model(torch.tensor([tokens[-BLOCK:]]))[0, -1]
-        tokens.append(sample.draw(sample.distribution(logits, how), generator))
+        tokens.append(draw(distribution(logits, how), generator))
     return tokens[len(start) :]
 
 
@@ -136,10 +138,10 @@ def without_caches(model, start, how, count, generator):
 @pytest.mark.parametrize("prompt", [1, 9, BLOCK, BLOCK + 5])
 def test_the_text_is_the_same_as_without_caches(pattern, temperature, prompt):
     """Greedy and seeded, to beyond the block; in float64, where no tie is broken by rounding."""
-    model, how = small_model(pattern, vocab_size=256), sample.Sampling(temperature, top_k=200, top_p=1.0)
+    model, how = small_model(pattern, vocab_size=256), Sampling(temperature, top_k=200, top_p=1.0)
     start = torch.randint(256, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     bytes_only = tokenizer_from_meta({"kind": "bytes", "end_of_document": None})
-    found = sample.generate(model, start, bytes_only, how, 2 * BLOCK, torch.Generator().manual_seed(1))
+    found = generate(model, start, bytes_only, how, 2 * BLOCK, torch.Generator().manual_seed(1))
     expected = without_caches(model, start, how, 2 * BLOCK, torch.Generator().manual_seed(1))
     assert list(found) == expected
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from test_decoding import BUILT, small_model
+from test_generation import BLOCK, alone, prompts, together
 from test_mamba import ssd_inputs, values_and_gradients
 from test_memory import counting_kept_bytes
 from test_training import records
@@ -145,3 +147,15 @@ def test_mixers_are_those_of_the_cpu(name):
     y = mixer(x)
     torch.set_float32_matmul_precision("highest")
     torch.testing.assert_close(mixer.cuda()(x.cuda()).cpu(), y, rtol=0, atol=1e-4 * y.abs().max().item())
+
+
+@pytest.mark.parametrize("pattern", BUILT)
+def test_a_text_of_a_batch_is_what_it_is_alone(pattern):
+    """Of any lengths, also beyond the block; the tokens are given, so that no tie is broken by rounding."""
+    torch.set_float32_matmul_precision("highest")
+    model = small_model(pattern, torch.float32, position_encoding="learned_absolute", block_size=BLOCK).cuda()
+    starts = prompts(3, 9, 1, 9, BLOCK, BLOCK + 2)
+    tokens, expected = alone(model, starts, BLOCK)
+    _, found = together(model, starts, BLOCK, forced=tokens)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.stack(mine), torch.stack(theirs), rtol=0, atol=1e-4)

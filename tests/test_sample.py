@@ -20,6 +20,9 @@ import sample
 from configurator import from_dict
 from data.dataset import DatasetWriter
 from data.tokenizers import tokenizer_from_meta
+from inference.generation import generate
+from inference.sampling import Sampling, distribution, draw
+from inference.text import decode_stream
 from model_builder import build_model
 from runs.folder import read_state, write_state
 
@@ -88,7 +91,7 @@ LOGITS = st.lists(
 def test_the_distribution_is_what_a_naive_one_gives(logits, temperature, top_k, top_p):
     expected = naive_distribution(logits, temperature, top_k, top_p)
     assume(expected is not None)
-    found = sample.distribution(torch.tensor(logits), sample.Sampling(temperature, top_k, top_p))
+    found = distribution(torch.tensor(logits), Sampling(temperature, top_k, top_p))
     assert found.dtype == torch.float64 and found.shape == (len(logits),)
     assert {token for token, probability in enumerate(found.tolist()) if probability > 0} <= expected.keys()
     for token in range(len(logits)):
@@ -99,7 +102,7 @@ def test_temperature_top_k_and_top_p_by_hand():
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
 
     def probabilities(temperature=1.0, top_k=4, top_p=1.0):
-        return sample.distribution(logits, sample.Sampling(temperature, top_k, top_p)).tolist()
+        return distribution(logits, Sampling(temperature, top_k, top_p)).tolist()
 
     assert probabilities() == pytest.approx([0.5, 0.25, 0.125, 0.125])
     assert probabilities(temperature=0.5) == pytest.approx([16 / 22, 4 / 22, 1 / 22, 1 / 22])
@@ -113,7 +116,7 @@ def test_draws_come_as_often_as_they_are_likely():
     """10,000 draws: a count of mean 10,000 p stays within five standard deviations."""
     probabilities = torch.tensor([0.7, 0.0, 0.25, 0.05], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.tensor([sample.draw(probabilities, generator) for _ in range(10_000)]), minlength=4)
+    counts = torch.bincount(torch.tensor([draw(probabilities, generator) for _ in range(10_000)]), minlength=4)
     for count, p in zip(counts.tolist(), probabilities.tolist(), strict=True):
         assert abs(count - 10_000 * p) <= 5 * math.sqrt(10_000 * p * (1 - p))
 
@@ -148,11 +151,11 @@ class Alphabet(torch.nn.Module):
         return logits
 
 
-GREEDY = sample.Sampling(temperature=0, top_k=200, top_p=1.0)
+GREEDY = Sampling(temperature=0, top_k=200, top_p=1.0)
 
 
 def generated(model, start, tokenizer=BYTE_TOKENIZER, max_new_tokens=5):
-    tokens = sample.generate(model, list(start), tokenizer, GREEDY, max_new_tokens, torch.Generator())
+    tokens = generate(model, list(start), tokenizer, GREEDY, max_new_tokens, torch.Generator())
     return bytes(tokens)
 
 
@@ -186,14 +189,14 @@ def test_the_end_of_the_document_ends_the_text():
 def test_a_streamed_text_is_whole_and_no_character_is_torn(text):
     ids = BYTE_TOKENIZER.encode(text)
     assume(0 not in ids)
-    pieces = list(sample.decode_stream(BYTE_TOKENIZER, [], iter(ids)))
+    pieces = list(decode_stream(BYTE_TOKENIZER, [], iter(ids)))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 1
     for cut in range(len(ids) + 1):  # a prompt's last character may go on in the model's first token
-        assert "".join(sample.decode_stream(BYTE_TOKENIZER, ids[:cut], iter(ids[cut:]))) == text
+        assert "".join(decode_stream(BYTE_TOKENIZER, ids[:cut], iter(ids[cut:]))) == text
 
 
 def test_bytes_that_are_no_text_are_shown_as_such():
-    assert "".join(sample.decode_stream(BYTE_TOKENIZER, [], iter(b"a\xffb\xe2\x82"))) == "a\ufffdb\ufffd"
+    assert "".join(decode_stream(BYTE_TOKENIZER, [], iter(b"a\xffb\xe2\x82"))) == "a\ufffdb\ufffd"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,6 +228,16 @@ def test_the_same_seed_gives_the_same_text(say):
     assert say(*form, "--seed=2")[1] != text
     texts = say(*form, "--seed=1", "--num_samples=3")[1].split("-" * 20 + "\n")
     assert texts[0] == text and len(set(texts)) == 3
+
+
+def test_texts_of_a_batch_are_those_that_stream(say, monkeypatch):
+    """The n-th is the first of the n-th seed; a long row of them is made in several batches."""
+    form = ["out/small", "--prompt=loss", "--max_new_tokens=40", "--seed=7"]
+    streamed = say(*form, "--num_samples=5")[1]
+    assert say(*form, "--num_samples=5", "--no_stream")[1] == streamed
+    monkeypatch.setattr(sample, "AT_ONCE", 2)
+    assert say(*form, "--num_samples=5", "--no_stream")[1] == streamed
+    assert streamed.split("-" * 20 + "\n")[3] == say(*form[:-1], "--seed=10")[1]
 
 
 def test_a_prompt_from_a_file(say, tmp_path):

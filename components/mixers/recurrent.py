@@ -12,8 +12,7 @@ STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-unifo
 
 @dataclasses.dataclass
 class RecurrentCache:
-    """What a layer keeps of the tokens so far, of the same size however many they are. For decoding, without
-    gradients: a call with a cache continues from it, by one token or many, and updates it in place."""
+    """What a layer keeps of the tokens so far (components/caches.py), of the same size however many they are."""
 
     convolution: Tensor  # (B, K - 1, channels), the last tokens as the convolution reads them
     state: Tensor  # Mamba-1: (B, E, N). Mamba-2: (B, H, E/H, N)

@@ -126,11 +126,11 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     trained there is no gradient to be sent, and a block without one is not computed again.
     """
     config, ranks, stream, e = step.config, step.mesh.tensor, step.stream, step.e
-    walked = list(gradients(config, step.run.frozen_names))
-    halves = [one for one in walked if one[0].place and one[0].place.name in ("mixer", "ffn")]
-    of_inputs, of_sums = (sum(one[which] for one in halves) for which in (1, 2))
-    of_stream, of_head = walked[1][2], walked[-1][1]  # with the positions added to it; as the head reads it
-    again = step.run.activation_checkpointing * len({found.block for found, _, of_output in halves if of_output})
+    found, of_input, of_output = zip(*gradients(config, step.run.frozen_names), strict=True)
+    halves = [index for index, one in enumerate(found) if one.place and one.place.name in ("mixer", "ffn")]
+    of_inputs, of_sums = sum(of_input[index] for index in halves), sum(of_output[index] for index in halves)
+    of_stream, of_head = of_output[1], of_input[-1]  # with the positions added to it; as the head reads it
+    again = step.run.activation_checkpointing * len({found[index].block for index in halves if of_output[index]})
     sums_again = again if config.norm_position == "pre" else 2 * again
     gathered = (len(halves) + 2 * again) * 4 + of_sums * e + of_stream * 4 + 4
     divided = (len(halves) + sums_again) * e + of_inputs * 4 + of_head * 4

@@ -82,8 +82,8 @@ def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -
 
 @dataclasses.dataclass
 class AttentionCache:
-    """What an attention keeps of the tokens so far: their keys, turned already, and values; for decoding, without
-    gradients. Where the room is less than the tokens, which is so within a window only, the last ones are kept."""
+    """What an attention keeps of the tokens so far (components/caches.py): their keys, turned already, and values.
+    Where the room is less than the tokens, which is so within a window only, the last ones are kept."""
 
     keys: Tensor  # (B, K, room, h), of which the first `length` are there
     values: Tensor

@@ -1,0 +1,41 @@
+"""What a run left, ready to be used: its configuration, its tokenizer, its model."""
+
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from configurator import Configuration
+from data.dataset import dataset_folder, open_dataset
+from data.tokenizers import Tokenizer, tokenizer_from_meta
+from model_builder import LanguageModel, build_model
+from runs.checkpoint import load_model
+from runs.folder import read_state, saved_configuration
+
+
+def configuration_of(checkpoint: Path) -> Configuration:
+    """The configuration of the run. Nothing of the run's folder is executed, since it may be a stranger's: a run with
+    components of its own needs its config file named, or raises UserError."""
+    try:
+        return saved_configuration(read_state(checkpoint))
+    except UserError as error:
+        own = checkpoint.parent.parent / "config.py"
+        raise UserError(f"{error}; if the run has components of its own: --config {own}") from None
+
+
+def find_tokenizer(checkpoint: Path, saved: Configuration) -> Tokenizer:
+    """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
+    dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)
+    if dataset.vocab_size > (saved.model.vocab_size or 0):
+        raise UserError(
+            f"{dataset.folder} is not what {checkpoint} was trained on: its vocabulary of {dataset.vocab_size} is "
+            f"larger than the model's {saved.model.vocab_size}"
+        )
+    return tokenizer_from_meta(dataset.tokenizer)
+
+
+def load(checkpoint: Path, saved: Configuration, device: torch.device) -> LanguageModel:
+    """The checkpoint's model, ready to sample. Raises UserError for one that is damaged."""
+    model = build_model(saved.model.portable(), device)
+    load_model(checkpoint, model)
+    return model.eval()
