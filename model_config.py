@@ -112,7 +112,7 @@ class Layer:
 
     @property
     def specs(self) -> list[Any]:
-        """Of the mixer, and of the FFN if there is one."""
+        """The specs of the mixer, and of the FFN if there is one."""
         return [found for found in (self.mixer_spec, self.ffn_spec) if found is not None]
 
 

@@ -53,7 +53,7 @@ class Difference:
     at: At
     place: float  # in steps, tokens, FLOPs or seconds
     paired: bool
-    text: str
+    text: str = ""  # all of it in a sentence
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,9 +116,8 @@ def compare_groups(a: Group, b: Group, at: At) -> Difference:
         interval = paired_interval([of_a[seed] - of_b[seed] for seed in of_a])
     elif len(of_a) > 1 and len(of_b) > 1:
         interval = welch_interval([*of_a.values()], [*of_b.values()])
-    seeds = (len(of_a), len(of_b))
-    text = _sentence(a, b, difference, interval, seeds, unit, at, place)
-    return Difference(difference, interval, seeds, unit, at, place, paired, text)
+    found = Difference(difference, interval, (len(of_a), len(of_b)), unit, at, place, paired)
+    return dataclasses.replace(found, text=_sentence(a, b, found))
 
 
 def common_place(runs: Sequence[RunLog], at: At) -> float:
@@ -164,10 +163,9 @@ def _losses_by_seed(group: Group, at: At, place: float, unit: Unit) -> dict[Any,
     return {seed: float(np.mean(losses)) for seed, losses in found.items()}
 
 
-def _sentence(
-    a: Group, b: Group, difference: float, interval: tuple[float, float] | None, seeds: tuple[int, int],
-    unit: Unit, at: At, place: float,
-) -> str:  # fmt: skip
+def _sentence(a: Group, b: Group, found: Difference) -> str:
+    difference, interval, seeds, unit = found.difference, found.interval, found.seeds, found.unit
+    at, place = found.at, found.place
     where = f"at equal {PLACES[at][1]} ({_place_in_words(at, place)})"
     size, direction = f"{abs(difference):.3g} {unit}", "below" if difference < 0 else "above"
     if difference == 0:

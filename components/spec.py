@@ -275,7 +275,7 @@ class Mixer(Half):
         return 1
 
     def whole(self, batch: MicroBatch) -> int:
-        """Of the kept bytes, those that tensor-parallel ranks do not share, its input apart."""
+        """The kept bytes that tensor-parallel ranks do not share, its input apart."""
         return 0
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:

@@ -122,7 +122,7 @@ class Group:
                 self.caches.keep(rows)
 
     def slide(self, limit: int | None) -> None:
-        """Of texts beyond what the model sees, the last tokens stay: all change position, and nothing read applies."""
+        """The last tokens of texts beyond what the model sees stay: all change position, and nothing read applies."""
         if limit is not None and self.length > limit:
             self.caches, self.read = None, 0
             for text in self.texts:

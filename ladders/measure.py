@@ -24,7 +24,7 @@ from parallel.ranks import ALONE
 from runs.folder import RunFolder
 from training.interrupts import StopRequest
 from training.plan import plan_run
-from training.trainer import Trainer, describe_machine
+from training.trainer import Process, Trainer, describe_machine
 
 WARM_UP = 3  # steps in which kernels are loaded and blocks compiled
 SECONDS, STEPS = 2.0, 50  # measured until either, but two steps at least
@@ -51,7 +51,7 @@ def measure(config: Path) -> dict[str, float | str]:
         target = RunFolder(configuration.run_dir)
         with target.hold(), naming_lost_ranks(ALONE, run.comm_timeout) as watch:
             stop = StopRequest(announce=False)
-            trainer = Trainer(configuration, dataset, plan, target, ALONE, machine, stop, watch)
+            trainer = Trainer(configuration, dataset, plan, target, Process(ALONE, machine, stop, watch))
             batches = prefetch(trainer.train_data, trainer.sample_starts(), run.batch_size, device)
             with contextlib.closing(batches):
                 seconds = seconds_a_step(trainer, batches, plan.length)

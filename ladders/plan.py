@@ -27,7 +27,7 @@ from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
 from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
-from ladders.sizes import Choice, largest_power_of_two, planners_choice, sizes_around
+from ladders.sizes import Choice, isoflop_search, largest_power_of_two, planners_choice, sizes_around
 from model_config import ModelArchitectureConfig
 
 EVALUATED_SEQUENCES = 512  # of the validation split, or as many as it has, in a power of two
@@ -193,7 +193,7 @@ def _choices(arguments: Arguments, law: Law, vocab_size: int) -> list[tuple[floa
                 found.append((budget, arch, planners_choice(*of_data)))
             else:
                 sizes = (arguments.sizes, arguments.spread, arguments.tokens_per_parameter, arguments.layers)
-                found += [(budget, arch, choice) for choice in sizes_around(*of_data, *sizes)]
+                found += [(budget, arch, choice) for choice in sizes_around(isoflop_search(*of_data), *sizes)]
     return found
 
 

@@ -31,20 +31,12 @@ def planners_choice(budget: float, arch: str, law: Law, block_size: int, vocab_s
 
 
 def sizes_around(
-    budget: float,
-    arch: str,
-    law: Law,
-    block_size: int,
-    vocab_size: int,
-    count: int,
-    spread: float,
-    tokens_per_parameter: float | None,
-    layers: int | None,
+    search: Search, count: int, spread: float, tokens_per_parameter: float | None = None, layers: int | None = None
 ) -> list[Choice]:
     """`count` models of different N, evenly spaced in its logarithm from 1/spread to spread times that of the law's
     best one, or of the one that the budget gives `tokens_per_parameter`, as far as the space reaches; smallest first.
-    All have `layers`, or the number that suits their width. Raises UserError where the space has fewer."""
-    search = search_of(budget, arch, law, block_size, vocab_size, ISOFLOP_ASPECT)
+    All have `layers`, or the number that suits their width. `search` is that of `isoflop_search`. Raises UserError
+    where its space has fewer."""
     if layers is not None:
         space = dataclasses.replace(search.space, layers=(layers,))
         search = dataclasses.replace(search, space=space, aspect_ratio=None)
@@ -59,13 +51,18 @@ def sizes_around(
     for target in np.geomspace(low, high, count) if count > 1 else [best]:
         if not free.any():
             raise UserError(
-                f"{budget:.3g} FLOPs do not have {count} sizes of {arch}: from {low:,.0f} to {high:,.0f} parameters "
-                f"there are {len(rows)}; raise the budget or --spread, or lower --sizes"
+                f"{search.budget:.3g} FLOPs do not have {count} sizes of {search.space.arch}: from {low:,.0f} to "
+                f"{high:,.0f} parameters there are {len(rows)}; raise the budget or --spread, or lower --sizes"
             )
         rows.append(_nearest(np.where(free, n, np.inf), aspect, target))
         free &= np.abs(np.log(n / n[rows[-1]])) > NEAR
     shapes = [{name: int(found[name][row]) for name in SIZES} for row in sorted(rows, key=lambda row: n[row])]
     return [_alone(search, shape) for shape in shapes]
+
+
+def isoflop_search(budget: float, arch: str, law: Law, block_size: int, vocab_size: int) -> Search:
+    """The search whose space `sizes_around` takes its models from."""
+    return search_of(budget, arch, law, block_size, vocab_size, ISOFLOP_ASPECT)
 
 
 def search_of(

@@ -36,7 +36,7 @@ from ladders.ledger import append, entries, of_type, predictions, read
 from ladders.plan import Folder, Plan, _evaluable, read_plan
 from ladders.report import isoflop_figure
 from ladders.runner import Runner, divided
-from ladders.sizes import sizes_around
+from ladders.sizes import isoflop_search, sizes_around
 from runs.logs import read_run
 from training.plan import plan_run
 
@@ -554,24 +554,24 @@ def test_the_command_needs_no_torch_to_plan():
 
 
 def test_one_size_is_the_best(data_dir):
-    (alone,) = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 1, 3.0, None, None)
-    three = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 3.0, None, None)
+    (alone,) = sizes_around(isoflop_search(3e12, "gpt2", LAWS["besiroglu"], 256, 256), 1, 3.0)
+    three = sizes_around(isoflop_search(3e12, "gpt2", LAWS["besiroglu"], 256, 256), 3, 3.0)
     assert three[0].candidate.n_params < alone.candidate.n_params < three[2].candidate.n_params
 
 
 def test_sizes_are_spread_around_the_best(data_dir):
-    choices = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 7, 3.0, None, None)
+    choices = sizes_around(isoflop_search(3e12, "gpt2", LAWS["besiroglu"], 256, 256), 7, 3.0)
     n = [choice.candidate.n_params for choice in choices]
     assert n == sorted(set(n)) and len(n) == 7 and n[-1] / n[0] < 9.2
     assert all(isinstance(choice.candidate.tokens, int) for choice in choices)
-    around = sizes_around(3e12, "gpt2", LAWS["besiroglu"], 256, 256, 3, 3.0, 60.0, None)
+    around = sizes_around(isoflop_search(3e12, "gpt2", LAWS["besiroglu"], 256, 256), 3, 3.0, 60.0)
     smallest, middle, largest = (choice.candidate for choice in around)
     assert 40 < middle.tokens / middle.n_params < 90
     assert smallest.tokens / smallest.n_params > 3 * 60 and largest.tokens / largest.n_params < 60 / 3
 
 
 def test_sizes_of_one_depth_differ_in_their_width():
-    choices = sizes_around(3e12, "llama3", LAWS["besiroglu"], 128, 256, 5, 4.0, 25.0, 3)
+    choices = sizes_around(isoflop_search(3e12, "llama3", LAWS["besiroglu"], 128, 256), 5, 4.0, 25.0, 3)
     assert {choice.candidate.n_layer for choice in choices} == {3}
     widths = [choice.candidate.n_embd for choice in choices]
     assert widths == sorted(set(widths)) and len(widths) == 5

@@ -60,7 +60,7 @@ def train(
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
         machine = describe_machine(configuration, plan, ranks, device, saved)
-        trainer = Trainer(configuration, dataset, plan, folder, ranks, machine, stop, watch)
+        trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
         return trainer.run_to_the_end()
 
@@ -97,22 +97,26 @@ def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.de
     return worth_it, f"auto: training takes roughly {seconds:,.0f} s, {comparison} than {WORTH_COMPILING_SECONDS}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """The process that trains: which rank it is, on what it computes, and what may end it."""
+
+    ranks: Ranks
+    machine: Machine
+    stop: StopRequest
+    watch: Watch
+
+
 class Trainer:
     """One run on one rank."""
 
     def __init__(
-        self,
-        configuration: Configuration,
-        dataset: Dataset,
-        plan: RunPlan,
-        folder: RunFolder,
-        ranks: Ranks,
-        machine: Machine,
-        stop: StopRequest,
-        watch: Watch,
+        self, configuration: Configuration, dataset: Dataset, plan: RunPlan, folder: RunFolder, process: Process
     ):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
-        self.ranks, self.machine, self.device, self.stop, self.watch = ranks, machine, machine.device, stop, watch
+        ranks, machine = process.ranks, process.machine
+        self.ranks, self.machine, self.device = ranks, machine, machine.device
+        self.stop, self.watch = process.stop, process.watch
         block_size = configuration.model.block_size
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)

@@ -116,7 +116,8 @@ def _fsdp(step: Step) -> list[Exchange]:
 
 
 def _tensor_parallel(step: Step) -> list[Exchange]:
-    """Of each micro-batch (Shoeybi et al. 2019, section 3; along the sequence, Korthikanti et al. 2022, section 4.2).
+    """What tensor-parallel ranks exchange in each micro-batch (Shoeybi et al. 2019, section 3; along
+    the sequence, Korthikanti et al. 2022, section 4.2).
 
     Each half of a block gathers its input and divides its sum, and in the backward pass the other way round. Inputs,
     and their gradients, are float32 as the norms leave them; sums, and theirs, are in the compute dtype. Outside, all

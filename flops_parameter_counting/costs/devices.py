@@ -103,7 +103,7 @@ def find_device(reported_name: str) -> Device | None:
 
 
 def device_names() -> list[str]:
-    """As they are written on a command line."""
+    """The names of the devices as they are written on a command line."""
     return [device.name.replace(" ", "-") for device in DEVICES]
 
 

@@ -139,7 +139,7 @@ def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[
 
 
 def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
-    """Of what lies outside of the blocks' mixers and FFNs: that, whole, in float32, and its gradient; as gathered, the
+    """What lies outside of the blocks' mixers and FFNs is there whole, in float32, with its gradient; gathered are the
     weights of the block that computes and of the one that is fetched ahead, the largest, or of all blocks if they are
     not given back; and a block's gradients, in that dtype and in the one they are reduced in."""
     root = shards * (elements(own.root, shards) + elements(of_trained(own.root), shards))

@@ -45,7 +45,7 @@ class Mesh:
 
 
 def mesh_of(run: RunConfig, world_size: int) -> Mesh:
-    """As `parallel.strategy.device_mesh` makes it, for ranks that `check_mesh` has passed."""
+    """The mesh that `parallel.strategy.device_mesh` makes, for ranks that `check_mesh` has passed."""
     data = world_size // run.tensor_parallel
     replicas = run.fsdp_replicas if run.use_fsdp else data
     return Mesh(replicas, data // replicas, run.tensor_parallel)

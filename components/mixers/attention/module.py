@@ -161,7 +161,7 @@ class Attention(nn.Module):
 
 @register_module("mixer", "sliding_attention")
 class SlidingAttention(Attention):
-    """Of every token over the last attention_window tokens (Beltagy et al. 2020, Longformer, section 3.1)."""
+    """Every token attends to the last attention_window tokens (Beltagy et al. 2020, Longformer, section 3.1)."""
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)

@@ -21,7 +21,7 @@ class LatentAttention(Heads):
     v_head_dim: int = key(128, "of latent attention: width of a head's values", at_least=1)
 
     def query_and_value_width(self, config: Config) -> tuple[int, int]:
-        """Of all heads."""
+        """The widths of all heads together."""
         query = config.qk_nope_head_dim + config.qk_rope_head_dim
         return config.n_head * query, config.n_head * config.v_head_dim
 

@@ -38,8 +38,8 @@ class Mamba1(StateSpace):
         ]
 
     def products(self, config: Config, length: int) -> list[Product]:
-        """Of the scan, for every element of the state (channels x d_state): a multiply-add that adds the outer product
-        of input and B, and one of the product with C. The decay is elementwise."""
+        """The scan makes two multiply-adds for every element of the state (channels x d_state): one adds the outer
+        product of input and B, one is of the product with C. The decay is elementwise."""
         scan = 2 * 2 * self.width(config) * self.state(config)
         return [self.convolution_product(config), Product("scan", scan)]
 

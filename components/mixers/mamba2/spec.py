@@ -90,8 +90,8 @@ class Mamba2(StateSpace):
         ]
 
     def products(self, config: Config, length: int) -> list[Product]:
-        """Of the scan, the products that are made: those within a chunk in full (Q x Q), those of a last chunk that is
-        not full as if they were of a full one per token."""
+        """The scan makes the products within a chunk in full (Q x Q); a token of a last chunk that is not full counts
+        as one of a full chunk."""
         state = 2 * 2 * self.width(config) * self.state(config)  # into the state and out of it
         return [self.convolution_product(config), Product("scan", self.within_chunks(config, length) + state)]
 
@@ -141,7 +141,8 @@ class Mamba2(StateSpace):
         return pattern
 
     def counts(self, n_layer: Any, value: Any) -> dict[str, Any]:
-        """As `hybrid_pattern` has them: a half is rounded to the even number, by Python as by numpy."""
+        """The layers of each kind are as many as in `hybrid_pattern`: a half is rounded to the even number, by Python
+        as by numpy."""
         attention = (value * n_layer).round().astype(n_layer.dtype)
         return {"A": attention, "M": n_layer - attention}
 
