@@ -109,6 +109,16 @@ def one_line_of_two_ranks(done: subprocess.CompletedProcess) -> str:
     return line
 
 
+def test_what_can_only_be_counted_is_planned_and_refused(train, tmp_path):
+    """A dry run says so, and the run itself begins nothing."""
+    reason = "ffn_type='experts' can be counted, but there is no module that computes it yet"
+    planned = train("--ffn_pattern=E", "--dry_run")
+    assert planned.returncode == 0 and f"the run itself is refused: {reason}" in planned.stdout
+    refused = train("--ffn_pattern=E", "--out_dir=run")
+    assert (refused.returncode, refused.stderr) == (2, f"error: {reason}\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_that_do_not_factor_are_told_once(train):
     line = one_line_of_two_ranks(train("--use_fsdp=True", "--fsdp_replicas=4", ranks=2))
     assert line == "error: 2 ranks are no multiple of tensor_parallel x fsdp_replicas = 1 x 4"

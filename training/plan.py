@@ -109,14 +109,19 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
 
 
-def check_buildable(model: ModelArchitectureConfig) -> None:
-    """Raises UserError for a component that can be counted and not built."""
+def not_built(model: ModelArchitectureConfig) -> str | None:
+    """What keeps a model that can be counted from being built; None if nothing does."""
     for layer in model.layer_counts:
         for spec in layer.specs:
             if not has_module(spec.kind, spec.name):
-                raise UserError(
-                    f"{spec.kind}={spec.name!r} can be counted, but there is no module that computes it yet"
-                )
+                return f"{spec.kind}={spec.name!r} can be counted, but there is no module that computes it yet"
+    return None
+
+
+def check_buildable(model: ModelArchitectureConfig) -> None:
+    """Raises UserError for a component that can be counted and not built."""
+    if (lacking := not_built(model)) is not None:
+        raise UserError(lacking)
 
 
 def check_frozen(configuration: Configuration) -> None:

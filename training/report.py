@@ -11,7 +11,7 @@ from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import ModelArchitectureConfig
-from training.plan import RunPlan
+from training.plan import RunPlan, not_built
 
 
 def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:
@@ -33,6 +33,8 @@ def plan_notes(configuration: Configuration, plan: RunPlan, dataset_vocab_size: 
     """What is allowed, but may not be meant."""
     run, model = configuration.run, configuration.model
     notes = []
+    if (lacking := not_built(model)) is not None:
+        notes.append(f"the run itself is refused: {lacking}")
     if dataset_vocab_size is not None and model.vocab_size is not None and model.vocab_size > 2 * dataset_vocab_size:
         notes.append(
             f"the model's vocabulary ({model.vocab_size:,}) is far larger than the dataset's ({dataset_vocab_size:,}); "
