@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import UserError
 from configurator import load, with_vocabulary
 from data.dataset import DatasetWriter, open_dataset
-from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.costs import validate
+from flops_parameter_counting import detailed_cost_analysis, validate
 from flops_parameter_counting.costs.devices import DEVICES, find_device
 from flops_parameter_counting.costs.memory import rank_memory, training_memory
 from flops_parameter_counting.costs.model_cost import model_cost
