@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import UserError, did_you_mean
 from components.ffns.gated.spec import GATES
 
-LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
+_LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
 
 # Names of tokens and labels, of initialisation, of which implementation runs, and state-spaces' names that transformers
 # keeps and does not read. In bfloat16, residual_in_fp32 rounds elsewhere than a LanguageModel does. The dtype of a
@@ -113,7 +113,7 @@ def check_size(key: str, value: Any, least: int = 1) -> None:
         raise UserError(f"{key}={value!r}: expected a whole number from {least} to {most:,}")
 
 
-_MAY_BE_NULL = ("sliding_window",)  # although its default is a size
+_MAY_BE_NULL = ("sliding_window", "num_key_value_heads")  # although the default is a size
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
 
 
@@ -365,7 +365,7 @@ def _state_space(values: _Values, same: Mapping[str, str]) -> _Keys:
     _agree(values, "intermediate_size", "expand x hidden_size", values["expand"] * width)
     return {
         **_ours(values, same),
-        "block_size": LENGTH_OF_STATE_SPACE_MODELS,
+        "block_size": _LENGTH_OF_STATE_SPACE_MODELS,
         "normalization": "rmsnorm",
         "position_encoding": "none",
         "ffn_pattern": "-",

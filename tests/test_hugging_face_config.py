@@ -504,6 +504,14 @@ def test_both_readers_say_the_same_of_a_wrong_count(family):
         assert refusal(read, values) == refusal(architecture_from_hugging_face, values)
 
 
+@pytest.mark.parametrize("family", ["llama", "bamba"])
+def test_no_number_of_kv_heads_means_as_many_as_of_queries(family):
+    assert complete(family, {**EXACT[family], "num_key_value_heads": None})["num_key_value_heads"] == 4
+    base = {"model_type": family, **EXACT[family]}
+    for reader in (read, architecture_from_hugging_face):
+        assert reader({**base, "num_key_value_heads": None}) == reader({**base, "num_key_value_heads": 4})
+
+
 @settings(max_examples=300)
 @given(data=st.data())
 def test_what_is_read_exactly_has_as_many_parameters_as_are_counted(data):
