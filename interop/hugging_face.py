@@ -18,6 +18,8 @@ from torch import Tensor
 from common.errors import UserError
 from components.registry import component_keys
 from interop.attention_models import GPT2, LLAMA
+from interop.configurations import FAMILIES as KEYS
+from interop.configurations import exact_keys
 from interop.family import Family, Place
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
@@ -37,10 +39,8 @@ def architecture_from_hugging_face(config: Mapping[str, Any]) -> ModelArchitectu
     Mamba and Mamba-2 have no length of their own: block_size is 2048, at which the published ones were trained.
     Raises UserError, naming the key, for a model or a feature that a LanguageModel does not have.
     """
-    family = _family(config)
-    complete = family.complete(config)
-    given = {ours: complete[theirs] for theirs, ours in family.sizes.items()} | family.read(complete)
-    return resolve_architecture({"arch_preset": "custom", **given})
+    _family(config)
+    return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -64,11 +64,15 @@ def architecture_to_hugging_face(config: ModelArchitectureConfig) -> dict[str, A
     if config.ffn_layers != (config.n_layer if family.has_ffn else 0):
         has = "an FFN after every layer" if family.has_ffn else "no FFN"
         raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
+    if any(layer.values for layer in config.layers):
+        raise UserError(
+            f"layer_values={config.layer_values!r} cannot be represented: {family.model_class} has no layer's own keys"
+        )
     written = {
         "model_type": model_type,
         "architectures": [family.model_class],
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-        **{theirs: getattr(config, ours) for theirs, ours in family.sizes.items()},
+        **{theirs: getattr(config, ours) for theirs, ours in KEYS[model_type].same.items()},
         **family.write(config),
     }
     # What it comes back as is the truth of what was written.
@@ -101,8 +105,8 @@ def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any
     composed = ("layer_pattern", "ffn_pattern", "ffn_after", "layer_values")  # which the list of layers says
     core = [name for name, key in architecture_keys().items() if key.changes == "function" and key.what is None]
     values = {name: config[name] for name in core if name not in (*composed, *component_keys())}
-    if "block_size" not in family.sizes.values():
-        del values["block_size"]
+    if not family.has_ffn:  # no length either; and their mixers say of themselves which biases they have
+        del values["block_size"], values["bias"]
     values |= {"layer_pattern": config.pattern, **config.component("position_encoding").function(config)}
     for layer in config.layer_counts:
         for spec in layer.specs:

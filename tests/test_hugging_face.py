@@ -93,11 +93,17 @@ MODELS = {
     ),
     "llama, multi-query, tied": LlamaConfig(**LLAMA, num_key_value_heads=1, tie_word_embeddings=True),
     "llama, biases, gelu gate": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+    "llama, heads of another width": LlamaConfig(**LLAMA, num_key_value_heads=2, head_dim=6),
+    "llama, biases of attention": LlamaConfig(**LLAMA, num_key_value_heads=2, attention_bias=True),
+    "llama, biases of the FFN": LlamaConfig(**LLAMA, mlp_bias=True),
     "mamba": MambaConfig(**MAMBA),
     "mamba, other sizes": MambaConfig(
         **MAMBA, state_size=5, expand=3, conv_kernel=2, use_bias=True, tie_word_embeddings=False, layer_norm_epsilon=0.1
     ),
+    "mamba, another rank of steps": MambaConfig(**MAMBA, time_step_rank=7),
+    "mamba, no bias of the convolution": MambaConfig(**MAMBA, use_conv_bias=False),
     "mamba 2": Mamba2Config(**MAMBA2),
+    "mamba 2, no bias of the convolution": Mamba2Config(**MAMBA2, use_conv_bias=False, use_bias=True),
     "mamba 2, other sizes": Mamba2Config(
         **MAMBA | {"hidden_size": 48}, num_heads=9, head_dim=16, expand=3, n_groups=3, state_size=6, conv_kernel=3,
         chunk_size=5, use_bias=True, tie_word_embeddings=True, layer_norm_epsilon=0.1
@@ -107,6 +113,9 @@ MODELS = {
         **BAMBA | {"rope_parameters": {**LLAMA3_ROPE, "partial_rotary_factor": 1.0}, "attn_layer_indices": [0, 2]},
         tie_word_embeddings=True, rms_norm_eps=0.1, attention_bias=True, mlp_bias=True, mamba_proj_bias=True
     ),
+    "bamba, biases of attention": BambaConfig(**BAMBA, attention_bias=True),
+    "bamba, biases of the FFN, none of the convolution": BambaConfig(**BAMBA, mlp_bias=True, mamba_conv_bias=False),
+    "bamba, biases of Mamba-2": BambaConfig(**BAMBA, mamba_proj_bias=True),
 }  # fmt: skip
 
 
@@ -284,6 +293,13 @@ def test_a_bamba_is_stepped_with_position_ids():
         ({"arch_preset": "gpt2"}, "num_key_value_heads=2 cannot be represented: GPT2LMHeadModel has 4"),
         ({"arch_preset": "gpt2", "num_key_value_heads": 4, "bias": False}, "bias=False cannot .* has True"),
         ({"vocab_size": None}, "vocab_size=None"),
+        ({"layer_values": {1: {"n_head": 2}}}, "layer_values=.* cannot .*: BambaForCausalLM has no layer's own keys"),
+        ({"layer_pattern": "A", "qk_norm": True}, "qk_norm=True cannot .*: LlamaForCausalLM has False"),
+        (
+            {"layer_pattern": "A", "attention_bias": "qkv"},
+            "attention_bias='qkv' cannot .*: LlamaForCausalLM has 'none'",
+        ),
+        ({"head_dim": 6}, "head_dim=6 cannot be represented: BambaForCausalLM has 8"),
     ],
 )
 def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
@@ -324,6 +340,13 @@ def architectures(draw):
         "mamba_d_state": [5],
         "mamba_expand": [1],
         "mamba_d_conv": [2],
+        "head_dim": [6],
+        "attention_bias": ["none", "qkv", "all"],
+        "qk_norm": [True],
+        "mamba_bias": [False, True],
+        "mamba_conv_bias": [False],
+        "mamba_dt_rank": [3],
+        "layer_values": [{0: {"rope_theta": 7.0}}, {0: {"n_head": 2}}],
     }
     changed = draw(st.lists(st.sampled_from(list(choices)), max_size=2, unique=True))
     return keys | {key: draw(st.sampled_from(choices[key])) for key in changed}
@@ -412,6 +435,12 @@ def test_configurations_of_transformers_4():
     assert (architecture.num_key_value_heads, architecture.weight_tying) == (4, False)
     new = LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0})
     assert architecture_from_hugging_face(new.to_dict()) == architecture
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rope_scaling": old["rope_scaling"]}
+    assert LlamaConfig(**LLAMA, **both, rope_theta=500000.0).rope_parameters == {
+        "type": "linear",
+        **new.rope_parameters,
+    }
+    assert architecture_from_hugging_face(old | both) == architecture
 
 
 def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
@@ -484,8 +513,6 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
         ("gpt2", {"n_ctx": 7}, "n_ctx"),
-        ("llama", {"attention_bias": True}, "attention_bias"),
-        ("llama", {"head_dim": 16}, "head_dim"),
         ("llama", {"hidden_act": "relu"}, "hidden_act"),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
@@ -496,20 +523,17 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ),
         ("llama", {"sliding_window": 128}, "sliding_window"),
         ("llama", {"hidden_size": None}, "hidden_size"),
-        ("llama", {"hidden_size": "32"}, "hidden_size='32': expected int"),
-        ("mamba", {"use_conv_bias": False}, "use_conv_bias"),
+        ("llama", {"hidden_size": "32"}, "hidden_size='32': expected a whole number"),
         ("mamba", {"hidden_act": "gelu"}, "hidden_act"),
-        ("mamba", {"time_step_rank": 7}, "time_step_rank=7 is not hidden_size / 16, rounded up = 2"),
-        ("mamba", {"intermediate_size": 32}, "intermediate_size=32 is not expand x hidden_size = 64"),
-        ("mamba", {"expand": 1.5}, "expand=1.5: expected int"),
+        ("mamba", {"intermediate_size": 32}, "intermediate_size=32 contradicts expand x hidden_size = 64"),
+        ("mamba", {"expand": 1.5}, "expand=1.5: expected a whole number"),
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
-        ("mamba2", {"num_heads": 5}, "num_heads x head_dim=80 is not expand x hidden_size = 64"),
-        ("mamba2", {"n_groups": 3}, "mamba_n_groups=3"),
+        ("mamba2", {"num_heads": 5}, "num_heads x head_dim = 80 contradicts expand x hidden_size"),
+        ("mamba2", {"n_groups": 3}, "num_heads=4 is not divisible by n_groups=3"),
         ("bamba", {"rope_parameters": None}, "partial_rotary_factor=0.5"),
         ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: only whole heads"),
         ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 1.0}, "partial_rotary_factor=0.5: .*1.0 in rope_param"),
-        ("bamba", {"mamba_proj_bias": True}, "mamba_proj_bias"),
-        ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] must be a list of layers"),
+        ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] names a layer that is none of 0 to 2"),
         ("bamba", {"attn_layer_indices": [0, 1, 2]}, "leave some"),
         ("bamba", {"attn_layer_indices": []}, "name some"),
         ("bamba", {"hidden_act": "gelu"}, "hidden_act"),

@@ -13,7 +13,10 @@ from common.errors import UserError
 from common.json_files import read_json
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, describe
-from interop.model_files import FAMILIES, model_from_values, read_model
+from interop import hugging_face
+from interop.configurations import FAMILIES, HARMLESS
+from interop.hugging_face import architecture_from_hugging_face
+from interop.model_files import model_from_values, read_model
 from model_builder import LanguageModel
 from model_config import resolve_architecture
 
@@ -301,7 +304,7 @@ NO_VALUE = st.recursive(
 @given(data=st.data(), value=NO_VALUE)
 def test_any_value_of_any_key_is_counted_or_refused(data, value):
     family = data.draw(st.sampled_from(sorted(FAMILIES)))
-    known = {*FAMILIES[family].required, *FAMILIES[family].optional, "model_type", "rope_scaling", "architectures"}
+    known = {*FAMILIES[family].required, *FAMILIES[family].counted, "model_type", "rope_scaling", "architectures"}
     values = {"model_type": family, **SMALL[family], data.draw(st.sampled_from(sorted(known))): value}
     try:
         cost = model_cost(read(values), 16)
@@ -384,7 +387,7 @@ def test_public_files_are_read_as_they_are(tmp_path, parameters):
         ("llama", {"intermediate_size": "40"}, "intermediate_size='40'"),
         ("llama", {"hiden_size": 24}, "unknown key 'hiden_size' of a llama configuration (did you mean 'hidden_size'"),
         ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes': expected true or false"),
-        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True is not counted here"),
+        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True cannot be represented; only False can"),
         ("llama", {"model_type": "lama"}, "did you mean 'llama'"),
         ("gpt2", {"n_ctx": 16}, "n_ctx=16 contradicts n_positions = 32"),
         ("gpt2", {"n_embd": 15}, "n_embd=15 is not divisible by n_head=2"),
@@ -396,7 +399,7 @@ def test_public_files_are_read_as_they_are(tmp_path, parameters):
         ("deepseek_v2", {"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than n_routed_experts=8"),
         ("deepseek_v2", {"first_k_dense_replace": 4}, "first_k_dense_replace=4 is more than num_hidden_layers=3"),
         ("deepseek_v2", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
-        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq=2 is not counted here"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq=2 cannot be represented; only 1 can"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_the_name_of_its_key(family, change, message):
@@ -442,3 +445,86 @@ def test_what_was_assumed_is_noted():
     assert model_from_values({**complete("llama", TRANSFORMER)}, "m").notes == ()
     deepseek = {"model_type": "deepseek_v3", **DEEPSEEK, "num_nextn_predict_layers": 1}
     assert any("further tokens are not counted" in note for note in model_from_values(deepseek, "m").notes)
+
+
+# One reader for the planner and for weights
+
+EXACT = {name: SMALL[name] for name in hugging_face.FAMILIES}
+EXACT["bamba"] = {**SMALL["bamba"], "rope_parameters": {"partial_rotary_factor": 1.0}}
+IGNORED = {("bamba", "partial_rotary_factor")}  # which transformers ignores too
+
+
+def refusal(reader, values: dict) -> str:
+    with pytest.raises(UserError) as refused:
+        reader(values)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_what_has_weights_has_details():
+    assert {name for name, family in FAMILIES.items() if family.details is not None} == EXACT.keys()
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_an_unknown_key_is_unknown_to_both_readers(family):
+    """Those of other families among them."""
+    others = {key for other in FAMILIES.values() for key in other.known} - FAMILIES[family].known
+    assert others
+    for key in ("hiden_size", "", *others):
+        values = {"model_type": family, **EXACT[family], key: None}
+        messages = {refusal(reader, values) for reader in (read, architecture_from_hugging_face)}
+        assert len(messages) == 1 and f"unknown key {key!r} of a {family} configuration" in messages.pop()
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_harmless_key_changes_neither_reading(family):
+    readers = (read, architecture_from_hugging_face) if family in EXACT else (read,)
+    base, own = {"model_type": family, **(SMALL | EXACT)[family]}, FAMILIES[family]
+    for key in HARMLESS - {*own.required, *own.counted, *own.function, *own.fixed}:
+        for value in (None, True, 7, "x", [1], {"a": 1}):
+            for reader in readers:
+                assert reader({**base, key: value}) == reader(base)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_key_of_the_function_changes_no_count_and_is_not_passed_over(family):
+    base, own = {"model_type": family, **(SMALL | EXACT)[family]}, FAMILIES[family]
+    for key in own.function | own.fixed | {"quantization_config": None, "auto_map": None}:
+        values = {**base, key: {"partial_rotary_factor": 1.0, "a": 1}}
+        assert read(values) == read(base)
+        if family in EXACT and (family, key) not in IGNORED:
+            assert key in refusal(architecture_from_hugging_face, values)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_both_readers_say_the_same_of_a_wrong_count(family):
+    base, own = {"model_type": family, **EXACT[family]}, FAMILIES[family]
+    for key in (*own.required, *own.counted, "is_encoder_decoder", "add_cross_attention"):
+        values = {**base, key: 1.5}
+        assert refusal(read, values) == refusal(architecture_from_hugging_face, values)
+
+
+@pytest.mark.parametrize("family", ["llama", "bamba"])
+def test_no_number_of_kv_heads_means_as_many_as_of_queries(family):
+    assert complete(family, {**EXACT[family], "num_key_value_heads": None})["num_key_value_heads"] == 4
+    base = {"model_type": family, **EXACT[family]}
+    for reader in (read, architecture_from_hugging_face):
+        assert reader({**base, "num_key_value_heads": None}) == reader({**base, "num_key_value_heads": 4})
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_what_is_read_exactly_has_as_many_parameters_as_are_counted(data):
+    draw = data.draw
+    family = draw(st.sampled_from(sorted(EXACT)))
+    own, values = FAMILIES[family], {"model_type": family, **EXACT[family]}
+    keys = st.sampled_from(sorted({*own.required, *own.counted, *own.function}))
+    value = (
+        st.integers(0, 8).map(lambda number: 8 * number or 1) | st.booleans() | st.sampled_from(["gelu", "silu", 0.1])
+    )
+    values |= draw(st.dictionaries(keys, value, max_size=3))
+    try:
+        exact = architecture_from_hugging_face(values)
+    except UserError:
+        return
+    assert model_cost(exact, 8).n_params == model_cost(read(values), 8).n_params

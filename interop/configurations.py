@@ -1,0 +1,569 @@
+"""What Hugging Face's config.json says of a model, family by family: the one place that knows their keys. No torch.
+
+A key is of one of three sorts. Those of HARMLESS change neither what a model computes nor what is counted. Those of
+`function` and `fixed` change what it computes and no count. The others, `required` and `counted`, decide the counts.
+`counted_keys` passes over the values of the second sort, so it serves a planner; `exact_keys` reads or refuses every
+one of them, so what it returns computes the same. Neither passes over a key that it does not know.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from common.errors import UserError, did_you_mean
+from components.ffns.gated.spec import GATES
+
+_LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
+
+# Names of tokens and labels, of initialisation, of which implementation runs, and state-spaces' names that transformers
+# keeps and does not read. In bfloat16, residual_in_fp32 rounds elsewhere than a LanguageModel does. The dtype of a
+# checkpoint's tensors is not asked here: --dtype says it. Where a family counts a key of this name, it does.
+HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures attn_rotary_emb bos_token_id
+    chunk_size_feed_forward dtype eos_token_id ep_size finetuning_task fused_add_norm gradient_checkpointing id2label
+    initializer_range is_decoder label2id mamba_dt_rank max_length min_length n_special norm_before_gate
+    num_logits_to_keep output_attentions output_hidden_states pad_token_id pad_vocab_size_multiple
+    predict_special_tokens prefix pretraining_tp problem_type rescale_prenorm_residual residual_in_fp32 return_dict
+    rms_norm sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params time_step_floor time_step_init_scheme time_step_max time_step_min time_step_rank
+    time_step_scale tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed unsloth_version
+    use_associative_scan use_bfloat16 use_cache use_mamba_kernels use_mambapy
+    """.split()
+)
+
+# Keys of every family that mean another network, unless they have this value.
+_ANOTHER_NETWORK: dict[str, Any] = {"is_encoder_decoder": False, "add_cross_attention": False, "moe_layer_freq": 1}
+
+# Keys of every family that change the function and no count: quantized weights, and code beside the checkpoint.
+_FIXED_EVERYWHERE: dict[str, Any] = {"quantization_config": None, "auto_map": None}
+
+_Values = Mapping[str, Any]
+_Keys = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyKeys:
+    """How the config.json of a model_type reads. `required` are sizes, 1 or more; what is `counted` beside them has the
+    default of its family, with which its type must agree (None: a size or null)."""
+
+    required: tuple[str, ...]
+    counted: _Keys
+    function: _Keys  # with the defaults; no count depends on them
+    fixed: _Keys  # likewise, but a LanguageModel computes what this value means, and nothing else
+    same: Mapping[str, str]  # their key -> ours, where the value is the same both ways
+    read: Callable[[_Values], _Keys]  # sizes and counts, as our keys
+    details: Callable[[_Values], _Keys] | None = None  # `function`, as our keys; None: no LanguageModel computes it
+
+    @property
+    def known(self) -> set[str]:
+        own = {*self.required, *self.counted, *self.function, *self.fixed}
+        return own | {"model_type", *_FIXED_EVERYWHERE, *_ANOTHER_NETWORK} | HARMLESS
+
+
+def counted_keys(config: _Values) -> _Keys:
+    """Our keys that decide sizes and counts. Raises UserError, naming the key; the `model_type` is one of FAMILIES."""
+    return FAMILIES[config["model_type"]].read(_complete(config))
+
+
+def exact_keys(config: _Values) -> _Keys:
+    """All our keys, with which a LanguageModel computes the same, for a family that has `details`. Raises UserError,
+    naming the key, for a value that no LanguageModel has."""
+    family, values = FAMILIES[config["model_type"]], _complete(config)
+    assert family.details is not None
+    for key, only in (family.fixed | _FIXED_EVERYWHERE).items():
+        _check_only(key, values.get(key, only), only)
+    for key, default in family.function.items():
+        _check_like(key, values[key], default)
+    return family.read(values) | family.details(values)
+
+
+def _complete(config: _Values) -> _Keys:
+    """With the defaults."""
+    model_type = config["model_type"]
+    family = FAMILIES[model_type]
+    known = family.known
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"unknown key {key!r} of a {model_type} configuration{did_you_mean(key, known)}")
+        if key in _ANOTHER_NETWORK:
+            _check_only(key, value, _ANOTHER_NETWORK[key])
+    for key in family.required:
+        if key not in values:
+            raise UserError(f"a {model_type} configuration needs {key}, which is missing")
+        check_size(key, values[key])
+    for key, default in family.counted.items():
+        if key in values:
+            _check_counted(key, values[key], default)
+    return {**family.counted, **family.function, **values}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values
+
+_MOST = 10**9  # of anything: mistakes end here, and 64-bit arithmetic is far
+_MOST_LAYERS = 10**5
+
+
+def check_size(key: str, value: Any, least: int = 1) -> None:
+    most = _MOST_LAYERS if key in ("n_layer", "num_hidden_layers") else _MOST
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{key}={value!r}: expected a whole number from {least} to {most:,}")
+
+
+_MAY_BE_NULL = ("sliding_window", "num_key_value_heads")  # although the default is a size
+_MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
+
+
+def _check_counted(key: str, value: Any, default: Any) -> None:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value!r}: expected true or false")
+    elif isinstance(default, str):
+        if value != default:
+            check_size(key, value)
+    elif key == "ssm_cfg":
+        if value not in (None, {}):
+            raise UserError(f"ssm_cfg={value!r} beside a model_type is not known here")
+    elif key in ("layer_types", "attn_layer_indices"):
+        if value is not None and not isinstance(value, list):
+            raise UserError(f"{key}={value!r}: expected a list")
+    elif value is not None or (isinstance(default, int) and key not in _MAY_BE_NULL):
+        check_size(key, value, least=0 if key in _MAY_BE_ZERO else 1)
+
+
+def _check_only(key: str, value: Any, only: Any) -> None:
+    if value != only:
+        raise UserError(f"{key}={value!r} cannot be represented; only {only!r} can")
+
+
+def _check_like(key: str, value: Any, default: Any) -> None:
+    """Arithmetic is done with numbers; what has another default is checked where it is read."""
+    if isinstance(default, float) and type(value) not in (int, float):
+        raise UserError(f"{key}={value!r}: expected a number")
+
+
+def _agree(values: _Values, key: str, meaning: str, expected: int) -> None:
+    """Raises UserError where a key that follows from others contradicts them."""
+    if values.get(key) not in (None, expected):
+        raise UserError(f"{key}={values[key]!r} contradicts {meaning} = {expected}")
+
+
+def _divides(values: _Values, whole: str, part: str) -> None:
+    if values[whole] % values[part]:
+        raise UserError(f"{whole}={values[whole]} is not divisible by {part}={values[part]}")
+
+
+def _ours(values: _Values, same: Mapping[str, str]) -> _Keys:
+    return {ours: values[theirs] for theirs, ours in same.items()}
+
+
+# The first name of each of ours is the one that is written.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "leaky_relu": "leaky_relu",
+}
+
+
+def _activation(key: str, name: Any) -> str:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise UserError(f"{key}={name!r} is none of: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _rotary(values: _Values, rotated_unless_given: float = 1.0) -> _Keys:
+    """transformers 5 has all in `rope_parameters`; 4 has `rope_theta` beside `rope_scaling`, once with a `type`.
+
+    `rotated_unless_given`: the share of a head's width that is rotated, where no partial_rotary_factor among them says
+    it.
+    """
+    key = "rope_scaling" if values["rope_scaling"] else "rope_parameters"  # transformers prefers the former too
+    given = values[key] or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{key}={given!r}: expected keys with values")
+    scaling = dict(given)
+    theta = scaling.pop("rope_theta", values["rope_theta"])
+    rotated = scaling.pop("partial_rotary_factor", rotated_unless_given)
+    if rotated != 1.0:
+        raise UserError(
+            f"partial_rotary_factor={rotated}: only whole heads are rotated here, which is 1.0 in rope_parameters"
+        )
+    rope_type = scaling.pop("type", scaling.pop("rope_type", "default"))
+    if rope_type != "default":
+        return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}
+    if scaling:
+        raise UserError(f"{key}: {', '.join(scaling)} beside rope_type 'default' cannot be represented")
+    return {"rope_theta": theta}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GPT-2
+
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+_GPT2_SIZES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_positions": "block_size",
+    "vocab_size": "vocab_size",
+}
+_GPT2_SAME = {**_GPT2_SIZES, "tie_word_embeddings": "weight_tying"}
+
+
+def _gpt2(values: _Values) -> _Keys:
+    _divides(values, "n_embd", "n_head")
+    _agree(values, "n_ctx", "n_positions", values["n_positions"])
+    return {
+        **_ours(values, _GPT2_SAME),
+        "d_ff": values["n_inner"] or 4 * values["n_embd"],
+        "position_encoding": "learned_absolute",
+        "bias": True,
+    }
+
+
+def _gpt2_details(values: _Values) -> _Keys:
+    dropouts = {key: values[key] for key in DROPOUTS}
+    if len(set(dropouts.values())) > 1:
+        raise UserError(f"embd_pdrop, attn_pdrop and resid_pdrop differ ({dropouts}); a LanguageModel has one dropout")
+    return {
+        "activation": _activation("activation_function", values["activation_function"]),
+        "norm_eps": values["layer_norm_epsilon"],
+        "dropout": dropouts["embd_pdrop"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Llama and its relatives: rotary positions, RMSNorm, gated FFN
+
+_TRANSFORMER_SIZES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "d_ff",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "vocab_size": "vocab_size",
+}
+_TRANSFORMER_SAME = {
+    **_TRANSFORMER_SIZES,
+    "max_position_embeddings": "block_size",
+    "tie_word_embeddings": "weight_tying",
+}
+_LLAMA_SAME = {**_TRANSFORMER_SAME, "mlp_bias": "bias"}
+
+
+def _transformer(values: _Values) -> _Keys:
+    """The keys that Llama, its relatives, Bamba and DeepSeek share."""
+    kind = {"normalization": "rmsnorm", "position_encoding": "rope", "ffn_type": "swiglu"}
+    return _ours(values, _TRANSFORMER_SAME) | kind
+
+
+def _heads(values: _Values) -> _Keys:
+    """Queries, keys and values of grouped-query attention."""
+    kv_heads = values["num_key_value_heads"] or values["num_attention_heads"]
+    _divides({**values, "num_key_value_heads": kv_heads}, "num_attention_heads", "num_key_value_heads")
+    if values.get("head_dim") is None:
+        _divides(values, "hidden_size", "num_attention_heads")
+    return {"num_key_value_heads": kv_heads, "head_dim": values.get("head_dim")}
+
+
+def _biased(values: _Values) -> str:
+    return "all" if values["attention_bias"] else "none"
+
+
+def _llama(values: _Values) -> _Keys:
+    biases = {"bias": values["mlp_bias"], "attention_bias": _biased(values)}
+    return _transformer(values) | _heads(values) | biases
+
+
+def _llama_details(values: _Values) -> _Keys:
+    gate = _activation("hidden_act", values["hidden_act"])
+    ffn_types = [ffn_type for ffn_type, activation in GATES.items() if activation == gate]
+    if not ffn_types:
+        raise UserError(f"hidden_act={values['hidden_act']!r}: no gated FFN here has this activation")
+    return {"ffn_type": ffn_types[0], "norm_eps": values["rms_norm_eps"], **_rotary(values)}
+
+
+def _mistral(values: _Values) -> _Keys:
+    window = {"layer_pattern": "W", "attention_window": values["sliding_window"]} if values["sliding_window"] else {}
+    return _transformer(values) | _heads(values) | window
+
+
+def _qwen2(values: _Values) -> _Keys:
+    """Biases of Q, K and V, and of nothing else."""
+    return _transformer(values) | _heads(values) | _qwen_layers(values) | {"attention_bias": "qkv"}
+
+
+def _qwen3(values: _Values) -> _Keys:
+    shared = _transformer(values) | _heads(values) | _qwen_layers(values)
+    return shared | {"attention_bias": _biased(values), "qk_norm": True}
+
+
+def _qwen_layers(values: _Values) -> _Keys:
+    """Sliding windows from layer max_window_layers on, where they are used at all; `layer_types` must say the same."""
+    count = values["num_hidden_layers"]
+    windowed = values["use_sliding_window"] and values["sliding_window"] is not None
+    full = min(count, values["max_window_layers"]) if windowed else count
+    types = ["full_attention"] * full + ["sliding_attention"] * (count - full)
+    if values["layer_types"] not in (None, types):
+        raise UserError("layer_types contradicts num_hidden_layers, use_sliding_window and max_window_layers")
+    if full == count:
+        return {}
+    return {"layer_pattern": "A" * full + "W" * (count - full), "attention_window": values["sliding_window"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State spaces
+
+_MAMBA_SIZES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "vocab_size": "vocab_size"}
+_MAMBA_SAME = {
+    **_MAMBA_SIZES,
+    "state_size": "mamba_d_state",
+    "expand": "mamba_expand",
+    "conv_kernel": "mamba_d_conv",
+    "use_conv_bias": "mamba_conv_bias",
+    "use_bias": "mamba_bias",
+    "tie_word_embeddings": "weight_tying",
+}
+_MAMBA2_OWN = {"head_dim": "mamba_head_dim", "n_groups": "mamba_n_groups", "chunk_size": "mamba_chunk_size"}
+_BAMBA_MAMBA = {
+    "mamba_expand": "mamba_expand",
+    "mamba_d_state": "mamba_d_state",
+    "mamba_d_conv": "mamba_d_conv",
+    "mamba_n_groups": "mamba_n_groups",
+    "mamba_chunk_size": "mamba_chunk_size",
+    "mamba_conv_bias": "mamba_conv_bias",
+    "mamba_proj_bias": "mamba_bias",
+}
+
+
+def _mamba(values: _Values) -> _Keys:
+    rank, width = values["time_step_rank"], values["hidden_size"]
+    rank = math.ceil(width / 16) if rank == "auto" else rank
+    return {"layer_pattern": "S", **_state_space(values, _MAMBA_SAME), "mamba_dt_rank": rank}
+
+
+def _mamba2(values: _Values) -> _Keys:
+    d_inner = values["num_heads"] * values["head_dim"]
+    if d_inner != values["expand"] * values["hidden_size"]:
+        raise UserError(f"num_heads x head_dim = {d_inner} contradicts expand x hidden_size")
+    _divides(values, "num_heads", "n_groups")
+    return {"layer_pattern": "M", **_state_space(values, _MAMBA_SAME | _MAMBA2_OWN)}
+
+
+def _state_space(values: _Values, same: Mapping[str, str]) -> _Keys:
+    """What a pure Mamba and Mamba-2 share: no positions, no attention, no FFN."""
+    width, layers = values["hidden_size"], values["num_hidden_layers"]
+    for key, expected in (("d_model", width), ("n_layer", layers), ("d_inner", values["expand"] * width)):
+        _agree(values, key, "what hidden_size, num_hidden_layers and expand say", expected)
+    _agree(values, "intermediate_size", "expand x hidden_size", values["expand"] * width)
+    return {
+        **_ours(values, same),
+        "block_size": _LENGTH_OF_STATE_SPACE_MODELS,
+        "normalization": "rmsnorm",
+        "position_encoding": "none",
+        "ffn_pattern": "-",
+    }
+
+
+def _state_space_details(values: _Values) -> _Keys:
+    return {"norm_eps": values["layer_norm_epsilon"]}
+
+
+def _bamba(values: _Values) -> _Keys:
+    """Mamba-2 and a few layers of attention; each has an FFN."""
+    count, d_inner = values["num_hidden_layers"], values["mamba_expand"] * values["hidden_size"]
+    indices = values["attn_layer_indices"] or []
+    if any(type(index) is not int or not 0 <= index < count for index in indices):
+        raise UserError(f"attn_layer_indices={indices} names a layer that is none of 0 to {count - 1}")
+    if values["mamba_d_head"] != "auto":
+        _agree(values, "mamba_d_head", "mamba_expand x hidden_size / mamba_n_heads", d_inner // values["mamba_n_heads"])
+    _divides({"mamba_expand x hidden_size": d_inner, **values}, "mamba_expand x hidden_size", "mamba_n_heads")
+    _divides(values, "mamba_n_heads", "mamba_n_groups")
+    attention = _heads(values) | {"attention_bias": _biased(values), "n_head": values["num_attention_heads"]}
+    shared = {key: value for key, value in _transformer(values).items() if key not in attention}
+    mamba = {**_ours(values, _BAMBA_MAMBA), "mamba_head_dim": d_inner // values["mamba_n_heads"]}
+    pattern = "".join("A" if layer in indices else "M" for layer in range(count))
+    return {
+        **shared,
+        "layer_pattern": pattern,
+        "bias": values["mlp_bias"],
+        **(attention if "A" in pattern else {"position_encoding": "none"}),
+        **(mamba if "M" in pattern else {}),
+    }
+
+
+def _bamba_details(values: _Values) -> _Keys:
+    attends = set(values["attn_layer_indices"] or [])
+    if len(attends) in (0, values["num_hidden_layers"]):
+        raise UserError("attn_layer_indices must name some layers and leave some: transformers cannot step others")
+    return {"norm_eps": values["rms_norm_eps"], **_rotary(values, rotated_unless_given=0.5)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DeepSeek
+
+
+def _deepseek(values: _Values) -> _Keys:
+    """Latent attention in every layer; experts in all but the first few."""
+    count, dense = values["num_hidden_layers"], values["first_k_dense_replace"]
+    if dense > count:
+        raise UserError(f"first_k_dense_replace={dense} is more than num_hidden_layers={count}")
+    if values["num_experts_per_tok"] > values["n_routed_experts"]:
+        raise UserError(
+            f"num_experts_per_tok={values['num_experts_per_tok']} is more than "
+            f"n_routed_experts={values['n_routed_experts']}"
+        )
+    _agree(values, "num_key_value_heads", "num_attention_heads", values["num_attention_heads"])
+    query = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
+    _agree(values, "qk_head_dim", "qk_nope_head_dim + qk_rope_head_dim", query)
+    _agree(values, "head_dim", "qk_rope_head_dim", values["qk_rope_head_dim"])
+    found = _transformer(values) | {key: values[key] for key in _LATENT}
+    found |= {"bias": values["mlp_bias"], "attention_bias": _biased(values), "layer_pattern": "C"}
+    if dense == 0:
+        del found["d_ff"], found["ffn_type"]
+    if dense < count:
+        found |= {
+            "ffn_pattern": "F" * dense + "E" * (count - dense),
+            "n_experts": values["n_routed_experts"],
+            "n_experts_per_token": values["num_experts_per_tok"],
+            "n_shared_experts": values["n_shared_experts"] or 0,
+            "expert_d_ff": values["moe_intermediate_size"],
+        }
+    return found
+
+
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The families
+
+_ROPE: _Keys = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
+_WHOLE_HEADS: _Keys = {"partial_rotary_factor": 1.0, "attention_dropout": 0.0}
+_LLAMAS_FUNCTION: _Keys = {"hidden_act": "silu", "rms_norm_eps": 1e-6, **_ROPE}
+_BIASES = {"attention_bias": False, "mlp_bias": False}
+_QWEN: _Keys = {
+    "max_position_embeddings": 32768, "tie_word_embeddings": False, "use_sliding_window": False,
+    "sliding_window": 4096, "max_window_layers": 28, "layer_types": None,
+}  # fmt: skip
+_PURE_MAMBA: _Keys = {
+    "expand": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "intermediate_size": None,
+    "d_model": None, "n_layer": None, "d_inner": None, "ssm_cfg": None,
+}  # fmt: skip
+_SILU: _Keys = {"hidden_act": "silu"}  # of the convolution too
+_ANY_STEP: _Keys = {"time_step_limit": [0.0, math.inf]}
+_DEEPSEEK = FamilyKeys(
+    required=(*_TRANSFORMER_SIZES, "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", *_LATENT[1:]),
+    counted={
+        "q_lora_rank": None, "num_key_value_heads": None, "n_shared_experts": None, "first_k_dense_replace": 0,
+        "max_position_embeddings": 4096, "tie_word_embeddings": False, "head_dim": None, "qk_head_dim": None,
+        "num_nextn_predict_layers": 0, **_BIASES,
+    },
+    function=_LLAMAS_FUNCTION | dict.fromkeys(
+        """aux_loss_alpha n_group norm_topk_prob output_router_logits rope_interleave routed_scaling_factor scoring_func
+        seq_aux topk_group topk_method""".split()
+    ),
+    fixed=_WHOLE_HEADS,
+    same=_TRANSFORMER_SAME,
+    read=_deepseek,
+)  # fmt: skip
+
+# What is absent from a file has the default of transformers' configuration class.
+FAMILIES: dict[str, FamilyKeys] = {
+    "gpt2": FamilyKeys(
+        required=tuple(_GPT2_SIZES),
+        counted={"n_inner": None, "n_ctx": None, "tie_word_embeddings": True},
+        function={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, **dict.fromkeys(DROPOUTS, 0.1)},
+        fixed={
+            "reorder_and_upcast_attn": False,
+            "scale_attn_by_inverse_layer_idx": False,
+            "scale_attn_weights": True,
+        },
+        same=_GPT2_SAME,
+        read=_gpt2,
+        details=_gpt2_details,
+    ),
+    "llama": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
+            "tie_word_embeddings": False, **_BIASES,
+        },
+        function=_LLAMAS_FUNCTION,
+        fixed=_WHOLE_HEADS,
+        same=_LLAMA_SAME,
+        read=_llama,
+        details=_llama_details,
+    ),
+    "mistral": FamilyKeys(
+        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        counted={
+            "head_dim": None, "max_position_embeddings": 131072, "tie_word_embeddings": False,
+            "sliding_window": 4096,
+        },
+        function=_LLAMAS_FUNCTION,
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_mistral,
+    ),
+    "qwen2": FamilyKeys(
+        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        counted=_QWEN,
+        function={**_LLAMAS_FUNCTION, "use_mrope": False},
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_qwen2,
+    ),
+    "qwen3": FamilyKeys(
+        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        counted={**_QWEN, "head_dim": 128, "attention_bias": False},
+        function={**_LLAMAS_FUNCTION, "use_mrope": False},
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_qwen3,
+    ),
+    "mamba": FamilyKeys(
+        required=tuple(_MAMBA_SIZES),
+        counted={"state_size": 16, "time_step_rank": "auto", "tie_word_embeddings": True, **_PURE_MAMBA},
+        function={"layer_norm_epsilon": 1e-5},
+        fixed=_SILU,
+        same=_MAMBA_SAME,
+        read=_mamba,
+        details=_state_space_details,
+    ),
+    "mamba2": FamilyKeys(
+        required=tuple(_MAMBA_SIZES),
+        counted={
+            "num_heads": 128, "head_dim": 64, "n_groups": 8, "state_size": 128, "chunk_size": 256,
+            "tie_word_embeddings": False, **_PURE_MAMBA,
+        },
+        function={"layer_norm_epsilon": 1e-5},
+        fixed=_SILU | _ANY_STEP,
+        same=_MAMBA_SAME | _MAMBA2_OWN,
+        read=_mamba2,
+        details=_state_space_details,
+    ),
+    "bamba": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            "num_key_value_heads": 8, "attn_layer_indices": None, "mamba_n_heads": 128, "mamba_d_head": "auto",
+            "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 256,
+            "mamba_conv_bias": True, "mamba_proj_bias": False, "max_position_embeddings": 262144,
+            "tie_word_embeddings": False, **_BIASES,
+        },
+        # Whatever partial_rotary_factor is beside rope_parameters, transformers 5 reads 0.5: it decides nothing.
+        function={"rms_norm_eps": 1e-5, "partial_rotary_factor": None, **_ROPE},
+        fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, **_SILU, **_ANY_STEP},
+        same=_LLAMA_SAME | _BAMBA_MAMBA,
+        read=_bamba,
+        details=_bamba_details,
+    ),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+}  # fmt: skip
