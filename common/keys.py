@@ -18,8 +18,9 @@ class Key:
     """A configuration key. `types` are the plain types that it takes, e.g. (int, NoneType) for `int | None`; the
     bounds hold for numbers, None is exempt where allowed. `group` is the heading of this key and of those after it.
 
-    `changes`: the `function` that the model computes and what that costs, or its `speed` and how it is trained only,
-    so that a checkpoint continues under another value.
+    `changes`: the `function` that the model computes and what that costs; or its `speed` and how it is trained only,
+    so that a checkpoint continues under another value; or a `name`: what it is called, where it lies, who is told of
+    it, and what is expected of it.
     """
 
     name: str

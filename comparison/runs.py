@@ -7,17 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from common.errors import UserError, did_you_mean
+from common.keys import keys_of
 from comparison.curves import Curve, curves
 from flops_parameter_counting.laws.scaling_laws import LAWS
+from runs.config import RunConfig
 from runs.logs import RunLog
 
-# Keys that only name a run, or say where it lies, who is told about it, and what is expected of it.
-NAMING_KEYS = frozenset(
-    (
-        "out_dir", "init_from", "dry_run", "data_dir", "wandb_log", "wandb_project", "wandb_run_name",
-        "tensorboard_log", "scaling_law", "predicted_loss", "predicted_flops", "predicted_seconds",
-    )
-)  # fmt: skip
+NAMING_KEYS = {name for name, key in keys_of(RunConfig).items() if key.changes == "name"}
 Unit = Literal["nats", "bits per byte"]
 
 

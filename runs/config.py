@@ -14,21 +14,25 @@ class RunConfig:
     """The run's keys, with nanoGPT's names and defaults where nanoGPT has them."""
 
     out_dir: str | None = key(
-        None, "the run's folder; None: out/<name of the config file>", group="Where to start and where to write"
+        None,
+        "the run's folder; None: out/<name of the config file>",
+        group="Where to start and where to write",
+        changes="name",
     )
     init_from: str = key(
         "scratch",
         "scratch; resume (from the run folder's last checkpoint); auto (resume if there is one, else scratch)",
         choices=("scratch", "resume", "auto"),
+        changes="name",
     )
     seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
-    dry_run: bool = key(False, "print the startup report and exit without building anything")
+    dry_run: bool = key(False, "print the startup report and exit without building anything", changes="name")
     components: str | None = key(
         None, "a folder with components of your own, whose code is executed (docs/extending.md)"
     )
 
     dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
-    data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder")
+    data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
     gradient_accumulation_steps: int = key(
         40,
@@ -79,10 +83,14 @@ class RunConfig:
 
     log_interval: int = key(1, "steps between lines of the log", at_least=1, group="Log")
     gradient_stats_interval: int = key(0, "steps between gradient statistics by layer; 0: never", at_least=0)
-    wandb_log: bool = key(False, "log to Weights & Biases too (extra: wandb); offline with WANDB_MODE=offline")
-    wandb_project: str = key("isoflop", "its project")
-    wandb_run_name: str | None = key(None, "its run name; None: the run folder's name")
-    tensorboard_log: bool = key(False, "write TensorBoard events into the run's folder too (extra: tensorboard)")
+    wandb_log: bool = key(
+        False, "log to Weights & Biases too (extra: wandb); offline with WANDB_MODE=offline", changes="name"
+    )
+    wandb_project: str = key("isoflop", "its project", changes="name")
+    wandb_run_name: str | None = key(None, "its run name; None: the run folder's name", changes="name")
+    tensorboard_log: bool = key(
+        False, "write TensorBoard events into the run's folder too (extra: tensorboard)", changes="name"
+    )
 
     device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", group="Machine")
     dtype: str = key(
@@ -119,13 +127,20 @@ class RunConfig:
 
     scaling_law: str | dict | None = key(
         None, "what the loss is held against: a law by its name, a law file *.json, or such a file's content as a dict",
-        group="Prediction (docs/scaling_laws.md): changes nothing in the run, and stands in its log",
+        group="Prediction (docs/scaling_laws.md): changes nothing in the run, and stands in its log", changes="name",
     )  # fmt: skip
     predicted_loss: float | None = key(
-        None, "validation loss at the run's end, nats per token; None: what scaling_law says", above=0
+        None,
+        "validation loss at the run's end, nats per token; None: what scaling_law says",
+        above=0,
+        changes="name",
     )
-    predicted_flops: float | None = key(None, "training FLOPs of the whole run, full attention", above=0)
-    predicted_seconds: float | None = key(None, "in training steps, as train_seconds of the log", above=0)
+    predicted_flops: float | None = key(
+        None, "training FLOPs of the whole run, full attention", above=0, changes="name"
+    )
+    predicted_seconds: float | None = key(
+        None, "in training steps, as train_seconds of the log", above=0, changes="name"
+    )
 
     @property
     def sequences_per_step(self) -> int:
