@@ -57,6 +57,25 @@ def small(**setting) -> dict:
 # The same figures as train.py's
 
 
+def test_what_a_config_file_freezes_is_counted_as_the_run_counts_it(command, tmp_path):
+    """FLOPs, time and memory are those of the plan."""
+    file = tmp_path / "in_part.py"
+    keys = {"arch_preset": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 61,
+            "batch_size": 2, "dtype": "float32", "frozen": "embedding.*,blocks.0.*"}  # fmt: skip
+    file.write_text("".join(f"{key} = {value!r}\n" for key, value in keys.items()))
+    configuration = load([str(file)])
+    plan = plan_run(configuration, None)
+    arguments = ["--json", str(tmp_path / "found.json"), "--tokens", "1e6", "--peak_flops", "1e12", "--mfu", "0.5"]
+    code, printed, found = command("--model_config", str(file), *arguments)
+    assert code == 0 and "not trained: embedding.*,blocks.0.*" in printed
+    flops = found["flops_per_token"]
+    assert flops["training"] == plan.flops_per_token["full"] < 3 * flops["forward"]
+    assert flops["causal"]["training"] == plan.flops_per_token["causal"]
+    assert flops["training_by_part"] == {part: count for part, count in plan.flops_by_part.items() if count}
+    assert found["time"]["flops"] == 1e6 * flops["training"]
+    assert found["memory"]["by_part"] == rank_memory(configuration.model, configuration.run, 1, "float32")
+
+
 @pytest.mark.parametrize("name", ["quickstart", "arch_gpt2", "arch_llama3"])
 def test_a_config_file_costs_what_its_plan_says(command, tmp_path, name):
     file = str(ROOT / f"config/{name}.py")

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
-from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
+from flops_parameter_counting.costs.model_cost import ModelCost, TrainingFlops, model_cost, training_flops
 from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -78,6 +78,7 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
     """Everything about a model, as data for JSON. Raises UserError for a setting or a model that cannot be counted."""
     length = _sequence_length(model.architecture, setting)
     cost = model_cost(model.architecture, length)
+    training = training_flops(model.architecture.replace(block_size=length), setting.run.frozen_names)
     return {
         "name": model.name,
         "family": model.family,
@@ -89,11 +90,11 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
             "by_part": _without_zeros(cost.parameters),
             "active_by_part": _without_zeros(cost.active),
         },
-        "flops_per_token": _flops(model.architecture, cost, length),
+        "flops_per_token": _flops(model.architecture, cost, training, length),
         "memory": memory_per_device(model.architecture, length, setting) | {"cache": _cache(model, length, setting)},
         "decoding": _decoding(model, cost, length, setting),
-        "time": _time(cost, setting),
-        "notes": list(model.notes),
+        "time": _time(training, setting),
+        "notes": [*model.notes, *([] if setting.run.frozen is None else [f"not trained: {setting.run.frozen}"])],
     }
 
 
@@ -111,32 +112,32 @@ def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
     return {part: count for part, count in sorted(parts.items(), key=lambda item: item[0] == "lm_head") if count}
 
 
-def _flops(config: ModelArchitectureConfig, cost: ModelCost, length: int) -> dict[str, Any]:
+def _flops(config: ModelArchitectureConfig, cost: ModelCost, training: TrainingFlops, length: int) -> dict[str, Any]:
     """Per token, forward and training, and two estimates of the training FLOPs.
 
     6 N: two FLOPs a parameter forward, four backward (Kaplan et al. 2020). 6 N + 12 L H Q T adds the scores
     (Chowdhery et al. 2022, appendix B). N here: the active parameters, tied ones once, embeddings among them.
     """
-    forward, causal, n = cost.forward_flops("full"), cost.forward_flops("causal"), cost.n_active
+    n, of_training = cost.n_active, training.by_convention
     counts = config.layer_counts.items()
     scores = sum(count * layer.mixer_spec.palm_scores(config.of(layer), length) for layer, count in counts)
     estimates = {"6N": 6 * n, "6N+12LHQT": 6 * n + scores}
     return {
-        "forward": forward,
-        "training": with_backward(forward),
+        "forward": cost.forward_flops("full"),
+        "training": of_training["full"],
         "by_part": _without_zeros(cost.flops),
-        "training_by_part": {part: with_backward(flops) for part, flops in _without_zeros(cost.flops).items()},
+        "training_by_part": _without_zeros(training.by_part),
         "causal": {
-            "forward": causal,
-            "training": with_backward(causal),
+            "forward": cost.forward_flops("causal"),
+            "training": of_training["causal"],
             "by_part": _without_zeros(cost.flops_by_part("causal")),
         },
         "estimates": {
             name: {
                 "n": n,
                 "training": value,
-                "off_full_percent": 100 * (value / with_backward(forward) - 1),
-                "off_causal_percent": 100 * (value / with_backward(causal) - 1),
+                "off_full_percent": 100 * (value / of_training["full"] - 1),
+                "off_causal_percent": 100 * (value / of_training["causal"] - 1),
             }
             for name, value in estimates.items()
         },
@@ -156,7 +157,7 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
     """
     run, e, built = setting.run, DTYPE_BYTES[setting.dtype], config.replace(block_size=length)
     check_mesh(built, run, setting.devices)
-    mesh, whole = mesh_of(run, setting.devices), parameters(config)
+    mesh, whole = mesh_of(run, setting.devices), parameters(config, run.frozen_names)
     by_part = state_memory(whole, run, mesh, e)
     not_known = None
     try:
@@ -222,11 +223,11 @@ def _decoding(model: Model, cost: ModelCost, length: int, setting: Setting) -> d
 # Time
 
 
-def _time(cost: ModelCost, setting: Setting) -> dict[str, Any] | None:
+def _time(training: TrainingFlops, setting: Setting) -> dict[str, Any] | None:
     """tokens x training FLOPs a token (full) / (devices x dense peak x MFU); None where no tokens were given."""
     if setting.tokens is None or setting.peak_flops is None or setting.mfu is None:
         return None
-    flops = cost.training_flops() * setting.tokens
+    flops = training.by_convention["full"] * setting.tokens
     seconds = flops / (setting.devices * setting.peak_flops * setting.mfu)
     return {
         "tokens": setting.tokens,
