@@ -7,6 +7,7 @@ imported when `components` is, modules when the first one is asked for.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import sys
 import types
@@ -143,7 +144,12 @@ def has_module(kind: str, name: str) -> bool:
     """Whether what a component is made of can be built, and not counted only. Imports nothing."""
     if name in MODULES.get(kind, {}):
         return True
-    file = sys.modules[type(spec(kind, name)).__module__].__file__
+    return _has_module_beside(sys.modules[type(spec(kind, name)).__module__].__file__)
+
+
+@functools.cache
+def _has_module_beside(file: str | None) -> bool:
+    """Kept, because a search asks of every component, and the disk is slow to answer."""
     return file is not None and Path(file).name == "spec.py" and Path(file).with_name("module.py").exists()
 
 
