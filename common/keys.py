@@ -81,7 +81,7 @@ def _declared(declaring: type) -> dict[str, Key]:
     for base in reversed(declaring.__mro__):
         own = {name: _field(base, name) for name in inspect.get_annotations(base)}
         declared = {name: field for name, field in own.items() if field is not None}
-        hints = typing.get_type_hints(base) if declared else {}
+        hints = inspect.get_annotations(base, eval_str=True) if declared else {}
         for name, field in declared.items():
             what = getattr(base, "what", None)
             found[name] = Key(name, _plain_types(hints[name]), field.default, what=what, **field.metadata)
