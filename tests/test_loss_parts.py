@@ -11,6 +11,7 @@ from conftest import training as run_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
+from test_memory import counting_kept_bytes
 from test_parallel import CPU, build, small_configuration
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -189,6 +190,28 @@ def test_memory_of_a_part_that_is_trained():
     found = rank_memory(configuration.model, configuration.run, 1, "float32")
     assert (found["gradients"], found["optimizer"]) == (4 * trained, 8 * trained)
     assert found["weights"] == 4 * sum(p.numel() for p in model.parameters())
+
+
+@settings(max_examples=30)
+@given(
+    frozen=st.sets(st.sampled_from(PATTERNS), min_size=1, max_size=4),
+    keys=st.sampled_from([{}, {"norm_position": "post"}, {"layer_pattern": "AM", "mamba_head_dim": 16}]),
+)
+def test_what_is_frozen_makes_autograd_keep_no_more(frozen, keys):
+    """docs/memory.md: activations are counted as if everything were trained, which is the most that they can be."""
+    config = resolve_architecture(TINY | keys)
+    model = build_model(config, seed=0)
+    tokens = torch.zeros(2, 24, dtype=torch.long)
+
+    def kept() -> int:
+        with counting_kept_bytes(model) as found:
+            model(tokens, tokens)
+        return sum(size for size, _ in found.values())
+
+    everything = kept()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(fnmatch.fnmatchcase(name, one) for one in frozen))
+    assert kept() <= everything
 
 
 @pytest.mark.parametrize(
