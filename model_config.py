@@ -77,9 +77,13 @@ class _Core:
 
 def architecture_keys() -> dict[str, Key]:
     """All keys of an architecture: of how components are composed, and of every component that is registered."""
-    core = keys_of(_Core)
-    preset = dataclasses.replace(core["arch_preset"], choices=tuple(presets()))
-    return {**core, "arch_preset": preset, **registry.component_keys()}
+    keys = _known_keys()
+    return {**keys, "arch_preset": dataclasses.replace(keys["arch_preset"], choices=tuple(presets()))}
+
+
+def _known_keys() -> dict[str, Key]:
+    """The same, before it is known which presets there are."""
+    return {**keys_of(_Core), **registry.component_keys()}
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -123,7 +127,7 @@ class ModelArchitectureConfig:
     """
 
     def __init__(self, **given: Any):
-        known = architecture_keys()
+        known = _known_keys()
         if unknown := given.keys() - known.keys():
             raise TypeError(f"no architecture key: {', '.join(sorted(unknown))}")
         self._values = {name: given.get(name, one.default) for name, one in known.items()}

@@ -208,17 +208,19 @@ def on_ranks(size: int, configuration: Configuration, body: Callable[..., Any], 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     context = mp.get_context("spawn")
     with context.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_one_rank, args=(size, port, results, configuration, body, arguments), nprocs=size)
+        mp.spawn(_one_rank, args=(environment, results, configuration, body, arguments), nprocs=size)
         return [results[rank] for rank in range(size)]
 
 
 def _one_rank(
-    rank: int, size: int, port: int, results: Any, configuration: Configuration, body: Callable, arguments: tuple
+    rank: int, environment: dict[str, str], results: Any, configuration: Configuration, body: Callable, arguments: tuple
 ) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {**environment, "RANK": str(rank)}
+    size = int(environment["WORLD_SIZE"])
     ranks = Ranks(rank, rank, size, local_size=size)
     device = choose_device(configuration.run.device, ranks)
     if device.type == "cpu":

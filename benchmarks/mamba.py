@@ -51,9 +51,9 @@ def hugging_faces(name: str) -> nn.Module:
 
 
 def ssd_by_token(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+    x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    return ssd_naive(x, dt, A, B, C, initial_state)
+    return ssd_naive(x, decay, B, C, initial_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,20 +49,25 @@ class Key:
         return ", ".join([self.type_name, *(f"{word} {bound}" for word, bound in words.items() if bound is not None)])
 
 
+class Bounds(typing.TypedDict, total=False):
+    """Of a number."""
+
+    at_least: float
+    above: float
+    below: float
+
+
 def key(
     default: Any,
     help: str,
     *,
     choices: Sequence[Any] | None = None,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
     group: str | None = None,
     changes: str = "function",
+    **bounds: typing.Unpack[Bounds],
 ) -> Any:
     """A class attribute, or a dataclass field, that declares a key: `n_layer: int = key(12, "blocks", at_least=1)`."""
     declared = {"help": help, "choices": None if choices is None else tuple(choices), "group": group}
-    bounds = {"at_least": at_least, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={**declared, **bounds, "changes": changes})
 
 

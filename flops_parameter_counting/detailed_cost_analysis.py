@@ -30,17 +30,14 @@ from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
 from common.files import check_target, write_json, write_whole
 from components.registry import load_rooms
 from flops_parameter_counting.costs.devices import dense_peak, device_names, named_device
-from flops_parameter_counting.costs.report import DTYPE_BYTES, STRATEGIES, Setting, as_text, describe
+from flops_parameter_counting.costs.report import DTYPE_BYTES, STRATEGIES, Model, Setting, as_text, describe
 from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
-from flops_parameter_counting.planner.backward import answer
-from flops_parameter_counting.planner.backward import as_text as backward_as_text
 from flops_parameter_counting.planner.emit import choose_dataset, config_text
 from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_LAW
 from flops_parameter_counting.planner.report import as_json, report
 from flops_parameter_counting.planner.report import as_text as search_as_text
 from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
 from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space, without
-from interop.model_files import Model, read_model
 from model_config import presets
 from runs.config import RunConfig
 
@@ -164,6 +161,8 @@ def add_model_arguments(built: ArgumentParser) -> None:
 
 def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Read the model, print what it costs, and write it as data if asked."""
+    from interop.model_files import read_model
+
     check_target("json", arguments.json)
     model = read_model(arguments.model_config, arguments.vocab_size)
     if model.architecture.vocab_size is None:
@@ -431,16 +430,18 @@ def add_backward_argument(built: ArgumentParser) -> None:
 
 
 def backward_command(arguments: argparse.Namespace, argv: list[str]) -> int:
+    from flops_parameter_counting.planner.backward import answer, as_text
+
     check_target("json", arguments.json)
     found = answer(arguments.backward_config)
     if arguments.json is not None:
         write_json(arguments.json, found)
-    print(backward_as_text(found))
+    print(as_text(found))
     return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The commands
+# The commands. Each imports what only it needs when it is called: a search starts without the rest.
 
 
 def command(argv: list[str]) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import write_whole
-from flops_parameter_counting.laws.fitting import middle_95, predicted
+from flops_parameter_counting.laws.fitting import predicted
 from flops_parameter_counting.laws.loss_points import read_points
 from flops_parameter_counting.laws.report import Fitted, as_json, fit_everything
-from flops_parameter_counting.laws.scaling_laws import CONSTANTS, Law, law_from
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, Law, law_from, middle_95
 from flops_parameter_counting.planner.emit import law_as_dict
 from ladders.configs import config_text
 from ladders.ledger import Entry, Record, append, of_type, predictions, read

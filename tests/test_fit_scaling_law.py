@@ -25,14 +25,20 @@ from flops_parameter_counting.laws.fitting import (
     fit_law,
     grid_of_starts,
     hold_out,
-    middle_95,
     optimal_parameters,
     predicted,
     too_narrow,
 )
 from flops_parameter_counting.laws.lbfgs import minimise
 from flops_parameter_counting.laws.loss_points import read_points
-from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS, N_MEANINGS, count_parameters, find_law
+from flops_parameter_counting.laws.scaling_laws import (
+    CONSTANTS,
+    LAWS,
+    N_MEANINGS,
+    count_parameters,
+    find_law,
+    middle_95,
+)
 from runs.logs import read_run
 
 PLANTED = np.array([1.8172, 482.01, 2085.43, 0.3478, 0.3658])  # Besiroglu's, in the order of CONSTANTS

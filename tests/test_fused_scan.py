@@ -9,12 +9,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from test_mamba import assert_near, ssd_inputs, values_and_gradients
+from test_mamba import assert_near, by_token, ssd_inputs, values_and_gradients, with_steps
 
 from common.errors import UserError
 from components.mixers.mamba2 import kernels as fused
 from components.mixers.mamba2.kernels import choose_backend, ssd_fla
-from components.mixers.mamba2.scan import ssd_naive
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 
@@ -44,11 +43,11 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_scan_is_gated_linear_attention(kernels, groups):
     inputs = ssd_inputs(7, groups=groups)
-    scan = lambda x, dt, A, B, C, state: ssd_fla(x, dt, A, B, C, 64, state)  # noqa: E731
-    for ours, expected in zip(values_and_gradients(scan, inputs), values_and_gradients(ssd_naive, inputs), strict=True):
+    scan = with_steps(lambda x, decay, B, C, state=None: ssd_fla(x, decay, B, C, 64, state))
+    for ours, expected in zip(values_and_gradients(scan, inputs), values_and_gradients(by_token, inputs), strict=True):
         assert_near(ours, expected)
     without_state = [t.detach() for t in inputs[:5]]
-    assert_near(ssd_fla(*without_state, 64)[0], ssd_naive(*without_state)[0])
+    assert_near(scan(*without_state)[0], by_token(*without_state)[0])
 
 
 def of_backend(backend: str, **keys) -> ModelArchitectureConfig:

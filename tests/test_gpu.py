@@ -4,12 +4,11 @@ import pytest
 import torch
 from test_decoding import BUILT, small_model
 from test_generation import BLOCK, alone, prompts, together
-from test_mamba import ssd_inputs, values_and_gradients
+from test_mamba import by_token, ssd_inputs, values_and_gradients, with_steps
 from test_memory import counting_kept_bytes
 from test_training import records
 
 from components.mixers.mamba2.kernels import ssd_fla, why_not
-from components.mixers.mamba2.scan import ssd_naive
 from configurator import load
 from flops_parameter_counting.costs.memory import training_memory
 from model_builder import build_model
@@ -107,8 +106,8 @@ def test_the_fused_scan_is_the_recurrence(dtype, length, groups):
     rounded = [t.detach().cuda().to(dtype if i in (0, 3, 4) else torch.float32) for i, t in enumerate(inputs)]
     single = [t.requires_grad_() for t in rounded]
     double = [t.detach().double().requires_grad_() for t in rounded]
-    fused = values_and_gradients(lambda x, dt, A, B, C, state: ssd_fla(x, dt, A, B, C, 64, state), single)
-    expected = values_and_gradients(ssd_naive, double)
+    fused = values_and_gradients(with_steps(lambda x, decay, B, C, state: ssd_fla(x, decay, B, C, 64, state)), single)
+    expected = values_and_gradients(by_token, double)
     for name, ours, theirs in zip(("y", "state", "x", "dt", "A", "B", "C", "start"), fused, expected, strict=True):
         error = ((ours.double() - theirs).norm() / theirs.norm()).item()
         assert error < ROUNDING[dtype], f"{name}: {error}"

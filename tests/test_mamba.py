@@ -89,14 +89,22 @@ def values_and_gradients(scan, inputs):
     return [*results, *torch.autograd.grad(weighted, inputs, materialize_grads=True)]
 
 
+def with_steps(scan):
+    """The scan of what a layer has: its steps dt and rates A, in place of what follows from them."""
+    return lambda x, dt, A, B, C, *more: scan(x * dt[..., None], dt * A, B, C, *more)
+
+
 def chunked(chunk_size):
-    return lambda x, dt, A, B, C, state=None: ssd_chunked(x, dt, A, B, C, chunk_size, state)
+    return with_steps(lambda x, decay, B, C, state=None: ssd_chunked(x, decay, B, C, chunk_size, state))
+
+
+by_token = with_steps(ssd_naive)
 
 
 def test_the_recurrence_of_mamba_2_is_its_closed_form():
     """y_i = sum of j <= i of (C_i . B_j) exp(A sum of dt over j+1..i) dt_j x_j, without a start state."""
     x, dt, A, B, C, _ = ssd_inputs(7, batch=1, groups=2, shared_by=2)
-    y, state = ssd_naive(x, dt, A, B, C)
+    y, state = by_token(x, dt, A, B, C)
     for head, i in itertools.product(range(4), range(7)):
         group = head // 2  # heads of a group are neighbours
         decays = [(A[head] * dt[0, j + 1 : i + 1, head].sum()).exp() * dt[0, j, head] for j in range(i + 1)]
@@ -113,7 +121,7 @@ def test_the_recurrence_of_mamba_1_is_that_of_mamba_2_with_every_decay_its_own()
     x, dt, A, B, C, _ = selective_inputs(9)
     y, state = selective_naive(x, dt, A, B, C)
     by_state = [
-        ssd_naive(x[..., None], dt, A[:, n], B[:, :, None, n : n + 1], C[:, :, None, n : n + 1]) for n in range(5)
+        by_token(x[..., None], dt, A[:, n], B[:, :, None, n : n + 1], C[:, :, None, n : n + 1]) for n in range(5)
     ]
     assert_near(y, sum(part.squeeze(-1) for part, _ in by_state))
     assert_near(state, torch.cat([part.squeeze(-1) for _, part in by_state], dim=-1))
@@ -132,7 +140,7 @@ def test_the_recurrence_of_mamba_1_is_that_of_mamba_2_with_every_decay_its_own()
 def test_chunks_are_the_recurrence(length, chunk_size, groups, shared_by, width, state, seed):
     inputs = ssd_inputs(length, 2, groups, shared_by, width, state, seed=seed)
     for given_inputs in (inputs, inputs[:-1]):
-        expected = values_and_gradients(ssd_naive, given_inputs)
+        expected = values_and_gradients(by_token, given_inputs)
         for ours, theirs in zip(values_and_gradients(chunked(chunk_size), given_inputs), expected, strict=True):
             assert_near(ours, theirs)
 
@@ -141,7 +149,7 @@ def test_chunks_are_the_recurrence(length, chunk_size, groups, shared_by, width,
 def test_many_chunks_pass_their_states_on_in_groups(length, chunk_size):
     """Up to 24 chunks one by one; more of them in groups that they fill or not; over 576 in groups of groups."""
     inputs = ssd_inputs(length, groups=1, shared_by=2, width=2, state=3)
-    expected = values_and_gradients(ssd_naive, inputs)
+    expected = values_and_gradients(by_token, inputs)
     for ours, theirs in zip(values_and_gradients(chunked(chunk_size), inputs), expected, strict=True):
         assert_near(ours, theirs)
 
@@ -159,8 +167,8 @@ def test_the_fast_selective_scan_is_the_recurrence(length, channels, state, seed
 @pytest.mark.parametrize(
     ("scan", "reference", "inputs"),
     [
-        (chunked(64), ssd_naive, ssd_inputs),
-        (chunked(128), ssd_naive, ssd_inputs),
+        (chunked(64), by_token, ssd_inputs),
+        (chunked(128), by_token, ssd_inputs),
         (selective_scan, selective_naive, selective_inputs),
     ],
     ids=["chunks of 64", "chunks of 128", "selective"],
@@ -183,7 +191,7 @@ def test_in_float32_with_strong_decay(chunk_size):
     dt, A = 0.7 * (dt / dt.mean()).sqrt(), -torch.linspace(1, 16, len(A))
     single = [t.requires_grad_() for t in (x, dt, A, B, C, state)]
     double = [t.detach().double().requires_grad_() for t in single]
-    expected = values_and_gradients(ssd_naive, double)
+    expected = values_and_gradients(by_token, double)
     for ours, theirs in zip(values_and_gradients(chunked(chunk_size), single), expected, strict=True):
         assert_near(ours, theirs)
 
@@ -210,7 +218,7 @@ def test_a_sequence_is_split_anywhere_with_the_state_carried(scan, inputs, split
 
 @pytest.mark.parametrize(
     ("scan", "reference", "inputs"),
-    [(chunked(16), ssd_naive, ssd_inputs), (selective_scan, selective_naive, selective_inputs)],
+    [(chunked(16), by_token, ssd_inputs), (selective_scan, selective_naive, selective_inputs)],
     ids=["mamba2", "mamba1"],
 )
 def test_strong_decay_has_finite_gradients(scan, reference, inputs):
@@ -226,7 +234,7 @@ def test_strong_decay_has_finite_gradients(scan, reference, inputs):
 
 @pytest.mark.parametrize(
     ("scan", "reference", "inputs"),
-    [(chunked(128), ssd_naive, ssd_inputs), (selective_scan, selective_naive, selective_inputs)],
+    [(chunked(128), by_token, ssd_inputs), (selective_scan, selective_naive, selective_inputs)],
     ids=["mamba2", "mamba1"],
 )
 def test_decays_and_states_are_in_float32_whatever_the_inputs_are(scan, reference, inputs):
@@ -261,7 +269,7 @@ def bytes_kept(scan, inputs) -> int:
 @pytest.mark.parametrize(
     ("scan", "reference", "inputs"),
     [
-        (chunked(64), ssd_naive, lambda state: ssd_inputs(512, 1, 1, 2, 64, state, torch.float32)),
+        (chunked(64), by_token, lambda state: ssd_inputs(512, 1, 1, 2, 64, state, torch.float32)),
         (selective_scan, selective_naive, lambda state: selective_inputs(512, 1, 128, state, torch.float32)),
     ],
     ids=["mamba2", "mamba1"],

@@ -274,6 +274,10 @@ def test_no_mixer_is_named_outside_its_room():
 def test_the_page_on_extending_states_these_counts():
     page = (ROOT / "docs/extending.md").read_text()
     rows = {row.split("|")[1].strip(): row.split("|")[3].strip() for row in page.splitlines() if row.startswith("| ")}
+    files = re.findall(r"`mine/gated_linear/(?:spec|module)\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert rows["files touched for the mixer"] == f"1 folder of {len(files)}"
+    spec, module = (len(file.splitlines()) for file in files)
+    assert rows["lines of it"] == f"{spec + module}: {spec} of spec, {module} of module"
     assert rows["cycles of imports"] == str(len(cycles()))
     assert rows["lines that edit `sys.path`"].startswith("14,")
     assert rows["modules at the root"] == str(len(list(ROOT.glob("*.py"))))

@@ -2,6 +2,7 @@
 written_before/record.py says how they were recorded, and makes the same of this checkout."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -90,3 +91,27 @@ def test_a_difference_is_found_where_it_is():
         'a: was [1, {"loss": 2.0, "grad_norm": 3.0}], is [1]', 'b: was "x", is "y"'
     ]  # fmt: skip
     assert list(differences(before, {"a": before["a"], "c": 1}, 0)) == ['b: was "x", is missing']
+
+
+def test_a_config_file_with_a_cost_function_says_what_took_its_place(tmp_path):
+    """As the README showed it before the rooms."""
+    (tmp_path / "sine.py").write_text(
+        "import torch\n"
+        "from flops_parameter_counting.component_costs import ComponentCost\n"
+        "from model_components import register\n"
+        "@register('activation', 'sine', cost=lambda config, sequence_length: ComponentCost())\n"
+        "class Sine(torch.nn.Module):\n"
+        "    pass\n"
+        "activation = 'sine'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(tmp_path / "sine.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: \S*sine.py:2: .*docs/extending.md, 'From a cost function to a spec', .*\n", done.stderr
+    )
+    assert "## From a cost function to a spec" in (ROOT / "docs/extending.md").read_text()

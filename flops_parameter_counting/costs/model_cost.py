@@ -27,11 +27,11 @@ class Place:
     count: Any
 
 
-def places_of(layer: Layer, config: ModelArchitectureConfig) -> list[Place]:
-    """The components of a block, in the order of its forward pass, each once."""
+def places_of(layer: Layer, config: ModelArchitectureConfig, count: Any = 1) -> list[Place]:
+    """The components of a block, in the order of its forward pass, each in `count` layers."""
     own, norm = config.of(layer), config.component("normalization")
     halves = zip(("mixer", "ffn"), layer.specs, strict=False)
-    pairs = [(Place(f"{name}_norm", norm, own, 1), Place(name, spec, own, 1)) for name, spec in halves]
+    pairs = [(Place(f"{name}_norm", norm, own, count), Place(name, spec, own, count)) for name, spec in halves]
     return [place for pair in pairs for place in (pair if config.norm_position == "pre" else reversed(pair))]
 
 
@@ -47,8 +47,7 @@ def all_places(config: ModelArchitectureConfig) -> Iterator[Place]:
     """Every component of a model, those of equal layers together."""
     yield from places_outside(config)
     for layer, count in config.layer_counts.items():
-        for place in places_of(layer, config):
-            yield dataclasses.replace(place, count=count)
+        yield from places_of(layer, config, count)
 
 
 Frozen = Callable[[str], bool]  # whether the parameter of this name is not trained

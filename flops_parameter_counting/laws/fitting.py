@@ -19,7 +19,7 @@ import numpy as np
 
 from common.errors import UserError
 from flops_parameter_counting.laws.lbfgs import minimise
-from flops_parameter_counting.laws.scaling_laws import CONSTANTS
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, middle_95
 
 HUBER_DELTA = 1e-3
 SAME_MINIMUM = 1e-6  # relative difference of the objective within which two starts have found the same one
@@ -356,12 +356,6 @@ def hold_out(points: Points, factor: float, starts: np.ndarray | None = None, pr
     rest, held = points[~largest], points[largest]
     fit = fit_law(rest, starts, progress)
     return HeldOut(np.log(fit.loss(held.n, held.d) / held.loss), float(held.c.min()), len(rest))
-
-
-def middle_95(values: np.ndarray) -> tuple[float, float]:
-    """The interval that holds the middle 95 % of `values` (draws,)."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def optimal_parameters(constants: np.ndarray, c: float | np.ndarray) -> np.ndarray:

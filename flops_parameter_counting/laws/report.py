@@ -15,13 +15,12 @@ from flops_parameter_counting.laws.fitting import (
     bootstrap,
     fit_law,
     hold_out,
-    middle_95,
     optimal_parameters,
     predicted,
     too_narrow,
 )
 from flops_parameter_counting.laws.loss_points import Measured
-from flops_parameter_counting.laws.scaling_laws import CONSTANTS, N_MEANINGS
+from flops_parameter_counting.laws.scaling_laws import CONSTANTS, N_MEANINGS, middle_95
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError, did_you_mean
 from common.json_files import read_json
-from flops_parameter_counting.costs.model_cost import ModelCost
+from flops_parameter_counting.costs.model_cost import ModelCost, with_backward
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
@@ -242,6 +242,12 @@ def _draws(value: Any) -> np.ndarray:
     return draws
 
 
+def middle_95(values: np.ndarray) -> tuple[float, float]:
+    """The interval that holds the middle 95 % of `values` (draws,)."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Learning rate and batch
 
@@ -305,7 +311,7 @@ def training_rules(cost: ModelCost, tokens: float) -> list[RuleValue]:
     values = []
     for rule in TRAINING_RULES:
         n = count_parameters(cost, rule.N) if rule.N else math.nan
-        arguments = (float(n), float(tokens), 3.0 * forward * tokens)
+        arguments = (float(n), float(tokens), float(with_backward(forward) * tokens))
         values.append(RuleValue(rule.name, rule.learning_rate(*arguments), rule.batch_tokens(*arguments), rule.source))
     return values
 

@@ -27,13 +27,13 @@ from configurator import run_keys
 from flops_parameter_counting.costs.devices import dense_peak, named_device
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRATEGIES, Setting, describe
-from flops_parameter_counting.laws.fitting import middle_95
 from flops_parameter_counting.laws.scaling_laws import (
     N_MEANINGS,
     Law,
     count_parameters,
     find_law,
     law_from,
+    middle_95,
     on_experts,
     on_state_spaces,
 )

@@ -15,8 +15,7 @@ import numpy as np
 from common.errors import UserError
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
 from flops_parameter_counting.costs.report import Setting, memory_per_device
-from flops_parameter_counting.laws.fitting import middle_95
-from flops_parameter_counting.laws.scaling_laws import Law, count_parameters
+from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, middle_95
 from flops_parameter_counting.planner import published_formula
 from flops_parameter_counting.planner.space import SIZES, Grid, SearchSpace
 from model_config import ModelArchitectureConfig

@@ -18,28 +18,20 @@ from model_config import ModelArchitectureConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over the last
-# `window` keys, its own included (None: over all). The queries are those of the last T keys. What `hidden` (B, 1, T,
-# S + T) marks is not met either (None: nothing).
+# `window` keys, its own included (None: over all). The queries are those of the last T keys. `score_bias`, (H or 1, T,
+# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing).
 
 
 @register_module("attention_backend", "sdpa")
 def sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    score_bias: Tensor | None,
-    dropout: float,
-    window: int | None = None,
-    hidden: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
 ) -> Tensor:
     """PyTorch's fused kernels."""
     mask, queries, keys = None, q.shape[2], k.shape[2]
-    if score_bias is not None or window is not None or hidden is not None or 1 < queries < keys:
+    if score_bias is not None or window is not None or 1 < queries < keys:
         bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
         mask = bias.masked_fill(_unseen(queries, keys, q.device, window), -torch.inf).to(q.dtype)
-        mask = mask.expand(1, -1, -1, -1)  # (1, H or 1, T, S + T): with three dimensions no fused kernel takes it
-        if hidden is not None:
-            mask = mask.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
+        mask = mask if mask.dim() == 4 else mask[None]  # (B or 1, H or 1, T, S + T): no fused kernel takes three
     causal = mask is None and queries == keys  # one query after a cache meets every key
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1]
@@ -48,13 +40,7 @@ def sdpa(
 
 @register_module("attention_backend", "manual")
 def manual(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    score_bias: Tensor | None,
-    dropout: float,
-    window: int | None = None,
-    hidden: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
 ) -> Tensor:
     """The readable reference: the formula, with the whole matrix of scores."""
     shared_by = q.shape[1] // k.shape[1]  # query heads that share one key-value head
@@ -63,8 +49,6 @@ def manual(
     if score_bias is not None:
         scores = scores + score_bias
     scores = scores.masked_fill(_unseen(q.shape[2], k.shape[2], q.device, window), -torch.inf)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -torch.inf)
     weights = F.dropout(wide(scores).softmax(dim=-1).type_as(v), dropout)
     return weights @ v
 
@@ -154,8 +138,11 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
             score_bias = None if score_bias is None else score_bias[..., -k.shape[2] :]  # of the keys that are left
+        if hidden is not None:
+            score_bias = q.new_zeros(1, 1, 1) if score_bias is None else score_bias
+            score_bias = score_bias.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
         dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, score_bias, dropout, self.window, **({} if hidden is None else {"hidden": hidden}))
+        y = self.attend(q, k, v, score_bias, dropout, self.window)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 

@@ -1,8 +1,8 @@
 """Mamba-2's scan in fused kernels for a GPU: those of flash-linear-attention (Yang and Zhang 2024), the extra
 `kernels`.
 
-Its simple gated linear attention, state <- exp(g) state + k v^T, y = q state, is the scan with q = C, k = B, v = dt x
-and g = dt A. The kernels have chunks of their own, of FUSED_CHUNK tokens, and every head has its own q and k: those of
+Its simple gated linear attention, state <- exp(g) state + k v^T, y = q state, is the scan with q = C, k = B, v = x
+and g = decay. The kernels have chunks of their own, of FUSED_CHUNK tokens, and every head has its own q and k: those of
 a group are repeated for each of its heads. Products of float32 inputs are made in TF32.
 """
 
@@ -28,23 +28,22 @@ register_module("mamba_backend", "auto", "chunked")(ssd_chunked)
 
 @register_module("mamba_backend", "fla")
 def ssd_fla(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+    x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Computes what `ssd_chunked` does, but in chunks of FUSED_CHUNK."""
     from fla.ops.simple_gla import chunk_simple_gla  # seconds, and only who has a GPU needs it
 
     shared_by = x.shape[2] // B.shape[2]  # heads of a group
-    dt = wide(dt)
     y, state = chunk_simple_gla(
         q=C.repeat_interleave(shared_by, dim=2),  # (B, T, H, N)
         k=B.repeat_interleave(shared_by, dim=2),
-        v=(x * dt[..., None]).type_as(x),  # (B, T, H, P)
-        g=dt * wide(A),  # (B, T, H)
+        v=x.type_as(C),  # (B, T, H, P)
+        g=wide(decay),  # (B, T, H)
         scale=1.0,
         initial_state=None if initial_state is None else wide(initial_state).mT.contiguous(),  # (B, H, N, P)
         output_final_state=True,
     )
-    return y.type_as(x), wide(state).mT
+    return y.type_as(C), wide(state).mT
 
 
 @register_choice
@@ -114,7 +113,8 @@ def deviation(config: ModelArchitectureConfig, device: torch.device, dtype: torc
     rounded = {name: values.to(device, dtype if name in "xBC" else None) for name, values in drawn.items()}
 
     def results(scan: object, inputs: list[Tensor]) -> list[Tensor]:
-        y, _ = scan(*(t.requires_grad_() for t in inputs), FUSED_CHUNK)  # type: ignore[operator]
+        x, dt, A, B, C = (t.requires_grad_() for t in inputs)
+        y, _ = scan(x * dt[..., None], dt * A, B, C, FUSED_CHUNK)  # type: ignore[operator]
         return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
 
     ours = results(ssd_fla, [t.detach().clone() for t in rounded.values()])

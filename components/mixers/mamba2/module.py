@@ -90,13 +90,13 @@ class Mamba2(nn.Module):
         B = self.B_conv(self.B_proj(x), tails[1]).unflatten(-1, (self.groups, -1))  # (B, T, G, N)
         C = self.C_conv(self.C_proj(x), tails[2]).unflatten(-1, (self.groups, -1))
         dt = F.softplus(wide(self.dt_proj(x)) + wide(self.dt_bias))  # (B, T, H)
-        A = -wide(self.A_log).exp()
+        entering, decay = x_in * dt[..., None], dt * -wide(self.A_log).exp()  # (B, T, H, E/H), (B, T, H)
         if cache is None:
-            y, _ = self.scan(x_in, dt, A, B, C, self.chunk_size)
+            y, _ = self.scan(entering, decay, B, C, self.chunk_size)
         elif x.shape[1] == 1:
-            y, state = ssd_step(x_in[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], cache.state)
+            y, state = ssd_step(entering[:, 0], decay[:, 0], B[:, 0], C[:, 0], cache.state)
             y = cache.advance(y[:, None], state)
         else:
-            y = cache.advance(*self.scan(x_in, dt, A, B, C, self.chunk_size, cache.state))
+            y = cache.advance(*self.scan(entering, decay, B, C, self.chunk_size, cache.state))
         y = y + wide(self.D)[:, None] * x_in
         return self.o_proj(self.norm(y.flatten(2), self.z_proj(x)))

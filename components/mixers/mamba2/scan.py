@@ -2,14 +2,15 @@
 and is read. Heads of P channels, each with one decay, share their B and C within a group; the scan becomes products of
 matrices.
 
-    of every head:  state <- exp(dt A) state + dt B x^T,  y = C state
+    of every head:  state <- exp(decay) state + B x^T,  y = C state
 
-    x (B, T, H, P)   dt (B, T, H), above 0   A (H,), below 0   B, C (B, T, G, N)   state (B, H, P, N)   y like x
+    x (B, T, H, P)   decay (B, T, H), below 0   B, C (B, T, G, N)   state (B, H, P, N)   y like x, in the dtype of C
 
-Shapes: B batch, T tokens, H heads in G groups of R, P channels a head, N state; c chunks of Q. Steps, decays and the
-state between chunks are in float32 (float64 for float64 inputs), whatever autocast says, and the sums of decays in
-float64; the products take the dtype of x, or autocast's. Final states are what a later call takes as its
-`initial_state`.
+A layer's step dt is in two of them, as in the paper's listing: x is its input times dt, and decay is dt A.
+
+Shapes: B batch, T tokens, H heads in G groups of R, P channels a head, N state; c chunks of Q. Decays and the state
+between chunks are in float32 (float64 for float64 inputs), whatever autocast says, and the sums of decays in float64;
+the products take the dtype of B and C, or autocast's. Final states are what a later call takes as its `initial_state`.
 """
 
 import math
@@ -24,32 +25,30 @@ from components.precision import wide, widest
 FEW_STEPS = 24  # of a recurrence: more are taken in groups
 
 
-def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def ssd_step(x: Tensor, decay: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence, for one token: the arguments without their T; returns y (B, H, P) and the next state."""
     shared_by = x.shape[1] // B.shape[1]  # heads of a group
     B, C = B.repeat_interleave(shared_by, dim=1), C.repeat_interleave(shared_by, dim=1)  # (B, H, N)
-    dt = wide(dt)
-    added = (wide(x) * dt[..., None])[..., None] * wide(B)[..., None, :]  # (B, H, P, N)
-    state = torch.addcmul(added, (dt * wide(A)).exp()[..., None, None], wide(state))
+    added = wide(x)[..., None] * wide(B)[..., None, :]  # (B, H, P, N)
+    state = torch.addcmul(added, wide(decay).exp()[..., None, None], wide(state))
     y = (state @ wide(C)[..., None]).squeeze(-1)
-    return y.type_as(x), state
+    return y.type_as(C), state
 
 
 def ssd_naive(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+    x: Tensor, decay: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The readable reference: token by token. Keeps every state for the backward pass."""
     state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1]) if initial_state is None else initial_state
     outputs = []
-    for token in zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True):
-        x_t, dt_t, B_t, C_t = token  # unbind: an index would write a whole gradient of x for every token
-        y, state = ssd_step(x_t, dt_t, A, B_t, C_t, state)
+    for token in zip(x.unbind(1), decay.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        y, state = ssd_step(*token, state)  # unbind: an index would write a whole gradient of x for every token
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
 
 
 def ssd_chunked(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+    x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same in chunks of `chunk_size` tokens (Dao and Gu 2024, section 6), of any length, with matrix products.
 
@@ -58,15 +57,15 @@ def ssd_chunked(
     """
     batch, length, heads, width = x.shape
     groups, chunk = B.shape[2], min(chunk_size, length)
-    padding = -length % chunk  # with steps of 0: the state neither decays nor takes anything in
-    dt, decay = wide(dt), wide(dt) * wide(A)  # (B, T, H), the logarithm of what is kept of the state
+    padding = -length % chunk  # with zeros: the state neither decays nor takes anything in
+    decay, dtype = wide(decay), C.dtype
 
     def chunks(t: Tensor, *shape: int) -> Tensor:
         """(B, T, ...) -> (B, c, Q, G, ...)."""
         padded = F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding))
         return padded.reshape(batch, -1, chunk, groups, *shape)
 
-    x_in = chunks((x * dt[..., None]).type_as(x), heads // groups, width)  # (B, c, Q, G, R, P)
+    x_in = chunks(x.to(dtype), heads // groups, width)  # (B, c, Q, G, R, P)
     x_in = x_in.transpose(2, 3)  # (B, c, G, Q, R, P)
     B, C = (chunks(t, t.shape[-1]).transpose(2, 3) for t in (B, C))  # (B, c, G, Q, N)
     # Since the chunk's start, (B, c, G, R, Q). In float32 the sums, thousands where decay is strong, would leave their
@@ -76,22 +75,22 @@ def ssd_chunked(
     # Within chunks: what token i reads of token j
     fading = _Fading.apply(kept, decay.dtype)
     scores = (C @ B.mT)[:, :, :, None] * fading  # (B, c, G, R, Q, Q)
-    y = (scores.type_as(x) @ x_in.transpose(3, 4)).transpose(3, 4)  # (B, c, G, Q, R, P)
+    y = (scores.to(dtype) @ x_in.transpose(3, 4)).transpose(3, 4)  # (B, c, G, Q, R, P)
 
     # Between chunks: what each adds to the state, the state at each one's start, what its tokens read of it
     until_end = (kept[..., -1:] - kept).to(decay.dtype).exp().mT[..., None]  # (B, c, G, Q, R, 1)
     kept = kept.to(decay.dtype)
-    added = B.mT @ (x_in * until_end).type_as(x).flatten(-2)  # (B, c, G, N, R P)
+    added = B.mT @ (x_in * until_end).to(dtype).flatten(-2)  # (B, c, G, N, R P)
     if initial_state is not None:
         initial_state = initial_state.reshape(batch, groups, heads // groups, width, -1).permute(0, 1, 4, 2, 3)
     added = wide(added).unflatten(-1, (-1, width))
     first = torch.zeros_like(added[:, 0]) if initial_state is None else wide(initial_state)
     starts, state = _PassOn.apply(added, kept[..., -1].exp(), first)
-    read = (C @ starts.type_as(x).flatten(-2)).unflatten(-1, (-1, width))  # (B, c, G, Q, R, P)
+    read = (C @ starts.to(dtype).flatten(-2)).unflatten(-1, (-1, width))  # (B, c, G, Q, R, P)
     y = y + read * kept.exp().mT[..., None]
 
     y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :length]
-    return y.type_as(x), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
+    return y.to(dtype), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
 
 
 class _Fading(torch.autograd.Function):
