@@ -69,7 +69,7 @@ class DatasetWriter:
         self._splits: dict[str, _SplitFile] = {}
 
     def __enter__(self) -> "DatasetWriter":
-        with ExitStack() as opened, _writing_to(self.folder):
+        with ExitStack() as opened, writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if (held := lock(self.folder)) is None:
                 raise UserError(f"another process is preparing {self.folder}: wait until it has finished")
@@ -95,7 +95,7 @@ class DatasetWriter:
         end = self.tokenizer["end_of_document"]
         if documents and end is not None and not (array.size and array[-1] == end):
             raise ValueError(f"a document must end with the tokenizer's end_of_document id {end}")
-        with _writing_to(self.folder):
+        with writing_to(self.folder):
             self._splits[split].append(array, text_bytes, documents)
 
     def __exit__(
@@ -118,7 +118,7 @@ class DatasetWriter:
             "dtype": dtype_for(self.vocab_size).name,
             "splits": {name: split.describe() for name, split in self._splits.items()},
         }
-        with _writing_to(self.folder):
+        with writing_to(self.folder):
             for split in self._splits.values():
                 split.flush_to_disk()
             (self.folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
@@ -168,12 +168,12 @@ class _SplitFile:
 
     def __exit__(self, *_: object) -> None:
         self.temporary.unlink(missing_ok=True)  # nothing to remove once it has been renamed
-        with _writing_to(self.path.parent):
+        with writing_to(self.path.parent):
             self._file.close()
 
 
 @contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path) -> Iterator[None]:
     """A full disk or a missing permission is the user's to mend: one line instead of a traceback."""
     try:
         yield

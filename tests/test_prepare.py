@@ -251,7 +251,7 @@ def test_a_failed_download_is_one_line_that_tells_of_input(tmp_path, name):
 @pytest.mark.parametrize(
     "content, expected",
     [
-        (None, "cannot read text.txt: No such file or directory"),
+        (None, "there is no file text.txt"),
         (b"", "the train split of out would be empty"),
         (b"abc\xff", "text.txt is not UTF-8 text: byte 3"),
     ],
@@ -297,9 +297,9 @@ def test_openwebtext_from_local_files(tmp_path):
     [
         ("docs.jsonl", '{"txt": "a"}\n{"txt": "b"}\n', 'must be an object with a string named "text"'),
         ("docs.jsonl", '{"text": "a"}\n{"text": null}\n', 'must be an object with a string named "text"'),
-        ("docs.jsonl", '{"text": "a"}\n{"text": ', "it must be UTF-8 text or JSON lines"),
+        ("docs.jsonl", '{"text": "a"}\n{"text": ', "docs.jsonl, line 2 is not JSON"),
         ("docs.txt", "a single document\n", "1 document cannot be split"),
-        ("docs.csv", "a,b\n", "takes a .txt or a .jsonl file"),
+        ("docs.csv", "a,b\n", "the name of a file of texts ends in .txt, .jsonl, .json, .parquet"),
         ("missing.txt", None, "there is no file missing.txt"),
     ],
 )

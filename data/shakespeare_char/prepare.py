@@ -1,6 +1,6 @@
-"""Tiny Shakespeare, one token per character: the first 90 % of the text to train on, the last 10 % to validate.
+"""Tiny Shakespeare, or any text, one token per character: the first 90 % to train on, the last 10 % to validate.
 
-    python data/shakespeare_char/prepare.py [--input FILE] [--out_dir DIR]
+    python data/shakespeare_char/prepare.py [--input PATH ...] [--out_dir DIR]
 
 Without --input the text is downloaded once, to input.txt in the dataset's folder; a file that is already there under
 that name is used as it is. Any UTF-8 text will do: the vocabulary is its characters, sorted.
@@ -15,35 +15,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from common.errors import UserError, exit_cleanly
+from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import replace_file
 from data.dataset import DatasetWriter, open_dataset
-from data.tokenizers import tokenizer_from_meta
+from data.documents import Documents
+from data.preparation import documents_from, parser, validation_from, write_text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-PIECE = 1 << 20  # characters that are encoded at a time
+VALIDATION_SHARE = 0.1
 
 
-def parse_arguments(description: str, here: Path) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--input", type=Path, help="a local UTF-8 text file instead of the download")
-    parser.add_argument("--out_dir", type=Path, default=here, help="where to write (default: beside this script)")
-    return parser.parse_args()
+def text_parser(description: str, here: Path) -> ArgumentParser:
+    return parser(description, here, "the download", any_is_text=True)
 
 
-def read_text(given: Path | None, out_dir: Path) -> str:
-    """The text of `given`, or else of out_dir/input.txt, which is downloaded if it is not there yet."""
-    path = given or out_dir / "input.txt"
-    if given is None and not path.exists():
-        download(path)
-    print(f"reading {path}")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} does not belong to a character") from error
+def text_from(arguments: argparse.Namespace) -> tuple[str, Documents]:
+    """Where the text is from, and the text: of --input, or of input.txt, which is downloaded if it is not there."""
+    source = URL if arguments.input is None else " ".join(arguments.input)
+    if arguments.input is None:
+        path = arguments.out_dir / "input.txt"
+        if not path.exists():
+            download(path)
+        arguments.input = [str(path)]
+    print(f"reading {' '.join(arguments.input)}")
+    return source, documents_from(arguments, any_is_text=True)
 
 
 def download(path: Path) -> None:
@@ -62,25 +58,17 @@ def download(path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def split_text(text: str) -> dict[str, str]:
-    """nanoGPT's split: by characters, at int(0.9 n)."""
-    boundary = int(len(text) * 0.9)
-    return {"train": text[:boundary], "val": text[boundary:]}
-
-
 @exit_cleanly
 def main() -> None:
-    arguments = parse_arguments("Prepare Tiny Shakespeare, one token per character.", Path(__file__).parent)
-    text = read_text(arguments.input, arguments.out_dir)
-    meta = {"kind": "characters", "end_of_document": None, "characters": "".join(sorted(set(text)))}
-    tokenizer = tokenizer_from_meta(meta)
-    source = str(arguments.input or URL)
-    with DatasetWriter(arguments.out_dir, meta, tokenizer.vocab_size, source) as writer:
-        for name, part in split_text(text).items():
-            for start in range(0, len(part), PIECE):
-                piece = part[start : start + PIECE]
-                is_last = start + PIECE >= len(part)
-                writer.add(name, tokenizer.encode(piece), len(piece.encode("utf-8")), documents=int(is_last))
+    arguments = text_parser("Prepare a text, one token per character.", Path(__file__).parent).parse_args()
+    validation = validation_from(arguments, VALIDATION_SHARE)
+    source, documents = text_from(arguments)
+    characters: set[str] = set()
+    for piece in documents.as_one():
+        characters.update(piece)
+    tokenizer = {"kind": "characters", "end_of_document": None, "characters": "".join(sorted(characters))}
+    with DatasetWriter(arguments.out_dir, tokenizer, len(characters), source) as writer:
+        write_text(writer, documents, validation)
     print(open_dataset(arguments.out_dir).describe())
 
 
