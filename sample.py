@@ -94,7 +94,12 @@ def parse_arguments() -> argparse.Namespace:
     option = parser.add_argument
     option("run", nargs="?", type=Path, help="the run's folder, such as out/quickstart")
     option("--out_dir", type=Path, metavar="RUN", help="the same, as nanoGPT spells it")
-    option("--prompt", "--start", metavar="TEXT", help="to continue, or FILE:path; without it a new document begins")
+    option(
+        "--prompt",
+        "--start",
+        metavar="TEXT",
+        help="to continue, or FILE:path; without it a new document begins; <|endoftext|> is GPT-2's token",
+    )
     option("--max_new_tokens", type=positive, default=500, metavar="N", help="unless the document ends before (500)")
     option("--temperature", type=temperature, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
     option("--top_k", type=positive, default=200, metavar="K", help="only the K likeliest tokens (200)")

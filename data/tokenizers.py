@@ -6,8 +6,10 @@ In meta.json they read:
     {"kind": "gpt2", "end_of_document": 50256}
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from common.errors import UserError
@@ -17,6 +19,7 @@ class Tokenizer:
     """What every kind offers. `end_of_document` is the id that ends each document, None where the dataset has none."""
 
     vocab_size: int
+    special: Mapping[str, int] = MappingProxyType({})  # what its special tokens are called, and their ids
 
     def __init__(self, end_of_document: int | None):
         self.end_of_document = end_of_document
@@ -24,6 +27,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without an end_of_document. Raises UserError for text that has no ids."""
         raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of `text` in which the name of a special token means that token."""
+        if not self.special:
+            return self.encode(text)
+        parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
+        of_parts = ([self.special[part]] if part in self.special else self.encode(part) for part in parts)
+        return [token for ids in of_parts for token in ids]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The UTF-8 bytes of `ids`. A token may end within a character: when ids arrive one by one, feed their bytes
@@ -81,9 +92,10 @@ class CharactersTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding. Text that looks like its special token `<|endoftext|>` is encoded as plain text."""
+    """GPT-2's byte-pair encoding. In the text of a dataset its special token's name is plain text."""
 
     vocab_size = 50257
+    special = MappingProxyType({"<|endoftext|>": 50256})
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)

@@ -10,7 +10,7 @@ from data.tokenizers import Tokenizer
 def starting_tokens(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     """The ids to continue: of the prompt, else what a new document begins after."""
     if prompt:
-        return tokenizer.encode(prompt)
+        return tokenizer.encode_prompt(prompt)
     if tokenizer.end_of_document is not None:
         return [tokenizer.end_of_document]
     try:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.dataset import open_dataset
-from data.tokenizers import tokenizer_from_meta
+from data.tokenizers import BytesTokenizer, tokenizer_from_meta
+from inference.text import starting_tokens
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_NETWORK = {  # a port on which nothing listens: every attempt to connect fails at once
@@ -374,6 +376,17 @@ def test_special_text_is_not_a_special_token():
     tokenizer = tokenizer_from_meta({"kind": "gpt2", "end_of_document": 50256})
     assert 50256 not in tokenizer.encode("<|endoftext|>")
     assert tokenizer.decode([50256]) == "<|endoftext|>"
+
+
+@needs_gpt2
+def test_in_a_prompt_it_is():
+    """As tiktoken has it with `allowed_special`; for a tokenizer without special tokens it is text."""
+    tokenizer, plain = tokenizer_from_meta({"kind": "gpt2", "end_of_document": None}), BytesTokenizer(0)
+    for text in ("<|endoftext|>", "one<|endoftext|> two<|endoftext|>", "<|endoftext|", "a | b"):
+        theirs = tiktoken.get_encoding("gpt2").encode(text, allowed_special={"<|endoftext|>"})
+        assert starting_tokens(tokenizer, text) == theirs
+        assert starting_tokens(plain, text) == list(text.encode())
+    assert starting_tokens(tokenizer, "<|endoftext|>") == [50256]
 
 
 def test_gpt2_without_its_table_is_one_line(tmp_path):
