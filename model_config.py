@@ -13,7 +13,7 @@ from common.keys import Key, check_value, key, keys_of
 from components import registry
 from components.registry import PRESETS, register_preset
 
-MOST_LAYERS = 100_000  # of a pattern, which has a letter for each
+MOST_LAYERS = 100_000  # of which a list is made
 NO_FFN, DENSE_FFN = "-", "F"  # in ffn_pattern: none, and the one that ffn_type names
 
 # Beside those of mixers that stand in their rooms. Sizes and the vocabulary are the config file's business.
@@ -37,7 +37,7 @@ class _Core:
         group="Architecture: sizes",
         changes="name",
     )
-    n_layer: int = key(12, "blocks", at_least=1)
+    n_layer: int = key(12, "blocks", at_least=1, below=MOST_LAYERS + 1)
     n_embd: int = key(768, "width of the residual stream", at_least=1)
     block_size: int = key(1024, "context length in tokens", at_least=1)
     vocab_size: int | None = key(
@@ -341,10 +341,6 @@ def _with_layers(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
     pattern, n_layer = config.layer_pattern, config.n_layer
     forms = {name: config[name] for name in pattern_forms() if config[name] is not None}
     said = {"layer_pattern": pattern, **forms} if pattern is not None else forms
-    if n_layer > MOST_LAYERS and (said or config.ffn_pattern is not None or config.layer_values is not None):
-        raise UserError(
-            f"n_layer={n_layer}: {' and '.join(('layer_pattern', *pattern_forms()))} take at most {MOST_LAYERS} layers"
-        )
     if len(said) > 1:
         listed = " and ".join(f"{name}={value!r}" for name, value in said.items())
         raise UserError(f"{listed} say the same thing twice; set one of them to None")

@@ -38,6 +38,7 @@ from flops_parameter_counting.planner.report import as_json, report
 from flops_parameter_counting.planner.report import as_text as search_as_text
 from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
 from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space, without
+from flops_parameter_counting.planner.space import published as as_published
 from model_config import presets
 from runs.config import RunConfig
 
@@ -343,13 +344,14 @@ def search_with(arguments: argparse.Namespace, training: Setting | None, budget:
     """With this budget, which also decides what the arguments leave open."""
     flops_formula = arguments.flops_formula or "exact"
     published = flops_formula == "published"
+    space = space_from(arguments, default_space(budget, arguments.arch or "llama3"))
     aspect_ratio = arguments.aspect_ratio
     if aspect_ratio is None and not published:
         aspect_ratio = default_aspect_ratio(budget)
     return Search(
         budget=budget,
         law=find_law(arguments.law or (PUBLISHED_LAW if published else DEFAULT_LAW)),
-        space=space_from(arguments, default_space(budget, arguments.arch or "llama3")),
+        space=as_published(space) if published else space,
         flops_formula=flops_formula,
         tokens_min=arguments.tokens_min,
         tokens_max=arguments.tokens_max,
@@ -365,7 +367,8 @@ def search_with(arguments: argparse.Namespace, training: Setting | None, budget:
 
 def space_from(arguments: argparse.Namespace, default: SearchSpace) -> SearchSpace:
     """The default space with what the user gave in its place."""
-    names = [field.name for field in dataclasses.fields(SearchSpace) if field.name != "arch"]
+    names = [field.name for field in dataclasses.fields(SearchSpace) if hasattr(arguments, field.name)]
+    names.remove("arch")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.no_gqa:
         if arguments.kv_heads is not None:

@@ -270,7 +270,7 @@ def test_the_search_that_it_names_finds_the_same_in_the_space_of_this_model(comm
     Path("question.jsonc").write_text(json.dumps(values))
     _, out, _ = command("--backward_config", "question.jsonc", "--json=answer.json")
     answer = json.loads(Path("answer.json").read_text())
-    line = re.search(r"an architecture for these machines.*:\n +(python .*)", out).group(1)
+    line = re.search(r"an architecture of this kind for these machines.*:\n +(python .*)", out).group(1)
     assert line == answer["search"]
     code, _, err = command(*shlex.split(line)[2:], "--json=found.json")
     assert code == 0, err
@@ -281,6 +281,49 @@ def test_the_search_that_it_names_finds_the_same_in_the_space_of_this_model(comm
     assert best["loss"] == pytest.approx(answer["loss"]["predicted"], rel=1e-12)
     memory = {each["strategy"]: each["total"] for each in answer["memory"]}
     assert best["memory_per_device"] == memory["fsdp"]
+
+
+@pytest.mark.parametrize(
+    "keys, arch",
+    [
+        ({"arch_preset": "mamba2", "n_layer": 8, "n_embd": 512}, "mamba2"),
+        ({"arch_preset": "hybrid", "n_layer": 8, "n_embd": 512, "n_head": 8}, "hybrid"),
+        ({"arch_preset": "gpt2", "n_layer": 8, "n_embd": 512, "n_head": 8}, "gpt2"),
+        ({"arch_preset": "team", "n_layer": 8, "n_embd": 512, "n_head": 8}, "team"),
+        ({"model_type": "mamba", "num_hidden_layers": 8, "hidden_size": 512, "state_size": 16}, "mamba1"),
+        (
+            {
+                "model_type": "mistral",
+                "num_hidden_layers": 8,
+                "hidden_size": 512,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 8,
+            },
+            "llama3",
+        ),
+        (
+            {
+                "arch_preset": "custom",
+                "layer_pattern": "WWSM",
+                "attention_window": 64,
+                "n_layer": 8,
+                "n_embd": 512,
+                "n_head": 8,
+            },
+            None,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_search_is_for_the_architecture_that_was_given(ask, keys, arch):
+    sizes = {"vocab_size": 50304} if "arch_preset" in keys else {"vocab_size": 50304, "intermediate_size": 1408}
+    if keys.get("model_type") == "mamba":
+        del sizes["intermediate_size"]
+    found = ask({**QUESTION, "architecture": keys | sizes})
+    if arch is None:
+        assert found["search"] is None
+    else:
+        assert f" --arch {arch} " in found["search"]
 
 
 def test_outside_of_the_laws_data_it_warns(ask):

@@ -458,7 +458,7 @@ def command_lines(draw) -> list[str]:
     small = st.integers(1, 10**6)
     rate = st.floats(0, 0.99)
     optional = {
-        "n_layer": small,
+        "n_layer": st.integers(1, 10**5),
         "block_size": small,
         "vocab_size": st.none() | small,
         "normalization": st.sampled_from(["layernorm", "layernorm_nobias", "rmsnorm"]),

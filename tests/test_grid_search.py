@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -134,7 +135,56 @@ def test_other_flags_apply_to_the_published_search(command):
     assert all(row["num_key_value_heads"] == row["n_head"] for row in multi_head["candidates"])
 
 
+def test_the_published_search_rounds_the_ffn_down(command):
+    """d_ff = floor(3.5 H / 256) 256: of grouped-query attention's widths, multiples of 512, that is 3.5 H."""
+    found = command("--grid_search", "1.36e21", "--flops_formula=published", "--no_gqa", "--top_k=200")[1]
+    assert found["statistics"]["passed_flops"] == 112
+    assert all(row["d_ff"] == 7 * row["n_embd"] // 512 * 256 for row in found["candidates"])
+    assert (16, 1792) not in {(row["n_layer"], row["n_embd"]) for row in found["candidates"]}
+    assert any(row["d_ff"] < 3.5 * row["n_embd"] for row in found["candidates"])
+
+
 # The exact search
+
+
+@pytest.mark.parametrize("arch", ["hybrid", "llama"])
+@pytest.mark.parametrize("budget", ["1e18", "1e21"])
+def test_an_ffn_is_as_wide_as_a_config_files_own_would_be(command, arch, budget):
+    """8/3 of the width is seldom whole; then it is the next multiple of 64."""
+    for row in command("--grid_search", budget, "--arch", arch, "--top_k=50")[1]["candidates"]:
+        assert row["d_ff"] % 64 == 0 and 0 <= row["d_ff"] - 8 / 3 * row["n_embd"] < 64
+
+
+def test_a_bound_that_decides_is_named_with_what_it_costs(command):
+    """The best is that of a search without the bound; a bound that takes the best from no one is not named."""
+    asked = ["--grid_search", "1e18", "--law=hoffmann"]
+    out, found = command(*asked)
+    _, free = command(*asked, "--aspect_ratio=0:inf")
+    best, other = found["candidates"][0], free["candidates"][0]
+    said = (
+        f"the bound on n_embd / n_layer, between 32 and 128, decides: without it the best is {other['n_layer']} layers"
+    )
+    assert other["loss"] < best["loss"]
+    assert any(note.startswith(said) for note in found["notes"])
+    assert f"predicted {other['loss']:.4f} in place of {best['loss']:.4f}" in " ".join(out.split())
+    assert not any("decides" in note for note in free["notes"])
+    wide = command(*asked, f"--aspect_ratio=0:{other['n_embd'] / other['n_layer']}")[1]
+    assert wide["candidates"][0] == other and not any("decides" in note for note in wide["notes"])
+    for bound, name in (("--max_params=2e7", "number of parameters"), ("--tokens_min=3e10", "number of tokens")):
+        notes = command(*asked, bound)[1]["notes"]
+        assert any(note.startswith(f"the bound on {name}, at ") and " decides: " in note for note in notes), notes
+
+
+def test_a_loss_that_means_nothing_is_no_headline(command):
+    """Hoffmann's law says 15 of bytes, of which a model that knows nothing has ln 256."""
+    out, found = command("--grid_search", "1e11")
+    loss = found["candidates"][0]["loss"]
+    assert loss > math.log(256)
+    assert (
+        f"Predicted loss   none: the law's {loss:.6f} only ranks, above the ln(256) = 5.545 of knowing nothing" in out
+    )
+    out, found = command("--grid_search", "1e20")
+    assert f"Predicted loss   {found['candidates'][0]['loss']:.6f}\n" in out
 
 
 def test_what_the_whole_published_budget_buys(command):
@@ -192,8 +242,14 @@ def architectures(space: SearchSpace):
                 yield resolve_architecture(
                     shared
                     | {"n_layer": layers, "n_embd": width, "n_head": width // head_dim}
-                    | {"num_key_value_heads": kv, "d_ff": int(space.ffn_expansion_ratio * width + 1e-9)}
+                    | {"num_key_value_heads": kv, "d_ff": ffn_width(space.ffn_expansion_ratio, width)}
                 )
+
+
+def ffn_width(ratio: float, width: int) -> int:
+    """In fractions: what is whole as it is, what is not up to a multiple of 64."""
+    exact = Fraction(ratio).limit_denominator(10) * width
+    return int(exact) if exact.denominator == 1 else 64 * math.ceil(exact / 64)
 
 
 @settings(max_examples=60)

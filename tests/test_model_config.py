@@ -339,7 +339,7 @@ def test_the_mixers_of_the_layers():
         ({"layer_pattern": ["A"]}, "layer_pattern.*expected str"),
         (
             {"layer_pattern": "M", "n_layer": 10**11},
-            "n_layer=100000000000: layer_pattern and hybrid_attention_ratio take",
+            "n_layer=100000000000 must be below 100001",
         ),
         ({"layer_pattern": "AM", "hybrid_attention_ratio": 0.5}, "say the same thing twice"),
         ({"hybrid_attention_ratio": 1.5}, "hybrid_attention_ratio=1.5 is a share of the layers"),

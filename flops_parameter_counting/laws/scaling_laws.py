@@ -242,6 +242,11 @@ def _draws(value: Any) -> np.ndarray:
     return draws
 
 
+def knows_nothing(loss: float, vocab_size: int) -> bool:
+    """Whether a loss is above that of a model to which all tokens are alike: no loss, then, of this vocabulary."""
+    return loss > math.log(vocab_size)
+
+
 def middle_95(values: np.ndarray) -> tuple[float, float]:
     """The interval that holds the middle 95 % of `values` (draws,)."""
     low, high = np.quantile(values, [0.025, 0.975])

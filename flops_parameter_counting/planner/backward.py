@@ -39,8 +39,9 @@ from flops_parameter_counting.laws.scaling_laws import (
 )
 from flops_parameter_counting.planner.report import notes_on_law
 from flops_parameter_counting.planner.search import DEFAULT_LAW
+from flops_parameter_counting.planner.space import Family
 from interop.model_files import Model, model_from_values, read_model
-from model_config import ModelArchitectureConfig
+from model_config import ModelArchitectureConfig, presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,10 +355,24 @@ def _optimum(question: Question, n: int, per_token: int, allowed: int | None, lo
     }
 
 
-def _search(question: Question) -> str:
-    """The command that searches a better architecture for the same machines, law and data: in the space of this one
-    alone it finds this one, on as many tokens."""
+def _preset(model: ModelArchitectureConfig) -> str | None:
+    """The preset whose components the model has: its own, or the first one; None where no preset has them, or no module
+    computes one of them."""
+
+    def components(config: ModelArchitectureConfig) -> Any:
+        layers = {(layer.mixer, layer.ffn) for layer in config.layer_counts}
+        return layers, config.position_encoding, config.normalization
+
+    names = dict.fromkeys((model.arch_preset, "llama3", "gpt2", *presets()))
+    return next((name for name in names if components(Family(name).example) == components(model)), None)
+
+
+def _search(question: Question) -> str | None:
+    """The command that searches a better architecture of this kind for the same machines, law and data: in the space of
+    this one alone it finds this one, on as many tokens. None where no preset is of this kind."""
     setting, model = question.setting, question.model.architecture
+    if (arch := _preset(model)) is None:
+        return None
     options: dict[str, Any] = {"device": setting.hardware}
     try:
         named_device(str(setting.hardware))
@@ -367,7 +382,7 @@ def _search(question: Question) -> str:
             options["device_memory"] = _shortest(setting.device_memory / 1e9)
     options |= {"devices": setting.devices, "days": _shortest(question.hours / 24), "mfu": _shortest(question.mfu)}
     options |= {"dtype": setting.dtype, "micro_batch": setting.micro_batch, "law": question.law_option}
-    options |= {"arch": "gpt2" if model.position_encoding == "learned_absolute" else "llama3"}
+    options["arch"] = arch
     options |= {"vocab_size": model.vocab_size, "sequence_length": setting.sequence_length or model.block_size}
     options["weight_tying"] = model.weight_tying
     if question.unique_tokens is not None and question.epochs is not None:
@@ -458,7 +473,8 @@ def _loss_text(found: dict[str, Any]) -> str:
     loss, best, law = found["loss"], found["optimum"], found["law"]
     interval = loss["interval_95"]
     sure = "" if interval is None else "   95 % interval {:.5f} to {:.5f}".format(*interval)
-    of_constants = ", with scaling_law saved as law.json:" if "--law law.json" in found["search"] else ":"
+    search = found["search"]
+    of_constants = ", with scaling_law saved as law.json:" if search and "--law law.json" in search else ":"
     lines = [f"PREDICTED LOSS {loss['predicted']:.6f}{sure}", f"  {law['name']}: {law['source']}"]
     if loss["worth_in_unique_tokens"] is not None:
         worth = f"{loss['worth_in_unique_tokens']:.4g}"
@@ -468,8 +484,11 @@ def _loss_text(found: dict[str, Any]) -> str:
         f"{best['loss']:.6f},",
         f"  at as many FLOPs a token and parameter; this N is {best['n_over_optimum']:.3g} times that, and costs "
         f"{best['loss_above_optimum']:.6f}",
-        "  an architecture for these machines" + of_constants,
-        f"    {found['search']}",
+        *(
+            [f"  an architecture of this kind for these machines{of_constants}", f"    {search}"]
+            if search
+            else ["  no preset has the components of this architecture, so that no search finds a better one"]
+        ),
     ]
     return "\n".join(lines)
 

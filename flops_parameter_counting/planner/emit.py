@@ -20,6 +20,7 @@ from flops_parameter_counting.laws.scaling_laws import (
     Law,
     RuleValue,
     count_parameters,
+    knows_nothing,
     on_experts,
     on_state_spaces,
 )
@@ -148,7 +149,7 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
     if search.training is not None:
         training = dataclasses.replace(search.training, micro_batch=sizes.batch_size)
         lines.append(f"Memory: {memory_of(model, training) / 1e9:,.2f} GB{_devices(training)}")
-    if predicted > math.log(search.space.vocab_size):
+    if knows_nothing(float(predicted), search.space.vocab_size):
         lines.append("  above ln(vocab_size), which a model has that knows nothing: a ranking, not a loss")
     return "\n".join(_comment(line) for line in lines)
 
@@ -256,7 +257,7 @@ def _prediction(sizes: RunSizes, model: ModelArchitectureConfig, search: Search)
     heading = "What the run's log holds its outcome against"
     if search.law.name in LAWS:
         heading += f"; {search.law.name}, of other data and another tokenizer, ranks and does not foretell the loss"
-        if loss is not None and loss > math.log(search.space.vocab_size):
+        if loss is not None and knows_nothing(loss, search.space.vocab_size):
             law = loss = None
     seconds, training = None, search.training
     if training is not None and training.peak_flops is not None and training.mfu is not None:

@@ -13,13 +13,23 @@ from flops_parameter_counting.laws.scaling_laws import (
     Law,
     RuleValue,
     count_parameters,
+    knows_nothing,
     on_experts,
     on_state_spaces,
     training_rules,
 )
 from flops_parameter_counting.planner.published_formula import LAW
-from flops_parameter_counting.planner.search import Candidate, Result, Search, Uncertainty, at_the_edge, grid_search
+from flops_parameter_counting.planner.search import (
+    Candidate,
+    Result,
+    Search,
+    Uncertainty,
+    at_the_edge,
+    deciding,
+    grid_search,
+)
 from flops_parameter_counting.planner.space import PUBLISHED_BUDGET, default_space
+from flops_parameter_counting.planner.space import published as as_published
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"
 
@@ -47,7 +57,7 @@ def report(result: Result, uncertainty: Uncertainty | None, top_k: int, notes: l
     cost = model_cost(best.config(search.space))
     n = count_parameters(cost, search.law.N)
     notes = notes + on_experts(cost) + search.law.outside_range(n, best.tokens)
-    notes += at_the_edge(result, best) + _assumptions(result)
+    notes += at_the_edge(result, best) + deciding(result, best) + _assumptions(result)
     comparison = None if search.is_published or search.space.arch != "llama3" else compare_with_published(search.budget)
     return Report(result, candidates, uncertainty, training_rules(cost, best.tokens), notes, comparison)
 
@@ -67,11 +77,10 @@ def _assumptions(result: Result) -> list[str]:
 def notes_on_law(law: Law, loss: float, vocab_size: int, unique_tokens: float | None) -> list[str]:
     """What must be said about a loss that the law predicts."""
     notes = ["losses are in nats per token of the law's own tokenizer and data; they do not transfer to others"]
-    uniform = math.log(vocab_size)
-    if loss > uniform:
+    if knows_nothing(loss, vocab_size):
         notes.append(
-            f"the predicted loss is above ln(vocabulary) = {uniform:.3f}, which a model has that knows nothing: "
-            "as a loss it means nothing here, only as a ranking"
+            f"the predicted loss is above ln(vocabulary) = {math.log(vocab_size):.3f}, which a model has that knows "
+            "nothing: as a loss it means nothing here, only as a ranking"
         )
     if unique_tokens is not None and law.repeats is None:
         notes.append(
@@ -91,7 +100,7 @@ def compare_with_published(budget: float) -> dict[str, Any] | None:
     under the same law and space; None where its space and grid of tokens hold nothing for the budget."""
     space, law = default_space(PUBLISHED_BUDGET, "llama3"), LAWS[LAW]
     try:
-        published = grid_search(Search(budget, law, space, "published"), keep=1).candidates(1)[0]
+        published = grid_search(Search(budget, law, as_published(space), "published"), keep=1).candidates(1)[0]
         exact = grid_search(Search(budget, law, space), keep=1).candidates(1)[0]
     except UserError:
         return None
@@ -229,7 +238,7 @@ def _best(found: Report) -> str:
         "BEST CONFIG",
         f"  Architecture     {best.config(search.space).name}",
         f"                   {best.n_layer} layers x {best.n_embd}{heads}{d_ff}",
-        f"  Predicted loss   {best.loss:.6f}{interval['loss']}",
+        _headline(found) + interval["loss"],
         f"  N                {best.n_params:,}{interval['n']}",
         f"  D                {_number(best.tokens)}{interval['d']}",
         f"  D/N              {best.tokens_per_parameter:.2f}   D/(20N) {best.tokens_per_parameter / 20:.3f}",
@@ -246,6 +255,15 @@ def _best(found: Report) -> str:
     if search.inference_tokens:
         lines.append(f"  Inference        {best.inference_flops:.4e} ({_share(best.inference_flops, search)})")
     return "\n".join(lines)
+
+
+def _headline(found: Report) -> str:
+    """The predicted loss, unless it is none."""
+    loss, vocab_size = found.best.loss, found.result.search.space.vocab_size
+    if knows_nothing(loss, vocab_size):
+        uniform = f"ln({vocab_size:,}) = {math.log(vocab_size):.3f}"
+        return f"  Predicted loss   none: the law's {loss:.6f} only ranks, above the {uniform} of knowing nothing"
+    return f"  Predicted loss   {loss:.6f}"
 
 
 def _number(tokens: float) -> str:

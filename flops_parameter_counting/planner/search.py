@@ -81,6 +81,7 @@ class Bound:
     low: float
     high: float
     advice: Callable[["Bound"], str]  # for when it leaves nothing
+    without: dict[str, Any]  # what a search says that does not have it
     entered: int = 0
     passed: int = 0
     smallest: float = math.inf
@@ -102,37 +103,44 @@ class Bound:
         return alive
 
     def why_nothing(self) -> str:
-        if self.high == math.inf:
-            wanted = f"at least {self.low:.4g}"
-        else:
-            wanted = f"between {self.low:.4g} and {self.high:.4g}" if self.low else f"at most {self.high:.4g}"
         theirs = f"the one candidate that came to this bound has {self.smallest:.4g}"
         if self.entered > 1:
             reach = f"{self.smallest:.4g} to {self.largest:.4g}"
             theirs = f"the {self.entered:,} candidates that came to this bound have {reach}"
-        return f"nothing is feasible: {self.name} must be {wanted}, and {theirs}; {self.advice(self)}"
+        return f"nothing is feasible: {self.name} must be {self.wanted}, and {theirs}; {self.advice(self)}"
+
+    @property
+    def wanted(self) -> str:
+        """What is inside of it, in words."""
+        if self.high == math.inf:
+            return f"at least {self.low:.4g}"
+        return f"between {self.low:.4g} and {self.high:.4g}" if self.low else f"at most {self.high:.4g}"
 
 
 def _bounds(search: Search) -> dict[str, Bound]:
     """In the order in which they are applied."""
-    bounds = {}
+    bounds: dict[str, Bound] = {}
+    unbounded: dict[str, Any]
     if search.aspect_ratio is not None:
-        bounds["aspect"] = Bound("n_embd / n_layer", *search.aspect_ratio, _advise_on_aspect)
+        bounds["aspect"] = Bound("n_embd / n_layer", *search.aspect_ratio, _advise_on_aspect, {"aspect_ratio": None})
     if search.max_params is not None:
         advice = functools.partial(_advise_on_params, search)
-        bounds["params"] = Bound("the number of parameters", 0, search.max_params, advice)
+        bounds["params"] = Bound("the number of parameters", 0, search.max_params, advice, {"max_params": None})
     if search.training is not None and search.training.device_memory is not None:
         gigabytes, advice = search.training.device_memory / 1e9, functools.partial(_advise_on_memory, search)
-        bounds["memory"] = Bound("the memory of a device in GB", 0, gigabytes, advice)
+        unbounded = {"training": dataclasses.replace(search.training, device_memory=None)}
+        bounds["memory"] = Bound("the memory of a device in GB", 0, gigabytes, advice, unbounded)
     if not search.is_published:
         low = search.tokens_min or search.space.sequence_length
         advice = functools.partial(_advise_on_tokens, search)
-        bounds["tokens"] = Bound("the number of tokens", low, search.tokens_max or math.inf, advice)
+        unbounded = {"tokens_min": None, "tokens_max": None}
+        bounds["tokens"] = Bound("the number of tokens", low, search.tokens_max or math.inf, advice, unbounded)
     if search.enforce_chinchilla:
-        bounds["chinchilla"] = Bound("D / (20 N)", *CHINCHILLA_RATIO, _advise_on_ratio)
+        unbounded = {"enforce_chinchilla": False}
+        bounds["chinchilla"] = Bound("D / (20 N)", *CHINCHILLA_RATIO, _advise_on_ratio, unbounded)
     if search.is_published:
         tolerance = published_formula.TOLERANCE
-        bounds["flops"] = Bound("FLOPs / budget", 1 - tolerance, 1 + tolerance, _advise_on_flops)
+        bounds["flops"] = Bound("FLOPs / budget", 1 - tolerance, 1 + tolerance, _advise_on_flops, {})
     return bounds
 
 
@@ -472,4 +480,20 @@ def at_the_edge(result: Result, candidate: Candidate) -> list[str]:
         for end, word in ((min(sizes), "smallest"), (max(sizes), "largest")):
             if value == end and len(set(sizes)) > 1:
                 lines.append(f"{name} = {value} is the {word} of the space: a wider --{option} may hold a better one")
+    return lines
+
+
+def deciding(result: Result, candidate: Candidate) -> list[str]:
+    """The bounds without any one of which another candidate than this, the best, would be it, as readable lines."""
+    lines = []
+    for bound in result.bounds.values():
+        if bound.passed == bound.entered or not bound.without:
+            continue
+        free = grid_search(dataclasses.replace(result.search, **bound.without), keep=1).candidates(1)[0]
+        if free.loss < candidate.loss:
+            sizes = f"{free.n_layer} layers x {free.n_embd} on {free.tokens:.4g} tokens"
+            lines.append(
+                f"the bound on {bound.name.removeprefix('the ')}, {bound.wanted}, decides: without it the best is "
+                f"{sizes}, predicted {free.loss:.4f} in place of {candidate.loss:.4f}"
+            )
     return lines

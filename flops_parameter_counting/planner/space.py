@@ -21,6 +21,7 @@ SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what t
 MOST_SIZES = 1_000_000  # of one kind
 SMALL_BUDGET = 1e16  # below it bytes and the embedded dataset; above it that would be passed over more than 10 times
 PUBLISHED_WIDTH_STEP = 256
+FFN_STEP = 64  # a d_ff that is rounded is a multiple of this, as a config file's own is
 PUBLISHED_BUDGET = 1.36e21
 
 
@@ -143,9 +144,10 @@ class Family:
 class SearchSpace:
     """Every combination of these sizes whose heads come out whole.
 
-    `kv_heads` None is multi-head attention. d_ff is int(ffn_expansion_ratio x n_embd). An architecture without heads
-    has no `head_dims` (empty) or `kv_heads` (None), one without a dense FFN the ratio 0, and these sizes are 0. Which
-    layers have which mixer follows from their number, as the preset says.
+    `kv_heads` None is multi-head attention. d_ff is ffn_expansion_ratio x n_embd, up to a multiple of 64 where that is
+    not whole, or with `d_ff_step` down to a multiple of it. An architecture without heads has no `head_dims` (empty) or
+    `kv_heads` (None), one without a dense FFN the ratio 0, and these sizes are 0. Which layers have which mixer follows
+    from their number, as the preset says.
     """
 
     arch: str
@@ -157,6 +159,7 @@ class SearchSpace:
     kv_heads: Sequence[int] | None
     ffn_expansion_ratio: float
     weight_tying: bool
+    d_ff_step: int | None = None
 
     def __post_init__(self) -> None:
         self._check_keys()
@@ -223,10 +226,15 @@ class SearchSpace:
         return self.template.replace(**own, **patterns)
 
     def d_ff(self, n_embd: Any) -> Any:
-        """int(ratio x width), with a small addition that keeps 8/3 x 96 at 256; 0 without a dense FFN."""
+        """Of a width, or of an array of them; 0 without a dense FFN. A small addition keeps 8/3 x 96 at 256."""
         if not self.family.has_d_ff:
             return 0 * n_embd
-        return np.maximum(1, np.floor(self.ffn_expansion_ratio * n_embd + 1e-9).astype(np.int64))
+        exact = self.ffn_expansion_ratio * n_embd
+        if self.d_ff_step is not None:
+            return np.maximum(1, np.floor(exact / self.d_ff_step).astype(np.int64)) * self.d_ff_step
+        whole = np.floor(exact + 1e-9)
+        rounded_up = np.ceil(exact / FFN_STEP) * FFN_STEP
+        return np.where(exact - whole > 1e-9, rounded_up, whole).astype(np.int64)
 
     @functools.cached_property
     def shapes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -321,6 +329,11 @@ def default_aspect_ratio(budget: float) -> tuple[float, float]:
     if budget < SMALL_BUDGET:
         return 16, 64
     return (32, 128) if _width_step(budget) < PUBLISHED_WIDTH_STEP else (32, 256)
+
+
+def published(space: SearchSpace) -> SearchSpace:
+    """The space as the published search has it: d_ff is rounded down to a multiple of 256."""
+    return dataclasses.replace(space, d_ff_step=PUBLISHED_WIDTH_STEP)
 
 
 def _width_step(budget: float) -> int:
