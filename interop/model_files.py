@@ -16,6 +16,7 @@ from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
 from flops_parameter_counting.costs.report import Model
 from interop.configurations import FAMILIES, check_size, counted_keys
+from interop.configurations import notes as notes_on_keys
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,13 +75,16 @@ def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> 
         assumed = [key for key in assumed if key != "sliding_window"]
     defaults = [f"{key}={counted[key]}" for key in assumed]
     notes = [f"not in the file, so as {model_type} has it by default: {', '.join(defaults)}"] if defaults else []
+    notes += notes_on_keys(values)
     if mixers <= {"mamba1", "mamba2"}:
         from_a_chunk_on = f" from {architecture.mamba_chunk_size} tokens, a chunk, on" if "mamba2" in mixers else ""
         notes.append(f"a state-space model costs the same a token at any sequence length{from_a_chunk_on}")
-    if values.get("num_nextn_predict_layers"):
+    if values.get("num_nextn_predict_layers", values.get("num_mtp_layers", counted.get("num_nextn_predict_layers"))):
         notes.append("num_nextn_predict_layers: the layers that predict further tokens are not counted")
     if values.get("quantization_config") is not None:
         notes.append("quantization_config: scales are not counted, and bytes are those of --dtype")
+    if values.get("dual_chunk_attention_config") is not None:
+        notes.append("dual_chunk_attention_config: transformers does not read it, and attention is counted without it")
     return notes
 
 

@@ -114,7 +114,7 @@ LEVELS = (
     ("runs.folder",),
     ("flops_parameter_counting.costs.*",),
     ("flops_parameter_counting.laws.*",),
-    ("data.facts", "interop.configurations", "interop.model_files"),
+    ("data.facts", "interop.configurations", "interop.known_keys", "interop.model_files"),
     ("flops_parameter_counting.planner.*",),
     ("components.*",),
     ("model_components",),
