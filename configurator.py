@@ -43,6 +43,8 @@ class Configuration:
     model: ModelArchitectureConfig
     run: RunConfig
     config_file: Path | None = dataclasses.field(default=None, compare=False)
+    # The keys of the model as the user gave them, in a config file or on the command line.
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     # What `write` keeps of the config file besides its keys: imports, functions, a component of the user's own.
     carried_code: str = dataclasses.field(default="", compare=False, repr=False)
 
@@ -75,12 +77,13 @@ def load(argv: Sequence[str]) -> Configuration:
     given = file.values | command_line
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
         known = run_keys()
-        model = resolve_architecture({k: v for k, v in given.items() if k not in known})
+        of_model = {k: v for k, v in given.items() if k not in known}
+        model = resolve_architecture(of_model)
         run = RunConfig(**{k: check_value(known[k], v) for k, v in given.items() if k in known})
         check_run(run)
     if run.components is not None:  # wherever a saved configuration is read
         run = dataclasses.replace(run, components=str(Path(run.components).resolve()))
-    return Configuration(model, run, path, file.carried_code)
+    return Configuration(model, run, path, of_model, file.carried_code)
 
 
 def with_vocabulary(configuration: Configuration, dataset_vocab_size: int) -> Configuration:

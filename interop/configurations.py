@@ -15,6 +15,7 @@ from typing import Any
 from common.errors import UserError
 from components.ffns.gated.spec import GATES
 from interop.known_keys import HARMLESS, check_is_language_model, check_unknown, unknown_to
+from model_config import ModelArchitectureConfig, resolve_architecture
 
 _LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
 
@@ -52,6 +53,21 @@ class FamilyKeys:
     def decisive(self) -> set[str]:
         """The keys that decide the counts."""
         return {*self.required, *self.counted}
+
+
+def with_model_type(config: _Values) -> _Keys:
+    """GPT-2's first files were written before there were types, and name their class alone."""
+    untyped = "model_type" not in config and config.get("architectures") == ["GPT2LMHeadModel"]
+    return {**config, "model_type": "gpt2"} if untyped else dict(config)
+
+
+def exact_architecture(config: _Values) -> ModelArchitectureConfig:
+    """The architecture of a model that a LanguageModel computes exactly. Raises UserError, naming the key, for a model
+    or a feature that it does not have."""
+    exact = [name for name, family in FAMILIES.items() if family.details is not None]
+    if config.get("model_type") not in exact:
+        raise UserError(f"model_type={config.get('model_type')!r} is none of: {', '.join(exact)}")
+    return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
 
 
 def counted_keys(config: _Values) -> _Keys:
@@ -485,7 +501,7 @@ _PURE_MAMBA: _Keys = {
     "d_model": None, "n_layer": None, "d_inner": None, "ssm_cfg": None,
 }  # fmt: skip
 _SILU: _Keys = {"hidden_act": "silu"}  # of the convolution too
-_ANY_STEP: _Keys = {"time_step_limit": [0.0, math.inf]}
+ANY_STEP = [0.0, math.inf]
 _DEEPSEEKS_COUNTED: _Keys = {
     "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "tie_word_embeddings": False, "attention_bias": False, "head_dim": None, "qk_head_dim": None,
@@ -571,7 +587,7 @@ FAMILIES: dict[str, FamilyKeys] = {
             "tie_word_embeddings": False, **_PURE_MAMBA,
         },
         function={"layer_norm_epsilon": 1e-5},
-        fixed=_SILU | _ANY_STEP,
+        fixed=_SILU | {"time_step_limit": ANY_STEP},
         same=_MAMBA_SAME | _MAMBA2_OWN,
         read=_mamba2,
         details=_state_space_details,
@@ -586,7 +602,7 @@ FAMILIES: dict[str, FamilyKeys] = {
         },
         # Whatever partial_rotary_factor is beside rope_parameters, transformers 5 reads 0.5: it decides nothing.
         function={"rms_norm_eps": 1e-5, "partial_rotary_factor": None, **_ROPE},
-        fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, **_SILU, **_ANY_STEP},
+        fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, "time_step_limit": ANY_STEP, **_SILU},
         same=_LLAMA_SAME | _BAMBA_MAMBA,
         read=_bamba,
         details=_bamba_details,

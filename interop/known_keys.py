@@ -65,7 +65,8 @@ def says_nothing(value: Any) -> bool:
 
 def unknown_to(values: Mapping[str, Any], known: Collection[str]) -> list[str]:
     """What a note names: the keys that were passed over, each with a value that is short."""
-    return [f"{key}={_short(value)}" for key, value in values.items() if key not in known]
+    named = ((key if key.isidentifier() else repr(key), value) for key, value in values.items() if key not in known)
+    return [f"{key}={_short(value)}" for key, value in named]
 
 
 def _short(value: Any) -> str:
@@ -88,7 +89,7 @@ def check_is_language_model(architectures: Any) -> None:
         if not name.endswith(("ForCausalLM", "LMHeadModel")):
             what = "has no LM head" if _is_base_model(name) else "has another head than a language model"
             raise UserError(
-                f"architectures={architectures!r}: {name} {what}, which is not counted here; without this key the "
+                f"architectures={architectures!r}: {name!r} {what}, which is not counted here; without this key the "
                 "model is counted with an LM head"
             )
 

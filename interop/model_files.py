@@ -15,7 +15,7 @@ from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
 from flops_parameter_counting.costs.report import Model
-from interop.configurations import FAMILIES, check_size, counted_keys
+from interop.configurations import FAMILIES, check_size, counted_keys, with_model_type
 from interop.configurations import notes as notes_on_keys
 from model_config import ModelArchitectureConfig, resolve_architecture
 
@@ -24,8 +24,10 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 
 
 def read_model(path: Path, vocab_size: int | None = None) -> Model:
-    """Raises UserError, naming the file and the key. A config file may leave the vocabulary to its dataset, if that is
-    prepared, or to `vocab_size`."""
+    """Raises UserError, naming the file and the key. A folder is read by its config.json. A config file may leave the
+    vocabulary to its dataset, if that is prepared, or to `vocab_size`."""
+    if is_folder := path.is_dir():
+        path = path / "config.json"
     if path.suffix == ".py":
         given = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
         configuration = load([str(path), *given])
@@ -41,7 +43,7 @@ def read_model(path: Path, vocab_size: int | None = None) -> Model:
     if vocab_size is not None:
         raise UserError(f"--vocab_size is for a config file; {path} says its own")
     try:
-        return model_from_values(read_json(path), path.stem)
+        return model_from_values(read_json(path), path.absolute().parent.name if is_folder else path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -50,9 +52,8 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     """The model of the content of a config.json. Raises UserError, naming the key."""
     if "model_type" not in values and "ssm_cfg" in values:
         values = _from_mamba_ssm(values)
+    values = with_model_type(values)
     model_type = values.get("model_type")
-    if model_type is None and values.get("architectures") == ["GPT2LMHeadModel"]:  # written before there were types
-        model_type = "gpt2"
     if model_type is None:
         if not values.keys() & configuration_keys().keys():
             raise UserError("no model_type, which names a Hugging Face model, and no key of this repository's")
@@ -60,7 +61,6 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = did_you_mean(str(model_type), FAMILIES)
         raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{hint}")
-    values = {**values, "model_type": model_type}
     architecture = resolve_architecture({"arch_preset": "custom", **counted_keys(values)})
     return Model(name, model_type, architecture, tuple(_notes(values, architecture)), is_ours=False)
 
@@ -92,7 +92,9 @@ def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> 
 _WORTH_A_NOTE = (
     "sliding_window", "num_key_value_heads", "num_heads", "head_dim", "max_position_embeddings", "n_groups",
     "state_size", "expand", "conv_kernel", "time_step_rank", "mamba_n_heads", "mamba_n_groups", "mamba_d_state",
-    "mamba_d_conv", "mamba_expand", "tie_word_embeddings",
+    "mamba_d_conv", "mamba_expand", "tie_word_embeddings", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "first_k_dense_replace",
 )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def test_a_model_without_an_lm_head_is_not_counted_as_one_with_it(family):
         bare = type(transformers.AutoModel.from_config(config)).__name__
     for name in (bare, f"{family.title()}ForSequenceClassification", "GPT2DoubleHeadsModel"):
         reason = "has no LM head" if name == bare else "has another head than a language model"
-        with pytest.raises(UserError, match=f"{name} {reason}, which is not counted here; without this key"):
+        with pytest.raises(UserError, match=f"'{name}' {reason}, which is not counted here; without this key"):
             read({**base, "architectures": [name]})
     for names in (None, [], [type(build(family, SMALL[family])).__name__], ["GPT2LMHeadModel"]):
         assert read({**base, "architectures": names}) == read(base)
