@@ -268,8 +268,7 @@ def import_checkpoint(file: Path, run: Path, config: str | None) -> None:
     progress, whole = Progress(**state["progress"]), "scaler" in state
     check_tensors(file, tensors, configuration, needs_optimizer=whole and progress.has_updated)
     if not whole:  # as of a run that was stopped before its first step
-        start = Progress(compile=progress.compile, dtype=progress.dtype)
-        state |= {"progress": dataclasses.asdict(start), "scaler": {}}
+        state |= {"progress": dataclasses.asdict(Progress()), "scaler": {}}
     step = state["progress"]["step"]
     folder = RunFolder(aside(run.absolute()))
     try:

@@ -442,7 +442,8 @@ override.
 
 A config file is a Python file of assignments, one per key, and may compute: `gradient_accumulation_steps = 5 * 8`.
 The names of its own helpers start with an underscore; modules, functions, classes and other imported names are no
-keys. nanoGPT's config files run as they are.
+keys. nanoGPT's config files run as they are; for those with `init_from = 'gpt2'`
+[hugging_face.md](hugging_face.md) says where the weights come from.
 
 A key that does not exist, one given twice, a value of the wrong type, one that is impossible, and a combination that
 cannot work end the command with one line that says where the mistake stands.

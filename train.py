@@ -76,9 +76,8 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     start, existing = configuration.run.init_from, folder.checkpoints()
     if start not in ("resume", "auto") and restarts() == 0:
         if ranks.is_first and (folder.log.exists() or existing):
-            raise UserError(
-                f"{folder.path} holds a run already: --init_from=auto continues it, another --out_dir keeps it"
-            )
+            again = "--init_from=auto" if start == "scratch" else f"train.py {folder.path}/config.py --init_from=auto"
+            raise UserError(f"{folder.path} holds a run already: {again} continues it, another --out_dir keeps it")
         return []
     if not existing:
         if start == "resume":

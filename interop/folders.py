@@ -4,6 +4,7 @@ Reading executes nothing: safetensors hold no code, and of a pickle (pytorch_mod
 refuses the rest.
 """
 
+import errno
 import json
 import math
 import pickle
@@ -128,13 +129,21 @@ def write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     places: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
-        save_file({key: tensors[key] for key in shard}, folder / name, {"format": "pt"})
+        save_tensors({key: tensors[key] for key in shard}, folder / name)
         shutil.copymode(folder / "config.json", folder / name)  # safetensors lets only its owner read it
-        sync(folder / name)
         places |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         size = sum(tensor.nbytes for tensor in tensors.values())
         write_json(folder / f"{_ONE_FILE}.index.json", {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """To the disk. Raises OSError, also where safetensors has an error of its own for what the system refuses."""
+    try:
+        save_file(dict(tensors), file, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
+    sync(file)
 
 
 def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[list[str]]:

@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 import configurator
 from common.errors import UserError
-from common.files import sync
 from configurator import Configuration
-from interop.folders import read_model
+from interop.folders import read_model, save_tensors
 from model_builder import build_model
 from model_config import ModelArchitectureConfig
 from parallel.ranks import Ranks
@@ -41,8 +39,7 @@ def write_initial(folder: RunFolder, weights: Mapping[str, Tensor], configuratio
     content = folder.aside(0)
     content.mkdir(parents=True)
     try:
-        save_file(dict(weights), content / FILE)
-        sync(content / FILE)
+        save_tensors(weights, content / FILE)
         state = {
             "progress": dataclasses.asdict(Progress()),
             "config": configurator.as_dict(configuration),

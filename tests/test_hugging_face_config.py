@@ -5,12 +5,14 @@ import json
 
 import pytest
 import torch
+from commands import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
 from common.json_files import read_json
+from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, describe
 from interop import hugging_face
@@ -390,6 +392,18 @@ def test_any_value_of_any_key_is_counted_or_refused(data, value):
         assert "\n" not in str(error)
     else:
         assert cost.n_params > 0
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_folder_is_read_by_its_configuration(family, tmp_path):
+    folder = tmp_path / "the model"
+    expected = model_cost(read(written(family, SMALL[family], folder)), 16).n_params
+    found = tmp_path / "found.json"
+    done = command(detailed_cost_analysis.main, "--model_config", folder, "--sequence_length=16", "--json", found)
+    assert done.returncode == 0 and done.stdout.startswith(f"the model ({family}), "), done.stderr
+    assert json.loads(found.read_text())["parameters"]["total"] == expected
+    done = command(detailed_cost_analysis.main, "--model_config", tmp_path)
+    assert done.returncode == 2 and f"error: {tmp_path}/config.json: cannot read it: No such file" in done.stderr
 
 
 def test_comments_are_no_part_of_json(tmp_path):

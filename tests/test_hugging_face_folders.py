@@ -1,11 +1,13 @@
 """Folders of Hugging Face models through checkpoint.py: what save_pretrained writes comes in, what transformers reads
 goes out; what is refused leaves nothing behind."""
 
+import contextlib
 import copy
 import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -259,6 +261,37 @@ def test_a_pickle_of_tensors_is_read_without_executing_anything(sharded, tmp_pat
         torch.save(state, tmp_path / "hf/pytorch_model.bin")
     there_and_back(tmp_path / "hf", tmp_path)
     assert torch.equal(logits(read(tmp_path / "back")), logits(theirs))
+
+
+def test_a_folder_that_transformers_cannot_read_is_not_compared(tmp_path):
+    """It wants an index to have metadata."""
+    made(MODELS["gpt2"], tmp_path / "hf", max_shard_size="20KB")
+    index = tmp_path / "hf/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": content(index)["weight_map"]}))
+    said = done("import", tmp_path / "hf", tmp_path / "run")
+    assert f"logits are not compared: transformers cannot read {tmp_path / 'hf'}: 'metadata'\n" in said
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
+    made(MODELS["llama"], tmp_path / "hf")
+    with files_of_at_most(20_000):
+        assert f"cannot write {tmp_path / 'run'}: " in error("import", tmp_path / "hf", tmp_path / "run")
+    assert left_in(tmp_path) == ["hf"]
+    done("import", tmp_path / "hf", tmp_path / "run")
+    with files_of_at_most(20_000):
+        assert "cannot write" in error("export", tmp_path / "run", tmp_path / "back", "--format=hf")
+    assert left_in(tmp_path) == ["hf", "run"]
 
 
 class Evil:
