@@ -56,8 +56,8 @@ def run_from_folder(source: Path, new: RunFolder, run: Path) -> Exchanged:
     kept.mkdir()
     shutil.copyfile(source / "config.json", kept / "config.json")
     copy_beside(source, kept)
-    model = build_model(architecture)
-    model.load_state_dict(weights)
+    model = build_model(architecture, "meta")
+    model.load_state_dict(weights, assign=True)
     return Exchanged(architecture, _count(model), _compared(source, model, source), notes)
 
 

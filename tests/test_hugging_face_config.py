@@ -248,7 +248,7 @@ def test_a_sliding_window_bounds_the_keys_that_a_query_meets(length, window):
     pairs = sum(min(query, window) for query in range(1, length + 1))
     causal = cost.flops_by_part("causal")["attention_scores"]
     assert causal * length == pytest.approx(pair * (pairs - keys / 2), abs=3 * length)
-    assert cache_elements("mistral", values, length) == {"keys_and_values": 3 * 2 * keys * 12}
+    assert cache_elements("mistral", values, length) == {"keys_and_values": 3 * 2 * min(length, window - 1) * 12}
 
 
 def test_qwens_first_layers_have_no_window():
@@ -271,19 +271,27 @@ def cache_elements(family: str, keys: dict, length: int) -> dict[str, int]:
 def size_of(value) -> int:
     """Bytes of all tensors in a cache's layer, however it names them."""
     if isinstance(value, torch.Tensor):
-        return value.nbytes
+        return value.nbytes if value.ndim else 0  # what it counts the tokens with
     return sum(map(size_of, value.values())) if isinstance(value, dict) else 0
 
 
+WINDOWS = [
+    ("mistral", {"sliding_window": 5}),
+    ("mistral", {"sliding_window": 50}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", SMALL)
-def test_the_cache_is_as_large_as_that_of_transformers(family, dtype):
+@pytest.mark.parametrize(("family", "more"), [*((family, {}) for family in SMALL), *WINDOWS])
+def test_the_cache_is_as_large_as_that_of_transformers(family, more, dtype):
     """In bytes: a state-space layer's state is float32 there whatever the model's dtype is."""
-    model = build(family, SMALL[family]).to(getattr(torch, dtype))
+    keys = SMALL[family] | more
+    model = build(family, keys).to(getattr(torch, dtype))
     with torch.no_grad():
         output = model(torch.zeros(1, 9, dtype=torch.long), use_cache=True)
     cache = output.cache_params if family.startswith("mamba") else output.past_key_values
-    model = model_from_values({"model_type": family, **SMALL[family]}, "test")
+    model = model_from_values({"model_type": family, **keys}, "test")
     counted = describe(model, Setting(sequence_length=9, dtype=dtype))
     held = sum(size_of(vars(layer)) for layer in cache.layers)
     assert counted["memory"]["cache"]["bytes_per_sequence"] == held
