@@ -303,7 +303,10 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(file, "pt") as content:
             metadata, names = content.metadata() or {}, content.keys()
             if foreign := sorted({"progress", "config", "data", "checksum"} - metadata.keys()):
-                raise UserError(f"{file} has no {foreign[0]!r} in its metadata: checkpoint.py did not write it")
+                raise UserError(
+                    f"{file} has no {foreign[0]!r} in its metadata: checkpoint.py did not write it; of a Hugging Face "
+                    "model name the folder"
+                )
             slices = {name: content.get_slice(name) for name in names}  # nothing is read yet
             tensors = {
                 name: torch.empty(part.get_shape(), dtype=TYPES[part.get_dtype()], device="meta")

@@ -82,7 +82,7 @@ def exact_keys(config: _Values) -> _Keys:
     family, values = FAMILIES[config["model_type"]], _complete(config)
     assert family.details is not None
     for key, only in (family.fixed | _FIXED_EVERYWHERE).items():
-        _check_only(key, values.get(key, only), only)
+        _check_only(key, values.get(key), only)
     for key, default in family.function.items():
         _check_like(key, values[key], default)
     return family.read(values) | family.details(values)
@@ -176,7 +176,8 @@ def _check_counted(key: str, value: Any, default: Any) -> None:
 
 
 def _check_only(key: str, value: Any, only: Any) -> None:
-    if value != only:
+    """Null says nothing."""
+    if value is not None and value != only:
         raise UserError(f"{key}={value!r} cannot be represented; only {only!r} can")
 
 

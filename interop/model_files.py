@@ -1,8 +1,8 @@
 """Reads a model's configuration from any file that holds one.
 
 `read_model` takes a config file of this repository, a `config.json` (Hugging Face's, that of state-spaces/mamba, or the
-one that a run leaves behind), each JSON with or without comments. Keys that change no count are passed over by name;
-every other key is understood or refused. No torch.
+one that a run leaves behind), each JSON with or without comments, or the folder of one. Keys that change no count are
+passed over by name; what is made of unknown ones, interop/known_keys.py says. No torch.
 """
 
 import math

@@ -15,7 +15,8 @@ from model_config import ModelArchitectureConfig, architecture_keys
 from runs.config import STARTS
 from runs.folder import RunFolder, read_state, saved_configuration
 
-OWNER_OF_GPT2 = "openai-community"  # of gpt2, gpt2-medium, gpt2-large and gpt2-xl, as the hub names them
+# What nanoGPT calls them, and the hub: with their owner, or as it did before.
+GPT2 = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
 def find_source(name: str) -> Path:
@@ -26,22 +27,16 @@ def find_source(name: str) -> Path:
         return path
     if path.is_dir():
         raise UserError(f"init_from={name!r}: the folder has no config.json, so it is neither a run nor a model")
-    found = [folder for repository in _repositories(name) for folder in _snapshots(repository)]
+    full_name = GPT2.get(name, name)
+    found = [folder for repository in dict.fromkeys((full_name, name)) for folder in _snapshots(repository)]
     if not found:
+        downloaded = full_name if full_name.count("/") == 1 else "OWNER/MODEL"
         raise UserError(
             f"init_from={name!r} is none of {', '.join(STARTS)}{did_you_mean(name, STARTS)}, no folder, and no model "
-            f"in Hugging Face's cache {_cache()}; nothing is downloaded here: fetch it (hf download "
-            f"{next(iter(_repositories(name)), 'OWNER/MODEL')}), or give the folder of one: --init_from=FOLDER"
+            f"in Hugging Face's cache {_cache()}; nothing is downloaded here: fetch it (hf download {downloaded}), or "
+            "give the folder of one: --init_from=FOLDER"
         )
     return found[0]
-
-
-def _repositories(name: str) -> list[str]:
-    """The repositories of the hub that a name may mean."""
-    owner, _, model = name.rpartition("/")
-    if owner:
-        return [name] if "/" not in owner and model else []
-    return [f"{OWNER_OF_GPT2}/{name}", name]
 
 
 def _cache() -> Path:

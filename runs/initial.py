@@ -80,7 +80,13 @@ def _written_by_the_first(folder: RunFolder, seconds: int) -> Path:
 
 def _begin_from(source: Path, folder: RunFolder, configuration: Configuration) -> Path:
     """Learned positions beyond the configuration's block_size are left out."""
-    _, weights, _ = read_source(source)
+    architecture, weights, notes = read_source(source)
+    if architecture.weight_tying != configuration.model.weight_tying:
+        raise UserError(
+            f"{source}: lm_head.weight is not the embedding, although its config.json ties them: write "
+            '"tie_word_embeddings": false there, which is how transformers loads it'
+        )
+    print("\n".join([f"weights of {source}", *(f"note: {note}" for note in notes)]), flush=True)
     expected = build_model(configuration.model, "meta").state_dict()
     position = "position.embedding.weight"
     if position in expected:

@@ -615,6 +615,15 @@ def test_keys_of_real_files_that_change_nothing_are_named_in_a_note(family):
         assert architecture_from_hugging_face(base | more) == architecture_from_hugging_face(base)
 
 
+@pytest.mark.parametrize("family", EXACT)
+def test_null_says_nothing(family):
+    """Under any key that has one value only here."""
+    base, own = {"model_type": family, **EXACT[family]}, FAMILIES[family]
+    for key in (*own.fixed, "quantization_config", "is_encoder_decoder", "add_cross_attention"):
+        for reader in (read, architecture_from_hugging_face):
+            assert reader({**base, key: None}) == reader(base)
+
+
 def test_a_misspelt_key_of_the_counts_is_no_unknown_switch():
     """Even one that says false; null says nothing to anyone."""
     base = {"model_type": "llama", **SMALL["llama"]}

@@ -9,6 +9,7 @@ import pickle
 import re
 import resource
 import shutil
+import socket
 import stat
 from pathlib import Path
 
@@ -141,6 +142,15 @@ def test_what_save_pretrained_writes_comes_in_and_goes_out(name, tmp_path):
     written = [content(tmp_path / folder / "generation_config.json") for folder in ("hf", "back")]
     assert written[0] == written[1] and written[1]["temperature"] == 0.5
     assert left_in(tmp_path) == ["back", "hf", "run"]
+
+
+def test_no_network_is_asked(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a connection")
+
+    made(MODELS["gpt2"], tmp_path / "hf")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert there_and_back(tmp_path / "hf", tmp_path).count("largest difference") == 2
 
 
 def test_shards_with_their_index_and_weights_in_16_bits(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from checkpoints import last_checkpoint, same, weights
 from commands import command
 from conftest import training
+from safetensors.torch import save_file
 from test_resume import curve
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -235,7 +236,7 @@ def test_a_plan_of_a_model_needs_no_weights_and_no_torch(home, tmp_path):
     ("text", "reason"),
     [
         ("init_from = 'gpt3'", "init_from='gpt3' is none of scratch, resume, auto, no folder, and no model in Hugging"),
-        ("init_from = 'gpt3'", "fetch it (hf download openai-community/gpt3), or give the folder of one: --init_from="),
+        ("init_from = 'gpt3'", "fetch it (hf download OWNER/MODEL), or give the folder of one: --init_from=FOLDER"),
         ("init_from = 'some/model'", "fetch it (hf download some/model)"),
         ("init_from = 'resum'", "(did you mean 'resume'?)"),
         ("init_from = 'a/b/c'", "init_from='a/b/c' is none of"),
@@ -256,6 +257,24 @@ def test_a_folder_without_weights_leaves_no_run(call, tmp_path):
     for _ in range(2):
         done = call("init_from = 'model'\n")
         assert done.returncode == 2 and "model has no weights: none of" in done.stderr, done.stderr
+
+
+def test_a_head_that_differs_is_not_dropped(call, tmp_path):
+    model = made(GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32, vocab_size=256), tmp_path / "model")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["lm_head.weight"] += 1
+    save_file(state, tmp_path / "model/model.safetensors", {"format": "pt"})
+    assert "lm_head.weight is not the embedding" in call("init_from = 'model'\n", "--max_iters=0").stderr
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": False, "unsloth_fixed": True})
+    )
+    done = call("init_from = 'model'\n", "--max_iters=0")
+    assert done.returncode == 0 and "weights of model\nnote: keys of no gpt2 in transformers" in done.stdout, (
+        done.stderr
+    )
+    kept = weights(last_checkpoint(tmp_path / "out/config_file"))
+    assert torch.equal(kept["lm_head.weight"], state["lm_head.weight"])
 
 
 def test_no_network_is_asked(call, monkeypatch):
