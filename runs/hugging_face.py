@@ -1,11 +1,6 @@
-"""A run from the folder of a Hugging Face model, and such a folder from a run.
-
-What belongs to the model's text stays with the run, as it was, in its folder `hugging_face/`: tokenizer, settings of
-generation, ids of special tokens; a later export has them again.
-"""
+"""A run from the folder of a Hugging Face model, and such a folder from a run, which has again what came along."""
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +22,7 @@ from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 from runs.folder import RunFolder, read_state
-from runs.initial import write_initial
-
-OF_THE_MODEL = "hugging_face"  # in the run's folder
+from runs.initial import OF_THE_MODEL, keep_beside, write_initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +45,7 @@ def run_from_folder(source: Path, new: RunFolder, run: Path) -> Exchanged:
     configuration = new_configuration(architecture, run)
     write_initial(new, weights, configuration)
     configurator.write(configuration, new.path)
-    kept = new.path / OF_THE_MODEL
-    kept.mkdir()
-    shutil.copyfile(source / "config.json", kept / "config.json")
-    copy_beside(source, kept)
+    keep_beside(source, new.path)
     model = build_model(architecture, "meta")
     model.load_state_dict(weights, assign=True)
     return Exchanged(architecture, _count(model), _compared(source, model, source), notes)

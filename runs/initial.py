@@ -12,7 +12,7 @@ from torch import Tensor
 import configurator
 from common.errors import UserError
 from configurator import Configuration
-from interop.folders import read_model, save_tensors
+from interop.folders import copy_beside, read_model, save_tensors
 from model_builder import build_model
 from model_config import ModelArchitectureConfig
 from parallel.ranks import Ranks
@@ -20,6 +20,7 @@ from runs.checkpoint import load_model
 from runs.folder import Progress, RunFolder, checksum, read_state, saved_configuration
 
 FILE = "model.safetensors"
+OF_THE_MODEL = "hugging_face"  # in a run's folder: what belongs to the text of a Hugging Face model that it began from
 
 
 def read_source(source: Path) -> tuple[ModelArchitectureConfig, dict[str, Tensor], list[str]]:
@@ -51,6 +52,18 @@ def write_initial(folder: RunFolder, weights: Mapping[str, Tensor], configuratio
     except BaseException:
         folder.discard(0)
         raise
+
+
+def keep_beside(source: Path, run: Path) -> None:
+    """What belongs to the model's text stays with the run, as it was: tokenizer, settings of generation, and in
+    config.json the ids of special tokens; of a run what it had kept. Raises OSError."""
+    if RunFolder(source).checkpoints():
+        source = source / OF_THE_MODEL
+    if (source / "config.json").is_file():
+        kept = run / OF_THE_MODEL
+        kept.mkdir(exist_ok=True)
+        shutil.copyfile(source / "config.json", kept / "config.json")
+        copy_beside(source, kept)
 
 
 @contextlib.contextmanager
@@ -92,6 +105,7 @@ def _begin_from(source: Path, folder: RunFolder, configuration: Configuration) -
     if position in expected:
         weights[position] = weights[position][: len(expected[position])].clone()
     try:
+        keep_beside(source, folder.path)
         return write_initial(folder, weights, configuration)
     except OSError as error:
         raise UserError(f"cannot write to the run's folder {folder.path}: {error.strerror}") from None

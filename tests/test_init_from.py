@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from test_resume import curve
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+import checkpoint
 import train as train_command
 from data.dataset import open_dataset
 from interop.folders import read_model
@@ -207,11 +208,13 @@ def test_a_folder_by_its_path_and_the_context_that_is_asked_for(call, home, tmp_
 
 def test_another_family_and_another_run(call, data_dir, tmp_path):
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
-    made(LlamaConfig(**sizes, vocab_size=256, max_position_embeddings=32), tmp_path / "llama")
+    made(LlamaConfig(**sizes, vocab_size=256, max_position_embeddings=32, eos_token_id=[7, 8]), tmp_path / "llama")
     assert call("init_from = 'llama'\n", "--out_dir=first", "--dataset=tiny").returncode == 0
     done = call("init_from = 'first'\n", "--out_dir=second", "--dataset=tiny", "--max_iters=0")
     assert done.returncode == 0, done.stderr
     assert same(*(weights(last_checkpoint(tmp_path / run)) for run in ("first", "second")))
+    assert command(checkpoint.main, "export", "second", "hf", "--format=hf").returncode == 0
+    assert json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"] == [7, 8]
 
 
 def test_several_ranks_begin_with_the_same_weights(train, home, data_dir, tmp_path):
