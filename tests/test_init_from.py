@@ -159,9 +159,11 @@ warmup_iters = 100
 
 @pytest.mark.parametrize("name", GPT2_NAMES)
 def test_the_files_that_evaluate_gpt2(name, call, home, datasets, tmp_path):
-    """The loss is that of the model which transformers loads; nothing of its weights is left in the run's folder."""
-    done = call(evaluation(name))
-    assert done.returncode == 0, done.stderr
+    """The loss is that of the model which transformers loads; nothing of its weights is left in the run's folder, and
+    it can be evaluated again."""
+    for _ in range(2):
+        done = call(evaluation(name))
+        assert done.returncode == 0, done.stderr
     run = tmp_path / "out/config_file"
     expected = loss_of_transformers(of_cache(home, name), datasets / "openwebtext", 32)
     assert curve(run / "log.jsonl")["eval", 0] == pytest.approx(expected, abs=1e-5)
