@@ -75,10 +75,8 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     """
     start, existing = configuration.run.init_from, folder.checkpoints()
     if start not in ("resume", "auto") and restarts() == 0:
-        evaluates_a_model = (
-            configuration.run.eval_only and configuration.run.source is not None
-        )  # as often as one likes
-        if ranks.is_first and (existing or (folder.log.exists() and not evaluates_a_model)):
+        only_evaluates = configuration.run.eval_only and configuration.run.source is not None  # as often as one likes
+        if ranks.is_first and (existing or (folder.log.exists() and not only_evaluates)):
             again = "--init_from=auto" if start == "scratch" else f"train.py {folder.path}/config.py --init_from=auto"
             raise UserError(f"{folder.path} holds a run already: {again} continues it, another --out_dir keeps it")
         return []
