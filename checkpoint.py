@@ -1,13 +1,19 @@
-"""A run's checkpoint as one file, and back.
+"""A run's checkpoint as one file, and back; or as the folder of a Hugging Face model, and back.
 
 python checkpoint.py export out/quickstart model.safetensors
 python checkpoint.py export out/quickstart weights.safetensors --weights_only --checkpoint=best
 python checkpoint.py import model.safetensors out/copy
 python train.py out/copy/config.py --init_from=resume
 
+python checkpoint.py export out/quickstart quickstart-hf --format hf
+python checkpoint.py import quickstart-hf out/copy
+
 The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
 each whole however many ranks had parts of it. Its metadata has the rest of the checkpoint as JSON: `progress`,
-`config`, `data` and, unless it holds the weights only, `scaler`. Neither direction executes anything that it reads.
+`config`, `data` and, unless it holds the weights only, `scaler`. The folder is what transformers reads: config.json,
+safetensors in one file or in shards with their index, tokenizer, settings of generation and a model card. Where
+transformers is installed, its logits and ours are compared, and the largest difference is printed. No direction
+executes anything that it reads.
 """
 
 import argparse
@@ -15,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import shutil
 import struct
 import zlib
@@ -30,6 +37,8 @@ import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import aside, sync, written_aside
 from configurator import Configuration
+from interop.folders import has_tensors
+from interop.sources import architecture_from, read_configuration
 from model_builder import build_model
 from parallel.ranks import ALONE
 from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
@@ -44,12 +53,14 @@ from runs.folder import (
     read_state,
     saved_configuration,
 )
+from runs.hugging_face import Exchanged, folder_from_run, new_configuration, run_from_folder
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in TYPES.items()}
+SHARD = 5 * 10**9  # bytes of a file of a Hugging Face model
 AT_ONCE = 1 << 28  # bytes of tensors in memory, or one tensor if it is larger
 NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the tensors are written
 
@@ -57,27 +68,44 @@ NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the te
 @exit_cleanly
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.command == "export":
-        export_checkpoint(arguments.run, arguments.file, arguments.checkpoint, arguments.weights_only, arguments.force)
+    if arguments.command == "import":
+        import_from(arguments.file, arguments.run, arguments.config, arguments.force)
+    elif arguments.format == "hf":
+        export_hugging_face(arguments)
     else:
-        import_checkpoint(arguments.file, arguments.run, arguments.config, arguments.force)
+        if arguments.max_shard_size is not None:
+            raise UserError("--max_shard_size is for --format hf: a file is one")
+        export_checkpoint(arguments.run, arguments.file, arguments.checkpoint, arguments.weights_only, arguments.force)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="export | import")
-    export = commands.add_parser("export", description="A checkpoint of a run, to one file.")
+    export = commands.add_parser("export", description="A checkpoint of a run, to a file or a folder.")
     export.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
-    export.add_argument("file", type=Path, help="to write, such as model.safetensors")
+    export.add_argument("file", type=Path, help="to write, such as model.safetensors; with --format hf a folder")
+    export.add_argument("--format", choices=("file", "hf"), default="file", help="hf: as a Hugging Face model (file)")
+    export.add_argument("--max_shard_size", type=size, metavar="SIZE", help="of a file of --format hf, as 500MB (5GB)")
     export.add_argument("--checkpoint", type=checkpoint_choice, default="last", help="best, last or a step (last)")
     export.add_argument("--weights_only", action="store_true", help="leave out what only training needs")
     export.add_argument("--force", action="store_true", help="replace the file")
-    back = commands.add_parser("import", description="A file that export wrote, to the folder of a new run.")
-    back.add_argument("file", type=Path, help="such as model.safetensors")
+    what = "A file that export wrote, or a Hugging Face model, to the folder of a new run."
+    back = commands.add_parser("import", description=what)
+    back.add_argument(
+        "file", type=Path, help="such as model.safetensors; of a Hugging Face model its folder or its config.json"
+    )
     back.add_argument("run", type=Path, help="the new run's folder, such as out/copy")
     back.add_argument("--config", metavar="FILE", help="its config.py, if it registers components; it is executed")
     back.add_argument("--force", action="store_true", help="replace the run in that folder, all of it")
     return parser.parse_args()
+
+
+def size(text: str) -> int:
+    """An argparse type: bytes, in decimal units."""
+    match = re.fullmatch(r"([1-9]\d{,14})([KMGT]?)B?", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500MB or 5GB")
+    return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,10 +115,10 @@ def parse_arguments() -> argparse.Namespace:
 def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bool, force: bool) -> None:
     """Write a checkpoint's whole tensors and its state to one file, a part at a time, aside and renamed."""
     checkpoint, which = existing_run(run).find(wanted)
-    if file.is_dir() or (file.exists() and not force):
-        raise UserError(f"{file} is there already: " + ("name a file" if file.is_dir() else "--force replaces it"))
-    if checkpoint.resolve() in file.resolve().parents:
-        raise UserError(f"{file} would be one of the checkpoint's own files: write it elsewhere")
+    with told(f"cannot write {file}"):
+        if file.is_dir() or (file.exists() and not force):
+            raise UserError(f"{file} is there already: " + ("name a file" if file.is_dir() else "--force replaces it"))
+        check_is_outside(file, checkpoint)
     if wrong := damage(checkpoint, ALONE):
         raise UserError(wrong)
     tensors, state = tensors_of(checkpoint), read_state(checkpoint)
@@ -101,6 +129,37 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     with told(f"cannot write {file}"), written_aside(file, on_disk=True) as new, new.open("wb") as out:
         write_safetensors(out, checkpoint, tensors, metadata)
     print(f"{checkpoint} ({which}) -> {file}: {contents(tensors)}, {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def export_hugging_face(arguments: argparse.Namespace) -> None:
+    """Write a checkpoint as the folder of a Hugging Face model."""
+    for option in ("weights_only", "force"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is for a file: a folder has weights only, and one that is there is kept")
+    run, folder = arguments.run, arguments.file
+    checkpoint, which = existing_run(run).find(arguments.checkpoint)
+    with told(f"cannot write {folder}"):
+        check_is_free(folder)
+        check_is_outside(folder, checkpoint)
+        found = folder_from_run(checkpoint, folder, arguments.max_shard_size or SHARD)
+    print(f"{checkpoint} ({which}) -> {folder}: {found.architecture.name}, {found.parameters:,} parameters")
+    say(found)
+
+
+def check_is_free(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: choose another folder")
+
+
+def check_is_outside(path: Path, checkpoint: Path) -> None:
+    if checkpoint.resolve() in path.resolve().parents:
+        raise UserError(f"{path} would be one of the checkpoint's own files: write it elsewhere")
+
+
+def say(found: Exchanged) -> None:
+    for note in found.notes:
+        print(f"note: {note}")
+    print(found.compared)
 
 
 def write_safetensors(out: Any, checkpoint: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -156,17 +215,60 @@ def groups(names: list[str], tensors: dict[str, Tensor]) -> Iterator[list[str]]:
 # Import
 
 
-def import_checkpoint(file: Path, run: Path, config: str | None, force: bool) -> None:
-    """Make a run's folder whose one checkpoint is the file, aside and renamed."""
+def import_from(file: Path, run: Path, config: str | None, force: bool) -> None:
+    """Make a run's folder of what the file is."""
     if not force and run.exists() and not (run.is_dir() and not any(run.iterdir())):
         raise UserError(f"{run} is there already: choose another folder; --force replaces the run in it")
+    if file.is_dir() or file.suffix == ".json":
+        if config is not None:
+            raise UserError(f"--config is for a file that export wrote: {file} says its own configuration")
+        import_hugging_face(file, run)
+    else:
+        import_checkpoint(file, run, config)
+
+
+def import_hugging_face(source: Path, run: Path) -> None:
+    """Make a run's folder whose one checkpoint has the model's weights, aside and renamed. A config.json that is named
+    stands for its folder; without weights beside it, the run has the architecture only."""
+    folder = source if source.is_dir() else source.parent
+    if source.name != "config.json" and not source.is_dir():
+        raise UserError(f"{source} is neither a file that export wrote nor a Hugging Face config.json")
+    if RunFolder(folder).checkpoints():
+        raise UserError(
+            f"cannot read {folder} as a Hugging Face model: it is the folder of a run, from which train.py begins with "
+            f"--init_from={folder}"
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
+    new = RunFolder(aside(run.absolute()))
+    try:
+        with told(f"cannot write {run}"):
+            if source.is_dir() or has_tensors(folder):
+                found = run_from_folder(folder, new, run)
+            else:
+                architecture = architecture_from(folder, read_configuration(folder))
+                configurator.write(new_configuration(architecture, run), new.path)
+                found = None
+            put_in_place(new.path, run)
+    finally:
+        shutil.rmtree(new.path, ignore_errors=True)
+    if found is None:
+        print(f"{source} -> {run}: {architecture.name}, without weights, since there are none beside it")
+        print(f"training begins with drawn ones: python train.py {run}/config.py --dataset=NAME")
+        return
+    print(f"{source} -> {run}: {found.architecture.name}, {found.parameters:,} parameters")
+    say(found)
+    print(f"training begins from these weights: python train.py {run}/config.py --dataset=NAME --init_from=resume")
+
+
+def import_checkpoint(file: Path, run: Path, config: str | None) -> None:
+    """Make a run's folder whose one checkpoint is the file, aside and renamed."""
     tensors, state = read_file(file)
     configuration = configuration_of(state, run, config)
     progress, whole = Progress(**state["progress"]), "scaler" in state
     check_tensors(file, tensors, configuration, needs_optimizer=whole and progress.has_updated)
     if not whole:  # as of a run that was stopped before its first step
-        start = Progress(compile=progress.compile, dtype=progress.dtype)
-        state |= {"progress": dataclasses.asdict(start), "scaler": {}}
+        state |= {"progress": dataclasses.asdict(Progress()), "scaler": {}}
     step = state["progress"]["step"]
     folder = RunFolder(aside(run.absolute()))
     try:
@@ -201,7 +303,10 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(file, "pt") as content:
             metadata, names = content.metadata() or {}, content.keys()
             if foreign := sorted({"progress", "config", "data", "checksum"} - metadata.keys()):
-                raise UserError(f"{file} has no {foreign[0]!r} in its metadata: checkpoint.py did not write it")
+                raise UserError(
+                    f"{file} has no {foreign[0]!r} in its metadata: checkpoint.py did not write it; of a Hugging Face "
+                    "model name the folder"
+                )
             slices = {name: content.get_slice(name) for name in names}  # nothing is read yet
             tensors = {
                 name: torch.empty(part.get_shape(), dtype=TYPES[part.get_dtype()], device="meta")

@@ -43,6 +43,8 @@ class Configuration:
     model: ModelArchitectureConfig
     run: RunConfig
     config_file: Path | None = dataclasses.field(default=None, compare=False)
+    # The keys of the model as the user gave them, in a config file or on the command line.
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     # What `write` keeps of the config file besides its keys: imports, functions, a component of the user's own.
     carried_code: str = dataclasses.field(default="", compare=False, repr=False)
 
@@ -75,12 +77,13 @@ def load(argv: Sequence[str]) -> Configuration:
     given = file.values | command_line
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
         known = run_keys()
-        model = resolve_architecture({k: v for k, v in given.items() if k not in known})
+        of_model = {k: v for k, v in given.items() if k not in known}
+        model = resolve_architecture(of_model)
         run = RunConfig(**{k: check_value(known[k], v) for k, v in given.items() if k in known})
         check_run(run)
     if run.components is not None:  # wherever a saved configuration is read
         run = dataclasses.replace(run, components=str(Path(run.components).resolve()))
-    return Configuration(model, run, path, file.carried_code)
+    return Configuration(model, run, path, of_model, file.carried_code)
 
 
 def with_vocabulary(configuration: Configuration, dataset_vocab_size: int) -> Configuration:
@@ -439,7 +442,8 @@ override.
 
 A config file is a Python file of assignments, one per key, and may compute: `gradient_accumulation_steps = 5 * 8`.
 The names of its own helpers start with an underscore; modules, functions, classes and other imported names are no
-keys. nanoGPT's config files run as they are.
+keys. nanoGPT's config files run as they are; for those with `init_from = 'gpt2'`
+[hugging_face.md](hugging_face.md) says where the weights come from.
 
 A key that does not exist, one given twice, a value of the wrong type, one that is impossible, and a combination that
 cannot work end the command with one line that says where the mistake stands.

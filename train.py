@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UserError, exit_cleanly
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
+from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from runs.folder import RunFolder, damage, read_state, step_of
@@ -22,6 +23,9 @@ from training.report import plan_notes, startup_report
 @exit_cleanly
 def main() -> int:
     configuration = load(sys.argv[1:])
+    source = None if configuration.run.source is None else find_source(configuration.run.source)
+    if source is not None:
+        configuration = with_architecture_of(source, configuration)
     ranks = ranks_from_environment(configuration.run.tensor_parallel)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:
@@ -46,7 +50,13 @@ def main() -> int:
 
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
-        return train(configuration, dataset, plan, folder, checkpoints, ranks)
+        if source is None or checkpoints:
+            return train(configuration, dataset, plan, folder, checkpoints, ranks)
+
+        from runs.initial import begun_from
+
+        with begun_from(source, folder, configuration, ranks) as checkpoint:
+            return train(configuration, dataset, plan, folder, [checkpoint], ranks)
 
 
 def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
@@ -64,11 +74,11 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     Raises UserError where that would lose or mix up a run. A run that torchrun has started again continues.
     """
     start, existing = configuration.run.init_from, folder.checkpoints()
-    if start == "scratch" and restarts() == 0:
-        if ranks.is_first and (folder.log.exists() or existing):
-            raise UserError(
-                f"{folder.path} holds a run already: --init_from=auto continues it, another --out_dir keeps it"
-            )
+    if start not in ("resume", "auto") and restarts() == 0:
+        only_evaluates = configuration.run.eval_only and configuration.run.source is not None  # as often as one likes
+        if ranks.is_first and (existing or (folder.log.exists() and not only_evaluates)):
+            again = "--init_from=auto" if start == "scratch" else f"train.py {folder.path}/config.py --init_from=auto"
+            raise UserError(f"{folder.path} holds a run already: {again} continues it, another --out_dir keeps it")
         return []
     if not existing:
         if start == "resume":

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def written_aside(path: Path, on_disk: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # there is none once it is renamed
             file.unlink()
+
+
+@contextlib.contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """A folder to write, which gets the name `path` when the block ends; nothing but an empty folder may have it. A
+    block that ends by an exception leaves nothing behind. Raises OSError."""
+    folder = aside(path.absolute())
+    try:
+        folder.mkdir()
+        yield folder
+        folder.rename(path)
+        sync(path.absolute().parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def aside(path: Path) -> Path:

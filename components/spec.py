@@ -279,8 +279,8 @@ class Mixer(Half):
         return 0
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
-        """What a sequence of `length` tokens leaves for the next one; `with_current`: with a place for that one's own,
-        as in the caches of transformers, where ours is of constant size."""
+        """What a sequence of `length` tokens leaves for the next one; `with_current`: a convolution with a place for
+        that one's own, as in the caches of transformers."""
         return []
 
     def decoding_difference(self, config: Config, length: int) -> int:

@@ -103,6 +103,11 @@ class GPT2Tokenizer(Tokenizer):
     def _decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self._encoding.decode_bytes(list(ids))
 
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """The bytes of every token but the end of documents, and its id, which is the order they are merged in."""
+        return self._encoding._mergeable_ranks
+
     @cached_property
     def _encoding(self) -> Any:
         try:

@@ -1,9 +1,10 @@
 """What Hugging Face's config.json says of a model, family by family: the one place that knows their keys. No torch.
 
-A key is of one of three sorts. Those of HARMLESS change neither what a model computes nor what is counted. Those of
-`function` and `fixed` change what it computes and no count. The others, `required` and `counted`, decide the counts.
-`counted_keys` passes over the values of the second sort, so it serves a planner; `exact_keys` reads or refuses every
-one of them, so what it returns computes the same. Neither passes over a key that it does not know.
+A key is of one of three sorts. Those of interop/known_keys.py change neither what a model computes nor what is counted.
+Those of `function` and `fixed` change what it computes and no count. The others, `required` and `counted`, decide the
+counts. `counted_keys` passes over the values of the second sort, so it serves a planner; `exact_keys` reads or refuses
+every one of them, so what it returns computes the same. What either makes of a key that it does not know, known_keys.py
+says; `notes` names what was passed over.
 """
 
 import dataclasses
@@ -11,33 +12,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError
 from components.ffns.gated.spec import GATES
+from interop.known_keys import HARMLESS, check_is_language_model, check_unknown, unknown_to
+from model_config import ModelArchitectureConfig, resolve_architecture
 
 _LENGTH_OF_STATE_SPACE_MODELS = 2048  # which have none of their own; Mamba's were trained at this one
-
-# Names of tokens and labels, of initialisation, of which implementation runs, and state-spaces' names that transformers
-# keeps and does not read. In bfloat16, residual_in_fp32 rounds elsewhere than a LanguageModel does. The dtype of a
-# checkpoint's tensors is not asked here: --dtype says it. Where a family counts a key of this name, it does.
-HARMLESS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures attn_rotary_emb bos_token_id
-    chunk_size_feed_forward dtype eos_token_id ep_size finetuning_task fused_add_norm gradient_checkpointing id2label
-    initializer_range is_decoder label2id mamba_dt_rank max_length min_length n_special norm_before_gate
-    num_logits_to_keep output_attentions output_hidden_states pad_token_id pad_vocab_size_multiple
-    predict_special_tokens prefix pretraining_tp problem_type rescale_prenorm_residual residual_in_fp32 return_dict
-    rms_norm sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params time_step_floor time_step_init_scheme time_step_max time_step_min time_step_rank
-    time_step_scale tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed unsloth_version
-    use_associative_scan use_bfloat16 use_cache use_mamba_kernels use_mambapy
-    """.split()
-)
 
 # Keys of every family that mean another network, unless they have this value.
 _ANOTHER_NETWORK: dict[str, Any] = {"is_encoder_decoder": False, "add_cross_attention": False, "moe_layer_freq": 1}
 
-# Keys of every family that change the function and no count: quantized weights, and code beside the checkpoint.
-_FIXED_EVERYWHERE: dict[str, Any] = {"quantization_config": None, "auto_map": None}
+# Keys of every family that change the function and no count: quantized weights, and attention that others than
+# transformers compute in chunks.
+_FIXED_EVERYWHERE: dict[str, Any] = {"quantization_config": None, "dual_chunk_attention_config": None}
 
 _Values = Mapping[str, Any]
 _Keys = dict[str, Any]
@@ -55,15 +42,37 @@ class FamilyKeys:
     same: Mapping[str, str]  # their key -> ours, where the value is the same both ways
     read: Callable[[_Values], _Keys]  # sizes and counts, as our keys
     details: Callable[[_Values], _Keys] | None = None  # `function`, as our keys; None: no LanguageModel computes it
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name that transformers takes -> key
 
     @property
     def known(self) -> set[str]:
-        own = {*self.required, *self.counted, *self.function, *self.fixed}
+        own = {*self.required, *self.counted, *self.function, *self.fixed, *self.aliases}
         return own | {"model_type", *_FIXED_EVERYWHERE, *_ANOTHER_NETWORK} | HARMLESS
+
+    @property
+    def decisive(self) -> set[str]:
+        """The keys that decide the counts."""
+        return {*self.required, *self.counted}
+
+
+def with_model_type(config: _Values) -> _Keys:
+    """GPT-2's first files were written before there were types, and name their class alone."""
+    untyped = "model_type" not in config and config.get("architectures") == ["GPT2LMHeadModel"]
+    return {**config, "model_type": "gpt2"} if untyped else dict(config)
+
+
+def exact_architecture(config: _Values) -> ModelArchitectureConfig:
+    """The architecture of a model that a LanguageModel computes exactly. Raises UserError, naming the key, for a model
+    or a feature that it does not have."""
+    exact = [name for name, family in FAMILIES.items() if family.details is not None]
+    if config.get("model_type") not in exact:
+        raise UserError(f"model_type={config.get('model_type')!r} is none of: {', '.join(exact)}")
+    return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
 
 
 def counted_keys(config: _Values) -> _Keys:
     """Our keys that decide sizes and counts. Raises UserError, naming the key; the `model_type` is one of FAMILIES."""
+    check_is_language_model(config.get("architectures"))
     return FAMILIES[config["model_type"]].read(_complete(config))
 
 
@@ -73,10 +82,17 @@ def exact_keys(config: _Values) -> _Keys:
     family, values = FAMILIES[config["model_type"]], _complete(config)
     assert family.details is not None
     for key, only in (family.fixed | _FIXED_EVERYWHERE).items():
-        _check_only(key, values.get(key, only), only)
+        _check_only(key, values.get(key), only)
     for key, default in family.function.items():
         _check_like(key, values[key], default)
     return family.read(values) | family.details(values)
+
+
+def notes(config: _Values) -> list[str]:
+    """What was passed over, for people."""
+    unknown = unknown_to(config, FAMILIES[config["model_type"]].known)
+    which = f"keys of no {config['model_type']} in transformers that change no shape, passed over: "
+    return [which + ", ".join(unknown)] if unknown else []
 
 
 def _complete(config: _Values) -> _Keys:
@@ -84,10 +100,10 @@ def _complete(config: _Values) -> _Keys:
     model_type = config["model_type"]
     family = FAMILIES[model_type]
     known = family.known
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    values = _by_one_name({key: _plain(value) for key, value in config.items()}, family)
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"unknown key {key!r} of a {model_type} configuration{did_you_mean(key, known)}")
+            check_unknown(key, value, model_type, family.decisive, known)
         if key in _ANOTHER_NETWORK:
             _check_only(key, value, _ANOTHER_NETWORK[key])
     for key in family.required:
@@ -100,8 +116,32 @@ def _complete(config: _Values) -> _Keys:
     return {**family.counted, **family.function, **values}
 
 
+def _by_one_name(values: _Keys, family: FamilyKeys) -> _Keys:
+    """With the keys that were given by another name under their own."""
+    found = {key: value for key, value in values.items() if key not in family.aliases}
+    for alias, key in family.aliases.items():
+        if alias in values and found.setdefault(key, values[alias]) != values[alias]:
+            raise UserError(f"{alias}={values[alias]!r} contradicts {key}={found[key]!r}, whose other name it is")
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Values
+
+_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # which JSON has no way to write
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON does not have as numbers: transformers writes Infinity as {"__float__": "Infinity"}."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        name = value.get("__float__") if len(value) == 1 else None
+        if isinstance(name, str) and name in _NUMBERS:
+            return _NUMBERS[name]
+        return {key: _plain(one) for key, one in value.items()}
+    return value
+
 
 _MOST = 10**9  # of anything: mistakes end here, and 64-bit arithmetic is far
 _MOST_LAYERS = 10**5
@@ -113,7 +153,8 @@ def check_size(key: str, value: Any, least: int = 1) -> None:
         raise UserError(f"{key}={value!r}: expected a whole number from {least} to {most:,}")
 
 
-_MAY_BE_NULL = ("sliding_window", "num_key_value_heads")  # although the default is a size
+# Although the default is a size.
+_MAY_BE_NULL = ("sliding_window", "num_key_value_heads", "q_lora_rank", "n_shared_experts")
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
 
 
@@ -135,7 +176,8 @@ def _check_counted(key: str, value: Any, default: Any) -> None:
 
 
 def _check_only(key: str, value: Any, only: Any) -> None:
-    if value != only:
+    """Null says nothing."""
+    if value is not None and value != only:
         raise UserError(f"{key}={value!r} cannot be represented; only {only!r} can")
 
 
@@ -196,7 +238,10 @@ def _rotary(values: _Values, rotated_unless_given: float = 1.0) -> _Keys:
         raise UserError(
             f"partial_rotary_factor={rotated}: only whole heads are rotated here, which is 1.0 in rope_parameters"
         )
-    rope_type = scaling.pop("type", scaling.pop("rope_type", "default"))
+    older_name = scaling.pop("type", "default")
+    rope_type = scaling.pop("rope_type", older_name)
+    if rope_type == "llama3":
+        scaling.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
     if rope_type != "default":
         return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}
     if scaling:
@@ -425,7 +470,7 @@ def _deepseek(values: _Values) -> _Keys:
     _agree(values, "qk_head_dim", "qk_nope_head_dim + qk_rope_head_dim", query)
     _agree(values, "head_dim", "qk_rope_head_dim", values["qk_rope_head_dim"])
     found = _transformer(values) | {key: values[key] for key in _LATENT}
-    found |= {"bias": values["mlp_bias"], "attention_bias": _biased(values), "layer_pattern": "C"}
+    found |= {"bias": values.get("mlp_bias", False), "attention_bias": _biased(values), "layer_pattern": "C"}
     if dense == 0:
         del found["d_ff"], found["ffn_type"]
     if dense < count:
@@ -449,30 +494,23 @@ _WHOLE_HEADS: _Keys = {"partial_rotary_factor": 1.0, "attention_dropout": 0.0}
 _LLAMAS_FUNCTION: _Keys = {"hidden_act": "silu", "rms_norm_eps": 1e-6, **_ROPE}
 _BIASES = {"attention_bias": False, "mlp_bias": False}
 _QWEN: _Keys = {
-    "max_position_embeddings": 32768, "tie_word_embeddings": False, "use_sliding_window": False,
-    "sliding_window": 4096, "max_window_layers": 28, "layer_types": None,
+    "num_key_value_heads": 32, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+    "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None,
 }  # fmt: skip
 _PURE_MAMBA: _Keys = {
     "expand": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "intermediate_size": None,
     "d_model": None, "n_layer": None, "d_inner": None, "ssm_cfg": None,
 }  # fmt: skip
 _SILU: _Keys = {"hidden_act": "silu"}  # of the convolution too
-_ANY_STEP: _Keys = {"time_step_limit": [0.0, math.inf]}
-_DEEPSEEK = FamilyKeys(
-    required=(*_TRANSFORMER_SIZES, "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", *_LATENT[1:]),
-    counted={
-        "q_lora_rank": None, "num_key_value_heads": None, "n_shared_experts": None, "first_k_dense_replace": 0,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False, "head_dim": None, "qk_head_dim": None,
-        "num_nextn_predict_layers": 0, **_BIASES,
-    },
-    function=_LLAMAS_FUNCTION | dict.fromkeys(
-        """aux_loss_alpha n_group norm_topk_prob output_router_logits rope_interleave routed_scaling_factor scoring_func
-        seq_aux topk_group topk_method""".split()
-    ),
-    fixed=_WHOLE_HEADS,
-    same=_TRANSFORMER_SAME,
-    read=_deepseek,
-)  # fmt: skip
+ANY_STEP = [0.0, math.inf]
+_DEEPSEEKS_COUNTED: _Keys = {
+    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "tie_word_embeddings": False, "attention_bias": False, "head_dim": None, "qk_head_dim": None,
+}  # fmt: skip
+_DEEPSEEKS_FUNCTION: _Keys = _LLAMAS_FUNCTION | dict.fromkeys(
+    """aux_loss_alpha n_group norm_topk_prob output_router_logits rope_interleave routed_scaling_factor scoring_func
+    seq_aux topk_group topk_method""".split()
+)
 
 # What is absent from a file has the default of transformers' configuration class.
 FAMILIES: dict[str, FamilyKeys] = {
@@ -488,6 +526,12 @@ FAMILIES: dict[str, FamilyKeys] = {
         same=_GPT2_SAME,
         read=_gpt2,
         details=_gpt2_details,
+        aliases={
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
     ),
     "llama": FamilyKeys(
         required=tuple(_TRANSFORMER_SIZES),
@@ -502,10 +546,10 @@ FAMILIES: dict[str, FamilyKeys] = {
         details=_llama_details,
     ),
     "mistral": FamilyKeys(
-        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        required=tuple(_TRANSFORMER_SIZES),
         counted={
-            "head_dim": None, "max_position_embeddings": 131072, "tie_word_embeddings": False,
-            "sliding_window": 4096,
+            "num_key_value_heads": 8, "head_dim": None, "max_position_embeddings": 131072,
+            "tie_word_embeddings": False, "sliding_window": 4096,
         },
         function=_LLAMAS_FUNCTION,
         fixed=_WHOLE_HEADS,
@@ -513,7 +557,7 @@ FAMILIES: dict[str, FamilyKeys] = {
         read=_mistral,
     ),
     "qwen2": FamilyKeys(
-        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        required=tuple(_TRANSFORMER_SIZES),
         counted=_QWEN,
         function={**_LLAMAS_FUNCTION, "use_mrope": False},
         fixed=_WHOLE_HEADS,
@@ -521,7 +565,7 @@ FAMILIES: dict[str, FamilyKeys] = {
         read=_qwen2,
     ),
     "qwen3": FamilyKeys(
-        required=(*_TRANSFORMER_SIZES, "num_key_value_heads"),
+        required=tuple(_TRANSFORMER_SIZES),
         counted={**_QWEN, "head_dim": 128, "attention_bias": False},
         function={**_LLAMAS_FUNCTION, "use_mrope": False},
         fixed=_WHOLE_HEADS,
@@ -544,7 +588,7 @@ FAMILIES: dict[str, FamilyKeys] = {
             "tie_word_embeddings": False, **_PURE_MAMBA,
         },
         function={"layer_norm_epsilon": 1e-5},
-        fixed=_SILU | _ANY_STEP,
+        fixed=_SILU | {"time_step_limit": ANY_STEP},
         same=_MAMBA_SAME | _MAMBA2_OWN,
         read=_mamba2,
         details=_state_space_details,
@@ -559,11 +603,35 @@ FAMILIES: dict[str, FamilyKeys] = {
         },
         # Whatever partial_rotary_factor is beside rope_parameters, transformers 5 reads 0.5: it decides nothing.
         function={"rms_norm_eps": 1e-5, "partial_rotary_factor": None, **_ROPE},
-        fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, **_SILU, **_ANY_STEP},
+        fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, "time_step_limit": ANY_STEP, **_SILU},
         same=_LLAMA_SAME | _BAMBA_MAMBA,
         read=_bamba,
         details=_bamba_details,
     ),
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v2": FamilyKeys(
+        required=(*_TRANSFORMER_SIZES, "num_experts_per_tok"),
+        counted={
+            **_DEEPSEEKS_COUNTED, "num_key_value_heads": None, "n_routed_experts": 64, "moe_intermediate_size": 1407,
+            "n_shared_experts": 2, "first_k_dense_replace": 0, "max_position_embeddings": 2048, "mlp_bias": False,
+            "num_nextn_predict_layers": 0,
+        },
+        function=_DEEPSEEKS_FUNCTION,
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_deepseek,
+        aliases={"num_experts": "n_routed_experts"},
+    ),
+    "deepseek_v3": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            **_DEEPSEEKS_COUNTED, "num_key_value_heads": None, "n_routed_experts": 256, "moe_intermediate_size": 2048,
+            "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
+            "max_position_embeddings": 4096, "num_nextn_predict_layers": 1,
+        },
+        function=_DEEPSEEKS_FUNCTION,
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_deepseek,
+        aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    ),
 }  # fmt: skip

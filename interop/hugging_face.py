@@ -19,14 +19,16 @@ from common.errors import UserError
 from components.registry import component_keys
 from interop.attention_models import GPT2, LLAMA
 from interop.configurations import FAMILIES as KEYS
-from interop.configurations import exact_keys
+from interop.configurations import exact_architecture
 from interop.family import Family, Place
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
-from model_config import ModelArchitectureConfig, architecture_keys, resolve_architecture
+from model_config import ModelArchitectureConfig, architecture_keys
 
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HEAD = "lm_head"  # which their prefix is not before
+_EMBEDDING = "embedding.weight"
 _KINDS = (".weight", ".bias", "")  # of a module's parameters; a parameter of its own has no kind
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -39,23 +41,17 @@ def architecture_from_hugging_face(config: Mapping[str, Any]) -> ModelArchitectu
     Mamba and Mamba-2 have no length of their own: block_size is 2048, at which the published ones were trained.
     Raises UserError, naming the key, for a model or a feature that a LanguageModel does not have.
     """
-    _family(config)
-    return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
+    return exact_architecture(config)
 
 
-def _family(config: Mapping[str, Any]) -> Family:
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def architecture_to_hugging_face(config: ModelArchitectureConfig) -> dict[str, Any]:
+def architecture_to_hugging_face(
+    config: ModelArchitectureConfig, special_tokens: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of a config.json with which transformers computes the same function.
 
-    It names no special tokens, since the architecture has none. `dropout`, which acts in training only, and the
-    block_size of a Mamba or Mamba-2 are left out where their class has no such thing. Raises UserError, with the
-    reason, for an architecture that none of their classes has exactly.
+    `special_tokens` are ids by the names of SPECIAL_TOKENS (None: the model has none of these). `dropout`, which acts
+    in training only, and the block_size of a Mamba or Mamba-2 are left out where their class has no such thing. Raises
+    UserError, with the reason, for an architecture that none of their classes has exactly.
     """
     if config.vocab_size is None:
         raise UserError("vocab_size=None: Hugging Face's configuration needs the number")
@@ -71,7 +67,7 @@ def architecture_to_hugging_face(config: ModelArchitectureConfig) -> dict[str, A
     written = {
         "model_type": model_type,
         "architectures": [family.model_class],
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **(dict.fromkeys(SPECIAL_TOKENS) if special_tokens is None else special_tokens),
         **{theirs: getattr(config, ours) for theirs, ours in KEYS[model_type].same.items()},
         **family.write(config),
     }
@@ -122,9 +118,10 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
     """The `state_dict` of the LanguageModel that `architecture_from_hugging_face(config)` describes.
 
     Every tensor keeps its dtype and device; some share memory with those given. Gradients under their parameters'
-    names are carried over as well as weights. Raises UserError for a tensor that is unknown, missing or misshapen.
+    names are carried over as well as weights. Of tied matrices one suffices, whichever it is. Raises UserError for a
+    tensor that is unknown, missing or misshapen, and for a head that is not the embedding although they are tied.
     """
-    architecture, family = architecture_from_hugging_face(config), _family(config)
+    architecture, family = architecture_from_hugging_face(config), FAMILIES[config["model_type"]]
     expected = _parameters(architecture)
     weights: dict[str, Tensor] = {}
     known = {
@@ -139,10 +136,29 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
             raise UserError(f"tensor {name!r} has no place in a LanguageModel made of this {family.model_class}")
         names, place = known[bare]
         weights |= _split(name, names, place.to_ours(tensor), expected)
-    if architecture.weight_tying:
-        weights.pop(f"{_HEAD}.weight", None)
+    head = weights.pop(f"{_HEAD}.weight", None) if architecture.weight_tying else None
+    if head is not None and not _same(weights.setdefault(_EMBEDDING, head), head):
+        raise UserError(
+            f"{_HEAD}.weight is not the embedding, although the configuration ties them: with "
+            "tie_word_embeddings=false, as which transformers loads them, they are kept apart"
+        )
     _check_complete(weights, expected)
     return weights
+
+
+def as_stored(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The configuration that the tensors say: untied where it ties a head to an embedding that differs, as transformers
+    does when it loads them."""
+    family = FAMILIES[config["model_type"]]
+    (embedding,) = (theirs for theirs, place in family.outside.items() if place.modules == ("embedding",))
+    names = (f"{_HEAD}.weight", f"{family.prefix}{embedding}.weight", f"{embedding}.weight")
+    head, *tables = (state_dict.get(name) for name in names)
+    differs = head is not None and any(table is not None and not _same(table, head) for table in tables)
+    return {**config, "tie_word_embeddings": False} if differs else dict(config)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitectureConfig) -> dict[str, Tensor]:

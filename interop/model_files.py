@@ -1,8 +1,8 @@
 """Reads a model's configuration from any file that holds one.
 
 `read_model` takes a config file of this repository, a `config.json` (Hugging Face's, that of state-spaces/mamba, or the
-one that a run leaves behind), each JSON with or without comments. Keys that change no count are passed over by name;
-every other key is understood or refused. No torch.
+one that a run leaves behind), each JSON with or without comments, or the folder of one. Keys that change no count are
+passed over by name; what is made of unknown ones, interop/known_keys.py says. No torch.
 """
 
 import math
@@ -15,7 +15,8 @@ from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
 from flops_parameter_counting.costs.report import Model
-from interop.configurations import FAMILIES, check_size, counted_keys
+from interop.configurations import FAMILIES, check_size, counted_keys, with_model_type
+from interop.configurations import notes as notes_on_keys
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -23,8 +24,10 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 
 
 def read_model(path: Path, vocab_size: int | None = None) -> Model:
-    """Raises UserError, naming the file and the key. A config file may leave the vocabulary to its dataset, if that is
-    prepared, or to `vocab_size`."""
+    """Raises UserError, naming the file and the key. A folder is read by its config.json. A config file may leave the
+    vocabulary to its dataset, if that is prepared, or to `vocab_size`."""
+    if is_folder := path.is_dir():
+        path = path / "config.json"
     if path.suffix == ".py":
         given = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
         configuration = load([str(path), *given])
@@ -40,7 +43,7 @@ def read_model(path: Path, vocab_size: int | None = None) -> Model:
     if vocab_size is not None:
         raise UserError(f"--vocab_size is for a config file; {path} says its own")
     try:
-        return model_from_values(read_json(path), path.stem)
+        return model_from_values(read_json(path), path.absolute().parent.name if is_folder else path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -49,9 +52,8 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     """The model of the content of a config.json. Raises UserError, naming the key."""
     if "model_type" not in values and "ssm_cfg" in values:
         values = _from_mamba_ssm(values)
+    values = with_model_type(values)
     model_type = values.get("model_type")
-    if model_type is None and values.get("architectures") == ["GPT2LMHeadModel"]:  # written before there were types
-        model_type = "gpt2"
     if model_type is None:
         if not values.keys() & configuration_keys().keys():
             raise UserError("no model_type, which names a Hugging Face model, and no key of this repository's")
@@ -59,7 +61,6 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = did_you_mean(str(model_type), FAMILIES)
         raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{hint}")
-    values = {**values, "model_type": model_type}
     architecture = resolve_architecture({"arch_preset": "custom", **counted_keys(values)})
     return Model(name, model_type, architecture, tuple(_notes(values, architecture)), is_ours=False)
 
@@ -74,13 +75,16 @@ def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> 
         assumed = [key for key in assumed if key != "sliding_window"]
     defaults = [f"{key}={counted[key]}" for key in assumed]
     notes = [f"not in the file, so as {model_type} has it by default: {', '.join(defaults)}"] if defaults else []
+    notes += notes_on_keys(values)
     if mixers <= {"mamba1", "mamba2"}:
         from_a_chunk_on = f" from {architecture.mamba_chunk_size} tokens, a chunk, on" if "mamba2" in mixers else ""
         notes.append(f"a state-space model costs the same a token at any sequence length{from_a_chunk_on}")
-    if values.get("num_nextn_predict_layers"):
+    if values.get("num_nextn_predict_layers", values.get("num_mtp_layers", counted.get("num_nextn_predict_layers"))):
         notes.append("num_nextn_predict_layers: the layers that predict further tokens are not counted")
     if values.get("quantization_config") is not None:
         notes.append("quantization_config: scales are not counted, and bytes are those of --dtype")
+    if values.get("dual_chunk_attention_config") is not None:
+        notes.append("dual_chunk_attention_config: transformers does not read it, and attention is counted without it")
     return notes
 
 
@@ -88,7 +92,9 @@ def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> 
 _WORTH_A_NOTE = (
     "sliding_window", "num_key_value_heads", "num_heads", "head_dim", "max_position_embeddings", "n_groups",
     "state_size", "expand", "conv_kernel", "time_step_rank", "mamba_n_heads", "mamba_n_groups", "mamba_d_state",
-    "mamba_d_conv", "mamba_expand", "tie_word_embeddings",
+    "mamba_d_conv", "mamba_expand", "tie_word_embeddings", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "first_k_dense_replace",
 )  # fmt: skip
 
 

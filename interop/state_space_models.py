@@ -5,6 +5,7 @@ from typing import Any
 from components.mixers.attention.spec import biases
 from components.registry import spec
 from interop.attention_models import LLAMA_ATTENTION
+from interop.configurations import ANY_STEP
 from interop.family import Family, Place, places, their_rotary
 from model_config import ModelArchitectureConfig
 
@@ -23,6 +24,7 @@ def _write_mamba2(config: ModelArchitectureConfig) -> dict[str, Any]:
     mixer = spec("mixer", "mamba2")
     return {
         "num_heads": mixer.heads(config),
+        "time_step_limit": ANY_STEP,
         "state_size": mixer.state(config),
         "use_bias": mixer.has_bias(config),
         "layer_norm_epsilon": config.norm_eps,
@@ -38,6 +40,7 @@ def _write_bamba(config: ModelArchitectureConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"partial_rotary_factor": 1.0, **their_rotary(config)},
         "mamba_n_heads": mixer.heads(config),
+        "time_step_limit": ANY_STEP,
         "mamba_d_head": config.mamba_head_dim,
         "mamba_d_state": mixer.state(config),
         "mamba_proj_bias": mixer.has_bias(config),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from common.errors import UserError
 from common.keys import key
 
+STARTS = ("scratch", "resume", "auto")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -21,8 +23,9 @@ class RunConfig:
     )
     init_from: str = key(
         "scratch",
-        "scratch; resume (from the run folder's last checkpoint); auto (resume if there is one, else scratch)",
-        choices=("scratch", "resume", "auto"),
+        "scratch; resume (from the run folder's last checkpoint); auto (resume if there is one, else scratch); or with "
+        "the architecture and weights of another run or a Hugging Face model: its folder, or a name that Hugging "
+        "Face's cache has, such as gpt2",
         changes="name",
     )
     seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
@@ -141,6 +144,11 @@ class RunConfig:
     predicted_seconds: float | None = key(
         None, "in training steps, as train_seconds of the log", above=0, changes="name"
     )
+
+    @property
+    def source(self) -> str | None:
+        """Whose weights the run begins with; None: drawn ones, or its own."""
+        return None if self.init_from in STARTS else self.init_from
 
     @property
     def sequences_per_step(self) -> int:

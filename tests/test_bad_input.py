@@ -49,6 +49,10 @@ def refused(train, *keys: str) -> str:
         (["--dtype=float8"], "dtype='float8' is none of"),
         (["--device=gpu"], "device='gpu' is none of: auto, cpu, cuda, cuda:N, mps"),
         (["--init_from=resume"], "no checkpoint to resume from"),
+        (
+            ["--init_from=resum"],
+            "init_from='resum' is none of scratch, resume, auto (did you mean 'resume'?), no folder",
+        ),
         (["--out_dir=/proc/run"], "cannot write to the run's folder /proc/run"),
     ],
 )

@@ -16,6 +16,7 @@ import checkpoint
 import sample
 from components import registry
 from data.tokenizers import tokenizer_from_meta
+from flops_parameter_counting.costs.report import Model, Setting, describe
 from inference.generation import generate
 from inference.sampling import Sampling, distribution, draw
 from model_builder import Block, build_model
@@ -150,8 +151,8 @@ def test_the_text_is_the_same_as_without_caches(pattern, temperature, prompt):
 # Sizes
 
 
-def cache_bytes(pattern, length, **keys):
-    return small_model(pattern, torch.float32, **keys).empty_caches(1, length).bytes
+def cache_bytes(pattern, length, dtype=torch.float32, **keys):
+    return small_model(pattern, dtype, **keys).empty_caches(1, length).bytes
 
 
 def test_bytes_by_hand():
@@ -166,12 +167,13 @@ def test_bytes_by_hand():
     assert cache_bytes("AMMW", 20) == 20 * token + 2 * mamba2 + 4 * token
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pattern", ["A", "W", "M", "S", "AMMS", "AMMW"])
-def test_the_caches_are_as_large_as_the_planner_says(pattern):
-    config = small_model(pattern).config
+def test_the_caches_are_as_large_as_the_planner_says(pattern, dtype):
+    model = Model("test", "config file", small_model(pattern).config)
     for length in (3, 5, 20):  # within the window, it, and beyond it
-        remembered = [layer.mixer_spec.remembers(config, length, with_current=False) for layer in config.layers]
-        assert cache_bytes(pattern, length) == 4 * sum(one.elements for of_layer in remembered for one in of_layer)
+        said = describe(model, Setting(sequence_length=length, dtype=str(dtype).removeprefix("torch.")))
+        assert cache_bytes(pattern, length, dtype) == said["memory"]["cache"]["bytes_per_sequence"]
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from common.errors import UserError
 from interop.hugging_face import (
     architecture_from_hugging_face,
     architecture_to_hugging_face,
+    as_stored,
     weights_from_hugging_face,
     weights_to_hugging_face,
 )
@@ -547,6 +548,45 @@ def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, na
     with pytest.raises(UserError, match=named) as refusal:
         architecture_from_hugging_face(config)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_head_that_is_tied_and_is_not_the_embedding_is_not_dropped():
+    theirs = original(MODELS["llama, multi-query, tied"])
+    config = theirs.config.to_dict()
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    assert as_stored(config, state) == config
+    expected = weights_from_hugging_face(state, config)
+    for without in (head, embedding):  # one of them is enough
+        fewer = {name: tensor for name, tensor in state.items() if name != without}
+        found = weights_from_hugging_face(fewer, config)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    state[head] += 1
+    with pytest.raises(UserError, match=r"lm_head.weight is not the embedding, .* tie_word_embeddings=false"):
+        weights_from_hugging_face(state, config)
+    untied = as_stored(config, state)
+    assert untied == config | {"tie_word_embeddings": False}
+    assert torch.equal(weights_from_hugging_face(state, untied)[head], state[head])
+
+
+def test_special_tokens_are_written_as_they_are_given():
+    architecture = architecture_from_hugging_face(MODELS["llama 2"].to_dict())
+    tokens = {"bos_token_id": 1, "eos_token_id": [2, 3]}
+    assert architecture_to_hugging_face(architecture, tokens).items() >= tokens.items()
+    assert "pad_token_id" not in architecture_to_hugging_face(architecture, tokens)
+    assert architecture_to_hugging_face(architecture)["eos_token_id"] is None
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN"])
+def test_numbers_that_json_does_not_have(number):
+    limit = {"model_type": "mamba2", **MAMBA2, "time_step_limit": [0.0, {"__float__": number}]}
+    if number == "Infinity":
+        assert architecture_from_hugging_face(limit) == architecture_from_hugging_face(
+            {"model_type": "mamba2", **MAMBA2}
+        )
+    else:
+        with pytest.raises(UserError, match="time_step_limit="):
+            architecture_from_hugging_face(limit)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,20 @@ import json
 
 import pytest
 import torch
+from commands import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
 from common.json_files import read_json
+from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, describe
 from interop import hugging_face
-from interop.configurations import FAMILIES, HARMLESS
+from interop.configurations import FAMILIES
 from interop.hugging_face import architecture_from_hugging_face
+from interop.known_keys import HARMLESS, OF_OTHERS
 from interop.model_files import model_from_values, read_model
 from model_builder import LanguageModel
 from model_config import resolve_architecture
@@ -56,9 +59,18 @@ def complete(family: str, keys: dict) -> dict:
 
 
 def build(family: str, keys: dict):
-    config = transformers.AutoConfig.for_model(family, bos_token_id=0, eos_token_id=0, **keys)
-    experts = {"experts_implementation": "eager"} if family.startswith("deepseek") else {}
+    return built_of(transformers.AutoConfig.for_model(family, bos_token_id=0, eos_token_id=0, **keys))
+
+
+def built_of(config):
+    experts = {"experts_implementation": "eager"} if config.model_type.startswith("deepseek") else {}
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", **experts).eval()
+
+
+def written(family: str, keys: dict, folder) -> dict:
+    """The file that save_pretrained writes, as JSON says it."""
+    transformers.AutoConfig.for_model(family, **keys).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())
 
 
 def read(values: dict):
@@ -109,6 +121,68 @@ def test_parameters_of_any_sizes(data):
         model = build(family, keys)
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert model_cost(read({"model_type": family, **keys}), 8).n_params == counted
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_key_that_a_file_leaves_out_has_the_default_of_transformers_class(family, tmp_path):
+    """Every single one of what save_pretrained writes of a model of real width: the sizes that every model has are
+    missed by name."""
+    experts = {"num_experts_per_tok": 6} if family.startswith("deepseek") else {}
+    file = written(family, {"num_hidden_layers": 5, **experts}, tmp_path)
+    for key in file.keys() - {"model_type"}:
+        values = {name: value for name, value in file.items() if name != key}
+        if key in FAMILIES[family].required:
+            with pytest.raises(UserError, match=f"needs {key}, which is missing"):
+                read(values)
+            continue
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with torch.device("meta"):
+            theirs = built_of(transformers.AutoConfig.from_pretrained(tmp_path))
+        counted = sum(parameter.numel() for parameter in theirs.parameters())
+        assert model_cost(read(values), 16).n_params == counted, key
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_the_defaults_are_those_of_transformers_class(family):
+    """Those that it derives from other keys apart, which are None or `auto` here, and what it does not have."""
+    theirs, own = transformers.CONFIG_MAPPING[family].__dataclass_fields__, FAMILIES[family]
+    for key, default in (own.counted | own.function).items():
+        if key in theirs and default is not None and key != "time_step_limit":
+            assert default == theirs[key].default, key
+    sizes = {key for key in own.required if key in theirs}
+    assert sizes == set(own.required)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("deepseek_v2", {"mlp_bias": True, "attention_bias": True}),  # of shared experts too
+        ("deepseek_v2", {"num_experts": 4, "n_routed_experts": 4}),
+        ("gpt2", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}),
+    ],
+)
+def test_biases_and_other_names_of_keys(family, keys):
+    with torch.device("meta"):
+        counted = sum(parameter.numel() for parameter in build(family, SMALL[family] | keys).parameters())
+    assert model_cost(read({"model_type": family, **SMALL[family], **keys}), 16).n_params == counted
+    if family == "gpt2":
+        assert read({"model_type": family, **keys, "vocab_size": 31}) == read({"model_type": family, **GPT2})
+        with pytest.raises(UserError, match="hidden_size=24 contradicts n_embd=16, whose other name it is"):
+            read({"model_type": family, **GPT2, "hidden_size": 24})
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_model_without_an_lm_head_is_not_counted_as_one_with_it(family):
+    base = {"model_type": family, **SMALL[family]}
+    with torch.device("meta"):
+        config = transformers.AutoConfig.for_model(**base)
+        bare = type(transformers.AutoModel.from_config(config)).__name__
+    for name in (bare, f"{family.title()}ForSequenceClassification", "GPT2DoubleHeadsModel"):
+        reason = "has no LM head" if name == bare else "has another head than a language model"
+        with pytest.raises(UserError, match=f"'{name}' {reason}, which is not counted here; without this key"):
+            read({**base, "architectures": [name]})
+    for names in (None, [], [type(build(family, SMALL[family])).__name__], ["GPT2LMHeadModel"]):
+        assert read({**base, "architectures": names}) == read(base)
 
 
 def test_active_parameters_leave_out_the_experts_that_a_token_does_not_meet():
@@ -174,7 +248,7 @@ def test_a_sliding_window_bounds_the_keys_that_a_query_meets(length, window):
     pairs = sum(min(query, window) for query in range(1, length + 1))
     causal = cost.flops_by_part("causal")["attention_scores"]
     assert causal * length == pytest.approx(pair * (pairs - keys / 2), abs=3 * length)
-    assert cache_elements("mistral", values, length) == {"keys_and_values": 3 * 2 * keys * 12}
+    assert cache_elements("mistral", values, length) == {"keys_and_values": 3 * 2 * min(length, window - 1) * 12}
 
 
 def test_qwens_first_layers_have_no_window():
@@ -194,20 +268,34 @@ def cache_elements(family: str, keys: dict, length: int) -> dict[str, int]:
     return {part: size // 4 for part, size in cache["by_part"].items()}
 
 
-def elements(value) -> int:
-    """The number of elements of all tensors in a cache's layer, however it names them."""
+def size_of(value) -> int:
+    """Bytes of all tensors in a cache's layer, however it names them."""
     if isinstance(value, torch.Tensor):
-        return value.numel()
-    return sum(map(elements, value.values())) if isinstance(value, dict) else 0
+        return value.nbytes if value.ndim else 0  # what it counts the tokens with
+    return sum(map(size_of, value.values())) if isinstance(value, dict) else 0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mamba", "mamba2", "bamba"])
-def test_the_cache_is_as_large_as_that_of_transformers(family):
+WINDOWS = [
+    ("mistral", {"sliding_window": 5}),
+    ("mistral", {"sliding_window": 50}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "more"), [*((family, {}) for family in SMALL), *WINDOWS])
+def test_the_cache_is_as_large_as_that_of_transformers(family, more, dtype):
+    """In bytes: a state-space layer's state is float32 there whatever the model's dtype is."""
+    keys = SMALL[family] | more
+    model = build(family, keys).to(getattr(torch, dtype))
     with torch.no_grad():
-        output = build(family, SMALL[family])(torch.zeros(1, 9, dtype=torch.long), use_cache=True)
+        output = model(torch.zeros(1, 9, dtype=torch.long), use_cache=True)
     cache = output.cache_params if family.startswith("mamba") else output.past_key_values
-    held = sum(elements(vars(layer)) for layer in cache.layers)
-    assert sum(cache_elements(family, SMALL[family], 9).values()) == held
+    model = model_from_values({"model_type": family, **keys}, "test")
+    counted = describe(model, Setting(sequence_length=9, dtype=dtype))
+    held = sum(size_of(vars(layer)) for layer in cache.layers)
+    assert counted["memory"]["cache"]["bytes_per_sequence"] == held
+    assert counted["decoding"]["bytes_by_part"]["cache"] == held
 
 
 def test_latent_attention_caches_one_latent_vector_and_one_rotated_key_a_token():
@@ -312,6 +400,18 @@ def test_any_value_of_any_key_is_counted_or_refused(data, value):
         assert "\n" not in str(error)
     else:
         assert cost.n_params > 0
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_folder_is_read_by_its_configuration(family, tmp_path):
+    folder = tmp_path / "the model"
+    expected = model_cost(read(written(family, SMALL[family], folder)), 16).n_params
+    found = tmp_path / "found.json"
+    done = command(detailed_cost_analysis.main, "--model_config", folder, "--sequence_length=16", "--json", found)
+    assert done.returncode == 0 and done.stdout.startswith(f"the model ({family}), "), done.stderr
+    assert json.loads(found.read_text())["parameters"]["total"] == expected
+    done = command(detailed_cost_analysis.main, "--model_config", tmp_path)
+    assert done.returncode == 2 and f"error: {tmp_path}/config.json: cannot read it: No such file" in done.stderr
 
 
 def test_comments_are_no_part_of_json(tmp_path):
@@ -466,30 +566,83 @@ def test_what_has_weights_has_details():
 
 
 @pytest.mark.parametrize("family", EXACT)
-def test_an_unknown_key_is_unknown_to_both_readers(family):
+def test_an_unknown_key_that_could_be_a_size_is_refused_by_both_readers(family):
     """Those of other families among them."""
-    others = {key for other in FAMILIES.values() for key in other.known} - FAMILIES[family].known
+    others = {key for other in FAMILIES.values() for key in other.known} - FAMILIES[family].known - OF_OTHERS
     assert others
     for key in ("hiden_size", "", *others):
-        values = {"model_type": family, **EXACT[family], key: None}
-        messages = {refusal(reader, values) for reader in (read, architecture_from_hugging_face)}
-        assert len(messages) == 1 and f"unknown key {key!r} of a {family} configuration" in messages.pop()
+        for value in (7, True, "x", 0.5, [1], {"a": 1}):
+            values = {"model_type": family, **EXACT[family], key: value}
+            messages = {refusal(reader, values) for reader in (read, architecture_from_hugging_face)}
+            assert len(messages) == 1 and f"unknown key {key!r} of a {family} configuration" in messages.pop()
 
 
 @pytest.mark.parametrize("family", SMALL)
 def test_a_harmless_key_changes_neither_reading(family):
+    """Nor does an unknown one that says nothing, or is some library's private one; these are named in a note."""
     readers = (read, architecture_from_hugging_face) if family in EXACT else (read,)
     base, own = {"model_type": family, **(SMALL | EXACT)[family]}, FAMILIES[family]
-    for key in HARMLESS - {*own.required, *own.counted, *own.function, *own.fixed}:
-        for value in (None, True, 7, "x", [1], {"a": 1}):
+    anything, nothing = (None, True, 7, "x", [1], {"a": 1}), (None, False, 0, "", [], {})
+    tried = [(key, value) for key in (HARMLESS | OF_OTHERS) - own.decisive - {"architectures"} for value in anything]
+    tried += [("_of_some_library", value) for value in anything] + [("some_switch", value) for value in nothing]
+    for key, value in tried:
+        if key not in own.function:
             for reader in readers:
-                assert reader({**base, key: value}) == reader(base)
+                assert reader({**base, key: value}) == reader(base), key
+    said = model_from_values({**base, **dict(tried)}, "test").notes
+    for key in {key for key, _ in tried}:
+        assert any(f" {key}=" in note for note in said) == (key not in own.known)
+
+
+OF_REAL_FILES = {
+    "is_llama_config": True, "_num_labels": 3, "rope_interleaved": False, "n_special": 0,
+    "predict_special_tokens": True, "is_decoder": True, "tokenizer_class": "LlamaTokenizerFast", "torchscript": True,
+    "max_length": 20, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}, "unsloth_fixed": True,
+    "_attn_implementation_autoset": True, "some_null": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_keys_of_real_files_that_change_nothing_are_named_in_a_note(family):
+    base = {"model_type": family, **(SMALL | EXACT)[family]}
+    more = OF_REAL_FILES | ({} if "attention_bias" in FAMILIES[family].known else {"attention_bias": False})
+    found = model_from_values(base | more, "test")
+    assert found.architecture == read(base)
+    (note,) = [note for note in found.notes if "passed over" in note]
+    assert note.startswith(f"keys of no {family} in transformers that change no shape, passed over: is_llama_config=")
+    assert all(f" {key}=" in note for key in more)
+    if family in EXACT:
+        assert architecture_from_hugging_face(base | more) == architecture_from_hugging_face(base)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_null_says_nothing(family):
+    """Under any key that has one value only here."""
+    base, own = {"model_type": family, **EXACT[family]}, FAMILIES[family]
+    for key in (*own.fixed, "quantization_config", "is_encoder_decoder", "add_cross_attention"):
+        for reader in (read, architecture_from_hugging_face):
+            assert reader({**base, key: None}) == reader(base)
+
+
+def test_a_misspelt_key_of_the_counts_is_no_unknown_switch():
+    """Even one that says false; null says nothing to anyone."""
+    base = {"model_type": "llama", **SMALL["llama"]}
+    with pytest.raises(UserError, match=r"unknown key 'tie_word_embedings' .* \(did you mean 'tie_word_embeddings'"):
+        read(base | {"tie_word_embedings": False})
+    assert read(base | {"tie_word_embedings": None}) == read(base)
+
+
+def test_attention_in_chunks_that_transformers_does_not_read_is_noted():
+    """Of Qwen's models for a million tokens: others than transformers read it."""
+    base = {"model_type": "qwen2", **SMALL["qwen2"]}
+    found = model_from_values(base | {"dual_chunk_attention_config": {"chunk_size": 4, "local_size": 2}}, "test")
+    assert found.architecture == read(base) and any("dual_chunk_attention_config" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("family", SMALL)
 def test_a_key_of_the_function_changes_no_count_and_is_not_passed_over(family):
     base, own = {"model_type": family, **(SMALL | EXACT)[family]}, FAMILIES[family]
-    for key in own.function | own.fixed | {"quantization_config": None, "auto_map": None}:
+    for key in own.function | own.fixed | {"quantization_config": None, "dual_chunk_attention_config": None}:
         values = {**base, key: {"partial_rotary_factor": 1.0, "a": 1}}
         assert read(values) == read(base)
         if family in EXACT and (family, key) not in IGNORED:

@@ -166,7 +166,8 @@ def test_the_planner_tells_what_the_dry_run_tells(command, tmp_path):
 
 DEEPSEEK = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
             "moe_intermediate_size": 12, "n_routed_experts": 6, "num_experts_per_tok": 2, "vocab_size": 31,
-            "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 3}  # fmt: skip
+            "q_lora_rank": None, "n_shared_experts": 0, "kv_lora_rank": 8,
+            "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 3}  # fmt: skip
 
 
 def test_what_train_cannot_build_has_its_state_and_no_activations():

@@ -59,6 +59,8 @@ def train(
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
+        if saved is not None and not saved.has_updated:
+            saved = None  # whose decisions nothing depends on yet
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)

@@ -72,10 +72,9 @@ class StateSpace(Mixer):
         return (padded + batch.tokens) * channels * e + cast
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
-        """The state, and the tokens that the convolution sees again. Ours is float32; the published ones' is counted
-        in the compute dtype."""
+        """The state, in float32 whatever is computed in, and the tokens that the convolution sees again."""
         again = config.mamba_d_conv - (not with_current)
         return [
-            Remembered("state", self.width(config) * self.state(config), in_float32=not with_current),
+            Remembered("state", self.width(config) * self.state(config), in_float32=True),
             Remembered("convolution", self.convolved(config) * again),
         ]

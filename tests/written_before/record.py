@@ -13,7 +13,8 @@ calls the commands of a checkout, trains in float32 on a CPU, and writes:
                   small_losses.json: in smaller batches
   costs.json      what the planner and the startup report say of all of config/*.py and of models.json. What FSDP and
                   ZeRO-1 pad, and what a window or Mamba of Hugging Face's keeps, was not known of models that
-                  train.py did not build; it is since, and stands here as the version after says it (of eight models)
+                  train.py did not build; it is since, and stands here as the version after says it (of eight models).
+                  So does the state of Hugging Face's Mambas in bfloat16, which was half of what transformers keeps
   search.json     what the planner chooses for several budgets and architectures
 
 models.json is what is asked: configurations of published models, and small ones of every family that is counted.

@@ -1,5 +1,7 @@
 """Gated experts of which a token meets a few, and shared ones (DeepSeek-AI 2024, DeepSeek-V2, section 2.2)."""
 
+from typing import Any
+
 from common.errors import UserError
 from common.keys import key
 from components.registry import register_spec
@@ -32,6 +34,7 @@ class Experts(FFN):
             Weights(("down_proj",), (count, width, hidden), True, met, writes=True, part="experts"),
         ]
         if shared:
-            found += matrices(("shared_gate_proj", "shared_up_proj"), shared, width, part="shared_experts")
-            found += matrices("shared_down_proj", width, shared, part="shared_experts", writes=True)
+            of_shared: dict[str, Any] = {"bias": config.bias, "part": "shared_experts"}
+            found += matrices(("shared_gate_proj", "shared_up_proj"), shared, width, **of_shared)
+            found += matrices("shared_down_proj", width, shared, **of_shared, writes=True)
         return found

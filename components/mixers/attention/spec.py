@@ -166,7 +166,7 @@ class SlidingAttention(Attention):
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """What the next query meets besides its own key and value."""
-        return super().remembers(config, min(length, config.attention_window - (not with_current)), with_current)
+        return super().remembers(config, min(length, config.attention_window - 1), with_current)
 
 
 @register_spec

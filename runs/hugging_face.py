@@ -1,0 +1,143 @@
+"""A run from the folder of a Hugging Face model, and such a folder from a run, which has again what came along."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import configurator
+from common.errors import UserError
+from common.files import folder_written_aside
+from common.json_files import read_json
+from configurator import Configuration
+from data.tokenizers import Tokenizer
+from inference.loading import configuration_of, find_tokenizer, load
+from interop.folders import GENERATION, copy_beside, read_model, write_json, write_model
+from interop.hugging_face import SPECIAL_TOKENS, architecture_to_hugging_face, weights_to_hugging_face
+from interop.parity import NotCompared, measure
+from interop.tokenizer_files import write_tokenizer
+from model_builder import LanguageModel, build_model
+from model_config import ModelArchitectureConfig
+from runs.config import RunConfig
+from runs.folder import RunFolder, read_state
+from runs.initial import OF_THE_MODEL, keep_beside, write_initial
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchanged:
+    """What was read or written, for people."""
+
+    architecture: ModelArchitectureConfig
+    parameters: int
+    compared: str  # with what transformers computes
+    notes: list[str]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In
+
+
+def run_from_folder(source: Path, new: RunFolder, run: Path) -> Exchanged:
+    """Fill the new run's folder, which will be called `run`. Raises UserError and OSError."""
+    architecture, weights, notes = read_model(source)
+    configuration = new_configuration(architecture, run)
+    write_initial(new, weights, configuration)
+    configurator.write(configuration, new.path)
+    keep_beside(source, new.path)
+    model = build_model(architecture, "meta")
+    model.load_state_dict(weights, assign=True)
+    return Exchanged(architecture, _count(model), _compared(source, model, source), notes)
+
+
+def new_configuration(architecture: ModelArchitectureConfig, run: Path) -> Configuration:
+    """The architecture as a run's, whose other keys are the defaults."""
+    return Configuration(architecture, RunConfig(out_dir=str(run)), Path("config.py"))
+
+
+def _compared(folder: Path, model: LanguageModel, called: Path) -> str:
+    try:
+        return str(measure(folder, model, called))
+    except NotCompared as reason:
+        return f"logits are not compared: {reason}"
+
+
+def _count(model: LanguageModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Out
+
+
+def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchanged:
+    """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
+    saved, kept = configuration_of(checkpoint), checkpoint.parent.parent / OF_THE_MODEL
+    architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
+    model = load(checkpoint, saved, torch.device("cpu"))
+    notes: list[str] = []
+    tokenizer = None if kept.is_dir() else _tokenizer(checkpoint, saved, notes)
+    tokens = _special_tokens(kept, tokenizer)
+    config = architecture_to_hugging_face(saved.model, tokens) | {"dtype": "float32"}
+    with folder_written_aside(folder) as new:
+        write_model(new, config, weights_to_hugging_face(model.state_dict(), saved.model), shard_bytes)
+        beside = copy_beside(kept, new)
+        if tokenizer is not None:
+            _write_tokenizer(tokenizer, saved.model.block_size, new, notes)
+        if GENERATION not in beside:
+            write_json(new / GENERATION, tokens)
+        (new / "README.md").write_text(_card(saved, read_state(checkpoint), config, model), encoding="utf-8")
+        return Exchanged(saved.model, _count(model), _compared(new, model, folder), notes)
+
+
+def _tokenizer(checkpoint: Path, saved: Configuration, notes: list[str]) -> Tokenizer | None:
+    """That of the run; a note where it cannot be had."""
+    try:
+        return find_tokenizer(checkpoint, saved)
+    except UserError as error:
+        notes.append(f"without a tokenizer: {error}")
+        return None
+
+
+def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path, notes: list[str]) -> None:
+    """Its files; a note where GPT-2's table cannot be had."""
+    try:
+        write_tokenizer(tokenizer, length, folder)
+    except UserError as error:
+        notes.append(f"without a tokenizer: {error}")
+
+
+def _special_tokens(kept: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """As the imported model had them; of a run that began here, a document's end is also what a text begins after."""
+    if (kept / "config.json").is_file():
+        config = read_json(kept / "config.json")
+        return {name: config[name] for name in SPECIAL_TOKENS if name in config}
+    end = None if tokenizer is None else tokenizer.end_of_document
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+
+
+def _card(saved: Configuration, state: Mapping[str, Any], config: Mapping[str, Any], model: LanguageModel) -> str:
+    """The model card: what it is, what it was trained on, how it is loaded."""
+    progress, best = state["progress"], state["progress"]["best_val_loss"]
+    trained = f"{progress['step']:,} steps, {progress['tokens']:,} tokens of the dataset `{saved.run.dataset}`"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# {saved.model.name}",
+        "",
+        f"A `{config['architectures'][0]}` of {_count(model):,} parameters, exported by isoflop.",
+        "",
+        f"- Trained here: {trained if progress['step'] else 'not at all'}",
+        *([] if best is None else [f"- Lowest validation loss: {best:.4f} nats a token"]),
+        f"- Context: {saved.model.block_size:,} tokens; weights in float32",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("this folder")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
