@@ -170,7 +170,7 @@ def test_a_bound_that_decides_is_named_with_what_it_costs(command):
     assert not any("decides" in note for note in free["notes"])
     wide = command(*asked, f"--aspect_ratio=0:{other['n_embd'] / other['n_layer']}")[1]
     assert wide["candidates"][0] == other and not any("decides" in note for note in wide["notes"])
-    for bound, name in (("--max_params=2e7", "number of parameters"), ("--tokens_min=3e10", "number of tokens")):
+    for bound, name in (("--max_params=2e7", "number of parameters"), ("--tokens_min=1.5e10", "number of tokens")):
         notes = command(*asked, bound)[1]["notes"]
         assert any(note.startswith(f"the bound on {name}, at ") and " decides: " in note for note in notes), notes
 
