@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, exit_cleanly
+from common.output import outlast_output
 from configurator import Configuration, differences, from_dict, load, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
 from model_config import architecture_keys
@@ -22,6 +23,8 @@ from training.report import plan_notes, startup_report
 @exit_cleanly
 def main() -> int:
     configuration = load(sys.argv[1:])
+    if not configuration.run.dry_run:
+        outlast_output()
     ranks = ranks_from_environment(configuration.run.tensor_parallel)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,7 @@ class TrainingLogger:
         }
         self._log.write("summary", **summary)
         self._bar.close()
-        for sink in self._sinks:
-            sink.close()
+        self._each_sink(lambda sink: sink.close())
         self.say(
             f"{reason} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
             f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {number(best, '.4f')} │ "
@@ -240,8 +240,17 @@ class TrainingLogger:
         return {name: progress.tokens * self.plan.flops_per_token[name] for name in CONVENTIONS}
 
     def _to_sinks(self, step: int, group: str, record: dict[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.log({f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}, step)
+        values = {f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}
+        self._each_sink(lambda sink: sink.log(values, step))
+
+    def _each_sink(self, use: Callable[["_Sink"], None]) -> None:
+        """One that fails, whatever its library raises, is given up: the run and its log do not need it."""
+        for sink in list(self._sinks):
+            try:
+                use(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self.say(f"warning: {sink.name} gets nothing more of this run: {' '.join(str(error).split())}")
 
 
 def machine_lines(machine: Machine) -> str:
@@ -407,6 +416,8 @@ class _JsonLines:
 class _Sink:
     """Where the values of the log go besides: wandb or TensorBoard."""
 
+    name: str
+
     def log(self, values: dict[str, float], step: int) -> None:
         raise NotImplementedError
 
@@ -415,6 +426,8 @@ class _Sink:
 
 
 class _Wandb(_Sink):
+    name = "wandb"
+
     def __init__(self, configuration: Configuration, folder: Path):
         try:
             import wandb
@@ -435,6 +448,8 @@ class _Wandb(_Sink):
 
 
 class _TensorBoard(_Sink):
+    name = "TensorBoard"
+
     def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -27,7 +27,7 @@ from parallel.strategy import device_mesh, parallelize, settle_buckets
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
 from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, read_state
-from training.interrupts import StopRequest
+from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
 from training.plan import RunPlan
 from training.schedule import learning_rate
@@ -62,7 +62,8 @@ def train(
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
-        return trainer.run_to_the_end()
+        with kept_from_children() if machine.compile else contextlib.nullcontext():
+            return trainer.run_to_the_end()
 
 
 def describe_machine(
