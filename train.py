@@ -14,7 +14,7 @@ from configurator import Configuration, differences, from_dict, load, with_vocab
 from data.dataset import Dataset, dataset_folder, open_dataset
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
-from runs.folder import RunFolder, damage, read_state, step_of
+from runs.folder import Misnamed, RunFolder, damage, read_state, step_of
 from runs.logs import read_run
 from training.plan import RunPlan, check_buildable, check_ranks, plan_run
 from training.report import plan_notes, startup_report
@@ -46,6 +46,8 @@ def main() -> int:
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
+        if ranks.is_first:
+            folder.check_writable()
 
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
@@ -95,6 +97,8 @@ def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:
     for checkpoint in checkpoints:
         try:
             return checkpoint, read_state(checkpoint)
+        except Misnamed:
+            raise
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"no checkpoint is whole: {'; '.join(reasons)}")

@@ -27,7 +27,7 @@ from configurator import Configuration
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from parallel.device import Peak, memory_in_use
-from runs.checkpoint import Saved
+from runs.checkpoint import NO_SPACE, Saved
 from runs.folder import Progress
 from training.plan import RunPlan
 from training.step import StepResult
@@ -140,13 +140,15 @@ class TrainingLogger:
         loss = f"validation loss {val_loss:.4f}{_expected(record)}"
         self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{best}")
 
-    def checkpoint(self, saved: Saved) -> None:
-        """When it is in place, or could not be written because the disk is full."""
+    def checkpoint(self, saved: Saved, newest: Path | None) -> None:
+        """When it is in place, or could not be written; `newest` is the newest that there is then."""
         if not self.writes:
             return
         if saved.path is None:
-            self.event("checkpoint_failed", saved.progress, reason="no space left on the disk")
-            self.say("warning: no disk space for a checkpoint; the run goes on, the last good one is kept")
+            self.event("checkpoint_failed", saved.progress, reason=saved.failure)
+            what = "no disk space for a checkpoint" if saved.failure == NO_SPACE else f"{saved.failure}: no checkpoint"
+            kept = "there is none yet" if newest is None else f"the newest is {newest.name}"
+            self.say(f"warning: {what} of step {saved.progress.step:,}; {kept}")
             return
         self._log.write(
             "checkpoint",
@@ -155,6 +157,11 @@ class TrainingLogger:
             seconds=saved.seconds,
             stall_seconds=saved.stall_seconds,
         )
+
+    @property
+    def is_in_place(self) -> bool:
+        """False where the log that is written has been removed or replaced."""
+        return not self.writes or self._log.is_in_place
 
     def damaged(self, progress: Progress, checkpoint: Path, reason: str) -> None:
         """A newer checkpoint than the one that the run continues from, which could not be used."""
@@ -395,11 +402,18 @@ class _JsonLines:
     """Append-only, one flushed object a line. A line that a kill or a full disk cut short stays alone on its line."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
+        self._path, self._file = path, path.open("ab", buffering=0)
         with path.open("rb") as existing:
             size = existing.seek(0, os.SEEK_END)
             existing.seek(max(0, size - 1))
             self._at_line_start = existing.read(1) in (b"", b"\n")
+
+    @property
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except OSError:
+            return False
 
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "time": round(time.time(), 3), **fields}

@@ -45,7 +45,7 @@ def outlast_output() -> None:
         pass  # one that was closed when the process began, and that a file of ours would get
     os.close(descriptor)
     for name, words in (("stdout", "standard output"), ("stderr", "standard error")):
-        stream = getattr(sys, name) or Path(os.devnull).open("w")
+        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
         if not isinstance(stream, LastingOutput):
             setattr(sys, name, LastingOutput(stream, words))
 

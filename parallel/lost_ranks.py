@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from common.errors import RunFailure
+from common.errors import RunFailure, UserError
 from parallel.ranks import Ranks, restarts
 
 BEAT_SECONDS = 1.0
@@ -90,6 +90,8 @@ def naming_lost_ranks(ranks: Ranks, timeout: float) -> Iterator[Watch]:
     watch = Watch(ranks)
     try:
         yield watch
+    except (UserError, RunFailure):
+        raise
     except Exception as error:
         if ranks.size == 1 or not any(sign in str(error).lower() for sign in EXCHANGE_ERRORS):
             raise

@@ -177,7 +177,7 @@ def test_a_reader_that_goes_away_stops_nothing(data_dir, tmp_path, number):
 def test_output_that_cannot_be_written_is_said_once_and_stops_nothing(data_dir, tmp_path, broken):
     keys = small_run(data_dir, "--out_dir=run", "--max_iters=2", "--compile=False")
     command = [sys.executable, str(ROOT / "train.py"), *keys]
-    script = f"exec \"$@\" {'>&-' if broken == 'closed' else '>/dev/full' if broken == 'full' else ''}"
+    script = f'exec "$@" {">&-" if broken == "closed" else ">/dev/full" if broken == "full" else ""}'
     env = environment() | ({"PYTHONIOENCODING": "ascii"} if broken == "ascii" else {})
     done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -211,7 +211,9 @@ def test_what_a_run_starts_does_not_get_its_signals(tmp_path):
 def test_ctrl_c_while_the_first_step_is_compiled_spares_the_compiler(data_dir, tmp_path):
     """The compiler's processes get the signal too, as those of a terminal do."""
     compiler = tmp_path / "slow_compiler"
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *.cpp*) touch {tmp_path}/compiling; sleep 1;; esac\nexec g++ "$@" -O0\n')
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *.cpp*) touch {tmp_path}/compiling; sleep 1;; esac\nexec g++ "$@" -O0\n'
+    )
     compiler.chmod(0o755)
     keys = small_run(data_dir, "--out_dir=run", "--max_iters=1000000", "--compile=True", "--n_layer=1")
     env = environment() | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

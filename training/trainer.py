@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 import configurator
+from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
 from data.dataset import Dataset
-from data.loader import Batch, WindowLoader, prefetch
+from data.loader import Batch, UnusableData, WindowLoader, prefetch
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
@@ -35,6 +36,8 @@ from training.step import take_step
 from training.validation import WINDOW_SEED, evaluate
 from training_logger import Machine, TrainingLogger
 
+FINISHED = "finished"
+TROUBLE = 1000  # where the ranks agree on why to stop: no signal's number
 GUESSED_MFU = 1 / 3
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
 
@@ -136,6 +139,7 @@ class Trainer:
         self.steps_here = 0  # of this process
         self.saved_step: int | None = None
         self.last_saved: Saved | None = None
+        self.trouble: str | None = None  # that this rank has met
         self.clock = time.perf_counter()
 
     @property
@@ -166,23 +170,36 @@ class Trainer:
             self.logger.damaged(self.progress, path, reason)
 
     def run_to_the_end(self) -> int:
-        """The loop: evaluate and save when it is time, look for a signal, take a step."""
+        """The loop: evaluate and save when it is time, look for what ends the run, take a step."""
         batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device)
         with contextlib.closing(batches):
-            while True:
-                evaluated = self.evaluation_is_due() and self.evaluate()
-                if self.save_is_due(evaluated):
-                    self.save()
-                self.settle(wait=False)
-                if number := self.agreed_signal():
-                    return self.end(signal.Signals(number).name, 128 + number)
-                if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
-                    return self.end(
-                        f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
-                    )
-                if self.progress.step >= self.plan.length or self.run.eval_only:
-                    return self.end("finished", 0)
-                self.take_step(batches)
+            try:
+                while True:
+                    evaluated = self.evaluation_is_due() and self.evaluate()
+                    if self.save_is_due(evaluated):
+                        self.save()
+                    self.settle(wait=False)
+                    if (end := self.end_is_due()) is not None:
+                        return self.end(*end)
+                    self.take_step(batches)
+            except UnusableData as error:  # in a step or an evaluation, of which nothing is kept
+                if self.ranks.size > 1:  # the others wait for this one in the middle of it
+                    raise RunFailure(f"{error}; --init_from=auto continues from the last checkpoint") from None
+                return self.end(f"stopped: {error}", 1)
+
+    def end_is_due(self) -> tuple[str, int] | None:
+        """Why the run ends here, and its exit code; None if it goes on."""
+        self.folder.check_still_there()
+        stop = self.agreed_stop()
+        if stop == TROUBLE:
+            return f"stopped: {self.trouble or 'another rank cannot go on with its files'}", 1
+        if stop:
+            return signal.Signals(stop).name, 128 + stop
+        if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
+            return f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
+        if self.progress.step >= self.plan.length or self.run.eval_only:
+            return FINISHED, 0
+        return None
 
     def sample_starts(self) -> Iterator[int]:
         """The first sample of each of this rank's micro-batches, from here to the run's end."""
@@ -263,28 +280,45 @@ class Trainer:
         saved = self.checkpointer.settle(wait)
         if saved is None:
             return
+        self.folder.check_still_there()  # before a failure is said to be the disk's
         self.last_saved = saved
         if self.ranks.is_first and saved.path is not None:
             best_step = saved.progress.best_step if self.run.keep_best else None
             self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
-        self.logger.checkpoint(saved)
+        self.logger.checkpoint(saved, self.folder.last_checkpoint())
 
-    def agreed_signal(self) -> int:
-        """The number of a signal that reached any rank, the same on all of them; 0 for none."""
+    def agreed_stop(self) -> int:
+        """The number of a signal that reached any rank, or TROUBLE, the same on all of them; 0 for none."""
+        self.trouble = self.find_trouble()
+        own = TROUBLE if self.trouble else self.stop.signal_number or 0
         if self.ranks.size == 1:
-            return self.stop.signal_number or 0
-        return int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0, device=self.device), self.ranks))
+            return own
+        return int(largest_over_ranks(torch.tensor(own, device=self.device), self.ranks))
+
+    def find_trouble(self) -> str | None:
+        """What happened to the files of the run so that it had better be saved and ended."""
+        if not self.logger.is_in_place:
+            return f"{self.folder.log} was removed or replaced while the run wrote it"
+        try:
+            self.train_data.check_unchanged()
+            self.val_data.check_unchanged()
+        except UnusableData as error:
+            return str(error)
+        return None
 
     def end(self, reason: str, code: int) -> int:
-        """Save what is not saved yet, write the summary, and say what happened."""
+        """Save what is not saved yet, write the summary, and say what happened. Returns the exit code."""
         if not self.run.eval_only:
             if self.saved_step != self.progress.step:
                 self.save()
             self.settle(wait=True)
         self.checkpointer.close()
+        self.folder.check_still_there()
+        failure = self.last_saved and self.last_saved.failure
+        if failure and reason == FINISHED:
+            reason, code = f"stopped: its last checkpoint could not be written: {failure}", 1
         self.logger.finish(self.progress, reason)
-        disk_was_full = self.ranks.is_first and self.last_saved is not None and self.last_saved.path is None
-        return code or int(disk_was_full)
+        return code
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
