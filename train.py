@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import UserError, exit_cleanly
 from common.output import outlast_output
-from configurator import Configuration, differences, from_dict, load, with_vocabulary
+from configurator import Configuration, differences, from_dict, load, with_run_dir, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
@@ -22,7 +22,7 @@ from training.report import plan_notes, startup_report
 
 @exit_cleanly
 def main() -> int:
-    configuration = load(sys.argv[1:])
+    configuration = with_run_dir(load(sys.argv[1:]))
     if not configuration.run.dry_run:
         outlast_output()
     ranks = ranks_from_environment(configuration.run.tensor_parallel)
@@ -40,13 +40,14 @@ def main() -> int:
     check_buildable(configuration.model)
 
     folder = RunFolder(configuration.run_dir)
-    with folder.hold() if ranks.is_first else contextlib.nullcontext():
+    only_looks = configuration.run.eval_only and folder.has_run
+    with folder.hold() if ranks.is_first and not only_looks else contextlib.nullcontext():
         checkpoints = where_to_start(configuration, folder, ranks)
         if checkpoints and is_finished(checkpoints[0], folder, configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
-        if ranks.is_first:
+        if folder.is_held:
             folder.check_writable()
 
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
@@ -70,7 +71,7 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     """
     start, existing = configuration.run.init_from, folder.checkpoints()
     if start == "scratch" and restarts() == 0:
-        if ranks.is_first and (folder.log.exists() or existing):
+        if ranks.is_first and folder.has_run:
             raise UserError(
                 f"{folder.path} holds a run already: --init_from=auto continues it, another --out_dir keeps it"
             )

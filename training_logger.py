@@ -61,22 +61,27 @@ class _Clean:
 
 
 class TrainingLogger:
-    """Appends to `log.jsonl` and prints. Every method takes the run's progress as it is after what happened."""
+    """Appends to `log.jsonl` and prints. Every method takes the run's progress as it is after what happened.
 
-    def __init__(self, configuration: Configuration, plan: RunPlan, log: Path, machine: Machine, writes: bool):
+    Without a log it prints alone.
+    """
+
+    def __init__(self, configuration: Configuration, plan: RunPlan, log: Path | None, machine: Machine, writes: bool):
         self.configuration, self.plan, self.machine, self.writes = configuration, plan, machine, writes
         self._since_record, self._whole = _Clean(), _Clean()
         self._sinks: list[_Sink] = []
         self._last_val_loss: float | None = None
+        self._path = log
         if writes:
-            self._sinks = open_sinks(configuration, log.parent)
-            self._log = _JsonLines(log)
             self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
 
     def start(self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset) -> None:
-        """The `run` record; and for a resumed run the event that says so."""
+        """Open the outputs, and write the `run` record; for a resumed run, also the event that says so."""
         if not self.writes:
             return
+        if self._path is not None:
+            self._sinks = open_sinks(self.configuration, self._path.parent, progress)
+        self._log = _JsonLines(self._path or Path(os.devnull))
         self.say("\n".join([machine_lines(self.machine), *prediction_lines(self.plan)]) + "\n")
         self._bar.initial = self._bar.n = progress.step  # what is left is foretold from this process's steps
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
@@ -172,8 +177,9 @@ class TrainingLogger:
         if self.writes:
             self._log.write("event", event=name, step=progress.step, **fields)
 
-    def finish(self, progress: Progress, reason: str) -> None:
-        """The `summary` record, over the whole run except throughput, which is this process's."""
+    def finish(self, progress: Progress, reason: str, unsaved: str | None = None) -> None:
+        """The `summary` record, over the whole run except throughput, which is this process's. `unsaved`: why this end
+        of the run has no checkpoint, where it has none."""
         if not self.writes:
             return
         val_loss = self._last_val_loss
@@ -197,8 +203,11 @@ class TrainingLogger:
         self._log.write("summary", **summary)
         self._bar.close()
         self._each_sink(lambda sink: sink.close())
+        ended = reason
+        if unsaved is not None:
+            ended = f"NOT SAVED ({unsaved}): {'all steps taken' if reason == 'finished' else reason}"
         self.say(
-            f"{reason} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
+            f"{ended} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
             f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {number(best, '.4f')} │ "
             f"{number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
         )
@@ -442,17 +451,23 @@ class _Sink:
 class _Wandb(_Sink):
     name = "wandb"
 
-    def __init__(self, configuration: Configuration, folder: Path):
+    def __init__(self, configuration: Configuration, folder: Path, progress: Progress):
         try:
             import wandb
         except ImportError:
             raise UserError("wandb_log=True needs the extra wandb: pip install -e '.[wandb]'") from None
-        self._run = wandb.init(
-            project=configuration.run.wandb_project,
-            name=configuration.run.wandb_run_name or folder.name,
-            config=configurator.as_dict(configuration),
-            dir=str(folder),
-        )
+        try:
+            self._run = wandb.init(
+                project=configuration.run.wandb_project,
+                name=configuration.run.wandb_run_name or folder.name,
+                config=configurator.as_dict(configuration),
+                dir=str(folder),
+                id=progress.wandb_id,
+                resume="allow",
+            )
+        except Exception as error:  # no account, no network: whatever its version raises
+            raise UserError(f"wandb does not start: {' '.join(str(error).split())}; WANDB_MODE=offline") from None
+        progress.wandb_id = self._run.id
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -480,11 +495,11 @@ class _TensorBoard(_Sink):
         self._writer.close()
 
 
-def open_sinks(configuration: Configuration, folder: Path) -> list[_Sink]:
-    """Raises UserError when a requested extra is not installed."""
+def open_sinks(configuration: Configuration, folder: Path, progress: Progress) -> list[_Sink]:
+    """Raises UserError when a requested extra is not installed, or does not start."""
     sinks: list[_Sink] = []
     if configuration.run.wandb_log:
-        sinks.append(_Wandb(configuration, folder))
+        sinks.append(_Wandb(configuration, folder, progress))
     if configuration.run.tensorboard_log:
         sinks.append(_TensorBoard(folder))
     return sinks

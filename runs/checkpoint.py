@@ -127,12 +127,7 @@ class Checkpointer:
         started, progress = time.perf_counter(), dataclasses.replace(self.training.progress)
         if not STAGER_KEEPS_BUFFERS:
             self.stager = _new_stager()
-        state = {
-            "progress": dataclasses.asdict(progress),
-            "config": self.config,
-            "data": self.data,
-            "scaler": self.training.scaler.state_dict(),
-        }
+        state = self._state() | {"scaler": self.training.scaler.state_dict()}
         writer = _Writer(self.folder.aside(progress.step))
         future = dcp.async_save(
             self.training.tensors(),
@@ -144,6 +139,10 @@ class Checkpointer:
         stall = time.perf_counter() - started
         assert isinstance(future, Future)  # as ever without asynchronous staging
         self.pending = _Pending(writer, future, state, progress, started, stall)
+
+    def _state(self) -> dict[str, Any]:
+        progress = dataclasses.asdict(self.training.progress)
+        return {"progress": progress, "config": self.config, "data": self.data}
 
     def settle(self, wait: bool) -> Saved | None:
         """Put a checkpoint in place that all ranks have written; None if there is none, or not yet.
@@ -170,7 +169,7 @@ class Checkpointer:
 
     def update(self, checkpoint: Path) -> None:
         """A checkpoint of this very step was saved before the step was evaluated: note the evaluation in it."""
-        write_state(checkpoint, read_state(checkpoint) | {"progress": dataclasses.asdict(self.training.progress)})
+        write_state(checkpoint, read_state(checkpoint) | self._state())
 
     def close(self) -> None:
         self.stager.close()

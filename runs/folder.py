@@ -46,6 +46,11 @@ class Progress:
     best_val_loss: float | None = None
     compile: bool = False  # what compile='auto' decided: a resumed run computes as the first one did
     dtype: str = "float32"  # likewise
+    wandb_id: str | None = None  # of the run there that a resumed run goes on with
+
+    def forget_evaluations(self) -> None:
+        """For a run that evaluates something else from now on: its losses do not compare with those before."""
+        self.last_evaluation = self.best_step = self.best_val_loss = None
 
     @property
     def has_updated(self) -> bool:
@@ -89,6 +94,16 @@ class RunFolder:
         self.log = path / "log.jsonl"
         self._checkpoints = path / "checkpoints"
         self._held: int | None = None  # the folder, opened, while a run holds it
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run has begun in it."""
+        return self.log.exists() or bool(self.checkpoints())
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds it, and so may write to it."""
+        return self._held is not None
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.locks import is_locked
+from runs.config import evaluated_windows
 from runs.older_logs import read_older
 
 Record = dict[str, Any]
@@ -56,7 +57,8 @@ class RunLog:
     path: Path
     run: Record = dataclasses.field(default_factory=dict)  # of the newest process; empty if its line was lost
     iters: list[Record] = dataclasses.field(default_factory=list)
-    evals: list[Record] = dataclasses.field(default_factory=list)
+    evals: list[Record] = dataclasses.field(default_factory=list)  # of the windows that the newest process evaluates
+    other_evals: list[Record] = dataclasses.field(default_factory=list)  # of earlier ones, on other windows
     checkpoints: list[Record] = dataclasses.field(default_factory=list)
     events: list[Record] = dataclasses.field(default_factory=list)
     summary: Record | None = None  # of the newest process; None while it runs, or if it was killed
@@ -297,10 +299,13 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
     _add_wall_seconds(records)
     kept: list[Record] = []
     begins = False
+    measured: dict[int, tuple[Any, ...] | None] = {}  # by the identity of an `eval` record: what it is a mean over
     for record in records:
         if record["type"] == "run":
             log.run, log.summary, begins = record, None, True
             continue
+        if record["type"] == "eval":
+            measured[id(record)] = evaluated_on(log.run)
         resumes = record["type"] == "event" and record.get("event") == "resume"
         if begins or resumes:
             last_valid = record["step"] if resumes else record["step"] - 1
@@ -311,7 +316,23 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
         else:
             kept.append(record)
     log.events = [record for record in kept if record["type"] == "event"]
-    log.iters, log.evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    log.iters, evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    for record in evals:
+        same = measured[id(record)] in (None, evaluated_on(log.run))
+        (log.evals if same else log.other_evals).append(record)
+
+
+def evaluated_on(run: Record) -> tuple[Any, ...] | None:
+    """What is equal for processes whose validation losses are means over the same windows, by their `run` records:
+    the split, how it is cut, and how many windows an evaluation takes. None for a process whose record was lost."""
+    if not run:
+        return None
+    config, dataset = run.get("config") or {}, run.get("dataset") or {}
+    val, block_size = (dataset.get("splits") or {}).get("val") or {}, config.get("block_size")
+    windows = evaluated_windows(config)
+    if windows and block_size and val.get("tokens"):
+        windows = min(windows, (val["tokens"] - 1) // block_size)
+    return val.get("checksum") or dataset.get("name"), block_size, windows
 
 
 def _add_wall_seconds(records: list[Record]) -> None:

@@ -26,17 +26,16 @@ from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
-from runs.config import RunConfig
+from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state
 from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
 from training.plan import RunPlan
 from training.schedule import learning_rate
 from training.step import take_step
-from training.validation import WINDOW_SEED, evaluate
+from training.validation import WINDOW_SEED, evaluate, evaluation_batches
 from training_logger import Machine, TrainingLogger
 
-FINISHED = "finished"
 TROUBLE = 1000  # where the ranks agree on why to stop: no signal's number
 GUESSED_MFU = 1 / 3
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
@@ -61,7 +60,11 @@ def train(
     with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
-        saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
+        state = read_state(checkpoint) if checkpoint else None
+        saved = Progress(**state["progress"]) if state else None
+        if state and "eval_batch_size" not in state["config"]:  # it was batch_size until there was that key
+            windows = dataclasses.replace(run, eval_batch_size=state["config"]["batch_size"])
+            configuration = dataclasses.replace(configuration, run=windows)
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
@@ -135,12 +138,14 @@ class Trainer:
         progress = Progress(compile=machine.compile, dtype=machine.dtype)
         self.training = Training(model, optimizer, scaler, progress, wrapper)
         self.checkpointer = Checkpointer(folder, self.training, ranks, configurator.as_dict(configuration), self.data)
-        self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
+        # An evaluation of a run does not hold its folder, and leaves it as it is.
+        log = folder.log if folder.is_held else None
+        self.logger = TrainingLogger(configuration, plan, log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
+        self.clock = 0.0  # when the step that is under way began: the one before ended, or an evaluation, or a save
         self.saved_step: int | None = None
         self.last_saved: Saved | None = None
         self.trouble: str | None = None  # that this rank has met
-        self.clock = time.perf_counter()
 
     @property
     def progress(self) -> Progress:
@@ -156,21 +161,33 @@ class Trainer:
             changed += changed_keys(state["data"], self.data)
             load_checkpoint(checkpoint, self.training)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
+            if not self.evaluates_as(state):
+                self.progress.forget_evaluations()
+                changed.append("what is evaluated: the best validation loss starts anew")
             if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
                 self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
             if self.progress.step >= self.plan.length:
                 self.progress.last_evaluation = None  # what is left is the summary, which states the last evaluation
-        if self.ranks.is_first:
+        self.logger.start(self.progress, checkpoint, changed, dataset)
+        if self.folder.is_held:
             configurator.write(self.configuration, self.folder.path)
             for path in damaged:
                 self.folder.set_damaged_aside(path)
-        self.logger.start(self.progress, checkpoint, changed, dataset)
         for path, reason in damaged.items():
             self.logger.damaged(self.progress, path, reason)
 
+    def evaluates_as(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's evaluations were of the windows that this process evaluates: of the same tokens, cut
+        alike, as many of them as an evaluation asks for or all that there are."""
+        before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
+        cut = ("block_size", "data of val")
+        asked = [min(evaluated_windows(keys) or 0, self.val_data.n_windows) for keys in (before, now)]
+        return all(before.get(key) == now[key] for key in cut) and asked[0] == asked[1]
+
     def run_to_the_end(self) -> int:
         """The loop: evaluate and save when it is time, look for what ends the run, take a step."""
+        self.clock = time.perf_counter()
         batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device)
         with contextlib.closing(batches):
             try:
@@ -198,7 +215,7 @@ class Trainer:
         if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
             return f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
         if self.progress.step >= self.plan.length or self.run.eval_only:
-            return FINISHED, 0
+            return "finished", 0
         return None
 
     def sample_starts(self) -> Iterator[int]:
@@ -239,8 +256,7 @@ class Trainer:
         loss = evaluate(
             self.training.model,
             self.val_data,
-            self.run.eval_iters,
-            self.run.batch_size,
+            *evaluation_batches(self.run, self.val_data.n_windows),
             self.compute,
             lambda: bool(self.stop),
         )
@@ -249,8 +265,8 @@ class Trainer:
         progress.last_evaluation = progress.step
         if math.isfinite(loss) and (progress.best_val_loss is None or loss < progress.best_val_loss):
             progress.best_step, progress.best_val_loss = progress.step, loss
+        self.logger.evaluation(progress, loss, time.perf_counter() - started)
         self.clock = time.perf_counter()
-        self.logger.evaluation(progress, loss, self.clock - started)
         return True
 
     def save_is_due(self, evaluated: bool) -> bool:
@@ -270,9 +286,9 @@ class Trainer:
             existing = self.folder.checkpoint_of(step)
             if existing is not None and self.ranks.is_first:
                 self.checkpointer.update(existing)
-            return
-        self.checkpointer.start()
-        self.saved_step = step
+        else:
+            self.checkpointer.start()
+            self.saved_step = step
         self.clock = time.perf_counter()
 
     def settle(self, wait: bool) -> None:
@@ -286,6 +302,7 @@ class Trainer:
             best_step = saved.progress.best_step if self.run.keep_best else None
             self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
         self.logger.checkpoint(saved, self.folder.last_checkpoint())
+        self.clock = time.perf_counter()
 
     def agreed_stop(self) -> int:
         """The number of a signal that reached any rank, or TROUBLE, the same on all of them; 0 for none."""
@@ -314,11 +331,9 @@ class Trainer:
             self.settle(wait=True)
         self.checkpointer.close()
         self.folder.check_still_there()
-        failure = self.last_saved and self.last_saved.failure
-        if failure and reason == FINISHED:
-            reason, code = f"stopped: its last checkpoint could not be written: {failure}", 1
-        self.logger.finish(self.progress, reason)
-        return code
+        unsaved = None if self.last_saved is None else self.last_saved.failure
+        self.logger.finish(self.progress, reason, unsaved)
+        return code or int(unsaved is not None)
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
