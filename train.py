@@ -4,6 +4,7 @@ config -> model -> parallelism -> loop. This file says what happens in which ord
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def main() -> int:
         if folder.is_held:
             folder.check_writable()
 
+        if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
         return train(configuration, dataset, plan, folder, checkpoints, ranks)

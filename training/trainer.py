@@ -22,6 +22,7 @@ from data.loader import Batch, UnusableData, WindowLoader, prefetch
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
+from parallel.launcher import LauncherWatch
 from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
@@ -54,7 +55,7 @@ def train(
     0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps or when the last
     checkpoint could not be written.
     """
-    run = configuration.run
+    run, launcher = configuration.run, LauncherWatch(ranks)
     device = choose_device(run.device, ranks)
     torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
     with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
@@ -68,6 +69,7 @@ def train(
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
+        launcher.release()
         with kept_from_children() if machine.compile else contextlib.nullcontext():
             return trainer.run_to_the_end()
 
