@@ -51,9 +51,7 @@ class Watch:
 
     def explain(self, error: Exception, timeout: float) -> RunFailure:
         """The one line that says which rank is lost; empty on ranks that leave it to another to say."""
-        if launcher_is_gone(
-            self.ranks, patience=1.0
-        ):  # and with it the store, so that they cannot agree on who is lost
+        if launcher_is_gone(self.ranks, patience=1.0):  # and the store with it: who is lost nobody knows
             said = f"torchrun has gone, and then an exchange of {self.place} failed: {_CONTINUES}"
             return RunFailure(said if self.ranks.local_rank == 0 else "")
         try:

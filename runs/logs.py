@@ -317,22 +317,21 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
             kept.append(record)
     log.events = [record for record in kept if record["type"] == "event"]
     log.iters, evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    now = evaluated_on(log.run)
     for record in evals:
-        same = measured[id(record)] in (None, evaluated_on(log.run))
+        same = None in (there := measured[id(record)], now) or there == now
         (log.evals if same else log.other_evals).append(record)
 
 
 def evaluated_on(run: Record) -> tuple[Any, ...] | None:
     """What is equal for processes whose validation losses are means over the same windows, by their `run` records:
-    the split, how it is cut, and how many windows an evaluation takes. None for a process whose record was lost."""
-    if not run:
+    the split, how it is cut, and how many windows an evaluation takes. None where the record does not say."""
+    config = run.get("config") or {}
+    val = ((run.get("dataset") or {}).get("splits") or {}).get("val") or {}
+    tokens, block_size, windows = val.get("tokens"), config.get("block_size"), evaluated_windows(config)
+    if not (val.get("checksum") and tokens and block_size and windows):
         return None
-    config, dataset = run.get("config") or {}, run.get("dataset") or {}
-    val, block_size = (dataset.get("splits") or {}).get("val") or {}, config.get("block_size")
-    windows = evaluated_windows(config)
-    if windows and block_size and val.get("tokens"):
-        windows = min(windows, (val["tokens"] - 1) // block_size)
-    return val.get("checksum") or dataset.get("name"), block_size, windows
+    return val["checksum"], block_size, min(windows, (tokens - 1) // block_size)
 
 
 def _add_wall_seconds(records: list[Record]) -> None:

@@ -72,7 +72,7 @@ def test_a_dry_run_needs_no_torch_and_writes_nothing(train, data_dir, tmp_path):
     ):
         assert part in done.stdout
     assert not (tmp_path / "run").exists()
-    assert "fewer than eval_iters x batch_size = 4,000" in train("--dry_run", "--eval_iters=1000").stdout
+    assert "fewer than eval_iters x eval_batch_size = 12,000" in train("--dry_run", "--eval_iters=1000").stdout
 
 
 def test_the_missing_dataset_names_its_prepare_command(tmp_path):
