@@ -75,7 +75,9 @@ class TrainingLogger:
         if writes:
             self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
 
-    def start(self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset) -> None:
+    def start(
+        self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset, notes: list[str]
+    ) -> None:
         """Open the outputs, and write the `run` record; for a resumed run, also the event that says so."""
         if not self.writes:
             return
@@ -88,6 +90,8 @@ class TrainingLogger:
         if resumed_from is not None:
             self.event("resume", progress, checkpoint=resumed_from.name, changed=changed)
             self.say(f"resumed at step {progress.step:,} from {resumed_from}" + "".join(f"; {key}" for key in changed))
+        for note in notes:
+            self.say(f"note: {note}")
 
     def step(self, progress: Progress, result: StepResult, learning_rate: float, seconds: float, clean: bool) -> None:
         """After every step; a line appears every log_interval, for a skipped step, and with gradient statistics."""

@@ -284,7 +284,7 @@ def _read_meta(folder: Path) -> Dataset:
     """meta.json, with every field of the type and range that the format says."""
     path = folder / "meta.json"
     if not folder.is_dir():
-        raise UserError(f"there is no dataset folder {folder}; {how_to_prepare(folder)}")
+        raise UserError(f"there is no dataset folder {folder.absolute()}; {how_to_prepare(folder)}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or "format" not in meta:
@@ -294,7 +294,9 @@ def _read_meta(folder: Path) -> Dataset:
             raise UserError(f"{found}; {how_to_prepare(folder)}")
         dataset = _parse_meta(folder, meta)
     except FileNotFoundError:
-        raise UserError(f"{folder} has no meta.json, so it is not prepared; {how_to_prepare(folder)}") from None
+        raise UserError(
+            f"{folder.absolute()} has no meta.json, so it is not prepared; {how_to_prepare(folder)}"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:

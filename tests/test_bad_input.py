@@ -83,6 +83,15 @@ def test_the_missing_dataset_names_its_prepare_command(tmp_path):
     assert done.returncode == 2 and "python data/shakespeare_char/prepare.py" in done.stderr
 
 
+def test_a_relative_data_folder_is_named_whole(tmp_path):
+    """Such as that of a run which is continued from another folder."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--dataset=tiny", "--data_dir=data"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and f"there is no dataset folder {tmp_path}/data/tiny" in done.stderr
+
+
 def test_accumulation_must_be_shared_evenly_and_only_one_rank_says_so(train):
     done = train("--gradient_accumulation_steps=3", ranks=2)
     assert done.returncode == 1  # torchrun's

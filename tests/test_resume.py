@@ -1,6 +1,7 @@
 """Exact resume: a run that is killed at any instant and started again goes on as if nothing had happened."""
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterr
     killed = train(*KEYS, script=killed_run(tmp_path, function, call, after))
     assert killed.returncode == -9, killed.stderr
     resumed = train(*KEYS, "--init_from=auto")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode == 0 and "note: the learning rate jumps" not in resumed.stdout, resumed.stderr
     assert curve(tmp_path / "run/log.jsonl") == curve(reference / "log.jsonl")
     assert same_end(tmp_path / "run", reference)
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "leftovers of the killed run"
@@ -161,6 +162,11 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_continues(train, tmp_path
     assert again.returncode == 0 and "has finished its 10 steps already" in again.stdout
     longer = train(*KEYS, "--init_from=resume", "--max_iters=14")
     assert longer.returncode == 0
+    jump = re.search(r"note: the learning rate jumps from (\S+) to (\S+): it followed a schedule of 10", longer.stdout)
+    rates = {record["step"]: record["learning_rate"] for record in read_run("run").iters}
+    assert jump is not None and [float(rate) for rate in jump.groups()] == pytest.approx(
+        [rates[10], rates[11]], rel=1e-2
+    )
     steps = [step for step in curve(tmp_path / "run/log.jsonl") if isinstance(step, int)]
     assert steps == list(range(1, 15))
     events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import ModelArchitectureConfig
 from training.plan import RunPlan, not_built
+from training.schedule import schedule_notes
 
 
 def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:
@@ -48,7 +49,7 @@ def plan_notes(configuration: Configuration, plan: RunPlan, dataset_vocab_size: 
         )
     if run.decay_lr and run.warmup_iters >= plan.length > 0:
         notes.append(f"the warm-up ({run.warmup_iters:,} steps) does not end within the run ({plan.length:,} steps)")
-    return notes
+    return notes + schedule_notes(run, plan.length)
 
 
 def _architecture(configuration: Configuration, plan: RunPlan) -> str:

@@ -28,11 +28,11 @@ from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
 from runs.config import RunConfig, evaluated_windows
-from runs.folder import Progress, RunFolder, read_state
+from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
 from training.plan import RunPlan
-from training.schedule import learning_rate
+from training.schedule import jump_note, learning_rate, run_length
 from training.step import take_step
 from training.validation import WINDOW_SEED, evaluate, evaluation_batches
 from training_logger import Machine, TrainingLogger
@@ -157,6 +157,7 @@ class Trainer:
         """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
         settle_buckets(self.training.wrapped, self.run.batch_size, self.configuration.model.block_size, self.device)
         changed: list[str] = []
+        notes: list[str] = []
         if checkpoint is not None:
             state = read_state(checkpoint)
             changed = changed_keys(state["config"], configurator.as_dict(self.configuration))
@@ -165,19 +166,28 @@ class Trainer:
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
             if not self.evaluates_as(state):
                 self.progress.forget_evaluations()
-                changed.append("what is evaluated: the best validation loss starts anew")
+                notes.append("other windows are evaluated than before: the best validation loss starts anew")
+            if note := self.jump(state):
+                notes.append(note)
             if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
                 self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
             if self.progress.step >= self.plan.length:
                 self.progress.last_evaluation = None  # what is left is the summary, which states the last evaluation
-        self.logger.start(self.progress, checkpoint, changed, dataset)
+        self.logger.start(self.progress, checkpoint, changed, dataset, notes)
         if self.folder.is_held:
             configurator.write(self.configuration, self.folder.path)
             for path in damaged:
                 self.folder.set_damaged_aside(path)
         for path, reason in damaged.items():
             self.logger.damaged(self.progress, path, reason)
+
+    def jump(self, state: dict[str, Any]) -> str | None:
+        """That the learning rate is another than it would have been without what was changed since a checkpoint."""
+        before = saved_configuration(state)
+        tokens_per_step = before.run.sequences_per_step * before.model.block_size
+        length = run_length(before.run, tokens_per_step, self.plan.flops_per_token["full"])
+        return jump_note(before.run, self.run, self.progress.step, (length, self.plan.length))
 
     def evaluates_as(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's evaluations were of the windows that this process evaluates: of the same tokens, cut
