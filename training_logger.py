@@ -71,7 +71,7 @@ class TrainingLogger:
         self._since_record, self._whole = _Clean(), _Clean()
         self._sinks: list[_Sink] = []
         self._last_val_loss: float | None = None
-        self._path = log
+        self._path, self._log = log, _JsonLines(Path(os.devnull))  # until `start`, and where there is no log
         if writes:
             self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
 
@@ -83,7 +83,7 @@ class TrainingLogger:
             return
         if self._path is not None:
             self._sinks = open_sinks(self.configuration, self._path.parent, progress)
-        self._log = _JsonLines(self._path or Path(os.devnull))
+            self._log = _JsonLines(self._path)
         self.say("\n".join([machine_lines(self.machine), *prediction_lines(self.plan)]) + "\n")
         self._bar.initial = self._bar.n = progress.step  # what is left is foretold from this process's steps
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))

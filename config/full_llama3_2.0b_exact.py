@@ -44,7 +44,6 @@ warmup_iters = 2000
 
 eval_interval = 5846
 eval_iters = 20
-eval_batch_size = 8
 log_interval = 584
 
 # What the run's log holds its outcome against; hoffmann, of other data and another tokenizer, ranks and does not

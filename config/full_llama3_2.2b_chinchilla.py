@@ -44,7 +44,6 @@ warmup_iters = 1467
 
 eval_interval = 2934
 eval_iters = 20
-eval_batch_size = 8
 log_interval = 293
 
 # What the run's log holds its outcome against; hoffmann, of other data and another tokenizer, ranks and does not

@@ -144,7 +144,9 @@ class Trainer:
         log = folder.log if folder.is_held else None
         self.logger = TrainingLogger(configuration, plan, log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
-        self.clock = 0.0  # when the step that is under way began: the one before ended, or an evaluation, or a save
+        self.clock = (
+            time.perf_counter()
+        )  # when the step that is under way began: the one before ended, or an evaluation, or a save
         self.saved_step: int | None = None
         self.last_saved: Saved | None = None
         self.trouble: str | None = None  # that this rank has met
