@@ -131,7 +131,7 @@ class Trainer:
         block_size = configuration.model.block_size
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
-        self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
+        self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
             configuration, model=configuration.model.replace(**{one.key: one.value for one in machine.choices})
