@@ -6,6 +6,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from runs.folder import read_state, write_state
+
 
 def last_checkpoint(run: Path) -> Path:
     return max(run.glob("checkpoints/step_*"))
@@ -28,3 +30,11 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """To the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_its_tokenizer(run: Path) -> None:
+    """As an earlier version left a run."""
+    for checkpoint in (run / "checkpoints").glob("step_*"):
+        state = read_state(checkpoint)
+        del state["data"]["tokenizer"]
+        write_state(checkpoint, state)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import without_its_tokenizer
 from commands import command
 from conftest import ROOT, training
 from safetensors.torch import load_file, save_file, save_model
@@ -454,10 +455,13 @@ def test_a_shard_size_says_nothing_of_a_file(runs, tmp_path):
     )
 
 
-def test_a_run_whose_dataset_is_gone_is_exported_without_a_tokenizer(runs, data_dir, tmp_path):
+def test_a_run_has_its_tokenizer_and_one_of_an_earlier_version_has_its_datasets(runs, data_dir, tmp_path):
     data = shutil.copytree(data_dir, tmp_path / "data")
     assert training(data, tmp_path / "run", "--max_iters=1", "--arch_preset=llama3", "--d_ff=64").returncode == 0
     shutil.rmtree(data)
+    said = done("export", tmp_path / "run", tmp_path / "own", "--format=hf")
+    assert "without a tokenizer" not in said and (tmp_path / "own/tokenizer.json").exists()
+    without_its_tokenizer(tmp_path / "run")
     said = done("export", tmp_path / "run", tmp_path / "hf", "--format=hf")
     assert "note: without a tokenizer: there is no dataset folder" in said
     assert read(tmp_path / "hf").config.eos_token_id is None

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from checkpoints import weights
+from checkpoints import weights, without_its_tokenizer
 from conftest import BYTES, ROOT, environment
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -389,14 +389,6 @@ def prepare_characters(folder, characters, first=0):
         for split in ("train", "val"):
             ids = itertools.cycle(range(len(characters)))
             writer.add(split, list(itertools.islice(ids, first, 400 + first)), 400)
-
-
-def without_its_tokenizer(run):
-    """As an earlier version left a run."""
-    for checkpoint in (run / "checkpoints").glob("step_*"):
-        state = read_state(checkpoint)
-        del state["data"]["tokenizer"]
-        write_state(checkpoint, state)
 
 
 def test_a_run_has_its_own_tokenizer(say, tmp_path):

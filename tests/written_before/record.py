@@ -8,14 +8,15 @@ calls the commands of a checkout, trains in float32 on a CPU, and writes:
 
   runs.json       the logs of two runs of 4 steps, whose folders, as train.py leaves them, are put in runs/
   continued.json  what the next 4 steps of the recorded two add to their logs, what sample.py makes of them,
-                  and how they compare
+                  and how they compare; the sentences call single runs by their names since
   losses.json     the first 20 steps of config/quickstart.py and config/quickstart_hybrid.py, on other data;
                   small_losses.json: in smaller batches
   costs.json      what the planner and the startup report say of all of config/*.py and of models.json. What FSDP and
                   ZeRO-1 pad, and what a window or Mamba of Hugging Face's keeps, was not known of models that
                   train.py did not build; it is since, and stands here as the version after says it (of eight models).
                   So does the state of Hugging Face's Mambas in bfloat16, which was half of what transformers keeps
-  search.json     what the planner chooses for several budgets and architectures
+  search.json     what the planner chooses for several budgets and architectures; of hybrids as it does since d_ff is a
+                  multiple of 64
 
 models.json is what is asked: configurations of published models, and small ones of every family that is counted.
 """
