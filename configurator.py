@@ -62,6 +62,7 @@ def load(argv: Sequence[str]) -> Configuration:
     """The configuration from a command line without the program's name, e.g. `["config/a.py", "--n_layer=6"]`.
 
     The command line wins over the config file, the file over the preset, the preset over the defaults.
+    The config.py in a run's folder is of the run that lies there, wherever the folder was when it was written.
     Raises UserError, naming the file and line or the command line, for anything that cannot be honoured.
     `--help` (or `-h`) prints every key, those of the config file's own components too, and raises SystemExit(0).
     """
@@ -74,7 +75,7 @@ def load(argv: Sequence[str]) -> Configuration:
         print(help_text(), end="")
         raise SystemExit(0)
     command_line = _parse_arguments(arguments)
-    given = file.values | command_line
+    given = file.values | _own_folder(path) | command_line
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
         known = run_keys()
         of_model = {k: v for k, v in given.items() if k not in known}
@@ -84,6 +85,19 @@ def load(argv: Sequence[str]) -> Configuration:
     if run.components is not None:  # wherever a saved configuration is read
         run = dataclasses.replace(run, components=str(Path(run.components).resolve()))
     return Configuration(model, run, path, of_model, file.carried_code)
+
+
+def _own_folder(path: Path | None) -> dict[str, str]:
+    """The `out_dir` of a config file that a run has written into its folder; nothing of any other."""
+    if path is None or path.name != "config.py" or not (path.parent / "log.jsonl").is_file():
+        return {}
+    return {"out_dir": str(path.parent if path.parent.name else path.parent.resolve())}
+
+
+def with_run_dir(configuration: Configuration) -> Configuration:
+    """The configuration with the folder where the run writes, in words."""
+    run = dataclasses.replace(configuration.run, out_dir=str(configuration.run_dir))
+    return dataclasses.replace(configuration, run=run)
 
 
 def with_vocabulary(configuration: Configuration, dataset_vocab_size: int) -> Configuration:
@@ -449,7 +463,9 @@ A key that does not exist, one given twice, a value of the wrong type, one that 
 cannot work end the command with one line that says where the mistake stands.
 
 The run's folder receives every key in force as `config.json` and as `config.py`, a config file that reproduces the
-run. It carries over what the original file defined besides keys, but not other files that it read or imported.
+run, and continues it from its folder: `train.py out/a/config.py --init_from=auto` goes on with the run in `out/a`, also
+where the folder has been moved or renamed. It carries over what the original file defined besides keys, but not other
+files that it read or imported.
 
 ## Presets
 

@@ -4,17 +4,19 @@ config -> model -> parallelism -> loop. This file says what happens in which ord
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, exit_cleanly
-from configurator import Configuration, differences, from_dict, load, with_vocabulary
+from common.output import outlast_output
+from configurator import Configuration, differences, from_dict, load, with_run_dir, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
 from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
-from runs.folder import RunFolder, damage, read_state, step_of
+from runs.folder import Misnamed, RunFolder, damage, read_state, step_of
 from runs.logs import read_run
 from training.plan import RunPlan, check_buildable, check_ranks, plan_run
 from training.report import plan_notes, startup_report
@@ -22,7 +24,9 @@ from training.report import plan_notes, startup_report
 
 @exit_cleanly
 def main() -> int:
-    configuration = load(sys.argv[1:])
+    configuration = with_run_dir(load(sys.argv[1:]))
+    if not configuration.run.dry_run:
+        outlast_output()
     source = None if configuration.run.source is None else find_source(configuration.run.source)
     if source is not None:
         configuration = with_architecture_of(source, configuration)
@@ -41,13 +45,18 @@ def main() -> int:
     check_buildable(configuration.model)
 
     folder = RunFolder(configuration.run_dir)
-    with folder.hold() if ranks.is_first else contextlib.nullcontext():
+    only_looks = configuration.run.eval_only and folder.has_run
+    with folder.hold() if ranks.is_first and not only_looks else contextlib.nullcontext():
         checkpoints = where_to_start(configuration, folder, ranks)
         if checkpoints and is_finished(checkpoints[0], folder, configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
+        if folder.is_held:
+            folder.check_writable()
 
+        if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
         if source is None or checkpoints:
@@ -102,6 +111,8 @@ def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:
     for checkpoint in checkpoints:
         try:
             return checkpoint, read_state(checkpoint)
+        except Misnamed:
+            raise
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"no checkpoint is whole: {'; '.join(reasons)}")

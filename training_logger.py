@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from configurator import Configuration
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from parallel.device import Peak, memory_in_use
-from runs.checkpoint import Saved
+from runs.checkpoint import NO_SPACE, Saved
 from runs.folder import Progress
 from training.plan import RunPlan
 from training.step import StepResult
@@ -60,28 +61,37 @@ class _Clean:
 
 
 class TrainingLogger:
-    """Appends to `log.jsonl` and prints. Every method takes the run's progress as it is after what happened."""
+    """Appends to `log.jsonl` and prints. Every method takes the run's progress as it is after what happened.
 
-    def __init__(self, configuration: Configuration, plan: RunPlan, log: Path, machine: Machine, writes: bool):
+    Without a log it prints alone.
+    """
+
+    def __init__(self, configuration: Configuration, plan: RunPlan, log: Path | None, machine: Machine, writes: bool):
         self.configuration, self.plan, self.machine, self.writes = configuration, plan, machine, writes
         self._since_record, self._whole = _Clean(), _Clean()
         self._sinks: list[_Sink] = []
         self._last_val_loss: float | None = None
+        self._path, self._log = log, _JsonLines(Path(os.devnull))  # until `start`, and where there is no log
         if writes:
-            self._sinks = open_sinks(configuration, log.parent)
-            self._log = _JsonLines(log)
             self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
 
-    def start(self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset) -> None:
-        """The `run` record; and for a resumed run the event that says so."""
+    def start(
+        self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset, notes: list[str]
+    ) -> None:
+        """Open the outputs, and write the `run` record; for a resumed run, also the event that says so."""
         if not self.writes:
             return
+        if self._path is not None:
+            self._sinks = open_sinks(self.configuration, self._path.parent, progress)
+            self._log = _JsonLines(self._path)
         self.say("\n".join([machine_lines(self.machine), *prediction_lines(self.plan)]) + "\n")
         self._bar.initial = self._bar.n = progress.step  # what is left is foretold from this process's steps
         self._log.write("run", **run_record(self.configuration, self.plan, self.machine, dataset))
         if resumed_from is not None:
             self.event("resume", progress, checkpoint=resumed_from.name, changed=changed)
             self.say(f"resumed at step {progress.step:,} from {resumed_from}" + "".join(f"; {key}" for key in changed))
+        for note in notes:
+            self.say(f"note: {note}")
 
     def step(self, progress: Progress, result: StepResult, learning_rate: float, seconds: float, clean: bool) -> None:
         """After every step; a line appears every log_interval, for a skipped step, and with gradient statistics."""
@@ -139,13 +149,15 @@ class TrainingLogger:
         loss = f"validation loss {val_loss:.4f}{_expected(record)}"
         self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{best}")
 
-    def checkpoint(self, saved: Saved) -> None:
-        """When it is in place, or could not be written because the disk is full."""
+    def checkpoint(self, saved: Saved, newest: Path | None) -> None:
+        """When it is in place, or could not be written; `newest` is the newest that there is then."""
         if not self.writes:
             return
         if saved.path is None:
-            self.event("checkpoint_failed", saved.progress, reason="no space left on the disk")
-            self.say("warning: no disk space for a checkpoint; the run goes on, the last good one is kept")
+            self.event("checkpoint_failed", saved.progress, reason=saved.failure)
+            what = "no disk space for a checkpoint" if saved.failure == NO_SPACE else f"{saved.failure}: no checkpoint"
+            kept = "there is none yet" if newest is None else f"the newest is {newest.name}"
+            self.say(f"warning: {what} of step {saved.progress.step:,}; {kept}")
             return
         self._log.write(
             "checkpoint",
@@ -154,6 +166,11 @@ class TrainingLogger:
             seconds=saved.seconds,
             stall_seconds=saved.stall_seconds,
         )
+
+    @property
+    def is_in_place(self) -> bool:
+        """False where the log that is written has been removed or replaced."""
+        return not self.writes or self._log.is_in_place
 
     def damaged(self, progress: Progress, checkpoint: Path, reason: str) -> None:
         """A newer checkpoint than the one that the run continues from, which could not be used."""
@@ -164,8 +181,9 @@ class TrainingLogger:
         if self.writes:
             self._log.write("event", event=name, step=progress.step, **fields)
 
-    def finish(self, progress: Progress, reason: str) -> None:
-        """The `summary` record, over the whole run except throughput, which is this process's."""
+    def finish(self, progress: Progress, reason: str, unsaved: str | None = None) -> None:
+        """The `summary` record, over the whole run except throughput, which is this process's. `unsaved`: why this end
+        of the run has no checkpoint, where it has none."""
         if not self.writes:
             return
         val_loss = self._last_val_loss
@@ -188,10 +206,12 @@ class TrainingLogger:
         }
         self._log.write("summary", **summary)
         self._bar.close()
-        for sink in self._sinks:
-            sink.close()
+        self._each_sink(lambda sink: sink.close())
+        ended = reason
+        if unsaved is not None:
+            ended = f"NOT SAVED ({unsaved}): {'all steps taken' if reason == 'finished' else reason}"
         self.say(
-            f"{reason} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
+            f"{ended} at step {progress.step:,} of {self.plan.length:,} │ {progress.tokens:,} tokens │ "
             f"{summary['flops']['full']:.3e} FLOPs │ best validation loss {number(best, '.4f')} │ "
             f"{number(summary['tokens_per_second'], ',.0f')} tok/s │ MFU {_percent(summary['mfu'], 'full')} (full)"
         )
@@ -240,8 +260,17 @@ class TrainingLogger:
         return {name: progress.tokens * self.plan.flops_per_token[name] for name in CONVENTIONS}
 
     def _to_sinks(self, step: int, group: str, record: dict[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.log({f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}, step)
+        values = {f"{group}/{name}": value for name, value in _flatten(record).items() if name != "step"}
+        self._each_sink(lambda sink: sink.log(values, step))
+
+    def _each_sink(self, use: Callable[["_Sink"], None]) -> None:
+        """One that fails, whatever its library raises, is given up: the run and its log do not need it."""
+        for sink in list(self._sinks):
+            try:
+                use(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self.say(f"warning: {sink.name} gets nothing more of this run: {' '.join(str(error).split())}")
 
 
 def machine_lines(machine: Machine) -> str:
@@ -386,11 +415,18 @@ class _JsonLines:
     """Append-only, one flushed object a line. A line that a kill or a full disk cut short stays alone on its line."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
+        self._path, self._file = path, path.open("ab", buffering=0)
         with path.open("rb") as existing:
             size = existing.seek(0, os.SEEK_END)
             existing.seek(max(0, size - 1))
             self._at_line_start = existing.read(1) in (b"", b"\n")
+
+    @property
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except OSError:
+            return False
 
     def write(self, kind: str, **fields: Any) -> None:
         record = {"type": kind, "time": round(time.time(), 3), **fields}
@@ -407,6 +443,8 @@ class _JsonLines:
 class _Sink:
     """Where the values of the log go besides: wandb or TensorBoard."""
 
+    name: str
+
     def log(self, values: dict[str, float], step: int) -> None:
         raise NotImplementedError
 
@@ -415,17 +453,25 @@ class _Sink:
 
 
 class _Wandb(_Sink):
-    def __init__(self, configuration: Configuration, folder: Path):
+    name = "wandb"
+
+    def __init__(self, configuration: Configuration, folder: Path, progress: Progress):
         try:
             import wandb
         except ImportError:
             raise UserError("wandb_log=True needs the extra wandb: pip install -e '.[wandb]'") from None
-        self._run = wandb.init(
-            project=configuration.run.wandb_project,
-            name=configuration.run.wandb_run_name or folder.name,
-            config=configurator.as_dict(configuration),
-            dir=str(folder),
-        )
+        try:
+            self._run = wandb.init(
+                project=configuration.run.wandb_project,
+                name=configuration.run.wandb_run_name or folder.name,
+                config=configurator.as_dict(configuration),
+                dir=str(folder),
+                id=progress.wandb_id,
+                resume="allow",
+            )
+        except Exception as error:  # no account, no network: whatever its version raises
+            raise UserError(f"wandb does not start: {' '.join(str(error).split())}; WANDB_MODE=offline") from None
+        progress.wandb_id = self._run.id
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -435,6 +481,8 @@ class _Wandb(_Sink):
 
 
 class _TensorBoard(_Sink):
+    name = "TensorBoard"
+
     def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -451,11 +499,11 @@ class _TensorBoard(_Sink):
         self._writer.close()
 
 
-def open_sinks(configuration: Configuration, folder: Path) -> list[_Sink]:
-    """Raises UserError when a requested extra is not installed."""
+def open_sinks(configuration: Configuration, folder: Path, progress: Progress) -> list[_Sink]:
+    """Raises UserError when a requested extra is not installed, or does not start."""
     sinks: list[_Sink] = []
     if configuration.run.wandb_log:
-        sinks.append(_Wandb(configuration, folder))
+        sinks.append(_Wandb(configuration, folder, progress))
     if configuration.run.tensorboard_log:
         sinks.append(_TensorBoard(folder))
     return sinks

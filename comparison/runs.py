@@ -10,7 +10,7 @@ from common.errors import UserError, did_you_mean
 from common.keys import keys_of
 from comparison.curves import Curve, curves
 from flops_parameter_counting.laws.scaling_laws import LAWS
-from runs.config import RunConfig
+from runs.config import RunConfig, evaluated_windows
 from runs.logs import RunLog
 
 NAMING_KEYS = {name for name, key in keys_of(RunConfig).items() if key.changes == "name"}
@@ -229,8 +229,7 @@ def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
 def _windows(log: RunLog) -> tuple[Any, ...]:
     """The validation windows: so many sequences, in an order that no key changes, of so many tokens."""
     config = log.run.get("config") or {}
-    batches, size = config.get("eval_iters"), config.get("batch_size")
-    return (batches * size if batches and size else None), config.get("block_size")
+    return evaluated_windows(config), config.get("block_size")
 
 
 def notes(logs: Sequence[RunLog]) -> list[str]:
@@ -246,12 +245,18 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         found.append("the logs have no checksum of their validation data: that they are equal rests on the name alone")
     elif len({_windows(log) for log in logs}) > 1:
         found.append(
-            "the runs differ in eval_iters x batch_size or in block_size: their validation losses are means over "
-            "different windows of the split, unless it has no more"
+            "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size) or in block_size: "
+            "their validation losses are means over different windows of the split, unless it has no more"
         )
     if any("unstated" in (log.throughput.mfu if log.throughput else {}) for log in logs):
         found.append("an MFU marked (unstated) is from a log that does not say which attention it counts")
     for log in logs:
+        if log.other_evals:
+            last = log.other_evals[-1]["step"]
+            found.append(
+                f"{log.name}: {len(log.other_evals)} evaluations up to step {last:,} are left out: since then the run "
+                "evaluates something else"
+            )
         late = [record for record in log.evals if record["val_loss"] is None]
         if late:
             found.append(f"{log.name}: {len(late)} evaluations were not finite (first at step {late[0]['step']:,})")

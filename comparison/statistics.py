@@ -20,6 +20,7 @@ import numpy as np
 
 from common.errors import UserError
 from comparison.runs import NAMING_KEYS, Unit, bits_per_byte_factor, comparable_unit, differing_keys
+from runs.config import evaluated_windows
 from runs.logs import RunLog
 
 At = Literal["steps", "tokens", "flops", "time"]
@@ -76,8 +77,9 @@ def _identity(run: RunLog, index: int) -> str:
         return f"run {index}"
     kept = {key: value for key, value in config.items() if key not in NAMING_KEYS and key != "seed"}
     if None not in map(kept.get, ("gradient_accumulation_steps", "batch_size", "eval_iters")):
-        size = kept.pop("batch_size")
-        kept |= {key: kept[key] * size for key in ("gradient_accumulation_steps", "eval_iters")}
+        kept["eval_iters"] = evaluated_windows(config)
+        kept["gradient_accumulation_steps"] *= kept.pop("batch_size")
+        kept.pop("eval_batch_size", None)
     return json.dumps([kept, run.validated_on], sort_keys=True)
 
 

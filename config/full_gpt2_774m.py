@@ -27,4 +27,5 @@ min_lr = 2.5e-05
 
 eval_interval = 1000
 eval_iters = 100
+eval_batch_size = 6
 log_interval = 10

@@ -32,4 +32,5 @@ min_lr = 8e-06
 
 eval_interval = 1000
 eval_iters = 100
+eval_batch_size = 1
 log_interval = 10

@@ -30,4 +30,5 @@ min_lr = 2e-05
 
 eval_interval = 1000
 eval_iters = 20
+eval_batch_size = 1
 log_interval = 10

@@ -31,4 +31,5 @@ min_lr = 1.6e-05
 
 eval_interval = 1000
 eval_iters = 20
+eval_batch_size = 1
 log_interval = 10

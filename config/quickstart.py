@@ -19,4 +19,5 @@ beta2 = 0.99
 
 eval_interval = 100
 eval_iters = 20
+eval_batch_size = 16
 log_interval = 20

@@ -27,4 +27,5 @@ min_lr = 6e-05
 
 eval_interval = 25
 eval_iters = 10
+eval_batch_size = 4
 log_interval = 5

@@ -29,4 +29,5 @@ min_lr = 1e-05
 
 eval_interval = 1000
 eval_iters = 20
+eval_batch_size = 2
 log_interval = 10

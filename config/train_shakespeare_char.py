@@ -1,6 +1,7 @@
 # A character-level model of Shakespeare, with nanoGPT's settings. First:
 #   python data/shakespeare_char/prepare.py
-# On a laptop: --n_layer=4 --n_embd=128 --n_head=4 --block_size=64 --batch_size=12 --max_iters=2000 --dropout=0.0
+# On a laptop, as nanoGPT says: --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64
+#   --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0
 
 out_dir = "out-shakespeare-char"
 dataset = "shakespeare_char"

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -284,7 +284,7 @@ def _read_meta(folder: Path) -> Dataset:
     """meta.json, with every field of the type and range that the format says."""
     path = folder / "meta.json"
     if not folder.is_dir():
-        raise UserError(f"there is no dataset folder {folder}; {how_to_prepare(folder)}")
+        raise UserError(f"there is no dataset folder {folder.absolute()}; {how_to_prepare(folder)}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or "format" not in meta:
@@ -294,7 +294,9 @@ def _read_meta(folder: Path) -> Dataset:
             raise UserError(f"{found}; {how_to_prepare(folder)}")
         dataset = _parse_meta(folder, meta)
     except FileNotFoundError:
-        raise UserError(f"{folder} has no meta.json, so it is not prepared; {how_to_prepare(folder)}") from None
+        raise UserError(
+            f"{folder.absolute()} has no meta.json, so it is not prepared; {how_to_prepare(folder)}"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -362,6 +364,14 @@ def _verify_contents(dataset: Dataset) -> None:
             replace_file(note, (json.dumps(verified) + "\n").encode(), on_disk=True)
         except OSError:
             return  # a folder that we may not write to is verified at every start
+
+
+def checksum(file: BinaryIO) -> str:
+    """What meta.json states as the checksum of a split, of the rest of an open file."""
+    crc = 0
+    while piece := file.read(READ_BYTES):
+        crc = zlib.crc32(piece, crc)
+    return _checksum_text(crc)
 
 
 def _verify_file(dataset: Dataset, split: Split) -> None:

@@ -60,6 +60,7 @@ def _evaluation(run: Run) -> str:
     lines = [
         f"# {run.eval_iters} x {run.batch_size} = {run.eval_iters * run.batch_size} windows: the same for every run",
         f"eval_iters = {run.eval_iters}",
+        f"eval_batch_size = {run.batch_size}",
         f"eval_interval = {run.eval_interval}",
         f"log_interval = {max(1, run.steps // 100)}",
         "keep_best = False",

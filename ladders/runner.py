@@ -254,6 +254,7 @@ def divided(run: Run, ranks: int) -> Sequence[str]:
         f"--gradient_accumulation_steps={sequences // batch_size}",
         f"--batch_size={batch_size}",
         f"--eval_iters={windows // batch_size}",
+        f"--eval_batch_size={batch_size}",
     ]
 
 

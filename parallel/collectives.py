@@ -3,15 +3,19 @@
 import contextlib
 import datetime
 import os
+import socket
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import RunFailure, UserError
+from parallel.launcher import LAUNCHER_GONE, launcher_is_gone
 from parallel.ranks import Ranks, restarts
 from runs.config import RunConfig
+
+SECONDS_TO_CONNECT = 30
 
 
 @contextlib.contextmanager
@@ -25,14 +29,19 @@ def process_group(ranks: Ranks, device: torch.device, run: RunConfig) -> Iterato
         raise UserError(f"backend='nccl' needs GPUs; on {device.type} take --backend=gloo")
     if backend == "auto":  # gloo for what lies in main memory: checkpoints, and offloaded state
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        store=meeting_place(ranks),
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=datetime.timedelta(seconds=run.comm_timeout),
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            backend,
+            store=meeting_place(ranks),
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=datetime.timedelta(seconds=run.comm_timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, OSError) as error:
+        if isinstance(error, OSError) or launcher_is_gone(ranks, patience=1.0):
+            raise RunFailure(LAUNCHER_GONE if ranks.local_rank == 0 else "") from None
+        raise RunFailure(f"the ranks did not meet: {str(error).splitlines()[0]}") from None
     yield
     dist.destroy_process_group()  # not after an exception: the others may wait in a collective that never comes
 
@@ -41,14 +50,16 @@ def meeting_place(ranks: Ranks) -> dist.Store:
     """Where the ranks leave each other their addresses: torchrun's store, or the first rank's.
 
     torchrun keeps its store when it starts failed ranks again; under a prefix of their own they do not find the
-    addresses of the dead (PyTorch does so only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    addresses of the dead (PyTorch does so only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1). Raises OSError where
+    torchrun has gone.
     """
     if ranks.size == 1:
         return dist.HashStore()
-    is_ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and ranks.is_first
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks.size, is_ours, multi_tenant=True
-    )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if is_torchruns:  # it was there before the ranks were: PyTorch would look for it for minutes
+        socket.create_connection((address, port), timeout=SECONDS_TO_CONNECT).close()
+    store = dist.TCPStore(address, port, ranks.size, not is_torchruns and ranks.is_first, multi_tenant=True)
     return dist.PrefixStore(f"isoflop/{restarts()}", store)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from common.errors import RunFailure
+from common.errors import RunFailure, UserError
+from parallel.launcher import launcher_is_gone
 from parallel.ranks import Ranks, restarts
 
 BEAT_SECONDS = 1.0
@@ -41,7 +42,8 @@ class Watch:
 
     def _beat(self, store: dist.TCPStore) -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone: whoever kept it is lost, and others notice
-            while not self._over.wait(BEAT_SECONDS):
+            # torchrun keeps the store: when it is gone, PyTorch would print a stack of what it cannot send there
+            while not self._over.wait(BEAT_SECONDS) and not launcher_is_gone(self.ranks):
                 store.add(f"{self._prefix}/beat/{self.ranks.rank}", 1)
 
     def stop(self) -> None:
@@ -49,6 +51,9 @@ class Watch:
 
     def explain(self, error: Exception, timeout: float) -> RunFailure:
         """The one line that says which rank is lost; empty on ranks that leave it to another to say."""
+        if launcher_is_gone(self.ranks, patience=1.0):  # and the store with it: who is lost nobody knows
+            said = f"torchrun has gone, and then an exchange of {self.place} failed: {_CONTINUES}"
+            return RunFailure(said if self.ranks.local_rank == 0 else "")
         try:
             failed, silent = self._look_around()
             if self._store.add(f"{self._prefix}/said", 1) > 1:
@@ -76,7 +81,8 @@ class Watch:
         return [self._store.add(f"{self._prefix}/beat/{rank}", 0) for rank in range(self.ranks.size)]
 
 
-_ADVICE = "its own output says why, if it could say anything; --init_from=auto continues from the last checkpoint"
+_CONTINUES = "--init_from=auto continues from the last checkpoint"
+_ADVICE = f"its own output says why, if it could say anything; {_CONTINUES}"
 
 
 def _named(ranks: set[int]) -> str:
@@ -90,6 +96,8 @@ def naming_lost_ranks(ranks: Ranks, timeout: float) -> Iterator[Watch]:
     watch = Watch(ranks)
     try:
         yield watch
+    except (UserError, RunFailure):
+        raise
     except Exception as error:
         if ranks.size == 1 or not any(sign in str(error).lower() for sign in EXCHANGE_ERRORS):
             raise

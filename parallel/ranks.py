@@ -1,7 +1,7 @@
 """Who this process is among the processes of a run, as torchrun tells it, and what it takes part in. No torch."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import UserError
 
@@ -18,6 +18,7 @@ class Ranks:
     size: int
     local_size: int = 1  # ranks of this machine
     tensor_parallel: int = 1
+    started_by: int | None = field(default=None, compare=False)  # the process that started this one
 
     @property
     def is_first(self) -> bool:
@@ -55,7 +56,7 @@ def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
         rank, local_rank, size, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     except ValueError:
         raise UserError(f"{', '.join(LAUNCHER_VARIABLES)} must be numbers, as torchrun sets them") from None
-    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel)
+    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel, started_by=os.getppid())
     if not 0 <= ranks.rank < ranks.size:
         raise UserError(f"RANK={ranks.rank} is not one of WORLD_SIZE={ranks.size} ranks: let torchrun set them")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]

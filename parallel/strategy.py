@@ -44,7 +44,7 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     model.activation_checkpointing = run.activation_checkpointing
     if compiles:
         for block in model.blocks:
-            block.compile()
+            block.compile(dynamic=False)  # evaluations may have batches of another size: compiled apart
     fsdp = run.use_fsdp or (run.tensor_parallel > 1 and ranks.data_size > 1)
     if mesh is not None and fsdp:
         shard_fully(model, run, compute)

@@ -7,6 +7,7 @@ JSON: loading executes nothing.
 
 import dataclasses
 import errno
+import re
 import time
 import warnings
 from concurrent.futures import Future
@@ -29,6 +30,7 @@ from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
 from training.optimizer import empty_state, optimizer_tensors
 
+NO_SPACE = "no space left on the disk"
 OPTIMIZER = "optimizer."  # before the names of the optimizer's tensors
 # PyTorch 2.11's stager closes itself when it has staged once: each checkpoint then allocates its buffers anew.
 STAGER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
@@ -56,10 +58,12 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """How writing a checkpoint ended. `path` is None where the disk was full, and the earlier ones are untouched."""
+    """How writing a checkpoint ended. `path` is None where the disk failed, for the `failure` in words, and on ranks
+    other than the first; earlier checkpoints are untouched."""
 
     progress: Progress  # as it was when training paused for the copy
     path: Path | None
+    failure: str | None
     seconds: float  # until it was in place
     stall_seconds: float  # in which training paused
 
@@ -123,12 +127,7 @@ class Checkpointer:
         started, progress = time.perf_counter(), dataclasses.replace(self.training.progress)
         if not STAGER_KEEPS_BUFFERS:
             self.stager = _new_stager()
-        state = {
-            "progress": dataclasses.asdict(progress),
-            "config": self.config,
-            "data": self.data,
-            "scaler": self.training.scaler.state_dict(),
-        }
+        state = self._state() | {"scaler": self.training.scaler.state_dict()}
         writer = _Writer(self.folder.aside(progress.step))
         future = dcp.async_save(
             self.training.tensors(),
@@ -141,31 +140,36 @@ class Checkpointer:
         assert isinstance(future, Future)  # as ever without asynchronous staging
         self.pending = _Pending(writer, future, state, progress, started, stall)
 
+    def _state(self) -> dict[str, Any]:
+        progress = dataclasses.asdict(self.training.progress)
+        return {"progress": progress, "config": self.config, "data": self.data}
+
     def settle(self, wait: bool) -> Saved | None:
         """Put a checkpoint in place that all ranks have written; None if there is none, or not yet.
 
-        Ranks other than the first have nothing to put in place. Raises what made the writing fail, except for a full
+        Ranks other than the first have nothing to put in place. Raises what made the writing fail, unless that was the
         disk.
         """
         pending = self.pending
         if pending is None or not (wait or pending.future.done()):
             return None
-        self.pending, path = None, None
+        self.pending, path, failure = None, None, None
         try:
             pending.future.result()
             if self.ranks.is_first:
                 state = pending.state | {"files": pending.writer.files}
                 path = self.folder.put_in_place(pending.progress.step, state)
         except (CheckpointException, OSError) as error:
-            if not _disk_is_full(error):
+            failure = _failure_of_the_disk(error)
+            if failure is None:
                 raise
             if self.ranks.is_first:
                 self.folder.discard(pending.progress.step)
-        return Saved(pending.progress, path, time.perf_counter() - pending.started, pending.stall_seconds)
+        return Saved(pending.progress, path, failure, time.perf_counter() - pending.started, pending.stall_seconds)
 
     def update(self, checkpoint: Path) -> None:
         """A checkpoint of this very step was saved before the step was evaluated: note the evaluation in it."""
-        write_state(checkpoint, read_state(checkpoint) | {"progress": dataclasses.asdict(self.training.progress)})
+        write_state(checkpoint, read_state(checkpoint) | self._state())
 
     def close(self) -> None:
         self.stager.close()
@@ -185,12 +189,17 @@ def _expect_one_process() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def _disk_is_full(error: BaseException) -> bool:
+def _failure_of_the_disk(error: BaseException) -> str | None:
+    """What the system said, where that made the writing fail; None for any other error."""
     if isinstance(error, CheckpointException):
-        return any(_disk_is_full(failure) for failure, _ in error.failures.values())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "os error 28" in str(error) or "No space left" in str(error)
+        return next(filter(None, (_failure_of_the_disk(failure) for failure, _ in error.failures.values())), None)
+    text = str(error)
+    if "No space left" in text or "os error 28" in text:  # as safetensors and PyTorch hand it on
+        return NO_SPACE
+    if isinstance(error, OSError):
+        return NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or text
+    found = re.search(r"([^:]+) \(os error [0-9]+\)", text)
+    return found and found[1].strip()
 
 
 def newest_whole(checkpoints: list[Path], ranks: Ranks, device: torch.device) -> tuple[Path, dict[Path, str]]:

@@ -3,7 +3,8 @@
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from common.errors import UserError
 from common.keys import key
@@ -17,7 +18,7 @@ class RunConfig:
 
     out_dir: str | None = key(
         None,
-        "the run's folder; None: out/<name of the config file>",
+        "the run's folder; None: out/<name of the config file>, or where a run's own config.py lies",
         group="Where to start and where to write",
         changes="name",
     )
@@ -73,9 +74,15 @@ class RunConfig:
 
     eval_interval: int = key(2000, "steps between evaluations", at_least=1, group="Evaluation and checkpoints")
     eval_iters: int = key(
-        200, "batches of an evaluation: the same validation windows every time, fewer if the split is short", at_least=1
+        200,
+        "an evaluation is eval_iters x eval_batch_size windows of the validation split, the same ones every time and "
+        "for any batch_size; fewer if the split is short",
+        at_least=1,
     )
-    eval_only: bool = key(False, "evaluate once and exit")
+    eval_batch_size: int = key(
+        12, "windows that eval_iters counts in; at most batch_size of them are computed at once", at_least=1
+    )
+    eval_only: bool = key(False, "evaluate once and exit; an existing run is left as it is, its log too")
     always_save_checkpoint: bool = key(True, "save at every evaluation; False: only where the loss improved")
     checkpoint_interval: int = key(
         0, "also save every so many steps; 0: only at evaluations and at the end", at_least=0
@@ -168,6 +175,13 @@ class RunConfig:
     def is_sharded(self) -> bool:
         """Whether no rank has all of the training state."""
         return self.use_zero1 or self.use_fsdp or self.tensor_parallel > 1
+
+
+def evaluated_windows(config: Mapping[str, Any]) -> int | None:
+    """How many windows an evaluation asks for, by a run's saved keys: before there was an eval_batch_size they were
+    counted in batch_size. None where the keys do not say."""
+    batches, size = config.get("eval_iters"), config.get("eval_batch_size") or config.get("batch_size")
+    return batches * size if batches and size else None
 
 
 def check_run(config: RunConfig) -> None:

@@ -13,6 +13,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -20,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import configurator
-from common.errors import UserError
-from common.files import replace_file, sync
+from common.errors import RunFailure, UserError
+from common.files import aside, replace_file, sync
 from common.keys import check_value
 from common.locks import lock
 from configurator import Configuration
@@ -44,6 +46,11 @@ class Progress:
     best_val_loss: float | None = None
     compile: bool = False  # what compile='auto' decided: a resumed run computes as the first one did
     dtype: str = "float32"  # likewise
+    wandb_id: str | None = None  # of the run there that a resumed run goes on with
+
+    def forget_evaluations(self) -> None:
+        """For a run that evaluates something else from now on: its losses do not compare with those before."""
+        self.last_evaluation = self.best_step = self.best_val_loss = None
 
     @property
     def has_updated(self) -> bool:
@@ -51,9 +58,18 @@ class Progress:
         return self.step > self.skipped_steps
 
 
+# What this module itself makes for a while; whatever else lies in a run's folder is someone's.
+LEFTOVER = re.compile(r"\.(writing|deleting_step)_[0-9]{8,}")
+
+
 def step_of(checkpoint: Path) -> int:
     """The number in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint, and not one that someone has put aside under a name of his own."""
+    return re.fullmatch("step_[0-9]{8,}", name) is not None
 
 
 def checkpoint_choice(text: str) -> str | int:
@@ -77,11 +93,22 @@ class RunFolder:
         self.path = path
         self.log = path / "log.jsonl"
         self._checkpoints = path / "checkpoints"
+        self._held: int | None = None  # the folder, opened, while a run holds it
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run has begun in it."""
+        return self.log.exists() or bool(self.checkpoints())
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds it, and so may write to it."""
+        return self._held is not None
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first; not those that someone has put aside under a name of their own."""
-        folders = self._checkpoints.glob("step_*")
-        return sorted((folder for folder in folders if folder.name[len("step_") :].isdecimal()), key=step_of)
+        """Whole checkpoints, oldest first."""
+        found = [folder for folder in self._checkpoints.glob("step_*") if is_checkpoint_name(folder.name)]
+        return sorted(filter(Path.is_dir, found), key=step_of)
 
     def last_checkpoint(self) -> Path | None:
         return next(reversed(self.checkpoints()), None)
@@ -129,9 +156,38 @@ class RunFolder:
         if held is None:
             raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
         with held:
-            for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
-                shutil.rmtree(leftover)
-            yield
+            self._held = os.open(self.path, os.O_RDONLY)  # while it is open no other folder gets its inode's number
+            try:
+                for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
+                    if LEFTOVER.fullmatch(leftover.name) and not leftover.is_symlink():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                yield
+            finally:
+                os.close(self._held)
+                self._held = None
+
+    def check_writable(self) -> None:
+        """Raises UserError where the run could not write its log or its checkpoints, before anything is computed."""
+        for path in filter(Path.exists, (self.path, self.log, self._checkpoints)):
+            probe = path if path == self.log else aside(path / "probe")
+            try:
+                probe.open("ab").close()
+                if probe != self.log:
+                    probe.unlink()
+            except OSError as error:
+                raise UserError(f"cannot write to {path}: {error.strerror}; choose another --out_dir") from None
+
+    def check_still_there(self) -> None:
+        """Raises RunFailure when the folder that the run holds is no longer what has its name."""
+        if self._held is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._held), self.path.stat()):
+                return
+        raise RunFailure(
+            f"{self.path} was removed, renamed or replaced while the run wrote to it: the run ends here, and what it "
+            "had saved is wherever that folder is now"
+        )
 
     def aside(self, step: int) -> Path:
         """Where the files of a checkpoint are written."""
@@ -172,7 +228,14 @@ class RunFolder:
     def _delete(self, folder: Path) -> None:
         doomed = folder.with_name(f".deleting_{folder.name}")  # half deleted, it must not look whole
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+        if doomed.is_symlink():
+            doomed.unlink()
+        else:
+            shutil.rmtree(doomed, ignore_errors=True)  # of what is left, hold() disposes
+
+
+class Misnamed(UserError):
+    """A checkpoint whose folder has the name of another step."""
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -183,6 +246,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if state.pop("checksum") != _checksum_of(state):
             raise ValueError("its state.json has another checksum than it should")
         check_state(state)
+        if is_checkpoint_name(checkpoint.name) and state["progress"]["step"] != step_of(checkpoint):
+            right = f"step_{state['progress']['step']:08d}"
+            raise Misnamed(f"{checkpoint} is the checkpoint of another step: rename it to {right}")
         if outside := [name for name in state["files"] if Path(name).name != name]:
             raise ValueError(f"its state.json names {outside[0]!r}, a file elsewhere")
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.locks import is_locked
+from runs.config import evaluated_windows
 from runs.older_logs import read_older
 
 Record = dict[str, Any]
@@ -56,7 +57,8 @@ class RunLog:
     path: Path
     run: Record = dataclasses.field(default_factory=dict)  # of the newest process; empty if its line was lost
     iters: list[Record] = dataclasses.field(default_factory=list)
-    evals: list[Record] = dataclasses.field(default_factory=list)
+    evals: list[Record] = dataclasses.field(default_factory=list)  # of the windows that the newest process evaluates
+    other_evals: list[Record] = dataclasses.field(default_factory=list)  # of earlier ones, on other windows
     checkpoints: list[Record] = dataclasses.field(default_factory=list)
     events: list[Record] = dataclasses.field(default_factory=list)
     summary: Record | None = None  # of the newest process; None while it runs, or if it was killed
@@ -297,10 +299,13 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
     _add_wall_seconds(records)
     kept: list[Record] = []
     begins = False
+    measured: dict[int, tuple[Any, ...] | None] = {}  # by the identity of an `eval` record: what it is a mean over
     for record in records:
         if record["type"] == "run":
             log.run, log.summary, begins = record, None, True
             continue
+        if record["type"] == "eval":
+            measured[id(record)] = evaluated_on(log.run)
         resumes = record["type"] == "event" and record.get("event") == "resume"
         if begins or resumes:
             last_valid = record["step"] if resumes else record["step"] - 1
@@ -311,7 +316,22 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
         else:
             kept.append(record)
     log.events = [record for record in kept if record["type"] == "event"]
-    log.iters, log.evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    log.iters, evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    now = evaluated_on(log.run)
+    for record in evals:
+        same = None in (there := measured[id(record)], now) or there == now
+        (log.evals if same else log.other_evals).append(record)
+
+
+def evaluated_on(run: Record) -> tuple[Any, ...] | None:
+    """What is equal for processes whose validation losses are means over the same windows, by their `run` records:
+    the split, how it is cut, and how many windows an evaluation takes. None where the record does not say."""
+    config = run.get("config") or {}
+    val = ((run.get("dataset") or {}).get("splits") or {}).get("val") or {}
+    tokens, block_size, windows = val.get("tokens"), config.get("block_size"), evaluated_windows(config)
+    if not (val.get("checksum") and tokens and block_size and windows):
+        return None
+    return val["checksum"], block_size, min(windows, (tokens - 1) // block_size)
 
 
 def _add_wall_seconds(records: list[Record]) -> None:

@@ -35,8 +35,8 @@ def command(main: Callable[[], None], *arguments: object) -> Done:
 
 @contextlib.contextmanager
 def kept_signals() -> Iterator[None]:
-    """train.py takes SIGINT and SIGTERM for the rest of its process's life."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """train.py takes these signals for the rest of its process's life."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -76,7 +76,7 @@ def test_a_dry_run_needs_no_torch_and_writes_nothing(train, data_dir, tmp_path):
     ):
         assert part in done.stdout
     assert not (tmp_path / "run").exists()
-    assert "fewer than eval_iters x batch_size = 4,000" in train("--dry_run", "--eval_iters=1000").stdout
+    assert "fewer than eval_iters x eval_batch_size = 12,000" in train("--dry_run", "--eval_iters=1000").stdout
 
 
 def test_the_missing_dataset_names_its_prepare_command(tmp_path):
@@ -85,6 +85,15 @@ def test_the_missing_dataset_names_its_prepare_command(tmp_path):
         cwd=tmp_path, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and "python data/shakespeare_char/prepare.py" in done.stderr
+
+
+def test_a_relative_data_folder_is_named_whole(tmp_path):
+    """Such as that of a run which is continued from another folder."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--dataset=tiny", "--data_dir=data"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and f"there is no dataset folder {tmp_path}/data/tiny" in done.stderr
 
 
 def test_accumulation_must_be_shared_evenly_and_only_one_rank_says_so(train):

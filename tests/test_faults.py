@@ -159,6 +159,24 @@ def test_the_launcher_is_killed(data_dir, tmp_path, uninterrupted, everything):
     assert same_end(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize("after", [0, 4])
+def test_the_launcher_is_killed_before_the_ranks_have_met(data_dir, tmp_path, after):
+    """One rank comes late, and the other waits for it."""
+    config = tmp_path / "late.py"
+    config.write_text(
+        "import os, time\n_rank = os.environ['RANK']\nprint('here', _rank, flush=True)\n"
+        "time.sleep(7 if _rank == '1' else 0)\n"
+    )
+    process = start(tmp_path, data_dir, str(config))
+    for _ in range(2):
+        read_until(process.stdout, "^here ")
+    time.sleep(after)
+    process.kill()
+    *report, last = process.communicate(timeout=30)[0].splitlines()  # until the ranks have ended, too
+    assert last.startswith("error: torchrun has gone") and not any("rror" in line for line in report), report
+    wait_until_free(tmp_path / "run")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("strategy", [(), ("--use_fsdp=True",)], ids=["ddp", "fsdp"])
 def test_a_run_killed_at_fifty_instants_ends_as_one_that_was_not(data_dir, tmp_path, strategy):

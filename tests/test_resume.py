@@ -1,11 +1,17 @@
 """Exact resume: a run that is killed at any instant and started again goes on as if nothing had happened."""
 
 import json
+import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 from checkpoints import last_checkpoint, same, tensors
+from commands import command
+from conftest import small_run
 
+import train as train_command
 from runs.logs import read_run
 
 # A run that kills itself, as `kill -9` would, when one of its own functions has been called for the n-th time.
@@ -100,7 +106,7 @@ def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterr
     killed = train(*KEYS, script=killed_run(tmp_path, function, call, after))
     assert killed.returncode == -9, killed.stderr
     resumed = train(*KEYS, "--init_from=auto")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode == 0 and "note: the learning rate jumps" not in resumed.stdout, resumed.stderr
     assert curve(tmp_path / "run/log.jsonl") == curve(reference / "log.jsonl")
     assert same_end(tmp_path / "run", reference)
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "leftovers of the killed run"
@@ -156,6 +162,11 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_continues(train, tmp_path
     assert again.returncode == 0 and "has finished its 10 steps already" in again.stdout
     longer = train(*KEYS, "--init_from=resume", "--max_iters=14")
     assert longer.returncode == 0
+    jump = re.search(r"note: the learning rate jumps from (\S+) to (\S+): it followed a schedule of 10", longer.stdout)
+    rates = {record["step"]: record["learning_rate"] for record in read_run("run").iters}
+    assert jump is not None and [float(rate) for rate in jump.groups()] == pytest.approx(
+        [rates[10], rates[11]], rel=1e-2
+    )
     steps = [step for step in curve(tmp_path / "run/log.jsonl") if isinstance(step, int)]
     assert steps == list(range(1, 15))
     events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
@@ -206,3 +217,42 @@ def test_scratch_never_overwrites_a_run(train, tmp_path):
 def test_resume_without_a_checkpoint_says_so(train):
     refused = train(*KEYS, "--init_from=resume")
     assert refused.returncode == 2 and "no checkpoint to resume from" in refused.stderr
+
+
+def test_the_config_that_a_run_leaves_continues_that_run(train, data_dir, tmp_path):
+    """Of two runs each its own, from another folder and under another name too."""
+    config = tmp_path / "mine.py"
+    config.write_text("seed = 7\n")
+    assert train(*KEYS, "--out_dir=a").returncode == 0
+    small = [key for key in small_run(data_dir, *KEYS) if not key.startswith("--out_dir")]
+    for arguments in ([str(config), *small], ["--out_dir=b", "--seed=8", *small]):
+        assert command(train_command.main, *arguments).returncode == 0
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    for folder, seed in (("a", 1337), ("out/mine", 7), ("elsewhere", 8)):
+        assert runpy.run_path(f"{folder}/config.py")["out_dir"] in (folder, "b")
+        done = command(train_command.main, f"{folder}/config.py", "--init_from=auto", "--max_iters=12")
+        assert done.returncode == 0 and f"resumed at step 10 from {folder}/checkpoints" in done.stdout, done.stderr
+        log = read_run(folder)
+        assert log.step == 12 and log.run["config"]["seed"] == seed and log.run["config"]["out_dir"] == folder
+    assert not (tmp_path / "b").exists() and [path.name for path in Path("out").iterdir()] == ["mine"]
+    copied = shutil.copy("a/config.py", "again.py")
+    assert "a has finished its 12 steps already" in command(train_command.main, copied).stdout
+
+
+def test_the_time_in_steps_is_that_of_steps_alone(train, tmp_path):
+    """Loading a checkpoint and putting one in place take two seconds each here."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nimport training.trainer as trainer, runs.folder as folder\n"
+        "load, put = trainer.load_checkpoint, folder.RunFolder.put_in_place\n"
+        "def load_checkpoint(*arguments):\n    time.sleep(2)\n    load(*arguments)\n"
+        "def put_in_place(*arguments):\n    time.sleep(2)\n    return put(*arguments)\n"
+        "trainer.load_checkpoint, folder.RunFolder.put_in_place = load_checkpoint, put_in_place\n"
+        "import train\ntrain.main()\n"
+    )
+    assert train(*KEYS, "--max_iters=4").returncode == 0
+    before = read_run("run").train_seconds
+    assert train(*KEYS, "--max_iters=8", "--init_from=resume", script=slow).returncode == 0
+    log = read_run("run")
+    assert log.summary["train_seconds"] - before < 1.5
+    assert all(record["train_seconds"] - before < 1.5 for record in log.iters if record["step"] > 4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runs.config import RunConfig
-from training.schedule import learning_rate, run_length
+from training.schedule import jump_note, learning_rate, run_length, schedule_notes
 
 
 def run(**keys) -> RunConfig:
@@ -60,3 +60,37 @@ def test_a_run_is_the_shortest_that_reaches_a_limit(iters, tokens, tokens_per_st
     steps = run_length(config, tokens_per_step, flops_per_token)
     assert steps == iters or steps * tokens_per_step >= tokens > (steps - 1) * tokens_per_step
     assert steps <= iters
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of a schedule
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, None),
+        ({"lr_decay_iters": 110}, None),
+        ({"lr_decay_iters": 60}, None),
+        ({"lr_decay_iters": 210}, "it decays until step 210 (lr_decay_iters), and the run ends after 110, at 5.57e-01"),
+        ({"lr_decay_iters": 210, "decay_lr": False}, None),
+        ({"lr_decay_iters": 210, "lr_schedule": "constant"}, None),
+        ({"lr_schedule": "wsd"}, None),
+        ({"lr_schedule": "wsd", "warmup_iters": 88}, None),
+        ({"lr_schedule": "wsd", "warmup_iters": 89}, "not over at step 88, where wsd would begin to decay"),
+    ],
+)
+def test_a_schedule_that_may_not_be_meant_is_said(keys, said):
+    notes = schedule_notes(run(**keys), 110)
+    assert len(notes) == (said is not None) and (said or "") in "".join(notes)
+
+
+@given(st.integers(11, 105), st.sampled_from(["cosine", "linear", "wsd", "constant"]), st.integers(60, 400))
+def test_a_rate_that_jumps_is_said_with_both_rates(step, schedule, length):
+    before, now = run(lr_schedule=schedule), run(lr_schedule=schedule, max_iters=length)
+    due, rate = (learning_rate(of, step, steps) for of, steps in ((before, 110), (now, length)))
+    note = jump_note(before, now, step, (110, length))
+    assert (note is not None) == (step < length and abs(rate - due) > 0.1 * max(rate, due))
+    if note is not None:
+        last = learning_rate(before, step - 1, 110)
+        assert f"jumps from {last:.2e} to {rate:.2e}" in note and f"now one of {length:,}" in note

@@ -12,6 +12,7 @@ from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import ModelArchitectureConfig
 from training.plan import RunPlan, not_built
+from training.schedule import schedule_notes
 
 
 def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:
@@ -40,14 +41,15 @@ def plan_notes(configuration: Configuration, plan: RunPlan, dataset_vocab_size: 
             f"the model's vocabulary ({model.vocab_size:,}) is far larger than the dataset's ({dataset_vocab_size:,}); "
             "--vocab_size=None takes the dataset's"
         )
-    if plan.windows is not None and plan.windows["val"] < run.eval_iters * run.batch_size:
+    wanted = run.eval_iters * run.eval_batch_size
+    if plan.windows is not None and plan.windows["val"] < wanted:
         notes.append(
-            f"the validation split has {plan.windows['val']:,} windows, fewer than eval_iters x batch_size = "
-            f"{run.eval_iters * run.batch_size:,}: an evaluation takes as many whole batches as there are"
+            f"the validation split has {plan.windows['val']:,} windows, fewer than eval_iters x eval_batch_size = "
+            f"{wanted:,}: an evaluation takes as many whole eval_batch_size as there are"
         )
     if run.decay_lr and run.warmup_iters >= plan.length > 0:
         notes.append(f"the warm-up ({run.warmup_iters:,} steps) does not end within the run ({plan.length:,} steps)")
-    return notes
+    return notes + schedule_notes(run, plan.length)
 
 
 def _architecture(configuration: Configuration, plan: RunPlan) -> str:

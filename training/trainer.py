@@ -14,27 +14,30 @@ from typing import Any
 import torch
 
 import configurator
+from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
 from data.dataset import Dataset
-from data.loader import Batch, WindowLoader, prefetch
+from data.loader import Batch, UnusableData, WindowLoader, prefetch
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
+from parallel.launcher import LauncherWatch
 from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
-from runs.config import RunConfig
-from runs.folder import Progress, RunFolder, read_state
-from training.interrupts import StopRequest
+from runs.config import RunConfig, evaluated_windows
+from runs.folder import Progress, RunFolder, read_state, saved_configuration
+from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
 from training.plan import RunPlan
-from training.schedule import learning_rate
+from training.schedule import jump_note, learning_rate, run_length
 from training.step import take_step
-from training.validation import WINDOW_SEED, evaluate
+from training.validation import WINDOW_SEED, evaluate, evaluation_batches
 from training_logger import Machine, TrainingLogger
 
+TROUBLE = 1000  # where the ranks agree on why to stop: no signal's number
 GUESSED_MFU = 1 / 3
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
 
@@ -52,19 +55,25 @@ def train(
     0 at the run's end, 128 + the signal's number when one stopped it, 1 after too many skipped steps or when the last
     checkpoint could not be written.
     """
-    run = configuration.run
+    run, launcher = configuration.run, LauncherWatch(ranks)
     device = choose_device(run.device, ranks)
     torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
     with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
-        saved = Progress(**read_state(checkpoint)["progress"]) if checkpoint else None
+        state = read_state(checkpoint) if checkpoint else None
+        saved = Progress(**state["progress"]) if state else None
         if saved is not None and not saved.has_updated:
             saved = None  # whose decisions nothing depends on yet
+        if state and "eval_batch_size" not in state["config"]:  # it was batch_size until there was that key
+            windows = dataclasses.replace(run, eval_batch_size=state["config"]["batch_size"])
+            configuration = dataclasses.replace(configuration, run=windows)
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
-        return trainer.run_to_the_end()
+        launcher.release()
+        with kept_from_children() if machine.compile else contextlib.nullcontext():
+            return trainer.run_to_the_end()
 
 
 def describe_machine(
@@ -133,11 +142,16 @@ class Trainer:
         progress = Progress(compile=machine.compile, dtype=machine.dtype)
         self.training = Training(model, optimizer, scaler, progress, wrapper)
         self.checkpointer = Checkpointer(folder, self.training, ranks, configurator.as_dict(configuration), self.data)
-        self.logger = TrainingLogger(configuration, plan, folder.log, machine, writes=ranks.is_first)
+        # An evaluation of a run does not hold its folder, and leaves it as it is.
+        log = folder.log if folder.is_held else None
+        self.logger = TrainingLogger(configuration, plan, log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
+        self.clock = (
+            time.perf_counter()
+        )  # when the step that is under way began: the one before ended, or an evaluation, or a save
         self.saved_step: int | None = None
         self.last_saved: Saved | None = None
-        self.clock = time.perf_counter()
+        self.trouble: str | None = None  # that this rank has met
 
     @property
     def progress(self) -> Progress:
@@ -147,43 +161,78 @@ class Trainer:
         """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
         settle_buckets(self.training.wrapped, self.run.batch_size, self.configuration.model.block_size, self.device)
         changed: list[str] = []
+        notes: list[str] = []
         if checkpoint is not None:
             state = read_state(checkpoint)
             changed = changed_keys(state["config"], configurator.as_dict(self.configuration))
             changed += changed_keys(state["data"], self.data)
             load_checkpoint(checkpoint, self.training)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
+            if self.progress.last_evaluation is not None and not self.evaluates_as(state):
+                self.progress.forget_evaluations()
+                notes.append("other windows are evaluated than before: the best validation loss starts anew")
+            if note := self.jump(state):
+                notes.append(note)
             if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
                 self.progress.skipped_in_a_row = 0  # it stopped for that; who resumes it wants it tried again
             self.saved_step = self.progress.step
             if self.progress.step >= self.plan.length:
                 self.progress.last_evaluation = None  # what is left is the summary, which states the last evaluation
-        if self.ranks.is_first:
+        self.logger.start(self.progress, checkpoint, changed, dataset, notes)
+        if self.folder.is_held:
             configurator.write(self.configuration, self.folder.path)
             for path in damaged:
                 self.folder.set_damaged_aside(path)
-        self.logger.start(self.progress, checkpoint, changed, dataset)
         for path, reason in damaged.items():
             self.logger.damaged(self.progress, path, reason)
 
+    def jump(self, state: dict[str, Any]) -> str | None:
+        """That the learning rate is another than it would have been without what was changed since a checkpoint."""
+        before = saved_configuration(state)
+        tokens_per_step = before.run.sequences_per_step * before.model.block_size
+        length = run_length(before.run, tokens_per_step, self.plan.flops_per_token["full"])
+        return jump_note(before.run, self.run, self.progress.step, (length, self.plan.length))
+
+    def evaluates_as(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's evaluations were of the windows that this process evaluates: of the same tokens, cut
+        alike, as many of them as an evaluation asks for or all that there are."""
+        before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
+        cut = ("block_size", "data of val")
+        asked = [min(evaluated_windows(keys) or 0, self.val_data.n_windows) for keys in (before, now)]
+        return all(before.get(key) == now[key] for key in cut) and asked[0] == asked[1]
+
     def run_to_the_end(self) -> int:
-        """The loop: evaluate and save when it is time, look for a signal, take a step."""
+        """The loop: evaluate and save when it is time, look for what ends the run, take a step."""
+        self.clock = time.perf_counter()
         batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device)
         with contextlib.closing(batches):
-            while True:
-                evaluated = self.evaluation_is_due() and self.evaluate()
-                if self.save_is_due(evaluated):
-                    self.save()
-                self.settle(wait=False)
-                if number := self.agreed_signal():
-                    return self.end(signal.Signals(number).name, 128 + number)
-                if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
-                    return self.end(
-                        f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
-                    )
-                if self.progress.step >= self.plan.length or self.run.eval_only:
-                    return self.end("finished", 0)
-                self.take_step(batches)
+            try:
+                while True:
+                    evaluated = self.evaluation_is_due() and self.evaluate()
+                    if self.save_is_due(evaluated):
+                        self.save()
+                    self.settle(wait=False)
+                    if (end := self.end_is_due()) is not None:
+                        return self.end(*end)
+                    self.take_step(batches)
+            except UnusableData as error:  # in a step or an evaluation, of which nothing is kept
+                if self.ranks.size > 1:  # the others wait for this one in the middle of it
+                    raise RunFailure(f"{error}; --init_from=auto continues from the last checkpoint") from None
+                return self.end(f"stopped: {error}", 1)
+
+    def end_is_due(self) -> tuple[str, int] | None:
+        """Why the run ends here, and its exit code; None if it goes on."""
+        self.folder.check_still_there()
+        stop = self.agreed_stop()
+        if stop == TROUBLE:
+            return f"stopped: {self.trouble or 'another rank cannot go on with its files'}", 1
+        if stop:
+            return signal.Signals(stop).name, 128 + stop
+        if self.progress.skipped_in_a_row >= self.run.max_skipped_steps:
+            return f"stopped: {self.progress.skipped_in_a_row} steps in a row had no finite gradient", 1
+        if self.progress.step >= self.plan.length or self.run.eval_only:
+            return "finished", 0
+        return None
 
     def sample_starts(self) -> Iterator[int]:
         """The first sample of each of this rank's micro-batches, from here to the run's end."""
@@ -223,8 +272,7 @@ class Trainer:
         loss = evaluate(
             self.training.model,
             self.val_data,
-            self.run.eval_iters,
-            self.run.batch_size,
+            *evaluation_batches(self.run, self.val_data.n_windows),
             self.compute,
             lambda: bool(self.stop),
         )
@@ -233,8 +281,8 @@ class Trainer:
         progress.last_evaluation = progress.step
         if math.isfinite(loss) and (progress.best_val_loss is None or loss < progress.best_val_loss):
             progress.best_step, progress.best_val_loss = progress.step, loss
+        self.logger.evaluation(progress, loss, time.perf_counter() - started)
         self.clock = time.perf_counter()
-        self.logger.evaluation(progress, loss, self.clock - started)
         return True
 
     def save_is_due(self, evaluated: bool) -> bool:
@@ -254,9 +302,9 @@ class Trainer:
             existing = self.folder.checkpoint_of(step)
             if existing is not None and self.ranks.is_first:
                 self.checkpointer.update(existing)
-            return
-        self.checkpointer.start()
-        self.saved_step = step
+        else:
+            self.checkpointer.start()
+            self.saved_step = step
         self.clock = time.perf_counter()
 
     def settle(self, wait: bool) -> None:
@@ -264,28 +312,44 @@ class Trainer:
         saved = self.checkpointer.settle(wait)
         if saved is None:
             return
+        self.folder.check_still_there()  # before a failure is said to be the disk's
         self.last_saved = saved
         if self.ranks.is_first and saved.path is not None:
             best_step = saved.progress.best_step if self.run.keep_best else None
             self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
-        self.logger.checkpoint(saved)
+        self.logger.checkpoint(saved, self.folder.last_checkpoint())
+        self.clock = time.perf_counter()
 
-    def agreed_signal(self) -> int:
-        """The number of a signal that reached any rank, the same on all of them; 0 for none."""
+    def agreed_stop(self) -> int:
+        """The number of a signal that reached any rank, or TROUBLE, the same on all of them; 0 for none."""
+        self.trouble = self.find_trouble()
+        own = TROUBLE if self.trouble else self.stop.signal_number or 0
         if self.ranks.size == 1:
-            return self.stop.signal_number or 0
-        return int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0, device=self.device), self.ranks))
+            return own
+        return int(largest_over_ranks(torch.tensor(own, device=self.device), self.ranks))
+
+    def find_trouble(self) -> str | None:
+        """What happened to the files of the run so that it had better be saved and ended."""
+        if not self.logger.is_in_place:
+            return f"{self.folder.log} was removed or replaced while the run wrote it"
+        try:
+            self.train_data.check_unchanged()
+            self.val_data.check_unchanged()
+        except UnusableData as error:
+            return str(error)
+        return None
 
     def end(self, reason: str, code: int) -> int:
-        """Save what is not saved yet, write the summary, and say what happened."""
+        """Save what is not saved yet, write the summary, and say what happened. Returns the exit code."""
         if not self.run.eval_only:
             if self.saved_step != self.progress.step:
                 self.save()
             self.settle(wait=True)
         self.checkpointer.close()
-        self.logger.finish(self.progress, reason)
-        disk_was_full = self.ranks.is_first and self.last_saved is not None and self.last_saved.path is None
-        return code or int(disk_was_full)
+        self.folder.check_still_there()
+        unsaved = None if self.last_saved is None else self.last_saved.failure
+        self.logger.finish(self.progress, reason, unsaved)
+        return code or int(unsaved is not None)
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -11,8 +11,19 @@ from parallel.collectives import largest_over_ranks, sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
 from parallel.strategy import give_back_weights
+from runs.config import RunConfig
 
 WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of several seeds compare
+
+
+def evaluation_batches(run: RunConfig, n_windows: int) -> tuple[int, int]:
+    """How many batches an evaluation has, and of how many windows: together as many as eval_iters and eval_batch_size
+    say, or as many whole ones of these as the split's `n_windows` make, in batches that divide them evenly and are no
+    larger than batch_size."""
+    unit = min(run.eval_batch_size, n_windows)
+    windows = min(run.eval_iters, n_windows // unit) * unit
+    size = max(size for size in range(1, min(unit, run.batch_size) + 1) if unit % size == 0)
+    return windows // size, size
 
 
 @torch.no_grad()

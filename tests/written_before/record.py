@@ -79,7 +79,7 @@ MODELS = {
 }
 COMMON = """
 --n_embd=24 --d_ff=48 --block_size=32 --dataset=words --data_dir=data --out_dir=run --batch_size=4
---gradient_accumulation_steps=2 --eval_interval=2 --eval_iters=3 --warmup_iters=2 --lr_decay_iters=8
+--gradient_accumulation_steps=2 --eval_interval=2 --eval_iters=3 --eval_batch_size=4 --warmup_iters=2 --lr_decay_iters=8
 --learning_rate=1e-2 --min_lr=1e-3 --keep_last=1 --keep_best=False --device=cpu --dtype=float32 --compile=False
 """
 STEPS, LONGER = 4, 8
