@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
+from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive, same_name
 from common.files import check_target, write_whole
 from components.registry import load_rooms
 from data.dataset import dataset_folder, open_dataset
@@ -172,7 +172,7 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
     archs = given.arch.split(",")
     for arch in archs:
         if arch not in presets():
-            raise UserError(f"--arch={arch} is none of: {', '.join(presets())}{did_you_mean(arch, presets())}")
+            raise UserError(f"--arch={arch} is none of: {', '.join(presets())}{same_name(arch, presets())}")
         if archs.count(arch) > 1:
             raise UserError(f"--arch names {arch} twice")
     if given.isoflop is not None and len(archs) > 1:

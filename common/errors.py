@@ -5,10 +5,14 @@ import contextlib
 import difflib
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+from common.output import prepare_output
+from common.texts import harmless
 
 SECONDS_TO_REPORT = 10  # for the first rank, which may still be reading its dataset through
 
@@ -25,34 +29,68 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
     Under torchrun every rank meets the same mistake, and the first of each machine reports it: the others leave it the
-    time to. A RunFailure is one line of the rank that raises it, and exit code 1.
+    time to. A RunFailure is one line of the rank that raises it, and exit code 1. So is an output that cannot be
+    written, such as one on a full disk; where its reader went away, as in `| head`, nobody is left to be told.
     """
 
     @functools.wraps(command)
     def run() -> None:
+        prepare_output()
         try:
             code = command()
+            sys.stdout.flush()
         except UserError as error:
             if os.environ.get("LOCAL_RANK", "0") != "0":
                 with contextlib.suppress(KeyboardInterrupt):
                     time.sleep(SECONDS_TO_REPORT)  # torchrun ends all ranks when one has ended, this one too
-            print(f"error: {error}", file=sys.stderr)
+            _report(f"error: {error}")
             code = 2
         except RunFailure as error:
             if str(error):
-                print(f"error: {error}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+                _report(f"error: {error}")
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             os._exit(1)  # at once: threads wait in exchanges that never end
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _report("interrupted")
             code = 130
-        except BrokenPipeError:  # the reader of our output went away, as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
+        except OSError as error:
+            code = _refused_by_the_system(error)
+        _let_go_of_broken_output()
         sys.exit(code)
 
     return run
+
+
+def _report(line: str) -> None:
+    with contextlib.suppress(OSError):  # standard error may be on the full disk, too
+        print(harmless(line), file=sys.stderr, flush=True)
+
+
+def _refused_by_the_system(error: OSError) -> int:
+    """Says what the system refused to a command that did not expect it; returns the exit code."""
+    if _broken_output() is None:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _report(f"error: {place}{error.strerror or error}")
+        return 2
+    if not isinstance(error, BrokenPipeError):
+        _report(f"error: cannot write to standard output: {error.strerror}")
+    return 1
+
+
+def _broken_output() -> OSError | None:
+    """What keeps standard output from taking what it was given; it is kept until it can be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _let_go_of_broken_output() -> None:
+    """What is left in it would end the interpreter in an error of its own."""
+    if _broken_output() is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -71,6 +109,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def same_name(name: str, networks: Iterable[str]) -> str:
+    """As `did_you_mean` for the name of a network, where a near name is mostly that of another one (mixtral, mistral):
+    only what is the same but for case, separators and letters that are doubled."""
+
+    def spelling(text: str) -> str:
+        return re.sub(r"([^0-9])\1+", r"\1", re.sub(r"[\W_]", "", text.lower()))
+
+    found = next((network for network in networks if spelling(network) == spelling(name)), None)
+    return f" (did you mean {found!r}?)" if found else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

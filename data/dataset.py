@@ -299,6 +299,8 @@ def _read_meta(folder: Path) -> Dataset:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError:
+        raise UserError(f"{path} is damaged (it is nested too deeply); {how_to_prepare(folder)}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({_one_line(error)}); {how_to_prepare(folder)}") from error
     if dataset.dtype != dtype_for(dataset.vocab_size):
@@ -315,8 +317,10 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
     for name in SPLITS:
         entry = meta["splits"][name]
         counts = {key: operator.index(entry[key]) for key in ("tokens", "bytes", "documents")}
-        if min(counts.values()) < 0:
-            raise ValueError(f"a count of the {name} split is negative")
+        if not 0 <= min(counts.values()) <= max(counts.values()) < 2**63:
+            raise ValueError(f"a count of the {name} split is impossible")
+        if not entry["file"].isprintable():
+            raise ValueError(f"the {name} split's file cannot be called {entry['file']!a}")
         splits[name] = Split(name, folder / entry["file"], **counts, checksum=str(entry["checksum"]))
     return Dataset(
         folder=folder,
@@ -350,7 +354,7 @@ def _verify_contents(dataset: Dataset) -> None:
     note = dataset.folder / ".verified.json"
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         known = None
     verified = {}
     for split in dataset.splits.values():

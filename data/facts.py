@@ -36,7 +36,7 @@ def prepared(name: str, data_dir: str | None = None) -> Facts | None:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} is damaged: prepare the dataset again") from None
-    if any(type(count) is not int or count < 1 for count in (facts.vocab_size, facts.tokens)):
+    if any(type(count) is not int or not 1 <= count < 2**63 for count in (facts.vocab_size, facts.tokens)):
         raise UserError(f"{path} is damaged: prepare the dataset again")
     return facts
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import configurator
 from common.errors import RunFailure, UserError
+from common.fields import check_fields
 from common.files import aside, replace_file, sync
 from common.keys import check_value
 from common.locks import lock
@@ -263,11 +264,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def check_state(state: dict[str, Any]) -> None:
     """Raises ValueError, TypeError or KeyError for what cannot be the state of a run: it may be a stranger's."""
     progress = Progress(**state["progress"])
-    for field in dataclasses.fields(Progress):
-        value = getattr(progress, field.name)
-        if not isinstance(value, field.type):  # type: ignore[arg-type]
-            raise TypeError(f"its progress has {field.name}={value!r}")
-    if progress.step < 0 or progress.samples < 0 or progress.dtype not in ("float32", "bfloat16", "float16"):
+    try:
+        check_fields(progress)
+    except TypeError as error:
+        raise TypeError(f"its progress is impossible: {error}") from None
+    counts = (progress.step, progress.samples, progress.tokens, progress.skipped_steps, progress.skipped_in_a_row)
+    if not all(0 <= count < 2**63 for count in counts) or progress.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("its progress is impossible")
     for part in ("config", "data", "scaler", "files"):
         if not isinstance(state[part], dict):
