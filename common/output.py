@@ -51,7 +51,8 @@ def prepare_output() -> None:
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a file that was exchanged for a pipe since Python opened it
+                stream.reconfigure(errors="backslashreplace")
 
 
 def outlast_output() -> None:

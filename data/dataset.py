@@ -30,7 +30,7 @@ import numpy as np
 
 from common.errors import UserError, did_you_mean
 from common.files import replace_file, sync
-from common.locks import lock
+from common.locks import left_as_it_was, lock
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -70,7 +70,7 @@ class DatasetWriter:
 
     def __enter__(self) -> "DatasetWriter":
         with ExitStack() as opened, writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(left_as_it_was(self.folder))
             if (held := lock(self.folder)) is None:
                 raise UserError(f"another process is preparing {self.folder}: wait until it has finished")
             opened.enter_context(held)
@@ -101,9 +101,12 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._opened:  # whatever happens, closes the files, removes what was not renamed, and unlocks the folder
-            if error is None:
-                self._finish()
+        # Whatever happens, this closes the files, removes what was not renamed, and unlocks the folder.
+        if error is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._opened:
+            self._finish()
 
     def _finish(self) -> None:
         """Put the new files in place in an order that no kill or power cut can turn into a lie."""

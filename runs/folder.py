@@ -26,7 +26,7 @@ from common.errors import RunFailure, UserError
 from common.fields import check_fields
 from common.files import aside, replace_file, sync
 from common.keys import check_value
-from common.locks import lock
+from common.locks import left_as_it_was, lock
 from configurator import Configuration
 from parallel.ranks import Ranks
 from runs.config import RunConfig
@@ -149,14 +149,15 @@ class RunFolder:
 
         Raises UserError when another run holds it or it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = lock(self.path)
-        except OSError as error:
-            raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
-        if held is None:
-            raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
-        with held:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(left_as_it_was(self.path))
+                locked = lock(self.path)
+            except OSError as error:
+                raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
+            if locked is None:
+                raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
+            held.enter_context(locked)
             self._held = os.open(self.path, os.O_RDONLY)  # while it is open no other folder gets its inode's number
             try:
                 for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
