@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, did_you_mean
-from common.files import replace_file
+from common.errors import UserError, did_you_mean, exit_cleanly
+from common.files import open_text, replace_file
 from common.keys import Key, by_heading, check_value, keys_of, parse_value
 from components.registry import load_rooms
 from model_config import ModelArchitectureConfig, architecture_keys, preset_values, presets, resolve_architecture
@@ -240,7 +240,8 @@ def _is_meant_as_key(name: str, value: Any, binding: ast.AST | None, known: Mapp
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_text(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot read the config file: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -504,5 +505,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-if __name__ == "__main__":
+@exit_cleanly
+def main() -> None:
     print(documentation(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -56,7 +56,7 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
             code = 130
         except OSError as error:
             code = _refused_by_the_system(error)
-        _let_go_of_broken_output()
+        _let_go_of_broken_outputs()
         sys.exit(code)
 
     return run
@@ -68,29 +68,23 @@ def _report(line: str) -> None:
 
 
 def _refused_by_the_system(error: OSError) -> int:
-    """Says what the system refused to a command that did not expect it; returns the exit code."""
-    if _broken_output() is None:
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _report(f"error: {place}{error.strerror or error}")
+    """Says what the system refused to a command that did not expect it; returns the exit code. An error that names no
+    file is of the outputs: files are written where such errors are caught."""
+    if error.filename is not None:
+        _report(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
         return 2
     if not isinstance(error, BrokenPipeError):
-        _report(f"error: cannot write to standard output: {error.strerror}")
+        _report(f"error: cannot write the output: {error.strerror or error}")
     return 1
 
 
-def _broken_output() -> OSError | None:
-    """What keeps standard output from taking what it was given; it is kept until it can be written."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error
-    return None
-
-
-def _let_go_of_broken_output() -> None:
-    """What is left in it would end the interpreter in an error of its own."""
-    if _broken_output() is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _let_go_of_broken_outputs() -> None:
+    """What is left in them would end the interpreter in an error of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class ArgumentParser(argparse.ArgumentParser):

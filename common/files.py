@@ -1,12 +1,14 @@
 """Files that a command writes: checked before anything is computed, and written whole or not at all."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from common.errors import UserError
 
@@ -31,6 +33,18 @@ def check_target(option: str, path: Path | None, suffix: str = "", force: bool =
             aside(path).unlink()
         except OSError as error:
             raise UserError(f"{given}: cannot write to the folder {path.parent}: {error.strerror}") from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError, also for a device, such as /dev/zero: it may have no end."""
+    if path.is_char_device():
+        raise OSError(errno.EINVAL, "it is a device", str(path))
+    return path.open("rb")
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """A file of UTF-8 text, with a byte-order mark or without, likewise."""
+    return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=newline)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import UserError, did_you_mean
-from common.files import replace_file, sync
+from common.files import open_text, replace_file, sync
 from common.locks import left_as_it_was, lock
 
 FORMAT = 1
@@ -289,7 +289,8 @@ def _read_meta(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"there is no dataset folder {folder.absolute()}; {how_to_prepare(folder)}")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open_text(path) as file:
+            meta = json.load(file)
         if not isinstance(meta, dict) or "format" not in meta:
             raise ValueError("it has no format number")
         if meta["format"] != FORMAT:

@@ -23,6 +23,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.fields import check_fields
+from common.files import open_text
 from common.units import unit_of
 from components.registry import OWN_PRESETS
 from data.dataset import Dataset
@@ -346,7 +347,8 @@ def read_plan(path: Path) -> Plan:
     """Raises UserError for a folder without a plan, and for what cannot be one: it may be a stranger's."""
     file = Folder(path).plan
     try:
-        values = json.loads(file.read_text())
+        with open_text(file) as content:
+            values = json.load(content)
         arguments, runs = values["arguments"], values["runs"]
         lists = {name: tuple(arguments[name]) for name in ("budgets", "archs", "tune")}
         plan = Plan(

@@ -24,7 +24,7 @@ from typing import Any
 import configurator
 from common.errors import RunFailure, UserError
 from common.fields import check_fields
-from common.files import aside, replace_file, sync
+from common.files import aside, open_text, replace_file, sync
 from common.keys import check_value
 from common.locks import left_as_it_was, lock
 from configurator import Configuration
@@ -244,7 +244,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint: `progress`, `config`, `data`, the gradient scaler's state and the checksums of
     its `files`. Raises UserError when it is missing or damaged."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        with open_text(checkpoint / "state.json") as file:
+            state = json.load(file)
         if state.pop("checksum") != _checksum_of(state):
             raise ValueError("its state.json has another checksum than it should")
         check_state(state)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import open_file
 from common.locks import is_locked
 from common.texts import all_harmless, harmless
 from runs.config import evaluated_windows
@@ -226,7 +227,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
     log = RunLog(file)
     records: list[Record] = []
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             for line in lines:
                 if (record := _parse(line)) is not None:
                     records.append(record)

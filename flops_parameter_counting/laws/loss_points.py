@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, did_you_mean
+from common.files import open_text
 from flops_parameter_counting.laws.fitting import Points
 from runs.logs import RunLog, read_run
 
@@ -81,7 +82,7 @@ def _read_csv(path: Path) -> tuple[list[tuple[float, float, float]], list[str]]:
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """(number, cells) of every line that is not empty, two at least. Raises UserError."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte-order mark
+        with open_text(path, newline="") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except OSError as error:
