@@ -72,8 +72,11 @@ def replace_file(path: Path, content: bytes, on_disk: bool = False) -> None:
 def written_aside(path: Path, on_disk: bool = False) -> Iterator[Path]:
     """A file to write, which gets the name `path` when the block ends: readers see all of it or what was there before.
     With `on_disk` the content has reached the disk by then, so that no power cut leaves the name without it. A block
-    that ends by an exception leaves nothing behind. Raises OSError."""
+    that ends by an exception leaves nothing behind. Raises OSError, also where the name is that of a device or a
+    folder, which is not replaced."""
     file = aside(path)
+    if _is_special(path):
+        raise OSError(errno.EINVAL, "it is no file that could be replaced", str(path))
     try:
         yield file
         if on_disk:
@@ -115,3 +118,8 @@ def sync(path: Path) -> None:
 def _is_special(path: Path) -> bool:
     """Such as /dev/stdout, which is written to and never replaced."""
     return path.exists() and not path.is_file()
+
+
+def real(path: Path) -> Path:
+    """The path without links; Path.resolve has no such answer for links in a circle."""
+    return Path(os.path.realpath(path))

@@ -34,14 +34,14 @@ def _has_its_name(file: IO[str], folder: Path) -> bool:
 @contextlib.contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
     """Makes the folder, whose lock the block takes and holds to its end. Where the block ends by an exception with
-    nothing in the folder, it takes away what it has made: the lock, the folder, and those around it."""
+    nothing new in the folder, what it has made is taken away: the lock, the folder, and those around it."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    had_lock = (folder / ".lock").exists()
+    before = _names_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if not had_lock:
+        if _names_in(folder) - before == {".lock"}:
             _remove_lock(folder)
         with contextlib.suppress(OSError):
             for path in filter(Path.exists, made):
@@ -49,10 +49,17 @@ def left_as_it_was(folder: Path) -> Iterator[None]:
         raise
 
 
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError:
+        return set()
+
+
 def _remove_lock(folder: Path) -> None:
-    """Unless there is something else in the folder, or another process holds it by now."""
+    """Unless another process holds it by now."""
     with contextlib.suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [".lock"] and (held := lock(folder)) is not None:
+        if (held := lock(folder)) is not None:
             with held:
                 (folder / ".lock").unlink()
 

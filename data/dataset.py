@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import UserError, did_you_mean
-from common.files import open_text, replace_file, sync
+from common.files import open_text, real, replace_file, sync
 from common.locks import left_as_it_was, lock
 
 FORMAT = 1
@@ -274,11 +274,11 @@ def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
 def how_to_prepare(folder: Path) -> str:
     """The command that prepares `folder`, as the end of an error message."""
     known = sorted(script.parent.name for script in DATA_FOLDER.glob("*/prepare.py"))
-    name = folder.resolve().name
+    name = real(folder).name
     if name not in known:
         return f"prepare one of the datasets under data/: {', '.join(known)}{did_you_mean(name, known)}"
     command = f"prepare it with: python data/{name}/prepare.py"
-    if folder.resolve() != DATA_FOLDER / name:
+    if real(folder) != DATA_FOLDER / name:
         command += f" --out_dir {shlex.quote(str(folder))}"
     return command
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import open_file
 from common.texts import all_harmless, markdown_text
 from ladders.configs import check_config
 from ladders.plan import Folder, Plan, Run
@@ -51,7 +52,8 @@ def _ends_in_the_middle(ledger: Path) -> bool:
 def read(ledger: Path) -> list[Record]:
     """Every whole record, in the order in which they were written. Raises UserError where there is no ledger."""
     try:
-        lines = ledger.read_bytes().splitlines()
+        with open_file(ledger) as file:
+            lines = file.read().splitlines()
     except OSError as error:
         raise UserError(f"cannot read {ledger}: {error.strerror}") from None
     records = []

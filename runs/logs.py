@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import open_file
+from common.files import open_file, real
 from common.locks import is_locked
 from common.texts import all_harmless, harmless
 from runs.config import evaluated_windows
@@ -69,7 +69,7 @@ class RunLog:
     @property
     def name(self) -> str:
         """The run folder's name, as it can be printed."""
-        file = self.path.resolve()
+        file = real(self.path)
         return harmless(file.parent.name if file.name == "log.jsonl" else file.stem)
 
     @property

@@ -21,6 +21,7 @@ from typing import Any
 from conftest import ROOT, environment
 
 from common.json_files import read_json
+from configurator import configuration_keys
 
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 60
 ADDRESS_SPACE = 16 * 10**9  # PyTorch reserves far more than it uses
@@ -57,7 +58,7 @@ COMMANDS = [
     f"{GRID} --law law.json --emit {{out}}.py --dataset tiny --data_dir data",
     f"{GRID} --arch llama3 --kv_heads 1,2 --aspect_ratio 1:200 --json {{out}}.json --sequence_length 64",
     f"{PLANNER}detailed_cost_analysis.py --model_config hf/config.json --sequence_length 64 --json {{out}}.json",
-    f"{PLANNER}detailed_cost_analysis.py --model_config hf --device L4 --devices 2 --strategy fsdp --tokens 1e9 --mfu 0.3",
+    f"{PLANNER}detailed_cost_analysis.py --model_config hf --device L4 --devices 2 --strategy fsdp --tokens 9 --mfu 1",
     f"{PLANNER}detailed_cost_analysis.py --model_config out/run/config.json --micro_batch 4 --dtype float32",
     f"{PLANNER}detailed_cost_analysis.py --backward_config backward.jsonc --json {{out}}.json",
     f"{PLANNER}fit_scaling_law.py points.csv --out {{out}}.json --png {{out}}.png --bootstrap 40 --holdout 2 --seed 1",
@@ -75,20 +76,21 @@ NO_ARGUMENTS = (f"{PLANNER}validate.py", "configurator.py")  # which they do not
 NUMBERS = ["0", "-1", "1", "1e30", "1e400", "-1e400", "nan", "inf", "-inf", "1e12", "1000000000", "9" * 19, "9" * 400]
 NUMBERS += ["9" * 5000, "0x10", "1_0", "٣", "1e-320", "1.5", "2:1", "1:2:0", "1:1e9", "1:1e9:1", "1,,2", "64:128:1e-9"]
 TEXTS = ["", " ", "-", "--", "-" * 5000, "a" * 303, "a" * 100_000, "(" * 5000, "[" * 5000, "{'a': " * 300, "None"]
-TEXTS += ["True", "False", "{}", "[]", "\udcff", "a\nb", "\x1b[2J", "🦙", "%s%n", "*", "[", "**", "~", "{", "=1+1", "\u202e"]
-TEXTS += ["1+1", "'a'*10**10", "{1: {}}", "{'A': 1}", "A*1000", "gpt3", "auto", "last", "cuda:99", "mps", "legacy"]
-PATHS = [".", "..", "/", "/dev/null", "/dev/full", "/proc/self/mem", "/proc/x", "/nowhere/x", "text", "text/a.txt"]
-PATHS += ["empty", "data", "loop", "hf", "out/run", "out", "ladder", "model.safetensors", "law.json", "a.txt/b", "x" * 250]
+TEXTS += ["True", "False", "{}", "[]", "\udcff", "a\nb", "\x1b[2J", "🦙", "%s%n", "*", "[", "**", "~", "{", "=1+1"]
+TEXTS += ["\u202e", "1+1", "'a'*10**10", "{1: {}}", "{'A': 1}", "A*1000", "gpt3", "auto", "last", "cuda:99", "mps"]
+# Of devices only links are named: whoever runs this as root keeps them, whatever a command does.
+PATHS = [".", "..", "/", "null", "full", "/proc/self/mem", "/proc/x", "/nowhere/x", "text", "text/a.txt", "empty"]
+PATHS += ["data", "loop", "hf", "out/run", "out", "ladder", "model.safetensors", "law.json", "text/a.txt/b", "x" * 250]
 VALUES = NUMBERS + TEXTS + PATHS
 
 JSON_VALUES = [None, True, -1, 0, 1, 1.5, 10**12, 10**30, 10**40, -(10**30), 1e308, 1e-300, "", "a", "\ud800", "a\0b"]
-JSON_VALUES += ["\x1b[31m", "=1+1", "../x", "a" * 5000, [], {}, [[]], {"a": 1}, [None], "NaN", float("nan"), float("inf")]
+JSON_VALUES += ["\x1b[31m", "=1+1", "../x", "a" * 5000, [], {}, [[]], {"a": 1}, [None], "NaN", float("nan"), 1e999]
 JSON_FILES = ["data/tiny/meta.json", "data/tiny/.verified.json", "out/run/config.json", "hf/config.json", "law.json"]
 JSON_FILES += ["hf/generation_config.json", "ladder/plan.json", "old.json", "backward.jsonc", "text/b.json"]
 STATE = "out/run/checkpoints/step_00000001/state.json"
 LINES = ["out/run/log.jsonl", "ladder/ledger.jsonl", "text/a.jsonl"]
 TENSORS = ["model.safetensors", "hf/model.safetensors"]
-OTHERS = ["points.csv", "text/a.txt", "out/run/config.py", "data/tiny/train.bin", "data/tiny/val.bin", "hf/tokenizer.json"]
+OTHERS = ["points.csv", "text/a.txt", "out/run/config.py", "data/tiny/train.bin", "hf/tokenizer.json"]
 FILES = [*JSON_FILES, STATE, *LINES, *TENSORS, *OTHERS]
 DEEP = "[" * 100_000
 
@@ -164,9 +166,9 @@ def spoil_arguments(arguments: list[str], rng: random.Random) -> str:
 
 
 def known_options(script: str) -> list[str]:
-    """Every option of a command, as its help or its documentation names them."""
+    """Every option of a command, as its source names them."""
     if script == "train.py":
-        return [f"--{name}" for name in re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/configuration.md").read_text(), re.M)]
+        return [f"--{name}" for name in configuration_keys()]
     if script not in _OPTIONS:
         texts = [(ROOT / script).read_text()]
         if script.startswith("data/"):

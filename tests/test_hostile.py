@@ -5,8 +5,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, training
 from commands import command
+from conftest import ROOT, training
 from hostile import faults, files_in, hostile_case, run
 from test_older_logs import OLDER
 
@@ -14,6 +14,8 @@ import checkpoint
 import ladder
 
 SEED, CASES, AT_ONCE = 0, 400, 2
+SIZE = "--n_layer=1 --n_embd=16 --block_size=16 --batch_size=2 --max_iters=1 --eval_iters=1 --arch_preset=llama".split()
+PLAN = "plan --budget 1e10 --arch gpt2,llama3 --seeds 1 --dataset tiny --data_dir data --block_size 16 --out ladder"
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +27,12 @@ def world(data_dir, tmp_path_factory):
 def make_world(data_dir, folder):
     folder.mkdir()
     shutil.copytree(data_dir, folder / "data")
-    size = "--n_layer=1 --n_embd=16 --block_size=16 --batch_size=2 --max_iters=1 --eval_iters=1 --arch_preset=llama".split()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        done(training("data", "out/run", *size, "--compile=False"))
+        done(training("data", "out/run", *SIZE, "--compile=False"))
         done(command(checkpoint.main, "export", "out/run", "model.safetensors"))
         done(command(checkpoint.main, "export", "out/run", "hf", "--format", "hf"))
-        plan = "plan --budget 1e10 --arch gpt2,llama3 --seeds 1 --dataset tiny --data_dir data --block_size 16 --out ladder"
-        done(command(ladder.main, *plan.split()))
+        done(command(ladder.main, *PLAN.split()))
         done(command(ladder.main, "run", "ladder"))
     shutil.copy(ROOT / "docs/results/isoflop/law.json", folder / "law.json")
     shutil.copy(ROOT / "config/backward_h100.jsonc", folder / "backward.jsonc")
@@ -44,7 +44,8 @@ def make_world(data_dir, folder):
     (folder / "text/a.txt").write_text("some words\n\nand more of them\n" * 40)
     (folder / "text/a.jsonl").write_text('{"text": "some words and more of them", "id": null}\n' * 40)
     (folder / "text/b.json").write_text(json.dumps([{"text": "some words"}] * 40))
-    (folder / "loop").symlink_to("loop")
+    for name, target in {"loop": "loop", "full": "/dev/full", "null": "/dev/null"}.items():
+        (folder / name).symlink_to(target)
     return folder
 
 

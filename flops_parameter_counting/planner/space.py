@@ -61,9 +61,7 @@ class Family:
 
     def __post_init__(self) -> None:
         if self.arch not in presets():
-            raise UserError(
-                f"arch {self.arch!r} is none of: {', '.join(presets())}{same_name(self.arch, presets())}"
-            )
+            raise UserError(f"arch {self.arch!r} is none of: {', '.join(presets())}{same_name(self.arch, presets())}")
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
