@@ -29,8 +29,9 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
     Under torchrun every rank meets the same mistake, and the first of each machine reports it: the others leave it the
-    time to. A RunFailure is one line of the rank that raises it, and exit code 1. So is an output that cannot be
-    written, such as one on a full disk; where its reader went away, as in `| head`, nobody is left to be told.
+    time to. A RunFailure is one line of the rank that raises it, and exit code 1. So is a lack of memory, and an output
+    that cannot be written, such as one on a full disk; where its reader went away, as in `| head`, nobody is left to be
+    told.
     """
 
     @functools.wraps(command)
@@ -56,6 +57,11 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
             code = 130
         except OSError as error:
             code = _refused_by_the_system(error)
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("allocate memory|out of memory|^$", str(error)):  # a processor's, a GPU's, Python's own
+                raise
+            _report("error: there is not enough memory: take a smaller model or batch, or read less at once")
+            code = 1
         _let_go_of_broken_outputs()
         sys.exit(code)
 
@@ -93,6 +99,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **options: Any):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for given in sys.argv[1:] if args is None else args:
+            if given.startswith("-") and given.endswith("=--"):  # of which argparse makes an empty list
+                self.error(f"{given}: -- is no value")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help explains")

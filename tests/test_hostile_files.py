@@ -274,6 +274,17 @@ def test_a_link_to_itself(here):
     refused(detailed_cost_analysis.main, "--model_config", "loop")
 
 
+def test_too_little_memory_is_one_line(here):
+    """Found by PyTorch, where the estimate let the run go on."""
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9, 6 * 10**9)); import train; train.main()"
+    )
+    keys = small_run("data", "--out_dir=new", "--n_embd=4096", "--n_layer=6", "--compile=False")
+    done = subprocess.run([sys.executable, "-c", limit, *keys], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "there is not enough memory" in done.stderr
+
+
 def test_a_device_without_an_end(here):
     (here / "endless.json").symlink_to("/dev/zero")
     (here / "new").mkdir()
