@@ -171,7 +171,7 @@ def test_a_checkpoint_of_a_stranger(here):
 # Arguments
 
 
-@pytest.mark.parametrize("option", ["--csv=", "--png=", "--json=", "--markdown=", "--report="])
+@pytest.mark.parametrize("option", ["--csv=", "--png=", "--json=", "--markdown=", "--report=", "--png=--"])
 def test_a_file_without_a_name(here, option):
     refused(compare_architectures.main, "run", option)
 
