@@ -35,7 +35,7 @@ from torch import Tensor
 
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
-from common.files import aside, sync, written_aside
+from common.files import aside, real, sync, written_aside
 from configurator import Configuration
 from interop.folders import has_tensors
 from interop.sources import architecture_from, read_configuration
@@ -54,6 +54,7 @@ from runs.folder import (
     saved_configuration,
 )
 from runs.hugging_face import Exchanged, folder_from_run, new_configuration, run_from_folder
+from training.plan import prediction_of
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
@@ -152,7 +153,7 @@ def check_is_free(folder: Path) -> None:
 
 
 def check_is_outside(path: Path, checkpoint: Path) -> None:
-    if checkpoint.resolve() in path.resolve().parents:
+    if real(checkpoint) in real(path).parents:
         raise UserError(f"{path} would be one of the checkpoint's own files: write it elsewhere")
 
 
@@ -330,6 +331,7 @@ def configuration_of(state: dict[str, Any], run: Path, config: str | None) -> Co
         saved = saved_configuration(state)
     except UserError as error:
         raise UserError(f"{error}; if the run has components of its own: --config with its config.py") from None
+    prediction_of(saved.run)  # whose law may be none
     keys = dataclasses.replace(saved.run, out_dir=str(run))
     return dataclasses.replace(saved, run=keys, config_file=Path("config.py"), carried_code=code)
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, did_you_mean
-from common.files import replace_file
+from common.errors import UserError, did_you_mean, exit_cleanly
+from common.files import open_text, real, replace_file
 from common.keys import Key, by_heading, check_value, keys_of, parse_value
 from components.registry import load_rooms
 from model_config import ModelArchitectureConfig, architecture_keys, preset_values, presets, resolve_architecture
@@ -83,7 +83,7 @@ def load(argv: Sequence[str]) -> Configuration:
         run = RunConfig(**{k: check_value(known[k], v) for k, v in given.items() if k in known})
         check_run(run)
     if run.components is not None:  # wherever a saved configuration is read
-        run = dataclasses.replace(run, components=str(Path(run.components).resolve()))
+        run = dataclasses.replace(run, components=str(real(Path(run.components))))
     return Configuration(model, run, path, of_model, file.carried_code)
 
 
@@ -91,7 +91,7 @@ def _own_folder(path: Path | None) -> dict[str, str]:
     """The `out_dir` of a config file that a run has written into its folder; nothing of any other."""
     if path is None or path.name != "config.py" or not (path.parent / "log.jsonl").is_file():
         return {}
-    return {"out_dir": str(path.parent if path.parent.name else path.parent.resolve())}
+    return {"out_dir": str(path.parent if path.parent.name else real(path.parent))}
 
 
 def with_run_dir(configuration: Configuration) -> Configuration:
@@ -240,7 +240,8 @@ def _is_meant_as_key(name: str, value: Any, binding: ast.AST | None, known: Mapp
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_text(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot read the config file: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -422,7 +423,7 @@ _USAGE = """\
 usage: python train.py [CONFIG.py] [--key=value | --key value | --flag] ...
 
 The command line wins over the config file, the file over the preset (arch_preset), the preset over the defaults.
-A config file is Python: its assignments are keys.
+A config file is Python, which is executed: its assignments are keys.
 
   python train.py config/quickstart.py
   python train.py config/arch_team.py --n_layer=6 --num_key_value_heads=2 --dry_run
@@ -459,8 +460,13 @@ The names of its own helpers start with an underscore; modules, functions, class
 keys. nanoGPT's config files run as they are; for those with `init_from = 'gpt2'`
 [hugging_face.md](hugging_face.md) says where the weights come from.
 
+**A config file is a program, and naming it executes it**: to `train.py`, to `--model_config` and `--config`, also with
+`--dry_run`. So does the `config.py` of a run's folder, and so do the modules of `components`. Of a stranger's run, read
+them first; its `config.json`, its log and its checkpoints hold data alone and are read without executing anything.
+
 A key that does not exist, one given twice, a value of the wrong type, one that is impossible, and a combination that
-cannot work end the command with one line that says where the mistake stands.
+cannot work end the command with one line that says where the mistake stands. So does a run whose memory estimate is
+more than twice what the machine has, before anything is allocated; `--dry_run` plans any size.
 
 The run's folder receives every key in force as `config.json` and as `config.py`, a config file that reproduces the
 run, and continues it from its folder: `train.py out/a/config.py --init_from=auto` goes on with the run in `out/a`, also
@@ -504,5 +510,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-if __name__ == "__main__":
+@exit_cleanly
+def main() -> None:
     print(documentation(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive
-from common.files import check_target, write_whole
+from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive, same_name
+from common.files import check_target, real, write_whole
 from components.registry import load_rooms
 from data.dataset import dataset_folder, open_dataset
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
@@ -172,7 +172,7 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
     archs = given.arch.split(",")
     for arch in archs:
         if arch not in presets():
-            raise UserError(f"--arch={arch} is none of: {', '.join(presets())}{did_you_mean(arch, presets())}")
+            raise UserError(f"--arch={arch} is none of: {', '.join(presets())}{same_name(arch, presets())}")
         if archs.count(arch) > 1:
             raise UserError(f"--arch names {arch} twice")
     if given.isoflop is not None and len(archs) > 1:
@@ -195,7 +195,7 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         seeds=given.seeds or (3 if given.isoflop is None else 1),
         sizes=None if given.isoflop is None else given.sizes or 5,
         dataset=given.dataset,
-        data_dir=None if given.data_dir is None else str(given.data_dir.resolve()),
+        data_dir=None if given.data_dir is None else str(real(given.data_dir)),
         block_size=block_size,
         batch_tokens=given.batch_tokens,
         spread=given.spread or 3.0,

@@ -11,12 +11,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
+from common.machine import check_memory
 from components.caches import Caches
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
+from flops_parameter_counting.costs.model_cost import model_cost
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
 
+MOST_BUILT = 10_000  # layers: each is some fifty objects of Python's
 INIT_STD = 0.02  # GPT-2's, for every matrix
 
 
@@ -81,6 +84,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("vocab_size is not resolved")
+        check_countable(config)
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
@@ -220,6 +224,14 @@ class LanguageModel(nn.Module):
             raise UserError(f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them")
 
 
+def check_countable(config: ModelArchitectureConfig) -> None:
+    """Raises UserError for a model that can be planned, but is no tensors that PyTorch can address, or too many."""
+    if config.n_layer > MOST_BUILT:
+        raise UserError(f"n_layer={config.n_layer:,} can be planned; a model that is built has at most {MOST_BUILT:,}")
+    if 4 * model_cost(config).n_params >= 2**63:
+        raise UserError(f"{config.name} can be planned; no machine has the memory that building it takes")
+
+
 def build_model(
     config: ModelArchitectureConfig,
     device: torch.device | str = "cpu",
@@ -227,6 +239,8 @@ def build_model(
     activation_checkpointing: bool = False,
 ) -> LanguageModel:
     """The model on a device, initialised from the seed; without a seed its values are whatever memory held."""
+    if torch.device(device).type != "meta":
+        check_memory(f"the model {config.name}", 4 * model_cost(config).n_params, "take a smaller one")
     with torch.device("meta"):  # nothing is drawn twice
         model = LanguageModel(config, activation_checkpointing)
     model.to_empty(device=device)

@@ -16,6 +16,7 @@ import torch
 
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
+from common.files import open_text
 from data.tokenizers import Tokenizer
 from inference.generation import generate, generate_batch
 from inference.loading import configuration_of, find_tokenizer, load
@@ -148,7 +149,8 @@ def prompt_of(arguments: argparse.Namespace) -> str | None:
         return arguments.prompt
     path = Path(arguments.prompt.removeprefix("FILE:"))
     try:
-        return path.read_text(encoding="utf-8")
+        with open_text(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read the prompt {path}: {error.strerror}") from None
     except UnicodeDecodeError:

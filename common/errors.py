@@ -5,10 +5,14 @@ import contextlib
 import difflib
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+from common.output import prepare_output
+from common.texts import harmless
 
 SECONDS_TO_REPORT = 10  # for the first rank, which may still be reading its dataset through
 
@@ -25,34 +29,68 @@ def exit_cleanly(command: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError becomes one line on stderr and exit code 2.
 
     Under torchrun every rank meets the same mistake, and the first of each machine reports it: the others leave it the
-    time to. A RunFailure is one line of the rank that raises it, and exit code 1.
+    time to. A RunFailure is one line of the rank that raises it, and exit code 1. So is a lack of memory, and an output
+    that cannot be written, such as one on a full disk; where its reader went away, as in `| head`, nobody is left to be
+    told.
     """
 
     @functools.wraps(command)
     def run() -> None:
+        prepare_output()
         try:
             code = command()
+            sys.stdout.flush()
         except UserError as error:
             if os.environ.get("LOCAL_RANK", "0") != "0":
                 with contextlib.suppress(KeyboardInterrupt):
                     time.sleep(SECONDS_TO_REPORT)  # torchrun ends all ranks when one has ended, this one too
-            print(f"error: {error}", file=sys.stderr)
+            _report(f"error: {error}")
             code = 2
         except RunFailure as error:
             if str(error):
-                print(f"error: {error}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+                _report(f"error: {error}")
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             os._exit(1)  # at once: threads wait in exchanges that never end
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _report("interrupted")
             code = 130
-        except BrokenPipeError:  # the reader of our output went away, as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            code = _refused_by_the_system(error)
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("allocate memory|out of memory|^$", str(error)):  # a processor's, a GPU's, Python's own
+                raise
+            _report("error: there is not enough memory: take a smaller model or batch, or read less at once")
             code = 1
+        _let_go_of_broken_outputs()
         sys.exit(code)
 
     return run
+
+
+def _report(line: str) -> None:
+    with contextlib.suppress(OSError):  # standard error may be on the full disk, too
+        print(harmless(line), file=sys.stderr, flush=True)
+
+
+def _refused_by_the_system(error: OSError) -> int:
+    """Says what the system refused to a command that did not expect it; returns the exit code. An error that names no
+    file is of the outputs: files are written where such errors are caught."""
+    if error.filename is not None:
+        _report(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
+        return 2
+    if not isinstance(error, BrokenPipeError):
+        _report(f"error: cannot write the output: {error.strerror or error}")
+    return 1
+
+
+def _let_go_of_broken_outputs() -> None:
+    """What is left in them would end the interpreter in an error of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -61,6 +99,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **options: Any):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for given in sys.argv[1:] if args is None else args:
+            if given.startswith("-") and given.endswith("=--"):  # of which argparse makes an empty list
+                self.error(f"{given}: -- is no value")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help explains")
@@ -71,6 +115,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def same_name(name: str, networks: Iterable[str]) -> str:
+    """As `did_you_mean` for the name of a network, where a near name is mostly that of another one (mixtral, mistral):
+    only what is the same but for case, separators and letters that are doubled."""
+
+    def spelling(text: str) -> str:
+        return re.sub(r"([^0-9])\1+", r"\1", re.sub(r"[\W_]", "", text.lower()))
+
+    found = next((network for network in networks if spelling(network) == spelling(name)), None)
+    return f" (did you mean {found!r}?)" if found else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,12 +1,14 @@
 """Files that a command writes: checked before anything is computed, and written whole or not at all."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from common.errors import UserError
 
@@ -31,6 +33,18 @@ def check_target(option: str, path: Path | None, suffix: str = "", force: bool =
             aside(path).unlink()
         except OSError as error:
             raise UserError(f"{given}: cannot write to the folder {path.parent}: {error.strerror}") from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError, also for a device, such as /dev/zero: it may have no end."""
+    if path.is_char_device():
+        raise OSError(errno.EINVAL, "it is a device", str(path))
+    return path.open("rb")
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """A file of UTF-8 text, with a byte-order mark or without, likewise."""
+    return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=newline)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -58,8 +72,11 @@ def replace_file(path: Path, content: bytes, on_disk: bool = False) -> None:
 def written_aside(path: Path, on_disk: bool = False) -> Iterator[Path]:
     """A file to write, which gets the name `path` when the block ends: readers see all of it or what was there before.
     With `on_disk` the content has reached the disk by then, so that no power cut leaves the name without it. A block
-    that ends by an exception leaves nothing behind. Raises OSError."""
+    that ends by an exception leaves nothing behind. Raises OSError, also where the name is that of a device or a
+    folder, which is not replaced."""
     file = aside(path)
+    if _is_special(path):
+        raise OSError(errno.EINVAL, "it is no file that could be replaced", str(path))
     try:
         yield file
         if on_disk:
@@ -101,3 +118,8 @@ def sync(path: Path) -> None:
 def _is_special(path: Path) -> bool:
     """Such as /dev/stdout, which is written to and never replaced."""
     return path.exists() and not path.is_file()
+
+
+def real(path: Path) -> Path:
+    """The path without links; Path.resolve has no such answer for links in a circle."""
+    return Path(os.path.realpath(path))

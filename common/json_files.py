@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import open_text
 
 _STRING = r'"(?:\\.|[^"\\])*"'
 _STRING_OR_COMMENT = re.compile(_STRING + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -16,7 +17,8 @@ _STRING_OR_LAST_COMMA = re.compile(_STRING + r"|,(?=\s*[}\]])", re.DOTALL)
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, with // and /* */ comments and a comma after the last item or without. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_text(path) as file:
+            text = file.read()
     except OSError as error:
         raise UserError(f"cannot read it: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, same_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,8 @@ def check_value(key: Key, value: Any) -> Any:
     value = _as_declared_type(key, value)
     if key.choices is not None and value not in key.choices:
         listed = ", ".join(str(choice) for choice in key.choices)
-        hint = did_you_mean(value, [c for c in key.choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        nearest = same_name if key.changes == "name" else did_you_mean  # what a network is called
+        hint = nearest(value, [c for c in key.choices if isinstance(c, str)]) if isinstance(value, str) else ""
         raise UserError(f"{key.name}={value!r} is none of: {listed}{hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(key, value)

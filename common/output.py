@@ -2,6 +2,7 @@
 reader that goes away, a full disk, a terminal that was closed, letters that it does not have."""
 
 import contextlib
+import io
 import os
 import shutil
 import sys
@@ -65,13 +66,25 @@ class LastingOutput:
         return getattr(self._stream, name)
 
 
+def prepare_output() -> None:
+    """Standard output and error are there, also where they were closed when the process began, and take any letter:
+    one that they do not have is printed as Python escapes it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one that was closed, and that a file of ours would get
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # of a file that was exchanged for a pipe since Python opened it
+                stream.reconfigure(errors="backslashreplace")
+
+
 def outlast_output() -> None:
     """From here on, nothing that happens to standard output or error raises an exception in this process."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # one that was closed when the process began, and that a file of ours would get
-    os.close(descriptor)
     for name, words in (("stdout", "standard output"), ("stderr", "standard error")):
-        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
+        stream = getattr(sys, name)
         if not isinstance(stream, LastingOutput):
             setattr(sys, name, LastingOutput(stream, words))
 

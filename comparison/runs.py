@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from common.errors import UserError, did_you_mean
 from common.keys import keys_of
+from common.texts import harmless
 from comparison.curves import Curve, curves
 from flops_parameter_counting.laws.scaling_laws import LAWS
 from runs.config import RunConfig, evaluated_windows
@@ -100,7 +101,7 @@ def labels(logs: Sequence[RunLog]) -> list[str]:
     """The runs' names; where two are the same, their paths."""
     names = [log.name for log in logs]
     paths = [str(log.path.parent if log.path.name == "log.jsonl" else log.path) for log in logs]
-    return [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+    return [harmless(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
 
 
 def differing_keys(configs: Sequence[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from common import files
 from common.errors import UserError
+from common.texts import csv_cell, markdown_text
 from common.units import number, short
 from comparison.runs import COLUMNS, Numbers, Run, differing_keys
 from comparison.statistics import PLACES, At, Difference, Group, compare_groups, groups
@@ -151,7 +152,8 @@ def write_csv(runs: Sequence[Run], file: Path) -> None:
     writer = csv.writer(lines)
     writer.writerow([*COLUMNS, *(f"config.{key}" for key in keys)])
     for run in runs:
-        writer.writerow([*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)])
+        values = [*dataclasses.astuple(run.numbers), *(run.config.get(key) for key in keys)]
+        writer.writerow(map(csv_cell, values))
     files.write_whole(file, lines.getvalue().encode())
 
 
@@ -177,8 +179,9 @@ def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At
         *map(_markdown_row, body),
     ]
     told = [*map(sentence, comparisons(runs, at)), *notes]
-    files.write_whole(file, ("\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in told)).encode())
+    text = "\n".join(lines) + "\n" + "".join(f"\n{markdown_text(line)}\n" for line in told)
+    files.write_whole(file, text.encode())
 
 
 def _markdown_row(row: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    return "| " + " | ".join(map(markdown_text, row)) + " |"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError, did_you_mean
+from common.files import real
 from common.keys import Key, keys_of
 
 BUILT_IN = Path(__file__).parent
@@ -170,7 +171,7 @@ def load_rooms(folder: Path, package: str | None = None) -> None:
     if package is None:
         if not rooms:
             raise UserError(f"components={str(folder)!r} has no spec.py, nor has a folder below it")
-        _loading = folder.resolve()
+        _loading = real(folder)
         package = _own_package(_loading)
     try:
         for path in rooms:

@@ -29,8 +29,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import UserError, did_you_mean
-from common.files import replace_file, sync
-from common.locks import lock
+from common.files import open_text, real, replace_file, sync
+from common.locks import left_as_it_was, lock
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -70,7 +70,7 @@ class DatasetWriter:
 
     def __enter__(self) -> "DatasetWriter":
         with ExitStack() as opened, writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(left_as_it_was(self.folder))
             if (held := lock(self.folder)) is None:
                 raise UserError(f"another process is preparing {self.folder}: wait until it has finished")
             opened.enter_context(held)
@@ -101,9 +101,12 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._opened:  # whatever happens, closes the files, removes what was not renamed, and unlocks the folder
-            if error is None:
-                self._finish()
+        # Whatever happens, this closes the files, removes what was not renamed, and unlocks the folder.
+        if error is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._opened:
+            self._finish()
 
     def _finish(self) -> None:
         """Put the new files in place in an order that no kill or power cut can turn into a lie."""
@@ -278,11 +281,11 @@ def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
 def how_to_prepare(folder: Path) -> str:
     """The command that prepares `folder`, as the end of an error message."""
     known = sorted(script.parent.name for script in DATA_FOLDER.glob("*/prepare.py"))
-    name = folder.resolve().name
+    name = real(folder).name
     if name not in known:
         return f"prepare one of the datasets under data/: {', '.join(known)}{did_you_mean(name, known)}"
     command = f"prepare it with: python data/{name}/prepare.py"
-    if folder.resolve() != DATA_FOLDER / name:
+    if real(folder) != DATA_FOLDER / name:
         command += f" --out_dir {shlex.quote(str(folder))}"
     return command
 
@@ -293,7 +296,8 @@ def _read_meta(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"there is no dataset folder {folder.absolute()}; {how_to_prepare(folder)}")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open_text(path) as file:
+            meta = json.load(file)
         if not isinstance(meta, dict) or "format" not in meta:
             raise ValueError("it has no format number")
         if meta["format"] != FORMAT:
@@ -306,6 +310,8 @@ def _read_meta(folder: Path) -> Dataset:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError:
+        raise UserError(f"{path} is damaged (it is nested too deeply); {how_to_prepare(folder)}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({_one_line(error)}); {how_to_prepare(folder)}") from error
     if dataset.dtype != dtype_for(dataset.vocab_size):
@@ -322,8 +328,10 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
     for name in SPLITS:
         entry = meta["splits"][name]
         counts = {key: operator.index(entry[key]) for key in ("tokens", "bytes", "documents")}
-        if min(counts.values()) < 0:
-            raise ValueError(f"a count of the {name} split is negative")
+        if not 0 <= min(counts.values()) <= max(counts.values()) < 2**63:
+            raise ValueError(f"a count of the {name} split is impossible")
+        if not entry["file"].isprintable():
+            raise ValueError(f"the {name} split's file cannot be called {entry['file']!a}")
         splits[name] = Split(name, folder / entry["file"], **counts, checksum=str(entry["checksum"]))
     return Dataset(
         folder=folder,
@@ -357,7 +365,7 @@ def _verify_contents(dataset: Dataset) -> None:
     note = dataset.folder / ".verified.json"
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         known = None
     verified = {}
     for split in dataset.splits.values():

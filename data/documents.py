@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import UserError
+from common.files import open_file
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -182,7 +183,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             with gzip.open(path) as file:
                 yield file  # type: ignore[misc]
         else:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}: it is damaged or was not copied to its end") from None

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from common.errors import UserError, did_you_mean
+from common.files import open_text
 
 DATA_FOLDER = Path(__file__).resolve().parent
 
@@ -28,7 +29,8 @@ def prepared(name: str, data_dir: str | None = None) -> Facts | None:
     """The facts of a prepared dataset; None for one that is not. Raises UserError for a meta.json that says neither."""
     path = (DATA_FOLDER if data_dir is None else Path(data_dir)) / name / "meta.json"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open_text(path) as file:
+            meta = json.load(file)
         facts = Facts(meta["vocab_size"], meta["splits"]["train"]["tokens"])
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -36,7 +38,7 @@ def prepared(name: str, data_dir: str | None = None) -> Facts | None:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} is damaged: prepare the dataset again") from None
-    if any(type(count) is not int or count < 1 for count in (facts.vocab_size, facts.tokens)):
+    if any(type(count) is not int or not 1 <= count < 2**63 for count in (facts.vocab_size, facts.tokens)):
         raise UserError(f"{path} is damaged: prepare the dataset again")
     return facts
 

@@ -129,12 +129,20 @@ def same_ids(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def tokenizer_from_meta(tokenizer: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that a dataset's meta.json describes; UserError for a kind that this version does not know."""
+    """The tokenizer that a dataset's meta.json describes. Raises UserError for a kind that this version does not know,
+    and for an end of documents that is none of its tokens."""
     match tokenizer:
         case {"kind": "bytes", "end_of_document": end}:
-            return BytesTokenizer(end)
+            found: Tokenizer = BytesTokenizer(end)
         case {"kind": "characters", "end_of_document": end, "characters": str(characters)}:
-            return CharactersTokenizer(end, characters)
+            found = CharactersTokenizer(end, characters)
         case {"kind": "gpt2", "end_of_document": end}:
-            return GPT2Tokenizer(end)
-    raise UserError(f"meta.json names a tokenizer that this version does not know: {str(tokenizer)[:200]}")
+            found = GPT2Tokenizer(end)
+        case _:
+            raise UserError(f"meta.json names a tokenizer that this version does not know: {str(tokenizer)[:200]!a}")
+    if end is not None and (type(end) is not int or not 0 <= end < found.vocab_size):
+        raise UserError(
+            f"meta.json is damaged: end_of_document is {str(end)[:200]!a}, which is no token of {found.vocab_size:,}: "
+            "prepare the dataset again"
+        )
+    return found

@@ -144,8 +144,8 @@ def add_model_arguments(built: ArgumentParser) -> None:
         "--model_config",
         type=Path,
         metavar="FILE",
-        help="a config file (*.py), or a config.json of Hugging Face or of a run, with comments or without, or the "
-        "folder that has it",
+        help="a config file (*.py; it is executed), or a config.json of Hugging Face or of a run, with comments or "
+        "without, or the folder that has it",
     )
     add("--tokens", type=positive, help="tokens of the training whose time is asked; with --mfu and a device")
     add(

@@ -1,11 +1,19 @@
 """Recounts what can be recounted: the parameters of public checkpoints from their config.json, and with PyTorch
-installed the parameters and FLOPs of small real models by PyTorch's own counters."""
+installed the parameters and FLOPs of small real models by PyTorch's own counters.
+
+    python flops_parameter_counting/validate.py
+"""
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
+
+from common.errors import exit_cleanly
 from flops_parameter_counting.costs.model_cost import model_cost
 from interop.model_files import model_from_values
 from model_config import ModelArchitectureConfig, resolve_architecture
@@ -155,3 +163,7 @@ def validate() -> int:
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} passed")
     return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(validate)()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, same_name
 from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
@@ -59,7 +59,7 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
             raise UserError("no model_type, which names a Hugging Face model, and no key of this repository's")
         return Model(name, "saved configuration", from_dict(values))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        hint = did_you_mean(str(model_type), FAMILIES)
+        hint = same_name(str(model_type), FAMILIES)
         raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{hint}")
     architecture = resolve_architecture({"arch_preset": "custom", **counted_keys(values)})
     return Model(name, model_type, architecture, tuple(_notes(values, architecture)), is_ours=False)

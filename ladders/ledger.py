@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import open_file
+from common.texts import all_harmless, markdown_text
 from ladders.configs import check_config
 from ladders.plan import Folder, Plan, Run
-from runs.logs import RunLog, read_run
+from runs.logs import RunLog, fits, read_run
 
 Record = dict[str, Any]
 
@@ -50,18 +52,37 @@ def _ends_in_the_middle(ledger: Path) -> bool:
 def read(ledger: Path) -> list[Record]:
     """Every whole record, in the order in which they were written. Raises UserError where there is no ledger."""
     try:
-        lines = ledger.read_bytes().splitlines()
+        with open_file(ledger) as file:
+            lines = file.read().splitlines()
     except OSError as error:
         raise UserError(f"cannot read {ledger}: {error.strerror}") from None
     records = []
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "type" in record and "time" in record:
-            records.append(record)
+        if _is_whole(record):
+            records.append(dict.fromkeys(_SAID.get(record["type"], ())) | all_harmless(record))
     return records
+
+
+# What the readers take a field for, where it is there and not null.
+_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("time", "loss", "flops", "seconds", "learning_rate", "factor"), float),
+    **dict.fromkeys(("run", "config", "arch", "why"), str),
+    "law": dict,
+}
+_NEEDED = {"prediction": ("run",), "learning_rate": ("arch", "factor")}
+_SAID = {"prediction": ("config", "learning_rate", "law", "loss", "flops", "seconds"), "law": ("law", "draws", "why")}
+
+
+def _is_whole(record: Any) -> bool:
+    """Whether it is a record as `append` writes them."""
+    if not isinstance(record, dict) or record.get("time") is None or not isinstance(record.get("type"), str):
+        return False
+    needed = _NEEDED.get(record["type"], ())
+    return all(record.get(name) is not None for name in needed) and fits(record, _SHAPE)
 
 
 def predictions(records: Sequence[Record]) -> dict[str, Record]:
@@ -185,7 +206,7 @@ def _first_time(path: Path) -> float | None:
         for line in lines:
             try:
                 return float(json.loads(line)["time"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
     return None
 
@@ -237,4 +258,4 @@ def as_text(headings: Sequence[str], lines: Sequence[Sequence[str]], gap: str = 
 
 def as_markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     table = [headings, ["---"] * len(headings), *lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in table)
+    return "".join("| " + " | ".join(map(markdown_text, line)) + " |\n" for line in table)

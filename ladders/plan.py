@@ -16,11 +16,14 @@ order, whatever their batch. No torch.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.fields import check_fields
+from common.files import open_text
 from common.units import unit_of
 from components.registry import OWN_PRESETS
 from data.dataset import Dataset
@@ -341,10 +344,11 @@ def existing_plan(path: Path, wanted: Plan) -> Plan | None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises UserError for a folder without a plan."""
+    """Raises UserError for a folder without a plan, and for what cannot be one: it may be a stranger's."""
     file = Folder(path).plan
     try:
-        values = json.loads(file.read_text())
+        with open_text(file) as content:
+            values = json.load(content)
         arguments, runs = values["arguments"], values["runs"]
         lists = {name: tuple(arguments[name]) for name in ("budgets", "archs", "tune")}
         plan = Plan(
@@ -353,15 +357,29 @@ def read_plan(path: Path) -> Plan:
             tuple(Run(**{**run, "waits_for": tuple(run["waits_for"])}) for run in runs),
             values["calibration"],
         )
+        check_plan(plan)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} holds no plan: python ladder.py plan --out {path} makes one") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{file} is damaged: plan the ladder again in another folder") from None
     if values.get("hash") != plan.hash:
         raise UserError(f"{file} was changed: its hash is {plan.hash}, and it says {values.get('hash')}")
     return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises TypeError or ValueError for what no ladder can be planned as."""
+    for part in (plan.arguments, plan, *plan.runs):
+        check_fields(part)
+    for run in plan.runs:
+        if not re.fullmatch(r"[\w.+-]{1,200}", run.name) or run.name.startswith("."):  # it names files
+            raise ValueError(f"a run's name is {run.name!r}")
+        if min(run.steps, run.tokens_per_step, run.flops_per_token, run.n_params, run.batch_size, run.eval_iters) < 1:
+            raise ValueError(f"a size of {run.name} is not above 0")
+    if plan.calibration is not None and type(plan.calibration["start_seconds"]) not in (int, float):
+        raise TypeError("start_seconds is no number")
 
 
 def as_json(plan: Plan) -> str:

@@ -23,9 +23,10 @@ from typing import Any
 
 import configurator
 from common.errors import RunFailure, UserError
-from common.files import aside, replace_file, sync
+from common.fields import check_fields
+from common.files import aside, open_text, replace_file, sync
 from common.keys import check_value
-from common.locks import lock
+from common.locks import left_as_it_was, lock
 from configurator import Configuration
 from parallel.ranks import Ranks
 from runs.config import RunConfig
@@ -148,14 +149,15 @@ class RunFolder:
 
         Raises UserError when another run holds it or it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = lock(self.path)
-        except OSError as error:
-            raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
-        if held is None:
-            raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
-        with held:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(left_as_it_was(self.path))
+                locked = lock(self.path)
+            except OSError as error:
+                raise UserError(f"cannot write to the run's folder {self.path}: {error.strerror}") from None
+            if locked is None:
+                raise UserError(f"a live run holds {self.path}: wait for it, or choose another --out_dir")
+            held.enter_context(locked)
             self._held = os.open(self.path, os.O_RDONLY)  # while it is open no other folder gets its inode's number
             try:
                 for leftover in self._checkpoints.glob(".*"):  # of a run that was killed while it wrote or deleted
@@ -242,7 +244,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint: `progress`, `config`, `data`, the gradient scaler's state and the checksums of
     its `files`. Raises UserError when it is missing or damaged."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        with open_text(checkpoint / "state.json") as file:
+            state = json.load(file)
         if state.pop("checksum") != _checksum_of(state):
             raise ValueError("its state.json has another checksum than it should")
         check_state(state)
@@ -263,11 +266,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def check_state(state: dict[str, Any]) -> None:
     """Raises ValueError, TypeError or KeyError for what cannot be the state of a run: it may be a stranger's."""
     progress = Progress(**state["progress"])
-    for field in dataclasses.fields(Progress):
-        value = getattr(progress, field.name)
-        if not isinstance(value, field.type):  # type: ignore[arg-type]
-            raise TypeError(f"its progress has {field.name}={value!r}")
-    if progress.step < 0 or progress.samples < 0 or progress.dtype not in ("float32", "bfloat16", "float16"):
+    try:
+        check_fields(progress)
+    except TypeError as error:
+        raise TypeError(f"its progress is impossible: {error}") from None
+    counts = (progress.step, progress.samples, progress.tokens, progress.skipped_steps, progress.skipped_in_a_row)
+    if not all(0 <= count < 2**63 for count in counts) or progress.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("its progress is impossible")
     for part in ("config", "data", "scaler", "files"):
         if not isinstance(state[part], dict):

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import open_file, real
 from common.locks import is_locked
+from common.texts import all_harmless, harmless
 from runs.config import evaluated_windows
 from runs.older_logs import read_older
 
@@ -66,9 +68,9 @@ class RunLog:
 
     @property
     def name(self) -> str:
-        """The run folder's name, as the user types it."""
-        file = self.path.resolve()
-        return file.parent.name if file.name == "log.jsonl" else file.stem
+        """The run folder's name, as it can be printed."""
+        file = real(self.path)
+        return harmless(file.parent.name if file.name == "log.jsonl" else file.stem)
 
     @property
     def state(self) -> str:
@@ -225,7 +227,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
     log = RunLog(file)
     records: list[Record] = []
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             for line in lines:
                 if (record := _parse(line)) is not None:
                     records.append(record)
@@ -238,7 +240,7 @@ def read_run(path: str | os.PathLike) -> RunLog:
     if not records and (older := read_older(file)) is not None:
         if not all(map(fits, (older["run"], *older["iters"], *older["evals"]))):
             raise UserError(f"{file} is of the older layout, but one of its numbers or texts is something else")
-        return RunLog(file, **older)
+        return RunLog(file, **all_harmless(older))
     if not records:
         reason = "none of its lines is a whole record of a run" if log.cut_lines else "it is empty"
         raise UserError(f"{file} holds no run: {reason}")
@@ -265,7 +267,8 @@ def find_runs(base: str | os.PathLike = ".", latest: int | None = None) -> list[
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record on a line; None for a line that was cut, or is none of ours."""
+    """The record on a line, its texts harmless to whoever prints them; None for a line that was cut, or is none of
+    ours."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -274,7 +277,9 @@ def _parse(line: bytes) -> Record | None:
         return None
     positioned = record["type"] == "run" or type(record.get("step")) is int
     whole = positioned and record.get("time") is not None and _NEEDED.get(record["type"], "type") in record
-    return record if whole and fits(record) else None
+    if not whole or not fits(record):
+        return None
+    return all_harmless(record) if b"\\" in line or not line.isascii() else record
 
 
 def fits(value: Any, shape: Any = _SHAPE) -> bool:

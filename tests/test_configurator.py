@@ -338,7 +338,7 @@ BAD_FILES = {
     "a function for a key": ("activation = abs\n", [":1:", "activation=", "expected str or None"]),
     "zero size": ("block_size = 0\n", [":1:", "block_size=0", "at least 1"]),
     "too large a number": ("n_layer = 10**5000\n", [":1:", "n_layer", "too large"]),
-    "unknown preset": ("arch_preset = 'gpt3'\n", [":1:", "arch_preset='gpt3'", "did you mean 'gpt2'?"]),
+    "unknown preset": ("arch_preset = 'GPT-2'\n", [":1:", "arch_preset='GPT-2'", "did you mean 'gpt2'?"]),
     "unknown dtype": ("dtype = 'float8'\n", [":1:", "dtype='float8'"]),
     "heads": ("n_layer = 2\nn_embd = 100\nn_head = 3\n", [":2, ", ":3: ", "n_embd=100", "n_head=3"]),
     "syntax error": ("n_layer = 2\nn_head = = 3\n", [":2:", "invalid syntax"]),

@@ -664,7 +664,7 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),
         ("--grid_search 1e20 --law hofman", "did you mean 'hoffmann'?"),
         ("--grid_search 1e20 --law gone.json", "gone.json: cannot read it"),
-        ("--grid_search 1e20 --arch mamba", "(did you mean 'mamba2'?)"),
+        ("--grid_search 1e20 --arch Mamba-2", "(did you mean 'mamba2'?)"),
         ("--grid_search 1e20 --flops_formula approximate", "is none of: exact, published"),
         ("--grid_search 1e20 --flops_formula published --arch gpt2", "the published formula is Llama's"),
         ("--grid_search 1e20 --hidden_sizes 8192:1024:256", "holds no size of 1 or more"),

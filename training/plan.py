@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 from common.errors import UserError
+from common.machine import check_memory
 from components.registry import has_module
 from configurator import Configuration
 from data.dataset import Dataset
+from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, parameter_names, training_flops
 from flops_parameter_counting.costs.sharding import check_mesh
 from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
@@ -122,6 +124,17 @@ def check_buildable(model: ModelArchitectureConfig) -> None:
     """Raises UserError for a component that can be counted and not built."""
     if (lacking := not_built(model)) is not None:
         raise UserError(lacking)
+
+
+def check_memory_of_run(configuration: Configuration, world_size: int) -> None:
+    """Raises UserError for a run of which each rank needs far more memory than its machine has."""
+    run = configuration.run
+    dtype = "bfloat16" if run.dtype == "auto" else run.dtype
+    try:
+        needed = sum(rank_memory(configuration.model, run, world_size, dtype).values())
+    except UserError:  # a component of the user's own that does not say what it keeps
+        return
+    check_memory("the run", needed, "a smaller model or batch fits; --dry_run plans any size")
 
 
 def check_frozen(configuration: Configuration) -> None:

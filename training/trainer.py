@@ -63,11 +63,11 @@ def train(
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         state = read_state(checkpoint) if checkpoint else None
         saved = Progress(**state["progress"]) if state else None
+        if saved is not None and not saved.has_updated:
+            saved = None  # whose decisions nothing depends on yet
         if state and "eval_batch_size" not in state["config"]:  # it was batch_size until there was that key
             windows = dataclasses.replace(run, eval_batch_size=state["config"]["batch_size"])
             configuration = dataclasses.replace(configuration, run=windows)
-        if saved is not None and not saved.has_updated:
-            saved = None  # whose decisions nothing depends on yet
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
@@ -168,7 +168,7 @@ class Trainer:
             changed += changed_keys(state["data"], self.data)
             load_checkpoint(checkpoint, self.training)
             self.progress.compile, self.progress.dtype = self.machine.compile, self.machine.dtype
-            if not self.evaluates_as(state):
+            if self.progress.last_evaluation is not None and not self.evaluates_as(state):
                 self.progress.forget_evaluations()
                 notes.append("other windows are evaluated than before: the best validation loss starts anew")
             if note := self.jump(state):

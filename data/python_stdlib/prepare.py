@@ -6,7 +6,6 @@ Whole files go to the validation split, about 7 % of the bytes; the same interpr
     python data/python_stdlib/prepare.py [--out_dir DIR] [--force]
 """
 
-import argparse
 import hashlib
 import os
 import platform
@@ -18,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from common.errors import UserError, exit_cleanly
+from common.errors import ArgumentParser, UserError, exit_cleanly
 from data.dataset import DatasetWriter, open_dataset
 
 SOURCE = f"standard library of {platform.python_implementation()} {platform.python_version()}"
@@ -78,7 +77,7 @@ def is_up_to_date(out_dir: Path) -> bool:
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prepare the source of Python's standard library, byte by byte.")
+    parser = ArgumentParser(description="Prepare the source of Python's standard library, byte by byte.")
     parser.add_argument("--out_dir", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     parser.add_argument("--force", action="store_true", help="prepare again even if the dataset is up to date")
     arguments = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, did_you_mean
+from common.files import open_text, real
 from flops_parameter_counting.laws.fitting import Points
 from runs.logs import RunLog, read_run
 
@@ -30,8 +31,8 @@ def read_points(paths: Sequence[Path], n_meaning: str) -> Measured:
     """The points of every CSV file and run among `paths`, in their order. N of a run is as `n_meaning` says, one of
     scaling_laws.N_MEANINGS; a CSV file's is what it is. Raises UserError for anything that cannot be a point.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
-        twice = next(path for index, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:index]])
+    if len({real(path) for path in paths}) < len(paths):
+        twice = next(path for index, path in enumerate(paths) if real(path) in map(real, paths[:index]))
         raise UserError(f"{twice} is given twice: its points would count twice")
     rows: list[tuple[float, float, float]] = []
     notes: list[str] = []
@@ -81,7 +82,7 @@ def _read_csv(path: Path) -> tuple[list[tuple[float, float, float]], list[str]]:
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """(number, cells) of every line that is not empty, two at least. Raises UserError."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte-order mark
+        with open_text(path, newline="") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except OSError as error:

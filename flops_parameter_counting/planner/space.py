@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, same_name
 from components.registry import default_letter
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
@@ -61,9 +61,7 @@ class Family:
 
     def __post_init__(self) -> None:
         if self.arch not in presets():
-            raise UserError(
-                f"arch {self.arch!r} is none of: {', '.join(presets())}{did_you_mean(self.arch, presets())}"
-            )
+            raise UserError(f"arch {self.arch!r} is none of: {', '.join(presets())}{same_name(self.arch, presets())}")
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
