@@ -118,7 +118,7 @@ def positive(text: str) -> int:
 
 
 def same_name(name: str, networks: Iterable[str]) -> str:
-    """As `did_you_mean` for the name of a network, where a near name is mostly that of another one (mixtral, mistral):
+    """What `did_you_mean` is for the name of a network, where a near name is mostly another one's (mixtral, mistral):
     only what is the same but for case, separators and letters that are doubled."""
 
     def spelling(text: str) -> str:

@@ -50,7 +50,7 @@ class Key:
 
 
 class Bounds(typing.TypedDict, total=False):
-    """Of a number."""
+    """What a number is kept within."""
 
     at_least: float
     above: float

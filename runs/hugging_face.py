@@ -109,7 +109,7 @@ def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path, notes: lis
 
 
 def _special_tokens(kept: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """As the imported model had them; of a run that began here, a document's end is also what a text begins after."""
+    """Those that the imported model had; where a run began here, a text begins after a document's end, too."""
     if (kept / "config.json").is_file():
         config = read_json(kept / "config.json")
         return {name: config[name] for name in SPECIAL_TOKENS if name in config}

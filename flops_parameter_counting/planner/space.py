@@ -224,7 +224,7 @@ class SearchSpace:
         return self.template.replace(**own, **patterns)
 
     def d_ff(self, n_embd: Any) -> Any:
-        """Of a width, or of an array of them; 0 without a dense FFN. A small addition keeps 8/3 x 96 at 256."""
+        """The FFN's width for an n_embd, or an array of them; 0 without one. A small addition keeps 8/3 x 96 at 256."""
         if not self.family.has_d_ff:
             return 0 * n_embd
         exact = self.ffn_expansion_ratio * n_embd
