@@ -7,13 +7,13 @@ python compare_architectures.py "out/seed*" --filter "n_layer>4" --sort best_val
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import ArgumentParser, UserError, exit_cleanly
+from common.output import terminal_width, wrapped
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
 from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort
@@ -85,9 +85,10 @@ def show(arguments: argparse.Namespace, clear: bool = False) -> list[Run]:
         column = arguments.sort.removeprefix("-")
         runs = sort(runs, column, descending=arguments.reverse or column != arguments.sort)
     told = notes([run.log for run in runs])
-    print(CLEAR * clear + table(runs, width=terminal_width()))
+    width = terminal_width()
+    print(CLEAR * clear + table(runs, width))
     for line in (*map(sentence, comparisons(runs, arguments.x)), *told):
-        print(line)
+        print(wrapped(line, width))
     write_files(runs, arguments, told)
     sys.stdout.flush()
     return runs
@@ -167,11 +168,6 @@ def check_name(name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise UserError(f"the run {name!a} has a name that is not UTF-8: rename it") from None
-
-
-def terminal_width() -> int | None:
-    """In characters; None where the output goes to a file or another program."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _with_sign(arguments: Sequence[str]) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, exit_cleanly
-from common.output import outlast_output
+from common.output import outlast_output, terminal_width
 from configurator import Configuration, differences, from_dict, load, with_run_dir, with_vocabulary
 from data.dataset import Dataset, dataset_folder, open_dataset
+from data.tokenizers import same_ids
 from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
@@ -37,24 +38,26 @@ def main() -> int:
     plan = plan_run(configuration, dataset)
     world_size = configuration.run.world_size or ranks.size
     check_ranks(configuration, world_size)
-    if ranks.is_first:
-        notes = plan_notes(configuration, plan, dataset.vocab_size if dataset else None)
-        print(startup_report(configuration, plan, notes, world_size), flush=True)
+    notes = plan_notes(configuration, plan, dataset.vocab_size if dataset else None)
+    report = startup_report(configuration, plan, notes, world_size, terminal_width())
     if configuration.run.dry_run or dataset is None:
+        print(report * ranks.is_first)
         return 0
     check_buildable(configuration.model)
     check_memory_of_run(configuration, world_size)
 
     folder = RunFolder(configuration.run_dir)
-    only_looks = configuration.run.eval_only and folder.has_run
+    only_looks = configuration.run.eval_only and source is None and folder.has_run
     with folder.hold() if ranks.is_first and not only_looks else contextlib.nullcontext():
-        checkpoints = where_to_start(configuration, folder, ranks)
+        checkpoints = where_to_start(configuration, dataset, folder, ranks)
         if checkpoints and is_finished(checkpoints[0], folder, configuration, plan):
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
         if folder.is_held:
             folder.check_writable()
+        if ranks.is_first:  # what is refused is refused before, in its one line
+            print(report, flush=True)
 
         if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -78,7 +81,7 @@ def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
     return open_dataset(path, verify=ranks.local_rank == 0)  # one process of a machine reads the files through
 
 
-def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks) -> list[Path]:
+def where_to_start(configuration: Configuration, dataset: Dataset, folder: RunFolder, ranks: Ranks) -> list[Path]:
     """The checkpoints that the run can be resumed from, newest first; none for scratch.
 
     Raises UserError where that would lose or mix up a run. A run that torchrun has started again continues.
@@ -86,7 +89,7 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     start, existing = configuration.run.init_from, folder.checkpoints()
     if start not in ("resume", "auto") and restarts() == 0:
         only_evaluates = configuration.run.eval_only and configuration.run.source is not None  # as often as one likes
-        if ranks.is_first and (existing or (folder.log.exists() and not only_evaluates)):
+        if ranks.is_first and (existing or (folder.has_run and not only_evaluates)):
             again = "--init_from=auto" if start == "scratch" else f"train.py {folder.path}/config.py --init_from=auto"
             raise UserError(f"{folder.path} holds a run already: {again} continues it, another --out_dir keeps it")
         return []
@@ -103,6 +106,11 @@ def where_to_start(configuration: Configuration, folder: RunFolder, ranks: Ranks
     comparable = saved.replace(**free)
     if differing := differences(comparable, configuration.model):
         raise UserError(f"{newest} is of another architecture: {', '.join(differing)}; choose another --out_dir")
+    if not same_ids(state["data"].get("tokenizer", dataset.tokenizer), dataset.tokenizer):
+        raise UserError(
+            f"{newest} was trained with another tokenizer than {dataset.folder} has now: prepare the dataset as it "
+            "was, or choose another --out_dir"
+        )
     return list(reversed(existing))
 
 

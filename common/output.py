@@ -1,12 +1,38 @@
-"""Standard output and error that may break without ending the program that prints: a reader that goes away, a full
-disk, a terminal that was closed, letters that it does not have."""
+"""Standard output and error: how wide they are, and that they may break without ending the program that prints: a
+reader that goes away, a full disk, a terminal that was closed, letters that it does not have."""
 
 import contextlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, TextIO
+
+
+def terminal_width() -> int | None:
+    """In characters; None where standard output goes to a file or another program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str, width: int | None, indent: int = 2) -> str:
+    """The text with every line that is wider than `width` continued in indented ones; None: as it is."""
+    if width is None:
+        return text
+    lines = (
+        textwrap.wrap(
+            line,
+            max(width, 40),
+            subsequent_indent=" " * (len(line) - len(line.lstrip()) + indent),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if len(line) > width
+        else [line]
+        for line in text.split("\n")
+    )
+    return "\n".join(part for parts in lines for part in parts)
 
 
 class LastingOutput:

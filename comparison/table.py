@@ -122,9 +122,12 @@ def _lines_of_columns(lines: Sequence[Sequence[str]], width: int) -> list[tuple[
 
 
 def comparisons(runs: Sequence[Run], at: At) -> list[Difference | str]:
-    """The first group against each other one; in place of a comparison that cannot be, the reason."""
+    """The first group against each other one; in place of a comparison that cannot be, the reason. A run without
+    others of its kind is called by its own name."""
+    labels = {id(run.log): run.numbers.run for run in runs}
     found = groups([run.log for run in runs])
-    return [_compared(other, found[0], at) for other in found[1:]]
+    named = [group if group.runs[1:] else dataclasses.replace(group, name=labels[id(group.runs[0])]) for group in found]
+    return [_compared(other, named[0], at) for other in named[1:]]
 
 
 def _compared(a: Group, b: Group, at: At) -> Difference | str:

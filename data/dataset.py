@@ -226,6 +226,13 @@ class Dataset:
     dtype: np.dtype
     splits: dict[str, Split]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run keeps of it, to know what its tokens mean and whether they are still the same."""
+        return {f"data of {name}": split.checksum for name, split in self.splits.items()} | {
+            "tokenizer": self.tokenizer
+        }
+
     def check_fits(self, block_size: int, vocab_size: int) -> None:
         """Raise UserError unless each split holds a window of `block_size`, and `vocab_size` (the model's) every id."""
         for split in self.splits.values():

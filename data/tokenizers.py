@@ -123,6 +123,11 @@ class GPT2Tokenizer(Tokenizer):
             ) from error
 
 
+def same_ids(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two of what meta.json can name give the same text the same ids; what ends a document may differ."""
+    return one | {"end_of_document": None} == other | {"end_of_document": None}
+
+
 def tokenizer_from_meta(tokenizer: dict[str, Any]) -> Tokenizer:
     """The tokenizer that a dataset's meta.json describes. Raises UserError for a kind that this version does not know,
     and for an end of documents that is none of its tokens."""

@@ -7,7 +7,7 @@ import torch
 from common.errors import UserError
 from configurator import Configuration
 from data.dataset import dataset_folder, open_dataset
-from data.tokenizers import Tokenizer, tokenizer_from_meta
+from data.tokenizers import CharactersTokenizer, Tokenizer, tokenizer_from_meta
 from model_builder import LanguageModel, build_model
 from runs.checkpoint import load_model
 from runs.folder import read_state, saved_configuration
@@ -24,14 +24,25 @@ def configuration_of(checkpoint: Path) -> Configuration:
 
 
 def find_tokenizer(checkpoint: Path, saved: Configuration) -> Tokenizer:
-    """That of the dataset which the run was trained on. Raises UserError when the dataset is not there any more."""
+    """The run's own. One of an earlier version kept none: then that of its dataset, which must be there, and for a
+    tokenizer that is made from the text unchanged. Raises UserError."""
+    data = read_state(checkpoint)["data"]
+    if "tokenizer" in data:
+        return tokenizer_from_meta(data["tokenizer"])
     dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)
+    tokenizer = tokenizer_from_meta(dataset.tokenizer)
+    changed = [name for name, checksum in data.items() if dataset.identity.get(name) != checksum]
+    if changed and isinstance(tokenizer, CharactersTokenizer):
+        raise UserError(
+            f"{dataset.folder} was prepared anew since {checkpoint} was trained on it, and its characters may have "
+            "other ids: prepare it as it was"
+        )
     if dataset.vocab_size > (saved.model.vocab_size or 0):
         raise UserError(
             f"{dataset.folder} is not what {checkpoint} was trained on: its vocabulary of {dataset.vocab_size} is "
             f"larger than the model's {saved.model.vocab_size}"
         )
-    return tokenizer_from_meta(dataset.tokenizer)
+    return tokenizer
 
 
 def load(checkpoint: Path, saved: Configuration, device: torch.device) -> LanguageModel:

@@ -31,6 +31,7 @@ class RunConfig:
     )
     seed: int = key(1337, "decides weights, data order and dropout", at_least=0, below=2**32)
     dry_run: bool = key(False, "print the startup report and exit without building anything", changes="name")
+    verbose: bool = key(False, "print every key at the start, not only what differs from the preset", changes="name")
     components: str | None = key(
         None, "a folder with components of your own, whose code is executed (docs/extending.md)"
     )

@@ -293,7 +293,7 @@ def test_the_search_that_it_names_finds_the_same_in_the_space_of_this_model(comm
         ({"model_type": "mamba", "num_hidden_layers": 8, "hidden_size": 512, "state_size": 16}, "mamba1"),
         (
             {
-                "model_type": "mistral",
+                "model_type": "llama",
                 "num_hidden_layers": 8,
                 "hidden_size": 512,
                 "num_attention_heads": 8,

@@ -100,10 +100,10 @@ def test_the_runs_are_compared_in_a_sentence(two_runs):
     done = compare(two_runs, "out/plain", "out/gated", "--x", "flops")
     plain, gated = described(two_runs)
     (sentence,) = done.stdout.splitlines()[4:]
-    assert sentence.startswith(f"{gated.numbers.architecture} is ") and "at equal FLOPs" in sentence
+    assert sentence.startswith("gated is ") and " plain at equal FLOPs" in sentence
     assert "no interval, seeds were not repeated" in sentence
     fewer, more = sorted((plain, gated), key=lambda run: run.numbers.flops)
-    assert f"({fewer.numbers.flops:.3g}, before the end of {more.numbers.architecture}): no interval" in sentence
+    assert f"({fewer.numbers.flops:.3g}, before the end of {more.numbers.run}): no interval" in sentence
 
 
 def test_without_runs_the_newest_ones_are_compared(two_runs):

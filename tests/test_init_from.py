@@ -17,8 +17,16 @@ from data.dataset import open_dataset
 from interop.folders import read_model
 
 GPT2_NAMES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
-QUICK = ["--device=cpu", "--dtype=float32", "--compile=False", "--max_iters=2", "--eval_iters=1000", "--batch_size=1"]
-QUICK += ["--gradient_accumulation_steps=2", "--wandb_log=False", "--eval_batch_size=1"]
+QUICK = [
+    "--device=cpu",
+    "--dtype=float32",
+    "--compile=False",
+    "--max_iters=2",
+    "--eval_iters=1000",
+    "--batch_size=1",
+    "--eval_batch_size=1",
+]
+QUICK += ["--gradient_accumulation_steps=2", "--wandb_log=False"]
 
 
 def made(config, folder):

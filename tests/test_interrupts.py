@@ -46,7 +46,7 @@ def signalled_run(folder: Path, function: str, call: int, number: int, rank: int
     [
         ("training.trainer:parallelize", 1, signal.SIGTERM, 0),  # before the first step
         ("training.step:backward_pass", 6, signal.SIGINT, 6),  # the step is finished
-        ("training.validation:precision", 6, signal.SIGTERM, 4),  # the second evaluation is not
+        ("training.validation:precision", 14, signal.SIGTERM, 4),  # the second evaluation, of 12 batches, is not
         ("runs.checkpoint:checksum", 1, signal.SIGTERM, None),  # while a checkpoint is written, in the background
     ],
 )

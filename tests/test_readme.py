@@ -15,6 +15,7 @@ from commands import Done
 from conftest import ROOT, environment
 
 from configurator import load
+from runs.logs import read_run
 from training.plan import check_ranks
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,6 +76,12 @@ def test_the_first_hour(checkout):
     for command in commands:
         done = run(shortened(command), checkout)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    one, two = (read_run(checkout / "out" / name) for name in ("rope", "two"))
+    assert one.run["dtype"] == two.run["dtype"] == "float32" and two.run["hardware"]["ranks"] == 2
+    losses = [dict(log.val_losses()) for log in (one, two)]
+    assert list(losses[1]) == [0, 3] and losses[1] == pytest.approx(
+        {step: losses[0][step] for step in (0, 3)}, abs=1e-4
+    )
     assert (checkout / "out/rope-alibi.png").stat().st_size > 10_000
     for page in ("ladder/first/report.html", "out/rope-alibi.html"):
         assert "gpt2" in (text := (checkout / page).read_text()) or "alibi" in text

@@ -378,8 +378,51 @@ def test_a_dataset_of_characters_names_what_it_cannot_encode(say, tmp_path):
     code, _, errors = say(tmp_path / "run")
     assert code == 2 and "--prompt" in errors and len(errors.splitlines()) == 1
     shutil.rmtree(tmp_path / "data/chars")
+    without_its_tokenizer(tmp_path / "run")
     code, _, errors = say(tmp_path / "run", "--prompt=abc")
     assert code == 2 and "there is no dataset folder" in errors and len(errors.splitlines()) == 1
+
+
+def prepare_characters(folder, characters, first=0):
+    tokenizer = {"kind": "characters", "end_of_document": None, "characters": characters}
+    with DatasetWriter(folder, tokenizer, len(characters), "a test") as writer:
+        for split in ("train", "val"):
+            ids = itertools.cycle(range(len(characters)))
+            writer.add(split, list(itertools.islice(ids, first, 400 + first)), 400)
+
+
+def without_its_tokenizer(run):
+    """As an earlier version left a run."""
+    for checkpoint in (run / "checkpoints").glob("step_*"):
+        state = read_state(checkpoint)
+        del state["data"]["tokenizer"]
+        write_state(checkpoint, state)
+
+
+def test_a_run_has_its_own_tokenizer(say, tmp_path):
+    """Text of another alphabet of equal size, prepared where the run's dataset was, changes nothing of the run; that it
+    goes on with such data is refused."""
+    prepare_characters(tmp_path / "data/chars", "abc ")
+    keys = [tmp_path / "data", tmp_path / "run", "--dataset=chars"]
+    assert run_train(*keys, "--max_iters=1") == 0
+    _, before, _ = say(tmp_path / "run", "--prompt=abc", "--max_new_tokens=20")
+    prepare_characters(tmp_path / "data/chars", "wxyz")
+    code, after, _ = say(tmp_path / "run", "--prompt=abc", "--max_new_tokens=20")
+    assert (code, after) == (0, before)
+    assert run_train(*keys, "--max_iters=2", "--init_from=resume") == 2
+    shutil.rmtree(tmp_path / "data")
+    assert say(tmp_path / "run", "--prompt=abc", "--max_new_tokens=20")[:2] == (0, before)
+
+
+def test_a_run_of_an_earlier_version_is_not_read_in_another_alphabet(say, tmp_path):
+    """It kept no tokenizer, but the checksums of its data."""
+    prepare_characters(tmp_path / "data/chars", "abc ")
+    assert run_train(tmp_path / "data", tmp_path / "run", "--dataset=chars", "--max_iters=1") == 0
+    without_its_tokenizer(tmp_path / "run")
+    assert say(tmp_path / "run", "--prompt=abc")[0] == 0
+    prepare_characters(tmp_path / "data/chars", "wxyz", first=1)
+    code, _, errors = say(tmp_path / "run", "--prompt=wxy")
+    assert code == 2 and "was prepared anew since" in errors and len(errors.splitlines()) == 1
 
 
 def test_a_damaged_checkpoint_is_one_line(say, folder, tmp_path):

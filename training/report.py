@@ -1,23 +1,29 @@
 """The startup report: what will be trained, what it costs, and every key in force. Text only; no torch."""
 
-import textwrap
+import dataclasses
 
 import configurator
 from common.errors import UserError
+from common.output import wrapped
 from common.units import bytes_text
 from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
-from model_config import ModelArchitectureConfig
+from model_config import ModelArchitectureConfig, resolve_architecture
+from runs.config import RunConfig
 from training.plan import RunPlan, not_built
 from training.schedule import schedule_notes
 
+COLUMN = 23  # where what is said begins
 
-def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1) -> str:
+
+def startup_report(
+    configuration: Configuration, plan: RunPlan, notes: list[str], world_size: int = 1, width: int | None = None
+) -> str:
     """Several paragraphs for the console; those on memory and communication are of one of `world_size` ranks, which
-    can share the run (training.plan.check_ranks)."""
+    can share the run (training.plan.check_ranks). `width`: of the terminal, if it is one."""
     paragraphs = [
         _architecture(configuration, plan),
         _length(configuration, plan),
@@ -25,8 +31,9 @@ def startup_report(configuration: Configuration, plan: RunPlan, notes: list[str]
     ]
     if world_size > 1:
         paragraphs.append(_communication(configuration, plan, world_size))
-    paragraphs.append(_keys(configuration))
-    paragraphs += [f"note: {note}" for note in notes]
+    paragraphs = [wrapped(paragraph, width, indent=COLUMN) for paragraph in paragraphs]
+    paragraphs.append(_keys(configuration, width))
+    paragraphs += [wrapped(f"note: {note}", width) for note in notes]
     return "\n\n".join(paragraphs)
 
 
@@ -150,7 +157,13 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     return "\n".join(lines)
 
 
-def _keys(configuration: Configuration) -> str:
-    values = configurator.as_dict(configuration)
+def _keys(configuration: Configuration, width: int | None) -> str:
+    values, preset = configurator.as_dict(configuration), configuration.model.arch_preset
+    which = "every key"
+    if not configuration.run.verbose:
+        plain = resolve_architecture({"arch_preset": preset}).as_dict() | dataclasses.asdict(RunConfig())
+        values = {key: value for key, value in values.items() if key == "arch_preset" or value != plain[key]}
+        which = f"what differs from arch_preset={preset!r} and the defaults; --verbose: every key"
     listed = ", ".join(f"{key}={value!r}" for key, value in values.items())
-    return "Configuration: " + textwrap.fill(listed, 118, subsequent_indent="  ", break_long_words=False)
+    told = f"Configuration ({which}):\n  {listed}"
+    return wrapped(told, width or 118, indent=0)

@@ -63,11 +63,11 @@ def train(
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         state = read_state(checkpoint) if checkpoint else None
         saved = Progress(**state["progress"]) if state else None
-        if saved is not None and not saved.has_updated:
-            saved = None  # whose decisions nothing depends on yet
         if state and "eval_batch_size" not in state["config"]:  # it was batch_size until there was that key
             windows = dataclasses.replace(run, eval_batch_size=state["config"]["batch_size"])
             configuration = dataclasses.replace(configuration, run=windows)
+        if saved is not None and not saved.has_updated:
+            saved = None  # whose decisions nothing depends on yet
         machine = describe_machine(configuration, plan, ranks, device, saved)
         trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
         trainer.start(checkpoint, damaged, dataset)
@@ -131,7 +131,7 @@ class Trainer:
         block_size = configuration.model.block_size
         self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
         self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
-        self.data = {f"data of {name}": split.checksum for name, split in dataset.splits.items()}
+        self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
             configuration, model=configuration.model.replace(**{one.key: one.value for one in machine.choices})
