@@ -142,7 +142,7 @@ def tokenizer_from_meta(tokenizer: dict[str, Any]) -> Tokenizer:
             raise UserError(f"meta.json names a tokenizer that this version does not know: {str(tokenizer)[:200]!a}")
     if end is not None and (type(end) is not int or not 0 <= end < found.vocab_size):
         raise UserError(
-            f"meta.json is damaged: end_of_document is {str(end)[:200]!a}, which is no token of {found.vocab_size:,}: "
+            f"the tokenizer's end_of_document is {str(end)[:200]!a}, which is none of its {found.vocab_size:,} tokens: "
             "prepare the dataset again"
         )
     return found

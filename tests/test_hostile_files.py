@@ -87,8 +87,10 @@ def test_deep_nesting(here):
 
 @pytest.mark.parametrize("end", ["a", 1.5, True, -1, 256, 10**30, [], "\x1b[2J"])
 def test_the_end_of_documents_is_a_token(here, end):
-    meta = here / "data/tiny/meta.json"
-    rewritten(meta, tokenizer={"kind": "bytes", "end_of_document": end})
+    (state,) = here.glob("run/checkpoints/*/state.json")
+    whole = json.loads(state.read_text())
+    whole["data"]["tokenizer"] = {"kind": "bytes", "end_of_document": end}
+    state.write_text(json.dumps(with_checksum(whole)))
     assert "end_of_document" in refused(sample.main, "run", "--prompt=a")
 
 
