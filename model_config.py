@@ -11,20 +11,12 @@ from typing import Any
 from common.errors import UserError, did_you_mean
 from common.keys import Key, check_value, key, keys_of
 from components import registry
-from components.registry import PRESETS, register_preset
+from components.registry import PRESETS
 
 MOST_LAYERS = 100_000  # of which a list is made
 NO_FFN, DENSE_FFN = "-", "F"  # in ffn_pattern: none, and the one that ffn_type names
 
-# Beside those of mixers that stand in their rooms. Sizes and the vocabulary are the config file's business.
-register_preset("legacy", {"activation": "gelu"})
-register_preset("gpt2", {"activation": "gelu_tanh", "bias": True})
-_LLAMA = {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"}
-register_preset("llama", {**_LLAMA, "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256, "weight_tying": False})
-register_preset("llama3", {**_LLAMA, "rope_theta": 500000.0, "ffn_expansion_ratio": 3.5, "weight_tying": False})
-register_preset("team", _LLAMA)
-register_preset("custom", {})
-_OWN_PRESETS = ("legacy", "gpt2", "llama", "llama3", "team")
+FIRST_PRESETS = ("legacy", "gpt2", "llama", "llama3", "team")  # where they are listed
 
 
 class _Core:
@@ -32,8 +24,8 @@ class _Core:
 
     arch_preset: str = key(
         "legacy",
-        "what the other architecture keys are unless given: nanoGPT's (legacy), GPT-2's, Llama 2's, Llama 3's, the "
-        "team's, Mamba's, Mamba-2's, a hybrid of Mamba-2 and attention, or the plain defaults (custom)",
+        "what the other architecture keys are unless given: nanoGPT's (legacy), those of the family of this name, the "
+        "team's, a hybrid's of Mamba-2 and attention, or the plain defaults (custom)",
         group="Architecture: sizes",
         changes="name",
     )
@@ -87,8 +79,8 @@ def _known_keys() -> dict[str, Key]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Every value of `arch_preset`, those of this module first."""
-    return {name: PRESETS[name] for name in dict.fromkeys((*_OWN_PRESETS, *PRESETS))}
+    """Every value of `arch_preset`."""
+    return {name: PRESETS[name] for name in dict.fromkeys((*FIRST_PRESETS, *PRESETS))}
 
 
 class Values(dict[str, Any]):

@@ -1,10 +1,11 @@
-"""GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023)."""
+"""GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023) and the families that came of it."""
 
+import dataclasses
 from typing import Any
 
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.spec import biases
-from interop.configurations import DROPOUTS
+from interop.configurations import DROPOUTS, LAYER_TYPES
 from interop.family import Family, Place, places, their_activation, their_rotary
 from model_config import ModelArchitectureConfig
 
@@ -18,14 +19,41 @@ def _write_gpt2(config: ModelArchitectureConfig) -> dict[str, Any]:
     }
 
 
-def _write_llama(config: ModelArchitectureConfig) -> dict[str, Any]:
+def _write_relative(config: ModelArchitectureConfig) -> dict[str, Any]:
+    """What Llama and the families that came of it share."""
     return {
         "num_key_value_heads": config.kv_heads,
         "hidden_act": their_activation(GATES.get(config.ffn_type, "silu")),
         "rms_norm_eps": config.norm_eps,
         "head_dim": config.head_dim,
-        "attention_bias": all(biases(config)),
         "rope_parameters": their_rotary(config),
+    }
+
+
+def _write_llama(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return _write_relative(config) | {"attention_bias": all(biases(config))}
+
+
+def _write_mistral(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return _write_relative(config) | {"sliding_window": config.attention_window}
+
+
+def _write_qwen2(config: ModelArchitectureConfig) -> dict[str, Any]:
+    """Without a width of heads, which is always that of the stream over their number."""
+    written = _write_relative(config) | _their_windows(config) | {"use_sliding_window": "W" in config.pattern}
+    return {key: value for key, value in written.items() if key != "head_dim"}
+
+
+def _write_qwen3(config: ModelArchitectureConfig) -> dict[str, Any]:
+    windows = _their_windows(config) | {"use_sliding_window": "W" in config.pattern}
+    return _write_llama(config) | windows
+
+
+def _their_windows(config: ModelArchitectureConfig) -> dict[str, Any]:
+    types = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
+    return {
+        "sliding_window": config.attention_window,
+        "layer_types": [types[letter] for letter in config.pattern],
     }
 
 
@@ -80,3 +108,13 @@ LLAMA = Family(
     mixers={"A": LLAMA_ATTENTION},
     buffers=(".rotary_emb.inv_freq",),
 )
+
+_WITH_WINDOWS = {"A": LLAMA_ATTENTION, "W": LLAMA_ATTENTION}
+_NORMS_OF_HEADS = places({f"self_attn.{name}_norm": f"mixer.{name}_norm" for name in "qk"})
+_WITH_NORMS = dict.fromkeys("AW", LLAMA_ATTENTION | _NORMS_OF_HEADS)
+
+MISTRAL = dataclasses.replace(
+    LLAMA, model_class="MistralForCausalLM", write=_write_mistral, mixers=_WITH_WINDOWS, buffers=()
+)
+QWEN2 = dataclasses.replace(LLAMA, model_class="Qwen2ForCausalLM", write=_write_qwen2, mixers=_WITH_WINDOWS, buffers=())
+QWEN3 = dataclasses.replace(LLAMA, model_class="Qwen3ForCausalLM", write=_write_qwen3, mixers=_WITH_NORMS, buffers=())

@@ -9,7 +9,7 @@ says; `notes` names what was passed over.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
@@ -328,6 +328,7 @@ def _llama(values: _Values) -> _Keys:
 
 
 def _llama_details(values: _Values) -> _Keys:
+    """Of its relatives too."""
     gate = _activation("hidden_act", values["hidden_act"])
     ffn_types = [ffn_type for ffn_type, activation in GATES.items() if activation == gate]
     if not ffn_types:
@@ -336,8 +337,10 @@ def _llama_details(values: _Values) -> _Keys:
 
 
 def _mistral(values: _Values) -> _Keys:
-    window = {"layer_pattern": "W", "attention_window": values["sliding_window"]} if values["sliding_window"] else {}
-    return _transformer(values) | _heads(values) | window
+    """Within a window in every layer, or in none."""
+    window = values["sliding_window"]
+    types = ["sliding_attention" if window else "full_attention"] * values["num_hidden_layers"]
+    return _transformer(values) | _heads(values) | {"attention_bias": "none"} | _windows(values, types, window)
 
 
 def _qwen2(values: _Values) -> _Keys:
@@ -351,16 +354,27 @@ def _qwen3(values: _Values) -> _Keys:
 
 
 def _qwen_layers(values: _Values) -> _Keys:
-    """Sliding windows from layer max_window_layers on, where they are used at all; `layer_types` must say the same."""
-    count = values["num_hidden_layers"]
-    windowed = values["use_sliding_window"] and values["sliding_window"] is not None
-    full = min(count, values["max_window_layers"]) if windowed else count
-    types = ["full_attention"] * full + ["sliding_attention"] * (count - full)
-    if values["layer_types"] not in (None, types):
-        raise UserError("layer_types contradicts num_hidden_layers, use_sliding_window and max_window_layers")
-    if full == count:
+    """Sliding windows where they are used at all: from layer max_window_layers on, unless layer_types says where."""
+    count, window = values["num_hidden_layers"], values["sliding_window"] if values["use_sliding_window"] else None
+    full = min(count, values["max_window_layers"]) if window is not None else count
+    return _windows(values, ["full_attention"] * full + ["sliding_attention"] * (count - full), window)
+
+
+LAYER_TYPES = {"full_attention": "A", "sliding_attention": "W"}
+
+
+def _windows(values: _Values, unless_given: Sequence[str], window: int | None) -> _Keys:
+    """Which layers attend within the window: those that layer_types names, where the file has it."""
+    types, count = values.get("layer_types"), values["num_hidden_layers"]
+    types = unless_given if types is None else types
+    if len(types) != count or not all(isinstance(one, str) and one in LAYER_TYPES for one in types):
+        raise UserError(f"layer_types contradicts num_hidden_layers={count}: one of {', '.join(LAYER_TYPES)} for each")
+    pattern = "".join(LAYER_TYPES[one] for one in types)
+    if "W" not in pattern:
         return {}
-    return {"layer_pattern": "A" * full + "W" * (count - full), "attention_window": values["sliding_window"]}
+    if window is None:
+        raise UserError("layer_types has sliding_attention, whose sliding_window is not given or not used")
+    return {"layer_pattern": pattern, "attention_window": window}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -555,22 +569,25 @@ FAMILIES: dict[str, FamilyKeys] = {
         fixed=_WHOLE_HEADS,
         same=_TRANSFORMER_SAME,
         read=_mistral,
+        details=_llama_details,
     ),
     "qwen2": FamilyKeys(
         required=tuple(_TRANSFORMER_SIZES),
         counted=_QWEN,
-        function={**_LLAMAS_FUNCTION, "use_mrope": False},
-        fixed=_WHOLE_HEADS,
+        function=_LLAMAS_FUNCTION,
+        fixed={**_WHOLE_HEADS, "use_mrope": False},
         same=_TRANSFORMER_SAME,
         read=_qwen2,
+        details=_llama_details,
     ),
     "qwen3": FamilyKeys(
         required=tuple(_TRANSFORMER_SIZES),
         counted={**_QWEN, "head_dim": 128, "attention_bias": False},
-        function={**_LLAMAS_FUNCTION, "use_mrope": False},
-        fixed=_WHOLE_HEADS,
+        function=_LLAMAS_FUNCTION,
+        fixed={**_WHOLE_HEADS, "use_mrope": False},
         same=_TRANSFORMER_SAME,
         read=_qwen3,
+        details=_llama_details,
     ),
     "mamba": FamilyKeys(
         required=tuple(_MAMBA_SIZES),

@@ -38,6 +38,7 @@ class Family:
     outside: Mapping[str, Place]  # the blocks
     within: Mapping[str, Place]  # each block, its mixer apart
     mixers: Mapping[str, Mapping[str, Place]]  # by its letter in layer_pattern
+    may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
 
     def block(self, letter: str) -> dict[str, Place]:

@@ -1,5 +1,4 @@
-"""Hugging Face in and out: configurations and weights of GPT-2, Llama, Mamba, Mamba-2 and Bamba as those of a
-LanguageModel, and back.
+"""Hugging Face in and out: configurations and weights of the FAMILIES below as those of a LanguageModel, and back.
 
 A configuration is what `config.json` holds (`PretrainedConfig.to_dict()`), in the form of transformers 4 or 5; what is
 written is for 5. What a LanguageModel, or the other way round their class, cannot be is refused by the name of its
@@ -17,15 +16,25 @@ from torch import Tensor
 
 from common.errors import UserError
 from components.registry import component_keys
-from interop.attention_models import GPT2, LLAMA
+from interop.attention_models import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
 from interop.family import Family, Place
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
-from model_config import ModelArchitectureConfig, architecture_keys
+from model_config import Layer, ModelArchitectureConfig, architecture_keys
 
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
+# An architecture that several of them have is written as the first.
+FAMILIES = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "mamba": MAMBA,
+    "mamba2": MAMBA2,
+    "bamba": BAMBA,
+}
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HEAD = "lm_head"  # which their prefix is not before
 _EMBEDDING = "embedding.weight"
@@ -55,59 +64,84 @@ def architecture_to_hugging_face(
     """
     if config.vocab_size is None:
         raise UserError("vocab_size=None: Hugging Face's configuration needs the number")
-    model_type = _model_type(config)
-    family = FAMILIES[model_type]
-    if config.ffn_layers != (config.n_layer if family.has_ffn else 0):
-        has = "an FFN after every layer" if family.has_ffn else "no FFN"
-        raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
-    if any(layer.values for layer in config.layers):
-        raise UserError(
-            f"layer_values={config.layer_values!r} cannot be represented: {family.model_class} has no layer's own keys"
-        )
-    written = {
-        "model_type": model_type,
-        "architectures": [family.model_class],
-        **(dict.fromkeys(SPECIAL_TOKENS) if special_tokens is None else special_tokens),
-        **{theirs: getattr(config, ours) for theirs, ours in KEYS[model_type].same.items()},
-        **family.write(config),
-    }
-    # What it comes back as is the truth of what was written.
-    ours, theirs = (_what_acts(of, family) for of in (config, architecture_from_hugging_face(written)))
-    for key, value in ours.items():
-        if theirs[key] != value:
-            raise UserError(f"{key}={value!r} cannot be represented: {family.model_class} has {theirs[key]!r}")
+    tried = [_write(config, model_type, special_tokens) for model_type in _model_types(config)]
+    written, refusals = min(tried, key=lambda one: len(one[1]))  # of a model that none is, that which is nearest
+    if refusals:
+        raise UserError(refusals[0])
     return written
 
 
-def _model_type(config: ModelArchitectureConfig) -> str:
+def _model_types(config: ModelArchitectureConfig) -> list[str]:
+    """The families that have mixers of these kinds."""
     letters = set(config.pattern)
-    if letters == {"A"}:
-        return "gpt2" if config.position_encoding == "learned_absolute" else "llama"
-    if letters == {"S"}:
-        return "mamba"
-    if letters == {"M"} and not config.ffn_layers:
-        return "mamba2"
-    if letters == {"A", "M"}:
-        return "bamba"
-    if letters == {"M"}:
+    found = [
+        model_type
+        for model_type, family in FAMILIES.items()
+        if letters == family.mixers.keys() or (family.may_lack_mixers and letters < family.mixers.keys())
+    ]
+    if letters == {"M"} and config.ffn_layers:
         what = "Mamba-2 with FFNs and without attention"
+    elif found:
+        return found
     else:
         what = "attention within a window" if "W" in letters else "Mamba-1 beside other mixers"
     raise UserError(f"layer_pattern={config.pattern!r}: no class of Hugging Face's known here has {what}")
 
 
+def _write(
+    config: ModelArchitectureConfig, model_type: str, special_tokens: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The config.json of a family's model that is nearest to this one, and why it is not the same: a reason for each
+    key, or as many as there are keys where the family has no such model at all."""
+    family = FAMILIES[model_type]
+    try:
+        if config.ffn_layers != (config.n_layer if family.has_ffn else 0):
+            has = "an FFN after every layer" if family.has_ffn else "no FFN"
+            raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
+        written = {
+            "model_type": model_type,
+            "architectures": [family.model_class],
+            **(dict.fromkeys(SPECIAL_TOKENS) if special_tokens is None else special_tokens),
+            **{theirs: getattr(config, ours) for theirs, ours in KEYS[model_type].same.items()},
+            **family.write(config),
+        }
+        # What it comes back as is the truth of what was written.
+        ours, theirs = (_what_acts(of, family) for of in (config, architecture_from_hugging_face(written)))
+    except UserError as error:
+        return {}, [str(error)] * len(architecture_keys())
+    return written, [
+        _refusal(key, value, theirs.get(key), config, family) for key, value in ours.items() if value != theirs.get(key)
+    ]
+
+
+def _refusal(key: str, value: Any, theirs: Any, config: ModelArchitectureConfig, family: Family) -> str:
+    if any(key in layer.values for layer in config.layers):
+        what = f"layer_values={config.layer_values!r} cannot be represented"
+        return f"{what}: {family.model_class} has no layer's own keys of this kind"
+    return f"{key}={value!r} cannot be represented: {family.model_class} has {theirs!r}"
+
+
 def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
-    """The keys that decide the function, in a form that is one for equal functions."""
+    """The keys that decide the function, in a form that is one for equal functions. One that differs among layers has
+    a list, of its values in each (None: the layer has no such key)."""
     composed = ("layer_pattern", "ffn_pattern", "ffn_after", "layer_values")  # which the list of layers says
     core = [name for name, key in architecture_keys().items() if key.changes == "function" and key.what is None]
     values = {name: config[name] for name in core if name not in (*composed, *component_keys())}
     if not family.has_ffn:  # no length either; and their mixers say of themselves which biases they have
         del values["block_size"], values["bias"]
     values |= {"layer_pattern": config.pattern, **config.component("position_encoding").function(config)}
-    for layer in config.layer_counts:
-        for spec in layer.specs:
-            values |= spec.function(config.of(layer))
+    layers = [_of_layer(config, layer) for layer in config.layers]
+    for name in {name: None for layer in layers for name in layer}:
+        found = [layer.get(name) for layer in layers]
+        told = [value for value in found if value is not None]
+        values[name] = found if any(value != told[0] for value in told) else told[0] if told else None
     return values
+
+
+def _of_layer(config: ModelArchitectureConfig, layer: Layer) -> dict[str, Any]:
+    own = config.of(layer)
+    position = [own.component("position_encoding")] if layer.mixer_spec.uses_positions else []
+    return {name: value for spec in (*position, *layer.specs) for name, value in spec.function(own).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

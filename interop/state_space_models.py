@@ -117,5 +117,6 @@ BAMBA = Family(
             **{f"feed_forward.{name}_proj": f"ffn.{name}_proj" for name in ("gate", "up", "down")},
         }
     ),
+    may_lack_mixers=False,
     mixers={"A": LLAMA_ATTENTION, "M": _named("mamba", _MAMBA2_MIXER)},
 )

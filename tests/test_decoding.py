@@ -84,6 +84,7 @@ def models(draw):
         "num_key_value_heads": draw(st.sampled_from([1, 2, 4])),
         "attention_window": draw(st.integers(1, BLOCK + 2)),
         "attention_backend": draw(st.sampled_from(["sdpa", "manual"])),
+        "qk_norm": draw(st.sampled_from([False, True, "width"])) if attends else False,
         "mamba_d_conv": draw(st.integers(1, 4)) if set(pattern) & set("MS") else 4,
     }
     return pattern, keys

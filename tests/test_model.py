@@ -182,13 +182,19 @@ def _observed_attention(model: LanguageModel) -> dict:
     attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
     biases = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
     observed["attention_bias"] = biases[attention.q_proj.bias is not None, attention.o_proj.bias is not None]
-    observed |= {"head_dim": head_dim, "qk_norm": hasattr(attention, "q_norm")}
+    observed |= {"head_dim": head_dim, "qk_norm": _observed_norms_of_heads(attention, head_dim)}
     if "rotation" in attention.shared:
         rotation = attention.shared["rotation"](3, torch.device("cpu"))
         return observed | {"position_encoding": "rope"} | _observed_rotation(rotation, head_dim)
     if has_score_bias:
         return observed | {"position_encoding": "alibi"}
     return observed | {"position_encoding": "learned_absolute" if list(model.position.parameters()) else "none"}
+
+
+def _observed_norms_of_heads(attention: Attention, head_dim: int) -> bool | str:
+    if not hasattr(attention, "q_norm"):
+        return False
+    return True if attention.q_norm.weight.numel() == head_dim else "width"
 
 
 def _observed_rotation(rotation: tuple[torch.Tensor, torch.Tensor], head_dim: int) -> dict:
@@ -219,7 +225,7 @@ OVERRIDES = {
     "num_key_value_heads": (2, {}),
     "head_dim": (6, {}),
     "attention_bias": (("none", "qkv", "all"), {}),
-    "qk_norm": (True, {}),
+    "qk_norm": ((True, "width"), {}),
     "d_ff": (100, {}),
     "ffn_expansion_ratio": (16.0, {"d_ff": None}),
     "ffn_multiple_of": (72, {"d_ff": None}),

@@ -34,7 +34,7 @@ OVERRIDES = {
     "num_key_value_heads": (3, BOTH),
     "head_dim": (48, BOTH),
     "attention_bias": ("qkv", BOTH),
-    "qk_norm": (True, BOTH),
+    "qk_norm": ("width", BOTH),
     "d_ff": (1000, BOTH),
     "ffn_expansion_ratio": (5.0, BOTH),
     "ffn_multiple_of": (100, BOTH),
@@ -83,7 +83,14 @@ OVERRIDES = {
 FOLLOWERS = {
     "n_layer": {"layer_pattern"},
     # the Mambas' had none
-    "hybrid_attention_ratio": {"layer_pattern", "num_key_value_heads", "head_dim", "d_ff", "activation"},
+    "hybrid_attention_ratio": {
+        "layer_pattern",
+        "num_key_value_heads",
+        "head_dim",
+        "d_ff",
+        "activation",
+        "attention_window",
+    },
     "n_head": {"num_key_value_heads", "head_dim"},
     "n_embd": {"d_ff", "head_dim"},
     "ffn_expansion_ratio": {"d_ff"},
@@ -132,7 +139,7 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
         assert model.d_ff == 3840
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
-        gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688}
+        gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "hybrid_attention_ratio":
         assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None

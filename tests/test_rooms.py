@@ -47,7 +47,12 @@ def architectures(draw) -> ModelArchitectureConfig:
         "bias": draw(st.booleans()),
         "weight_tying": draw(st.booleans()),
     }
-    own = {"num_key_value_heads": 2, "qk_norm": True, "attention_bias": "qkv", "head_dim": 6}
+    own = {
+        "num_key_value_heads": 2,
+        "qk_norm": draw(st.sampled_from([True, "width"])),
+        "attention_bias": "qkv",
+        "head_dim": 6,
+    }
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):

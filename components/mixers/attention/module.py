@@ -89,6 +89,13 @@ class AttentionCache:
         return k, v
 
 
+class WideRMSNorm(nn.RMSNorm):
+    """Of queries or keys (..., n), in float32 as the stream's norms are, whatever the dtype of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).type_as(x)
+
+
 @register_module("mixer", "attention")
 class Attention(nn.Module):
     """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention."""
@@ -103,10 +110,10 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.n_embd, width, bias=of_inputs)
         self.k_proj = nn.Linear(config.n_embd, kv_width, bias=of_inputs)
         self.v_proj = nn.Linear(config.n_embd, kv_width, bias=of_inputs)
+        self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self.has_norms = config.qk_norm
+            widths = (width, kv_width) if config.qk_norm == "width" else (config.head_dim, config.head_dim)
+            self.q_norm, self.k_norm = (WideRMSNorm(size, eps=config.norm_eps) for size in widths)
         self.o_proj = nn.Linear(width, config.n_embd, bias=of_output)
         self.attend = module("attention_backend", config.attention_backend)
         self.shared = module("position_encoding", config.position_encoding).shared(config, config.head_dim)
@@ -127,12 +134,13 @@ class Attention(nn.Module):
         hidden: Tensor | None = None,
         cache: AttentionCache | None = None,
     ) -> Tensor:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.q_proj(x).view(heads).transpose(1, 2)  # (B, H, T, h)
-        k = self.k_proj(x).view(heads).transpose(1, 2)  # (B, K, T, h)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        if self.has_norms:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H h), (B, T, K h) twice
+        if self.qk_norm == "width":
             q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        if self.qk_norm is True:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # (B, H, T, h), (B, K, T, h) twice
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:

@@ -47,7 +47,12 @@ class _AttentionKeys(Heads):
         None, "key and value heads: n_head is multi-head (None), 1 is multi-query, between is grouped-query", at_least=1
     )
     head_dim: int | None = key(None, "width of a head; None: n_embd / n_head", at_least=1)
-    qk_norm: bool = key(False, "RMSNorm of each head's queries and keys, before they are rotated")
+    qk_norm: bool | str = key(
+        False,
+        "RMSNorm of queries and of keys, before they are rotated: of each head's (True), or of all heads' together "
+        "(width)",
+        choices=(False, True, "width"),
+    )
     attention_backend: str = key(
         "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
     )
@@ -85,9 +90,9 @@ class Attention(_AttentionKeys):
             )
 
     def suffix(self, config: Config) -> list[str]:
-        if config.kv_heads >= config.n_head:
-            return []
-        return ["MQA" if config.kv_heads == 1 else f"GQA{config.kv_heads}"]
+        grouped = "MQA" if config.kv_heads == 1 else f"GQA{config.kv_heads}"
+        norms = {False: [], True: ["QKNorm"], "width": ["WideQKNorm"]}
+        return [grouped] * (config.kv_heads < config.n_head) + norms[config.qk_norm]
 
     def window(self, config: Config, length: int) -> int:
         """Keys that a query meets at most, in sequences of `length` tokens."""
@@ -99,7 +104,8 @@ class Attention(_AttentionKeys):
     def weights(self, config: Config) -> list[Weights]:
         width, kv_width = config.n_head * config.head_dim, config.kv_heads * config.head_dim
         of_inputs, of_output = biases(config)
-        norms = vectors(("q_norm.weight", "k_norm.weight"), config.head_dim, part="norms") if config.qk_norm else []
+        normed = zip(("q_norm.weight", "k_norm.weight"), _normed_widths(config), strict=False)
+        norms = [found for name, size in normed for found in vectors(name, size, part="norms")]
         return [
             *matrices("q_proj", width, config.n_embd, of_inputs, "rows"),
             *matrices(("k_proj", "v_proj"), kv_width, config.n_embd, of_inputs, "rows"),
@@ -115,18 +121,17 @@ class Attention(_AttentionKeys):
         return [Product("attention_scores", scores, masked=scores * keys // (2 * length))]
 
     def kept(self, batch: MicroBatch) -> int:
-        """The input of the three projections, what the backend keeps, and the input of the output projection, unless
-        that is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head, which is
-        no other layout for a single head."""
+        """The input of the three projections, what norms and the backend keep, and the input of the output projection,
+        unless that is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head,
+        which is no other layout for a single head."""
         config = batch.config
-        if config.qk_norm:
-            raise UserError("the memory of norms of queries and keys is not known")
         backend = spec("attention_backend", config.attention_backend)
         fused = backend.is_fused and not config.dropout
         rotates = spec("position_encoding", config.position_encoding).rotates
         is_copied = not fused or (rotates and config.n_head > 1)
         return (
             batch.linear_inputs(config.n_embd, layers=3)
+            + _kept_by_norms(batch)
             + backend.kept(batch)
             + self.whole(batch)
             + batch.tokens * _query_width(config) * batch.e * is_copied
@@ -144,6 +149,22 @@ class Attention(_AttentionKeys):
 
 def _query_width(config: Config) -> int:
     return config.n_head * config.head_dim
+
+
+def _normed_widths(config: Config) -> tuple[int, ...]:
+    """What the norms of queries and of keys take the mean square of, if there are any."""
+    if not config.qk_norm:
+        return ()
+    heads = (config.n_head, config.kv_heads) if config.qk_norm == "width" else (1, 1)
+    return tuple(count * config.head_dim for count in heads)
+
+
+def _kept_by_norms(batch: MicroBatch) -> int:
+    """Queries and keys before the norms and normalized, in float32, and each norm's root mean square."""
+    config, numbers = batch.config, 0
+    for heads, width in zip((config.n_head, config.kv_heads), _normed_widths(config), strict=False):
+        numbers += 2 * heads * config.head_dim + heads * config.head_dim // width
+    return 4 * batch.tokens * numbers
 
 
 @register_spec

@@ -1,0 +1,21 @@
+"""The presets of transformers: what each says beyond the defaults. Those of mixers with a state stand in their rooms.
+Sizes and the vocabulary are the config file's business."""
+
+from components.registry import register_preset
+
+register_preset("legacy", {"activation": "gelu"})
+register_preset("gpt2", {"activation": "gelu_tanh", "bias": True})
+
+_LLAMA = {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"}
+register_preset("llama", {**_LLAMA, "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256, "weight_tying": False})
+register_preset("llama3", {**_LLAMA, "rope_theta": 500000.0, "ffn_expansion_ratio": 3.5, "weight_tying": False})
+register_preset("team", _LLAMA)
+register_preset("custom", {})
+
+# Jiang et al. 2023, Mistral 7B
+_MISTRAL = {"layer_pattern": "W", "attention_window": 4096, "ffn_expansion_ratio": 3.5, "weight_tying": False}
+register_preset("mistral", {**_LLAMA, **_MISTRAL})
+
+# Qwen Team 2025, Qwen3 Technical Report; the small ones, whose head is tied
+_QWEN3 = {"rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True, "ffn_expansion_ratio": 3.0}
+register_preset("qwen3", {**_LLAMA, **_QWEN3})
