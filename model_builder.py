@@ -49,6 +49,7 @@ class Block(nn.Module):
         config = config.of(layer)
         norm = component("normalization", config.normalization)
         self.norm_before = config.norm_position == "pre"
+        self.is_parallel = config.parallel_residual
         self.mixer_norm = norm(config)
         self.mixer = component("mixer", layer.mixer)(config)
         self.has_ffn = layer.ffn is not None
@@ -65,16 +66,19 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor]]:
         if cache is not None:
             shared["cache"] = cache
-        if self.norm_before:
-            x = x + self.dropout(self.mixer(self.mixer_norm(x), **shared))
-        else:
-            x = self.mixer_norm(x + self.dropout(self.mixer(x, **shared)))
+        y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
+        mixed = self._joined(x, y, self.mixer_norm)
         if not self.has_ffn:
-            return x, {}
+            return mixed, {}
+        x = x if self.is_parallel else mixed
         y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
         y, auxiliary = y if isinstance(y, tuple) else (y, {})
+        return self._joined(mixed, y, self.ffn_norm), auxiliary
+
+    def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+        """The residual stream with the output of a half of the block."""
         x = x + self.dropout(y)
-        return x if self.norm_before else self.ffn_norm(x), auxiliary
+        return x if self.norm_before else norm(x)
 
 
 class LanguageModel(nn.Module):
@@ -114,9 +118,18 @@ class LanguageModel(nn.Module):
         limit = self.context_limit
         if limit is not None and length > limit:
             raise ValueError(f"caches of {length} tokens are more than the block size {limit}")
-        blocks = cast("Iterable[Block]", self.blocks)
-        layers = [block.mixer.empty_cache(batch, length) for block in blocks]
-        return Caches(layers, batch, room=None if limit is None else length)
+        turns_anew = self._turning(0) != self._turning(self.config.block_size)
+        texts = self.embedding.weight.new_empty(batch, 0, dtype=torch.long) if turns_anew else None
+        room = None if limit is None else length
+        return Caches(self._empty_layers(batch, length), batch, room, texts=texts)
+
+    def _empty_layers(self, batch: int, length: int) -> list[Any]:
+        return [block.mixer.empty_cache(batch, length) for block in cast("Iterable[Block]", self.blocks)]
+
+    def _turning(self, length: int) -> list[Any]:
+        """What of the blocks' positions depends on how long a text is."""
+        shared = (make for block in cast("Iterable[Block]", self.blocks) for make in block.shared.values())
+        return [make.state(length) for make in shared if hasattr(make, "state")]
 
     def hidden(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> what the LM head reads (B, T, D).
@@ -129,7 +142,20 @@ class LanguageModel(nn.Module):
     def _read(
         self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the LM head reads, as `hidden`, and what the blocks add to the loss, added up by name."""
+        """What the LM head reads, as `hidden`, and what the blocks add to the loss, added up by name. Where tokens that
+        were read turn anew in a text of this length, it is read from its start."""
+        if caches is not None and caches.texts is not None:
+            caches.texts, seen = torch.cat((caches.texts, tokens), dim=1), caches.length
+            if seen and self._turning(seen) != self._turning(caches.texts.shape[1]):
+                caches.layers, caches.length = self._empty_layers(caches.batch, caches.room or 0), 0
+                hidden, auxiliary = self._pass(caches.texts, caches)
+                return hidden[:, seen:], auxiliary
+        return self._pass(tokens, caches, documents)
+
+    def _pass(
+        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Once through the blocks."""
         length, start = tokens.shape[1], 0 if caches is None else caches.length
         room = self.config.block_size if caches is None else caches.room
         if room is not None and start + length > room:

@@ -43,6 +43,9 @@ class _Core:
         choices=("pre", "post"),
     )
     position_encoding: str = key("learned_absolute", "learned_absolute, rope, alibi or none")
+    parallel_residual: bool = key(
+        False, "mixer and FFN of a block read the same stream, and both are added to it: x + f(norm(x)) + g(norm(x))"
+    )
     bias: bool = key(False, "biases in all linear layers")
     weight_tying: bool = key(True, "the LM head is the token embedding")
     dropout: float = key(
@@ -50,8 +53,9 @@ class _Core:
     )
     layer_pattern: str | None = key(
         None,
-        "the mixer of each layer: A attention, W attention within attention_window, M Mamba-2, S Mamba-1, C latent "
-        "attention (counted only); a shorter pattern is repeated; None: A, or what writes it in another way",
+        "the mixer of each layer: A attention, W attention within attention_window, U attention without positions, "
+        "M Mamba-2, S Mamba-1, C latent attention (counted only); a shorter pattern is repeated; None: A, or what "
+        "writes it in another way",
         group="Architecture: layers",
     )
     ffn_pattern: str | None = key(
@@ -286,6 +290,8 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for one, other in (("ffn_pattern", "ffn_after"), ("ffn_after", "ffn_pattern")):
         if given.get(one) is not None and given.get(other) is None:
             superseded.add(other)
+    if given.get("norm_position") == "post":
+        superseded.add("parallel_residual")  # which has no such form
     preset_type = values.get("ffn_type", "standard")
     if _is_gated(given.get("ffn_type", preset_type)) != _is_gated(preset_type):
         superseded |= {"activation", "ffn_expansion_ratio", "ffn_multiple_of"}
@@ -317,7 +323,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
         if name not in known:
             raise UserError(f"unknown architecture key {name!r}{did_you_mean(name, known)}")
     given = {name: check_value(known[name], value) for name, value in given.items()}
-    values = preset_values(given.get("arch_preset", "legacy"), given) | given
+    values = _preset_layers(preset_values(given.get("arch_preset", "legacy"), given), given) | given
     config = _with_layers(ModelArchitectureConfig(**values))
     config = _with_checked_layer_values(config, known)
     _check_names(config)
@@ -326,6 +332,17 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     check_architecture(config)
     _check_idle_keys(given, config)
     return config
+
+
+def _preset_layers(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's pattern goes on, or ends, with the layers; its values are for those of them that are there."""
+    n_layer = given.get("n_layer", _known_keys()["n_layer"].default)
+    if (pattern := values.get("layer_pattern")) is not None:
+        values = values | {"layer_pattern": (pattern * n_layer)[:n_layer]}
+    if (own := values.get("layer_values")) is not None:
+        letters = values.get("layer_pattern") or given.get("layer_pattern") or registry.default_letter()
+        values = values | {"layer_values": {which: one for which, one in own.items() if which in letters} or None}
+    return values
 
 
 def _with_layers(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
@@ -466,6 +483,10 @@ def check_architecture(config: ModelArchitectureConfig) -> None:
                 inner.check(config.of(layer))
     for kind in ("normalization", "position_encoding"):
         config.component(kind).check(config)
+    if config.parallel_residual and config.norm_position == "post":
+        raise UserError(
+            "parallel_residual=True: mixer and FFN read norms of one stream, so norm_position='post' has no meaning"
+        )
 
 
 def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:

@@ -16,6 +16,11 @@ def smaller(a: Any, b: Any) -> Any:
     return _elementwise("minimum", a, b) if is_array(a) or is_array(b) else min(a, b)
 
 
+def rounded_down(value: Any) -> Any:
+    """A number above 0 as an integer, or elementwise."""
+    return value.astype("int64") if is_array(value) else int(value)
+
+
 def is_array(value: Any) -> bool:
     """Whether a value holds those of many architectures."""
     return hasattr(value, "shape") and value.shape != ()

@@ -37,6 +37,7 @@ class Caches:
     batch: int  # texts
     room: int | None  # tokens of a text that fit; None: any number
     length: int = 0  # tokens of a text that are read
+    texts: Tensor | None = None  # (batch, length) tokens, where a longer text may turn them anew
 
     @property
     def bytes(self) -> int:
@@ -47,6 +48,7 @@ class Caches:
         for index, layer in enumerate(self.layers):
             kept = {name: tensor[list(rows)] for name, tensor in self._rows(layer).items()}
             self.layers[index] = dataclasses.replace(layer, **kept)
+        self.texts = None if self.texts is None else self.texts[list(rows)]
         self.batch = len(rows)
 
     def join(self, other: "Caches") -> None:
@@ -59,6 +61,7 @@ class Caches:
                 raise ValueError(f"two of {type(layer).__name__} with as many tokens differ in more than their texts")
             both = {name: torch.cat((tensor, added[name])) for name, tensor in rows.items()}
             self.layers[index] = dataclasses.replace(layer, **both)
+        self.texts = None if self.texts is None or other.texts is None else torch.cat((self.texts, other.texts))
         self.batch += other.batch
 
     def _rows(self, layer: Cache) -> dict[str, Tensor]:

@@ -222,6 +222,9 @@ class Position(Spec):
     rotates: ClassVar[bool] = False  # queries and keys
     biases_scores: ClassVar[bool] = False
 
+    def check_heads(self, config: Config) -> None:
+        """Raises UserError for heads of a head_dim that it cannot act in."""
+
 
 class Half(Spec):
     """A half of a block: a mixer or an FFN."""

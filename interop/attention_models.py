@@ -3,11 +3,15 @@
 import dataclasses
 from typing import Any
 
+from torch import Tensor
+
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.spec import biases
-from interop.configurations import DROPOUTS, LAYER_TYPES
+from interop.configurations import DROPOUTS, FULL, LAYER_TYPES
 from interop.family import Family, Place, places, their_activation, their_rotary
 from model_config import ModelArchitectureConfig
+
+LAYER_TYPES_OF = {ours: theirs for theirs, ours in LAYER_TYPES.items()} | {"U": FULL}
 
 
 def _write_gpt2(config: ModelArchitectureConfig) -> dict[str, Any]:
@@ -49,19 +53,42 @@ def _write_qwen3(config: ModelArchitectureConfig) -> dict[str, Any]:
     return _write_llama(config) | windows
 
 
-def _their_windows(config: ModelArchitectureConfig) -> dict[str, Any]:
-    types = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
+def _write_phi3(config: ModelArchitectureConfig) -> dict[str, Any]:
+    written = {key: value for key, value in _write_mistral(config).items() if key != "head_dim"}
+    original = (config.rope_scaling or {}).get("original_max_position_embeddings", config.block_size)
+    return written | {"original_max_position_embeddings": original}
+
+
+def _write_smollm3(config: ModelArchitectureConfig) -> dict[str, Any]:
+    written = {key: value for key, value in _write_llama(config).items() if key != "head_dim"}
+    types = [LAYER_TYPES_OF[letter] for letter in config.pattern]
+    rotates = [int(letter != "U") for letter in config.pattern]
+    windows = {"sliding_window": config.attention_window, "use_sliding_window": "W" in config.pattern}
+    return written | windows | {"layer_types": types, "no_rope_layers": rotates}
+
+
+def _write_gpt_neox(config: ModelArchitectureConfig) -> dict[str, Any]:
     return {
-        "sliding_window": config.attention_window,
-        "layer_types": [types[letter] for letter in config.pattern],
+        "hidden_act": their_activation(config.activation),
+        "layer_norm_eps": config.norm_eps,
+        "hidden_dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "use_parallel_residual": config.parallel_residual,
+        "attention_bias": all(biases(config)),
+        "rope_parameters": {"partial_rotary_factor": 1.0, **their_rotary(config)},
     }
+
+
+def _their_windows(config: ModelArchitectureConfig) -> dict[str, Any]:
+    types = [LAYER_TYPES_OF[letter] for letter in config.pattern]
+    return {"sliding_window": config.attention_window, "layer_types": types}
 
 
 def _transposed(*modules: str) -> Place:
     """GPT-2 stores matrices as (inputs, outputs)."""
     return Place(
         modules,
-        to_ours=lambda tensor: tensor.T if tensor.ndim == 2 else tensor,
+        to_ours=lambda tensor, config: tensor.T if tensor.ndim == 2 else tensor,
         to_theirs=lambda tensor, config: tensor.T if tensor.ndim == 2 else tensor,
     )
 
@@ -118,3 +145,62 @@ MISTRAL = dataclasses.replace(
 )
 QWEN2 = dataclasses.replace(LLAMA, model_class="Qwen2ForCausalLM", write=_write_qwen2, mixers=_WITH_WINDOWS, buffers=())
 QWEN3 = dataclasses.replace(LLAMA, model_class="Qwen3ForCausalLM", write=_write_qwen3, mixers=_WITH_NORMS, buffers=())
+
+_PHI3_ATTENTION = {
+    "self_attn.qkv_proj": Place(("mixer.q_proj", "mixer.k_proj", "mixer.v_proj")),
+    **places({"self_attn.o_proj": "mixer.o_proj"}),
+}
+PHI3 = dataclasses.replace(
+    LLAMA,
+    model_class="Phi3ForCausalLM",
+    write=_write_phi3,
+    within={
+        **places({"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}),
+        "mlp.gate_up_proj": Place(("ffn.gate_proj", "ffn.up_proj")),
+        **places({"mlp.down_proj": "ffn.down_proj"}),
+    },
+    mixers={"A": _PHI3_ATTENTION, "W": _PHI3_ATTENTION},
+    buffers=(),
+)
+SMOLLM3 = dataclasses.replace(
+    LLAMA,
+    model_class="SmolLM3ForCausalLM",
+    write=_write_smollm3,
+    mixers=dict.fromkeys("AWU", LLAMA_ATTENTION),
+    buffers=(),
+)
+
+
+def _by_kind(tensor: Tensor, config: ModelArchitectureConfig) -> Tensor:
+    """From rows of (head, query or key or value, width) to those of all queries, all keys, all values."""
+    return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _by_head(tensor: Tensor, config: ModelArchitectureConfig) -> Tensor:
+    return tensor.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
+
+
+GPT_NEOX = Family(
+    model_class="GPTNeoXForCausalLM",
+    has_ffn=True,
+    write=_write_gpt_neox,
+    prefix="gpt_neox.",
+    blocks="layers",
+    outside=places({"embed_in": "embedding", "final_layer_norm": "final_norm", "lm_head": "lm_head"}),
+    within=places(
+        {
+            "input_layernorm": "mixer_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "mlp.dense_h_to_4h": "ffn.up_proj",
+            "mlp.dense_4h_to_h": "ffn.down_proj",
+        }
+    ),
+    mixers={
+        "A": {
+            "attention.query_key_value": Place(("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"), _by_kind, _by_head),
+            **places({"attention.dense": "mixer.o_proj"}),
+        }
+    },
+    older_names={"embed_out": "lm_head"},
+    buffers=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
+)

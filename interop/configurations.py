@@ -168,7 +168,7 @@ def _check_counted(key: str, value: Any, default: Any) -> None:
     elif key == "ssm_cfg":
         if value not in (None, {}):
             raise UserError(f"ssm_cfg={value!r} beside a model_type is not known here")
-    elif key in ("layer_types", "attn_layer_indices"):
+    elif key in ("layer_types", "attn_layer_indices", "no_rope_layers"):
         if value is not None and not isinstance(value, list):
             raise UserError(f"{key}={value!r}: expected a list")
     elif value is not None or (isinstance(default, int) and key not in _MAY_BE_NULL):
@@ -221,11 +221,14 @@ def _activation(key: str, name: Any) -> str:
     return ACTIVATIONS[name]
 
 
-def _rotary(values: _Values, rotated_unless_given: float = 1.0) -> _Keys:
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _rotary(values: _Values, share_unless_given: float | None = None) -> _Keys:
     """transformers 5 has all in `rope_parameters`; 4 has `rope_theta` beside `rope_scaling`, once with a `type`.
 
-    `rotated_unless_given`: the share of a head's width that is rotated, where no partial_rotary_factor among them says
-    it.
+    `share_unless_given`: the share of a head's width that is rotated where no partial_rotary_factor among them says it;
+    None: the class rotates whole heads only.
     """
     key = "rope_scaling" if values["rope_scaling"] else "rope_parameters"  # transformers prefers the former too
     given = values[key] or {}
@@ -233,20 +236,34 @@ def _rotary(values: _Values, rotated_unless_given: float = 1.0) -> _Keys:
         raise UserError(f"{key}={given!r}: expected keys with values")
     scaling = dict(given)
     theta = scaling.pop("rope_theta", values["rope_theta"])
-    rotated = scaling.pop("partial_rotary_factor", rotated_unless_given)
-    if rotated != 1.0:
-        raise UserError(
-            f"partial_rotary_factor={rotated}: only whole heads are rotated here, which is 1.0 in rope_parameters"
-        )
+    share = scaling.pop("partial_rotary_factor", share_unless_given or 1.0)
+    if share_unless_given is None and share != 1.0:
+        raise UserError(f"partial_rotary_factor={share} cannot be represented: the class rotates whole heads, 1.0")
     older_name = scaling.pop("type", "default")
+    found = {"rope_theta": theta, "partial_rotary_factor": share}
     rope_type = scaling.pop("rope_type", older_name)
-    if rope_type == "llama3":
-        scaling.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
     if rope_type != "default":
-        return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}
+        return {**found, "rope_scaling": {"rope_type": rope_type, **_completed(rope_type, scaling, values)}}
     if scaling:
         raise UserError(f"{key}: {', '.join(scaling)} beside rope_type 'default' cannot be represented")
-    return {"rope_theta": theta}
+    return found
+
+
+def _completed(rope_type: Any, scaling: _Keys, values: _Values) -> _Keys:
+    """With what transformers takes from elsewhere: the original context, which a key beside them may say, and the
+    factor, which is then that of the two contexts. What is null, or a 0 that it takes for that, is left out."""
+    length = values.get("max_position_embeddings")
+    if rope_type == "dynamic":
+        scaling[_ORIGINAL] = length
+    if rope_type in ("llama3", "yarn", "longrope"):
+        scaling[_ORIGINAL] = values.get(_ORIGINAL) or scaling.get(_ORIGINAL, length)
+    if rope_type in ("yarn", "longrope") and scaling.get("factor") is None:
+        check_size(_ORIGINAL, scaling[_ORIGINAL])
+        scaling["factor"] = values["max_position_embeddings"] / scaling[_ORIGINAL]
+    optional = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    absent = {name for name in optional if scaling.get(name) is None}
+    absent |= {name for name in optional[1:] if scaling.get(name) == 0}
+    return {name: value for name, value in scaling.items() if name not in absent}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,17 +346,22 @@ def _llama(values: _Values) -> _Keys:
 
 def _llama_details(values: _Values) -> _Keys:
     """Of its relatives too."""
+    return _gated(values) | _rotary(values)
+
+
+def _gated(values: _Values) -> _Keys:
+    """Which FFN it is, and the norms' eps."""
     gate = _activation("hidden_act", values["hidden_act"])
     ffn_types = [ffn_type for ffn_type, activation in GATES.items() if activation == gate]
     if not ffn_types:
         raise UserError(f"hidden_act={values['hidden_act']!r}: no gated FFN here has this activation")
-    return {"ffn_type": ffn_types[0], "norm_eps": values["rms_norm_eps"], **_rotary(values)}
+    return {"ffn_type": ffn_types[0], "norm_eps": values["rms_norm_eps"]}
 
 
 def _mistral(values: _Values) -> _Keys:
     """Within a window in every layer, or in none."""
     window = values["sliding_window"]
-    types = ["sliding_attention" if window else "full_attention"] * values["num_hidden_layers"]
+    types = [SLIDING if window else FULL] * values["num_hidden_layers"]
     return _transformer(values) | _heads(values) | {"attention_bias": "none"} | _windows(values, types, window)
 
 
@@ -357,10 +379,11 @@ def _qwen_layers(values: _Values) -> _Keys:
     """Sliding windows where they are used at all: from layer max_window_layers on, unless layer_types says where."""
     count, window = values["num_hidden_layers"], values["sliding_window"] if values["use_sliding_window"] else None
     full = min(count, values["max_window_layers"]) if window is not None else count
-    return _windows(values, ["full_attention"] * full + ["sliding_attention"] * (count - full), window)
+    return _windows(values, [FULL] * full + [SLIDING] * (count - full), window)
 
 
-LAYER_TYPES = {"full_attention": "A", "sliding_attention": "W"}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LAYER_TYPES = {FULL: "A", SLIDING: "W"}
 
 
 def _windows(values: _Values, unless_given: Sequence[str], window: int | None) -> _Keys:
@@ -375,6 +398,80 @@ def _windows(values: _Values, unless_given: Sequence[str], window: int | None) -
     if window is None:
         raise UserError("layer_types has sliding_attention, whose sliding_window is not given or not used")
     return {"layer_pattern": pattern, "attention_window": window}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Relatives that rotate a part of a head, or nothing in some layers; and GPT-NeoX
+
+
+def _phi3(values: _Values) -> _Keys:
+    """Llama with matrices put together, and Mistral's window."""
+    return _mistral(values)
+
+
+def _phi3_details(values: _Values) -> _Keys:
+    check_size(_ORIGINAL, values[_ORIGINAL])
+    found = _gated(values) | _rotary(_with_older_names(values), values["partial_rotary_factor"])
+    if (kind := found.get("rope_scaling", {}).get("rope_type", "longrope")) != "longrope":
+        raise UserError(f"rope_type={kind!r} cannot be represented; only 'default' and 'longrope' can")
+    return found
+
+
+def _with_older_names(values: _Values) -> _Keys:
+    """Phi-3's first files called its form of rope_scaling su, or yarn."""
+    found = dict(values)
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(given := values[key], Mapping):
+            found[key] = {
+                name: "longrope" if name in ("type", "rope_type") and kind in ("su", "yarn") else kind
+                for name, kind in given.items()
+            }
+    return found
+
+
+def _smollm3(values: _Values) -> _Keys:
+    """Rotary positions in all layers but those with a 0 in no_rope_layers, which is every fourth."""
+    count, window = values["num_hidden_layers"], values["sliding_window"] if values["use_sliding_window"] else None
+    rotates, every = values["no_rope_layers"], values["no_rope_layer_interval"]
+    if rotates is None:
+        rotates = [int((layer + 1) % every != 0) for layer in range(count)]
+    if len(rotates) != count or not all(type(one) in (int, bool) for one in rotates):
+        raise UserError(f"no_rope_layers contradicts num_hidden_layers={count}: 0 or 1 for each")
+    within = [window is not None and not one for one in rotates]
+    found = _windows(values, [SLIDING if one else FULL for one in within], window)
+    pattern = "".join(
+        "U" if letter == "A" and not rotates[layer] else letter
+        for layer, letter in enumerate(found.get("layer_pattern", "A" * count))
+    )
+    return _llama(values) | found | {"layer_pattern": pattern}
+
+
+def _smollm3_details(values: _Values) -> _Keys:
+    pattern, rotates = _smollm3(values)["layer_pattern"], values["no_rope_layers"]
+    unplaced = range(len(pattern)) if rotates is None else [index for index, one in enumerate(rotates) if not one]
+    if "W" in pattern and (rotates is None or any(pattern[layer] == "W" for layer in unplaced)):
+        raise UserError("no_rope_layers: layers within a sliding_window and without positions cannot be represented")
+    return _llama_details(values)
+
+
+def _gpt_neox(values: _Values) -> _Keys:
+    _divides(values, "hidden_size", "num_attention_heads")
+    kind = {"normalization": "layernorm", "position_encoding": "rope", "ffn_type": "standard", "bias": True}
+    return _ours(values, _TRANSFORMER_SAME) | kind | {"attention_bias": _biased(values)}
+
+
+def _gpt_neox_details(values: _Values) -> _Keys:
+    if not isinstance(values["use_parallel_residual"], bool):
+        raise UserError(f"use_parallel_residual={values['use_parallel_residual']!r}: expected true or false")
+    if values["hidden_dropout"] != values["attention_dropout"]:
+        raise UserError("hidden_dropout and attention_dropout differ; a LanguageModel has one dropout")
+    return {
+        "activation": _activation("hidden_act", values["hidden_act"]),
+        "norm_eps": values["layer_norm_eps"],
+        "dropout": values["hidden_dropout"],
+        "parallel_residual": values["use_parallel_residual"],
+        **_rotary({**values, "rope_theta": values["rotary_emb_base"]}, share_unless_given=values["rotary_pct"]),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -462,7 +559,7 @@ def _bamba_details(values: _Values) -> _Keys:
     attends = set(values["attn_layer_indices"] or [])
     if len(attends) in (0, values["num_hidden_layers"]):
         raise UserError("attn_layer_indices must name some layers and leave some: transformers cannot step others")
-    return {"norm_eps": values["rms_norm_eps"], **_rotary(values, rotated_unless_given=0.5)}
+    return {"norm_eps": values["rms_norm_eps"], **_rotary(values, share_unless_given=0.5)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -588,6 +685,47 @@ FAMILIES: dict[str, FamilyKeys] = {
         same=_TRANSFORMER_SAME,
         read=_qwen3,
         details=_llama_details,
+    ),
+    "phi3": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            "num_key_value_heads": None, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+            "sliding_window": None,
+        },
+        function={
+            **_LLAMAS_FUNCTION, "rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 1.0,
+        },
+        fixed={"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+        same=_TRANSFORMER_SAME,
+        read=_phi3,
+        details=_phi3_details,
+    ),
+    "smollm3": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            "num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+            "use_sliding_window": False, "sliding_window": None, "layer_types": None, "no_rope_layers": None,
+            "no_rope_layer_interval": 4, **_BIASES,
+        },
+        function={**_LLAMAS_FUNCTION, "rope_theta": 2000000.0},
+        fixed=_WHOLE_HEADS,
+        same=_LLAMA_SAME,
+        read=_smollm3,
+        details=_smollm3_details,
+    ),
+    "gpt_neox": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={"max_position_embeddings": 2048, "tie_word_embeddings": False, "attention_bias": True},
+        function={
+            "hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_parallel_residual": True, "hidden_dropout": 0.0,
+            "attention_dropout": 0.0, "rotary_pct": 0.25, "rotary_emb_base": 10000.0, "rope_scaling": None,
+            "rope_parameters": None,
+        },
+        fixed={},
+        same=_TRANSFORMER_SAME,
+        read=_gpt_neox,
+        details=_gpt_neox_details,
     ),
     "mamba": FamilyKeys(
         required=tuple(_MAMBA_SIZES),

@@ -17,7 +17,7 @@ class Place:
     """Where the tensors of one of their modules are in a LanguageModel: in these modules, row after row."""
 
     modules: tuple[str, ...]
-    to_ours: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    to_ours: Callable[[Tensor, ModelArchitectureConfig], Tensor] = lambda tensor, config: tensor
     to_theirs: Callable[[Tensor, ModelArchitectureConfig], Tensor] = lambda tensor, config: tensor
 
 
@@ -39,7 +39,16 @@ class Family:
     within: Mapping[str, Place]  # each block, its mixer apart
     mixers: Mapping[str, Mapping[str, Place]]  # by its letter in layer_pattern
     may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
+    older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of modules, in files -> today's
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
+
+    def by_todays_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a file holds, as today's class names it."""
+        found = ((name, name.rpartition("."), tensor) for name, tensor in state_dict.items())
+        return {
+            f"{self.older_names[module]}.{kind}" if module in self.older_names else name: tensor
+            for name, (module, _, kind), tensor in found
+        }
 
     def block(self, letter: str) -> dict[str, Place]:
         """What a block with this mixer has."""
@@ -54,5 +63,9 @@ def their_activation(name: str | None) -> str:
 
 
 def their_rotary(config: ModelArchitectureConfig) -> dict[str, Any]:
-    """`rope_parameters`, as transformers 5 reads them."""
-    return {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
+    """`rope_parameters`, as transformers 5 reads them: the original context of the dynamic form is the model's."""
+    scaling = {"rope_type": "default", **(config.rope_scaling or {})}
+    if scaling["rope_type"] == "dynamic":
+        del scaling["original_max_position_embeddings"]
+    share = {} if config.partial_rotary_factor == 1 else {"partial_rotary_factor": config.partial_rotary_factor}
+    return {**share, **scaling, "rope_theta": config.rope_theta}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from components.registry import component_keys
-from interop.attention_models import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
+from interop.attention_models import GPT2, GPT_NEOX, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
 from interop.family import Family, Place
@@ -31,6 +31,9 @@ FAMILIES = {
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "phi3": PHI3,
+    "smollm3": SMOLLM3,
+    "gpt_neox": GPT_NEOX,
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "bamba": BAMBA,
@@ -163,13 +166,13 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
         for theirs, ours, place in _modules(family, architecture.pattern)
         for kind in _KINDS
     }
-    for name, tensor in state_dict.items():
+    for name, tensor in family.by_todays_names(state_dict).items():
         if name.endswith(family.buffers):
             continue
         if (bare := name.removeprefix(family.prefix)) not in known:
             raise UserError(f"tensor {name!r} has no place in a LanguageModel made of this {family.model_class}")
         names, place = known[bare]
-        weights |= _split(name, names, place.to_ours(tensor), expected)
+        weights |= _split(name, names, place.to_ours(tensor, architecture), expected)
     head = weights.pop(f"{_HEAD}.weight", None) if architecture.weight_tying else None
     if head is not None and not _same(weights.setdefault(_EMBEDDING, head), head):
         raise UserError(
@@ -184,6 +187,7 @@ def as_stored(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> di
     """The configuration that the tensors say: untied where it ties a head to an embedding that differs, as transformers
     does when it loads them."""
     family = FAMILIES[config["model_type"]]
+    state_dict = family.by_todays_names(state_dict)
     (embedding,) = (theirs for theirs, place in family.outside.items() if place.modules == ("embedding",))
     names = (f"{_HEAD}.weight", f"{family.prefix}{embedding}.weight", f"{embedding}.weight")
     head, *tables = (state_dict.get(name) for name in names)

@@ -22,12 +22,12 @@ from common.errors import UserError, did_you_mean
 # key of this name, it does.
 HARMLESS = frozenset(
     """
-    _name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id id2label initializer_range
-    label2id num_logits_to_keep output_attentions output_hidden_states pad_token_id pretraining_tp problem_type
-    rescale_prenorm_residual residual_in_fp32 return_dict summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj time_step_floor time_step_init_scheme time_step_max
-    time_step_min time_step_rank time_step_scale torch_dtype transformers_version use_associative_scan use_cache
-    use_mambapy
+    _name_or_path architectures bos_token_id chunk_size_feed_forward classifier_dropout dtype eos_token_id
+    id2label initializer_range label2id num_logits_to_keep output_attentions output_hidden_states pad_token_id
+    pretraining_tp problem_type rescale_prenorm_residual residual_in_fp32 return_dict summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj time_step_floor
+    time_step_init_scheme time_step_max time_step_min time_step_rank time_step_scale torch_dtype
+    transformers_version use_associative_scan use_cache use_mambapy
     """.split()
 )
 

@@ -51,7 +51,7 @@ def _convolutions(*modules: str) -> Place:
     """Theirs have a dimension for the one input channel of each."""
     return Place(
         modules,
-        to_ours=lambda tensor: tensor.squeeze(1) if tensor.ndim == 3 else tensor,
+        to_ours=lambda tensor, config: tensor.squeeze(1) if tensor.ndim == 3 else tensor,
         to_theirs=lambda tensor, config: tensor.unsqueeze(1) if tensor.ndim == 2 else tensor,
     )
 
@@ -62,7 +62,7 @@ _MAMBA_MIXER = {
     **places({"x_proj": "mixer.selection_proj", "dt_proj": "mixer.dt_proj", "out_proj": "mixer.o_proj"}),
     "A_log": Place(
         ("mixer.A_log",),
-        to_ours=lambda tensor: tensor.flatten(),
+        to_ours=lambda tensor, config: tensor.flatten(),
         to_theirs=lambda tensor, config: tensor.unflatten(0, (-1, spec("mixer", "mamba1").state(config))),
     ),
     "D": Place(("mixer.D",)),

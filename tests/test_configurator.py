@@ -451,7 +451,7 @@ def command_lines(draw) -> list[str]:
     keys = {
         "arch_preset": draw(st.sampled_from(list(PRESETS))),
         "n_head": n_head,
-        "n_embd": n_head * half_head * 2,
+        "n_embd": n_head * half_head * 8,  # of a quarter of a head too there are pairs
         "num_key_value_heads": draw(st.sampled_from([None, kv_heads])),
     }
     small = st.integers(1, 10**6)

@@ -39,7 +39,8 @@ SMALL = {
     "attention_backend": "manual",
 }
 ONLY_IN = {  # what a model without such layers refuses
-    "AW": ("n_head", "num_key_value_heads", "rope_theta", "attention_backend"),
+    "AWU": ("n_head", "num_key_value_heads", "attention_backend", "qk_norm"),
+    "AW": ("rope_theta", "partial_rotary_factor"),
     "W": ("attention_window",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
     "MS": ("mamba_d_state",),
@@ -71,14 +72,17 @@ def in_pieces(model, tokens, cuts):
 
 @st.composite
 def models(draw):
-    pattern = draw(st.text("AMSW", min_size=1, max_size=4))
-    attends = set(pattern) & set("AW")
+    pattern = draw(st.text("AMSWU", min_size=1, max_size=4))
+    attends = set(pattern) & set("AWU")
+    places = set(pattern) & set("AW")
     keys = {
         "position_encoding": draw(
-            st.sampled_from(["learned_absolute", "none"] + (["rope", "alibi"] if attends else []))
+            st.sampled_from(["learned_absolute", "none"] + (["rope", "alibi"] if places else []))
         ),
         "norm_position": draw(st.sampled_from(["pre", "post"])),
         "ffn_after": draw(st.sampled_from(["all", "attention", "mamba"])),
+        "parallel_residual": draw(st.booleans()),
+        "partial_rotary_factor": draw(st.sampled_from([0.25, 0.5, 1.0])),
         "normalization": draw(st.sampled_from(["layernorm", "rmsnorm"])),
         "bias": draw(st.booleans()),
         "num_key_value_heads": draw(st.sampled_from([1, 2, 4])),
@@ -93,6 +97,8 @@ def models(draw):
 @given(models(), st.integers(1, BLOCK), st.sets(st.integers(1, BLOCK - 1)), st.sampled_from(list(TOLERANCE)))
 def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
     pattern, keys = drawn
+    if keys["norm_position"] == "post":
+        keys["parallel_residual"] = False  # which is refused
     model = small_model(pattern, dtype, **keys)
     tokens = torch.randint(61, (2, length), generator=torch.Generator().manual_seed(length))
     with torch.no_grad():
@@ -113,6 +119,30 @@ def test_token_by_token_as_in_one(position, norm_position, dtype):
         expected = model(tokens)
     for first in (1, 3):
         torch.testing.assert_close(in_pieces(model, tokens, range(first, BLOCK)), expected, **TOLERANCE[dtype])
+
+
+LONGER = {
+    "dynamic": {"factor": 3.0},
+    "longrope": {"factor": 3.0, "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 7.0, 9.0]},
+}
+
+
+@pytest.mark.parametrize("kind", LONGER)
+@torch.no_grad()
+def test_tokens_that_turn_anew_in_a_longer_text(kind):
+    """Beyond the original context of 9: each step's logits are those of the text so far, read at once, also of texts
+    that leave the batch and join it."""
+    scaling = {"rope_type": kind, "original_max_position_embeddings": 9, **LONGER[kind]}
+    model = small_model("AWA", position_encoding="rope", rope_scaling=scaling)
+    tokens = torch.randint(61, (3, BLOCK), generator=torch.Generator().manual_seed(0))
+    caches, other = model.empty_caches(2, BLOCK), model.empty_caches(2, BLOCK)
+    model.hidden(tokens[:2, :5], caches), model.hidden(tokens[1:, :5], other)
+    other.keep([1])
+    caches.join(other)
+    for length in range(6, BLOCK + 1):
+        found = model.next_token_logits(tokens[:, length - 1 : length], caches)
+        torch.testing.assert_close(found, model(tokens[:, :length])[:, -1], **TOLERANCE[torch.float64])
+    assert (model(tokens[:, :9])[:, :8] - model(tokens)[:, :8]).abs().max() > 0.01
 
 
 @torch.no_grad()

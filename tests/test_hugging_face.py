@@ -18,13 +18,17 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from common.errors import UserError
 from interop.hugging_face import (
@@ -82,6 +86,14 @@ BAMBA = {
     "rope_parameters": WHOLE_HEADS,
     "pad_token_id": None,  # the gradient of its embedding is cut off there
 }
+PHI3 = {**LLAMA, "num_key_value_heads": 2, "pad_token_id": None}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.0, 3.0, 7.5]
+}  # fmt: skip
+SMOLLM3 = {**LLAMA, "num_hidden_layers": 4, "num_key_value_heads": 2, "pad_token_id": None}
+NEOX = {**LLAMA}
+WINDOWS_WITHOUT_POSITIONS = {"use_sliding_window": True, "sliding_window": 5, "num_key_value_heads": 2,
+                             "num_hidden_layers": 4}  # fmt: skip
 OLD_BAMBA_ROPE = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}  # of transformers 4
 MODELS = {
     "gpt2": GPT2Config(**GPT2),
@@ -110,6 +122,31 @@ MODELS = {
     "qwen 3, a window first, biases": Qwen3Config(
         **LLAMA, num_key_value_heads=1, head_dim=8, attention_bias=True, use_sliding_window=True, sliding_window=5,
         layer_types=["sliding_attention", "full_attention"], rope_parameters=LLAMA3_ROPE
+    ),
+    "llama, yarn": LlamaConfig(
+        **LLAMA, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                  "original_max_position_embeddings": 16, "beta_fast": 2.0}
+    ),
+    "llama, dynamic": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}),
+    "phi 3": Phi3Config(
+        **PHI3, sliding_window=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    ),
+    "phi 3, longrope, short": Phi3Config(
+        **PHI3, rope_parameters=LONGROPE | {"partial_rotary_factor": 0.75}, original_max_position_embeddings=32
+    ),
+    "phi 3, longrope, long": Phi3Config(
+        **PHI3, rope_parameters=LONGROPE | {"partial_rotary_factor": 0.75}, original_max_position_embeddings=16
+    ),
+    "smollm 3": SmolLM3Config(**SMOLLM3, rope_parameters=LLAMA3_ROPE),
+    "smollm 3, windows": SmolLM3Config(
+        **SMOLLM3, use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0, 1, 1], attention_bias=True,
+        layer_types=["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    ),
+    "neox": GPTNeoXConfig(**NEOX),
+    "neox, in turn": GPTNeoXConfig(
+        **NEOX, use_parallel_residual=False, attention_bias=False, hidden_act="relu", tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 1.0}
     ),
     "mamba": MambaConfig(**MAMBA),
     "mamba, other sizes": MambaConfig(
@@ -352,12 +389,16 @@ def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
 @st.composite
 def architectures(draw):
     """A preset that has a class, and up to two changes of which some take it out of it."""
-    preset = draw(st.sampled_from(["gpt2", "llama", "llama3", "mistral", "qwen3", "mamba1", "mamba2", "hybrid"]))
+    preset = draw(
+        st.sampled_from(["gpt2", "llama", "llama3", "mistral", "qwen3", "neox", "mamba1", "mamba2", "hybrid"])
+    )
     keys = {"arch_preset": preset, "n_layer": 3, "n_embd": 32, "vocab_size": 101, "block_size": 24}
     keys |= {"n_head": 4} if preset not in ("mamba1", "mamba2") else {}
     keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid") else {}
     choices = {
-        "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W"],
+        "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W", "UAW"],
+        "parallel_residual": [True, False],
+        "partial_rotary_factor": [0.25, 0.5],
         "attention_window": [5],
         "ffn_after": ["all", "attention", "mamba"],
         "ffn_type": ["standard", "swiglu", "geglu"],
@@ -408,7 +449,8 @@ def test_presets_that_have_a_class():
     """Dropout and the backend are no reasons to refuse; every preset but nanoGPT's has a class."""
     for preset, model_type in (
         ("gpt2", "gpt2"), ("llama", "llama"), ("llama3", "llama"), ("team", "llama"),
-        ("mistral", "mistral"), ("qwen3", "qwen3"), ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
+        ("mistral", "mistral"), ("qwen3", "qwen3"), ("phi3", "mistral"),
+        ("smollm3", "smollm3"), ("neox", "gpt_neox"), ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
     ):  # fmt: skip
         config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
         written = architecture_to_hugging_face(config)
@@ -443,7 +485,10 @@ ANYTHING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama 3.1", "mistral", "qwen 2", "qwen 3", "mamba", "mamba 2", "bamba"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "llama 3.1", "mistral", "qwen 2", "qwen 3", "phi 3", "smollm 3", "neox", "mamba", "mamba 2", "bamba"],
+)
 def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
     config = {key: value for key, value in MODELS[name].to_dict().items() if value is not None}
     for key in [*config, "head_dim", "n_inner", "rope_scaling", "rope_theta"]:
@@ -452,6 +497,38 @@ def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
                 architecture_from_hugging_face(config | {key: value})
             except UserError as refusal:
                 assert len(str(refusal).splitlines()) == 1, (key, value)
+
+
+ORIGINAL = {"original_max_position_embeddings": 16}
+SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"},
+    {"rope_type": "yarn", "factor": 4.0, **ORIGINAL},
+    {"rope_type": "yarn", "factor": 4.0, "truncate": False, "beta_fast": 4.0, "beta_slow": 0.5, **ORIGINAL},
+    {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.5, **ORIGINAL},
+    {"rope_type": "yarn", "factor": None, "attention_factor": 0.7, **ORIGINAL},
+    {"rope_type": "yarn", "factor": 1.0, "mscale": 0, **ORIGINAL},
+    {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0, 2, 3, 4, 5, 6, 7, 8], **ORIGINAL},
+    {"rope_type": "longrope", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8, "factor": 8.0, **ORIGINAL},
+    {"rope_type": "longrope", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8, "attention_factor": 1.3, **ORIGINAL},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("length", [9, 16, 17, 200])
+def test_frequencies_and_attention_factor_are_theirs(scaling, length):
+    """With a block_size beyond the original context, and texts within and beyond that."""
+    sizes = LLAMA | {"hidden_size": 64, "max_position_embeddings": 16 if scaling["rope_type"] == "dynamic" else 64}
+    theirs = LlamaConfig(**sizes, rope_parameters={"rope_theta": 500.0, **scaling})
+    expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, torch.device("cpu"), seq_len=length)
+    ours = architecture_from_hugging_face(theirs.to_dict())
+    rotation = build_model(ours.replace(block_size=256)).blocks[0].shared["rotation"]
+    torch.testing.assert_close(rotation.frequencies("cpu", length), expected, rtol=1e-6, atol=0.0)
+    cos, sin = rotation(length, torch.device("cpu"))
+    assert torch.allclose((cos**2 + sin**2).sqrt(), torch.tensor(factor), rtol=1e-6)
+    angles = torch.arange(length)[:, None] * expected
+    torch.testing.assert_close(cos, angles.cos() * factor, rtol=0.0, atol=1e-5)
 
 
 def test_configurations_of_transformers_4():
@@ -550,7 +627,7 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("gpt2", {"n_ctx": 7}, "n_ctx"),
         ("llama", {"hidden_act": "relu"}, "hidden_act"),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
+        ("llama", {"rope_parameters": {"rope_type": "su", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
@@ -571,9 +648,12 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("mamba2", {"num_heads": 5}, "num_heads x head_dim = 80 contradicts expand x hidden_size"),
         ("mamba2", {"n_groups": 3}, "num_heads=4 is not divisible by n_groups=3"),
-        ("bamba", {"rope_parameters": None}, "partial_rotary_factor=0.5"),
-        ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: only whole heads"),
-        ("bamba", {**OLD_BAMBA_ROPE, "partial_rotary_factor": 1.0}, "partial_rotary_factor=0.5: .*1.0 in rope_param"),
+        ("bamba", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor=1.5 is more than 1"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear' cannot be"),
+        ("phi3", {"rope_parameters": {**LONGROPE, "long_factor": [1.0]}}, "short_factor must be 4 numbers"),
+        ("smollm3", {**WINDOWS_WITHOUT_POSITIONS}, "no_rope_layers: layers within a sliding_window and without"),
+        ("gpt_neox", {"hidden_dropout": 0.1}, "hidden_dropout and attention_dropout differ"),
+        ("gpt_neox", {"use_parallel_residual": 1}, "use_parallel_residual=1: expected true or false"),
         ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] names a layer that is none of 0 to 2"),
         ("bamba", {"attn_layer_indices": [0, 1, 2]}, "leave some"),
         ("bamba", {"attn_layer_indices": []}, "name some"),

@@ -42,6 +42,9 @@ SMALL = {
     "mistral": {**TRANSFORMER, "sliding_window": None},
     "qwen2": TRANSFORMER,
     "qwen3": {**TRANSFORMER, "head_dim": 8},
+    "phi3": {**TRANSFORMER, "pad_token_id": None},
+    "smollm3": {**TRANSFORMER, "num_hidden_layers": 4, "pad_token_id": None},
+    "gpt_neox": {key: value for key, value in TRANSFORMER.items() if key != "num_key_value_heads"},
     "mamba": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "state_size": 5, "time_step_rank": 3},
     "mamba2": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "chunk_size": 4, **MAMBA2},
     "bamba": {
@@ -550,7 +553,11 @@ def test_what_was_assumed_is_noted():
 # One reader for the planner and for weights
 
 EXACT = {name: SMALL[name] for name in hugging_face.FAMILIES}
-EXACT["bamba"] = {**SMALL["bamba"], "rope_parameters": {"partial_rotary_factor": 1.0}}
+EXACT["bamba"] = {
+    **SMALL["bamba"],
+    "rope_parameters": {"partial_rotary_factor": 1.0},
+}  # of half a head, 3, are no pairs
+EXACT["gpt_neox"] = {**SMALL["gpt_neox"], "rope_parameters": {"partial_rotary_factor": 1.0}}
 IGNORED = {("bamba", "partial_rotary_factor")}  # which transformers ignores too
 
 

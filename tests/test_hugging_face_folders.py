@@ -27,6 +27,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2Model,
+    GPTNeoXConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
@@ -45,6 +46,7 @@ MAMBA2 = {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk
 MODELS = {
     "gpt2": GPT2Config(n_layer=2, n_head=4, n_embd=32, n_positions=64, vocab_size=101, **TOKENS),
     "llama": LlamaConfig(**LLAMA, num_key_value_heads=2, **TOKENS),
+    "gpt_neox": GPTNeoXConfig(**LLAMA, **TOKENS),  # whose head has another name in files
     "mamba": MambaConfig(**SIZES, **TOKENS),
     "mamba2": Mamba2Config(**SIZES, **MAMBA2, **TOKENS),
     "bamba": BambaConfig(

@@ -117,7 +117,7 @@ def test_activations_of_the_presets(preset, backend, dtype, dropout):
 @st.composite
 def mixers(draw, n_layer, block_size):
     """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
-    pattern = draw(st.text("AWMS", min_size=n_layer - 1, max_size=n_layer - 1))
+    pattern = draw(st.text("AWUMS", min_size=n_layer - 1, max_size=n_layer - 1))
     keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
     if "W" in pattern:
         keys["attention_window"] = draw(st.integers(1, block_size))
@@ -154,6 +154,9 @@ def micro_batches(draw):
         "dropout": draw(st.sampled_from([0.0, 0.2])),
         "qk_norm": draw(st.sampled_from([False, True, "width"])),
     }
+    keys["parallel_residual"] = keys["norm_position"] == "pre" and draw(st.booleans())
+    if position == "rope":
+        keys["partial_rotary_factor"] = draw(st.sampled_from([1.0, 4 / head_dim]))
     if draw(st.booleans()):
         keys |= draw(mixers(keys["n_layer"], keys["block_size"]))
     ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))

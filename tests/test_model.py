@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from common.keys import keys_of
 from components import registry
 from components.ffns.gated.spec import GATES
-from components.mixers.attention.module import Attention, SlidingAttention
+from components.mixers.attention.module import Attention, SlidingAttention, UnplacedAttention
 from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2
@@ -74,7 +74,7 @@ def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
     mixers = _observed_mixers(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
-    return sizes | mixers | _observed_attention(model)
+    return sizes | mixers | _observed_attention(model) | {"parallel_residual": _is_parallel(model)}
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -130,14 +130,28 @@ def _observed_ffn(model: LanguageModel) -> dict:
     }
 
 
-LETTERS = {Attention: "A", SlidingAttention: "W", Mamba2: "M", Mamba1: "S"}
+def _is_parallel(model: LanguageModel) -> bool:
+    """Whether the FFN's input is the same without the mixer's output."""
+    block = next(block for block in model.blocks if hasattr(block, "ffn"))
+    read: list[torch.Tensor] = []
+    handle = block.ffn.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    mixer = block.mixer.register_forward_hook(lambda module, args, output: output * len(read))
+    with torch.no_grad():
+        for _ in range(2):
+            model.eval()(random_tokens(2, 8))
+    handle.remove()
+    mixer.remove()
+    return torch.equal(*read)
+
+
+LETTERS = {Attention: "A", SlidingAttention: "W", UnplacedAttention: "U", Mamba2: "M", Mamba1: "S"}
 
 
 def _observed_mixers(model: LanguageModel) -> dict:
     """Letter by letter; and of Mamba-2 its sizes, by the shapes of its weights where they tell."""
     letters = "".join(LETTERS[type(block.mixer)] for block in model.blocks)
     with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
-    after = {("A", "W"): "attention", ("M", "S"): "mamba"}
+    after = {("A", "W", "U"): "attention", ("M", "S"): "mamba"}
     found = {"layer_pattern": None if set(letters) == {"A"} else letters}
     if set(letters) == {"A"} and not all(hasattr(block, "ffn") for block in model.blocks):
         return found | {"ffn_pattern": "".join("F" if hasattr(block, "ffn") else "-" for block in model.blocks)}
@@ -198,11 +212,13 @@ def _observed_norms_of_heads(attention: Attention, head_dim: int) -> bool | str:
 
 
 def _observed_rotation(rotation: tuple[torch.Tensor, torch.Tensor], head_dim: int) -> dict:
-    """From the angles at position 1: 1 / factor for the first pair, theta^(-2 / head_dim) of that for the next."""
+    """From the angles at position 1: 1 / factor for the first pair, theta^(-2 / width) of that for the next."""
     cos, sin = rotation
     first, second = torch.atan2(sin[1], cos[1])[:2].double().tolist()
-    factor, theta = round(1 / first, 3), (first / second) ** (head_dim / 2)
+    width = 2 * cos.shape[1]
+    factor, theta = round(1 / first, 3), (first / second) ** (width / 2)
     return {
+        "partial_rotary_factor": width / head_dim,
         "rope_theta": float(f"{theta:.4g}"),
         "rope_scaling": None if factor == 1 else {"rope_type": "linear", "factor": factor},
     }
@@ -216,6 +232,7 @@ def one_of(values: set):
 # Two layers of any preset that has Mamba's: one of each kind, the first with its FFN.
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
+MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
 OVERRIDES = {
@@ -223,7 +240,7 @@ OVERRIDES = {
     "n_head": (2, {}),
     "n_embd": (48, {}),
     "num_key_value_heads": (2, {}),
-    "head_dim": (6, {}),
+    "head_dim": (24, {}),
     "attention_bias": (("none", "qkv", "all"), {}),
     "qk_norm": ((True, "width"), {}),
     "d_ff": (100, {}),
@@ -239,6 +256,8 @@ OVERRIDES = {
     "position_encoding": (("learned_absolute", "rope", "alibi", "none"), {}),
     "rope_theta": (1230.0, {"position_encoding": "rope"}),
     "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
+    "partial_rotary_factor": (0.75, {"position_encoding": "rope", "head_dim": 16}),
+    "parallel_residual": ((True, False), {}),
     "attention_backend": ("manual", {}),
     "bias": ((True, False), {}),
     "weight_tying": ((True, False), {}),

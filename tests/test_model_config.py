@@ -48,6 +48,8 @@ OVERRIDES = {
     "position_encoding": ("alibi", BOTH),
     "rope_theta": (12345.0, BOTH),
     "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope", **BOTH}),
+    "partial_rotary_factor": (0.5, {"position_encoding": "rope", **BOTH}),
+    "parallel_residual": (None, {}),
     "attention_backend": ("manual", BOTH),
     "bias": (None, {}),  # the opposite of the preset's
     "weight_tying": (None, {}),
@@ -91,6 +93,7 @@ FOLLOWERS = {
         "activation",
         "attention_window",
     },
+    "norm_position": {"parallel_residual"},  # which has no such form
     "n_head": {"num_key_value_heads", "head_dim"},
     "n_embd": {"d_ff", "head_dim"},
     "ffn_expansion_ratio": {"d_ff"},
@@ -140,6 +143,7 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
+        gated |= {"phi3": 2048, "smollm3": 4128}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "hybrid_attention_ratio":
         assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None
@@ -338,7 +342,7 @@ def test_the_mixers_of_the_layers():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"layer_pattern": "AB"}, "layer_pattern='AB' must be made of the letters A attention, C latent_attention, W "),
+        ({"layer_pattern": "AB"}, "layer_pattern='AB' must be made of the letters A attention, C latent_attention, U "),
         ({"layer_pattern": "am"}, "layer_pattern='am' must be made of"),
         ({"layer_pattern": ""}, "layer_pattern='' is empty"),
         ({"layer_pattern": "AMMMM"}, "layer_pattern has 5 letters, which do not divide n_layer=12"),

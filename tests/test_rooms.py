@@ -56,7 +56,7 @@ def architectures(draw) -> ModelArchitectureConfig:
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):
-        chosen["layer_values"] = {0: {"n_head": 8} if pattern[0] in "AW" else {"mamba_expand": 3}}
+        chosen["layer_values"] = {0: {"n_head": 8} if pattern[0] in "AWU" else {"mamba_expand": 3}}
     fitting = {name: value for name, value in {**TINY, **keys, **chosen}.items() if _is_of(name, pattern, keys)}
     return resolve_architecture(fitting)
 
@@ -254,7 +254,10 @@ def places_that_name_a_mixer(root: Path = ROOT) -> list[str]:
     """Strings that are a mixer's name, or a letter beside one, outside components/. Of the rest: tests, benchmarks and
     documents are about some; interop/ says how Hugging Face's models are ours, validate.py has published ones; laws
     have constants A, B and E; and `ffn_after` has a published value that is a mixer's name."""
-    names, letters = {"attention", "sliding_attention", "latent_attention", "mamba1", "mamba2"}, set("AWMSC")
+    names, letters = (
+        {"attention", "sliding_attention", "unplaced_attention", "latent_attention", "mamba1", "mamba2"},
+        set("AWUMSC"),
+    )
     rooms = ("components", "tests", "benchmarks", "interop", "config", "docs", "out", "findings")
     found = []
     for path in sorted(root.rglob("*.py")):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.positions.scaling import FORMS, attention_factor, state
+from components.positions.spec import rotated
 from components.precision import wide
 from components.registry import register_module
 from model_config import ModelArchitectureConfig
@@ -51,48 +53,45 @@ class RotaryPosition(NoPosition):
 
     @classmethod
     def shared(cls, config: ModelArchitectureConfig, width: int) -> dict[str, Shared]:
-        scaling = None if config.rope_scaling is None else tuple(sorted(config.rope_scaling.items()))
-        return {"rotation": Rotation(width, config.rope_theta, scaling)}
+        scaling = {"rope_type": "default", **(config.rope_scaling or {})}
+        hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in scaling.items()}
+        return {"rotation": Rotation(rotated(config, width), config.rope_theta, tuple(sorted(hashable.items())))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines (T, width / 2) that turn queries and keys, in float32."""
+    """Cosines and sines (T, width / 2) that turn the first `width` numbers of queries and keys, in float32."""
 
     width: int
     theta: float
-    scaling: tuple[tuple[str, Any], ...] | None = None
+    scaling: tuple[tuple[str, Any], ...]
 
-    def frequencies(self, device: torch.device) -> Tensor:
-        """(width / 2,) radians per token."""
-        exponents = torch.arange(0, self.width, 2, device=device, dtype=torch.float32) / self.width
-        frequencies = 1.0 / self.theta**exponents
-        if self.scaling is None:
-            return frequencies
+    def state(self, length: int) -> Any:
+        """What the frequencies are in texts of `length` tokens: where it changes, everything before turns anew."""
+        return state(dict(self.scaling), length)
+
+    def frequencies(self, device: torch.device, length: int = 0) -> Tensor:
+        """(width / 2,) radians per token, in texts of `length` tokens."""
         scaling = dict(self.scaling)
-        if scaling["rope_type"] == "linear":
-            return frequencies / scaling["factor"]
-        return _llama3_frequencies(frequencies, scaling)
+        return FORMS[scaling["rope_type"]](self.width, self.theta, scaling, length, device)
 
     def __call__(self, length: int, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
         positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
-        angles = torch.outer(positions, self.frequencies(device))  # (T, width / 2)
-        return angles.cos(), angles.sin()
-
-
-def _llama3_frequencies(frequencies: Tensor, scaling: dict) -> Tensor:
-    """Llama 3.1: long wavelengths are divided by `factor`, short ones kept, those between blended."""
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # in the original context
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / scaling["factor"])
+        angles = torch.outer(positions, self.frequencies(device, start + length))  # (T, width / 2)
+        factor = attention_factor(dict(self.scaling))
+        return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys (B, heads, T, h) by their positions' angles, in float32 (float64 for float64)."""
+    """Turn queries or keys (B, heads, T, h) by their positions' angles, in float32 (float64 for float64); what is wider
+    than these are stays."""
     cos, sin = rotation
-    first, second = wide(x).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+    width = 2 * cos.shape[-1]
+    first, second = wide(x[..., :width]).chunk(2, dim=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if width < x.shape[-1]:
+        parts.append(wide(x[..., width:]))
+    return torch.cat(parts, dim=-1).type_as(x)
 
 
 @register_module("position_encoding", "alibi")

@@ -1,17 +1,32 @@
 """The position encodings: parameters, kept bytes, checks."""
 
 import math
+from typing import Any
 
+from common.arrays import rounded_down
 from common.errors import UserError
 from common.keys import key
 from components.registry import register_spec
 from components.spec import Config, MicroBatch, Position, Weights
 
-# What each form of rope_scaling takes beside its rope_type.
-ROPE_SCALING = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+# What each form of rope_scaling takes beside its rope_type, and what it may have.
+_ORIGINAL = "original_max_position_embeddings"
+ROPE_SCALING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("factor",), ()),
+    "dynamic": (("factor", _ORIGINAL), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL), ()),
+    "yarn": (
+        ("factor", _ORIGINAL),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("factor", "short_factor", "long_factor", _ORIGINAL), ("attention_factor",)),
 }
+
+
+def rotated(config: Config, head_dim: Any) -> Any:
+    """How many of the `head_dim` numbers of a query are rotated."""
+    share = config.partial_rotary_factor
+    return head_dim if share == 1 else rounded_down(share * head_dim)
 
 
 class _Position(Position):
@@ -42,34 +57,69 @@ class Rotary(_Position):
     name, label = "rope", "RoPE"
     acts_in = "mixers"
     rotates = True
-    depends_on = ("head_dim", "rope_theta", "rope_scaling")
+    depends_on = ("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor")
 
     rope_theta: float = key(10000.0, "base of the rotary frequencies", above=0, group="Architecture: positions")
     rope_scaling: dict | None = key(
-        None, "as in Hugging Face: {'rope_type': 'linear', 'factor': ...} or {'rope_type': 'llama3', ...}"
+        None, f"as in Hugging Face, of rope_type {', '.join(ROPE_SCALING)}: {{'rope_type': 'linear', 'factor': ...}}"
+    )
+    partial_rotary_factor: float = key(
+        1.0, "share of each head's width that is rotated, from its start; at most 1", above=0
     )
 
     def check(self, config: Config) -> None:
-        scaling = config.rope_scaling
-        if scaling is None:
-            return
-        kind = scaling.get("rope_type")
-        if not isinstance(kind, str) or kind not in ROPE_SCALING:
-            raise UserError(f"rope_scaling: rope_type={kind!r} is none of: {', '.join(ROPE_SCALING)}")
-        numbers = ROPE_SCALING[kind]
-        if set(scaling) != {"rope_type", *numbers}:
+        if config.partial_rotary_factor > 1:
+            raise UserError(f"partial_rotary_factor={config.partial_rotary_factor} is more than 1, a whole head")
+        if config.rope_scaling is not None:
+            _check_scaling(config.rope_scaling)
+
+    def check_heads(self, config: Config) -> None:
+        self.check(config)
+        width, share = rotated(config, config.head_dim), config.partial_rotary_factor
+        if width % 2 or not width:
+            of = "head_dim, or n_embd / n_head" + ("" if share == 1 else f", times partial_rotary_factor={share}")
             raise UserError(
-                f"rope_scaling of type {kind!r} takes exactly the keys {', '.join(sorted({'rope_type', *numbers}))}"
+                f"RoPE rotates pairs: the head dimension ({of}) = {width} must be even; change n_head or n_embd, or "
+                "take another position_encoding"
             )
-        for name in numbers:
-            if type(scaling[name]) not in (int, float) or not 0 < scaling[name] < math.inf:
-                raise UserError(f"rope_scaling: {name}={scaling[name]!r} must be a number above 0")
-        if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-            raise UserError("rope_scaling: high_freq_factor must be above low_freq_factor")
+        scaling = config.rope_scaling or {}
+        for name in ("short_factor", "long_factor"):
+            if name in scaling and len(scaling[name]) != width // 2:
+                raise UserError(f"rope_scaling: {name} must be {width // 2} numbers, one for each pair of a head")
+        if scaling.get("rope_type") == "dynamic" and width == 2:
+            raise UserError("rope_scaling of type 'dynamic' needs more than one pair in a head")
 
     def kept(self, batch: MicroBatch) -> int:
-        """Cosines and sines (T, h/2), once for all layers that turn alike."""
-        return 2 * batch.config.block_size * (batch.config.head_dim // 2) * 4
+        """Cosines and sines (T, half of what is rotated), once for all layers that turn alike."""
+        return 2 * batch.config.block_size * (rotated(batch.config, batch.config.head_dim) // 2) * 4
+
+
+def _check_scaling(scaling: dict[str, Any]) -> None:
+    """Raises UserError for what is no form of it."""
+    kind = scaling.get("rope_type")
+    if not isinstance(kind, str) or kind not in ROPE_SCALING:
+        raise UserError(f"rope_scaling: rope_type={kind!r} is none of: {', '.join(ROPE_SCALING)}")
+    needed, optional = ROPE_SCALING[kind]
+    if not {"rope_type", *needed} <= set(scaling) <= {"rope_type", *needed, *optional}:
+        more = f", and may have {', '.join(optional)}" if optional else ""
+        raise UserError(
+            f"rope_scaling of type {kind!r} takes exactly the keys {', '.join(sorted({'rope_type', *needed}))}{more}"
+        )
+    for name, value in scaling.items():
+        if name in ("short_factor", "long_factor"):
+            if not isinstance(value, list | tuple) or not all(map(_is_positive, value)):
+                raise UserError(f"rope_scaling: {name} must be a list of numbers above 0")
+        elif name == "truncate":
+            if not isinstance(value, bool):
+                raise UserError(f"rope_scaling: truncate={value!r} must be true or false")
+        elif name != "rope_type" and not _is_positive(value):
+            raise UserError(f"rope_scaling: {name}={value!r} must be a number above 0")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise UserError("rope_scaling: high_freq_factor must be above low_freq_factor")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 @register_spec

@@ -19,3 +19,16 @@ register_preset("mistral", {**_LLAMA, **_MISTRAL})
 # Qwen Team 2025, Qwen3 Technical Report; the small ones, whose head is tied
 _QWEN3 = {"rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True, "ffn_expansion_ratio": 3.0}
 register_preset("qwen3", {**_LLAMA, **_QWEN3})
+
+# Abdin et al. 2024, Phi-3 Technical Report: Phi-3-mini with its first context of 4096
+_PHI3 = {"layer_pattern": "W", "attention_window": 2047, "ffn_expansion_ratio": 8 / 3, "weight_tying": False}
+register_preset("phi3", {**_LLAMA, **_PHI3})
+
+# Hugging Face 2025, SmolLM3
+_SMOLLM3 = {"layer_pattern": "AAAU", "rope_theta": 5e6, "norm_eps": 1e-6, "ffn_expansion_ratio": 5.375}
+register_preset("smollm3", {**_LLAMA, **_SMOLLM3})
+
+# Black et al. 2022, GPT-NeoX-20B; Biderman et al. 2023, Pythia
+_NEOX = {"activation": "gelu", "bias": True, "weight_tying": False}
+_NEOX_BLOCKS = {"position_encoding": "rope", "partial_rotary_factor": 0.25, "parallel_residual": True}
+register_preset("neox", {**_NEOX, **_NEOX_BLOCKS})

@@ -46,6 +46,8 @@ def block_bytes(batch: MicroBatch, layer: Layer) -> int:
     own = batch.of_layer(places[0].config)
     halves = [place for place in places if place.name in ("mixer", "ffn")]
     divided = sum(place.spec.kept(own) for place in places)
+    if own.config.parallel_residual and len(halves) == 2:
+        divided -= 4 * own.tokens * own.config.n_embd  # two norms keep one stream
     divided += len(halves) * own.dropout_mask(own.tokens * own.config.n_embd, own.e)
     cast = weight_copies(own, layer)
     if batch.tensor == 1:

@@ -120,10 +120,18 @@ class Family:
         """How many of each different layer the architectures of so many layers have."""
         layers = self.example.layer_counts
         if self.form is None:
-            return {layer: n_layer // self.period * count for layer, count in layers.items()}
+            return {
+                layer: n_layer // self.period * count + self._in_the_first(n_layer % self.period, layer)
+                for layer, count in layers.items()
+            }
         spec, value = self.form
         by_letter = {layer.mixer_spec.letter: layer for layer in layers}
         return {by_letter[letter]: count for letter, count in spec.counts(n_layer, value).items()}
+
+    def _in_the_first(self, count: Any, layer: Layer) -> Any:
+        """How many of the first layers of a period are such a one."""
+        counts = np.cumsum([0, *(one == layer for one in self.example.layers)])
+        return counts[count.astype(np.int64)] if np.ndim(count) else int(counts[int(count)])
 
     def patterns(self, n_layer: int) -> dict[str, str | None]:
         """layer_pattern and ffn_pattern of so many layers."""
@@ -131,7 +139,7 @@ class Family:
             spec, value = self.form
             return {"layer_pattern": spec.pattern(n_layer, value)}
         written = {key: self.example[key] for key in ("layer_pattern", "ffn_pattern")}
-        return {key: pattern and pattern * (n_layer // self.period) for key, pattern in written.items()}
+        return {key: pattern and (pattern * n_layer)[:n_layer] for key, pattern in written.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,6 +184,8 @@ class SearchSpace:
         odd = [size for size in self.head_dims if size % 2]
         if odd and self.template.component("position_encoding").rotates:
             raise UserError(f"head_dims: RoPE rotates pairs, so {odd[0]} cannot be a head dimension; take even ones")
+        for size in self.head_dims if self.template.uses_positions else ():
+            self.template.component("position_encoding").check_heads(self.template.replace(head_dim=size))
 
     @functools.cached_property
     def family(self) -> Family:
@@ -209,8 +219,9 @@ class SearchSpace:
 
     @functools.cached_property
     def depths(self) -> list[int]:
-        """Numbers of layers in which the patterns come out whole."""
-        return sorted({n_layer for n_layer in self.layers if n_layer % self.family.period == 0})
+        """Numbers of layers that the patterns can have: a layer_pattern goes on, or ends, with them."""
+        period = self.family.period if self.family.values.get("ffn_pattern") else 1
+        return sorted({n_layer for n_layer in self.layers if n_layer % period == 0})
 
     def config(self, sizes: Mapping[str, int]) -> ModelArchitectureConfig:
         """The architecture of the space with these SIZES."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.mixers.attention.spec import biases
+from components.mixers.attention.spec import biases, without_positions
 from components.positions.module import rotate
 from components.precision import wide
 from components.registry import module, register_module
@@ -161,3 +161,9 @@ class SlidingAttention(Attention):
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
         self.window = config.attention_window
+
+
+@register_module("mixer", "unplaced_attention")
+class UnplacedAttention(Attention):
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__(without_positions(config))

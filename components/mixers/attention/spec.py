@@ -83,11 +83,7 @@ class Attention(_AttentionKeys):
     def check(self, config: Config) -> None:
         if config.n_head % config.kv_heads:
             raise UserError(f"n_head={config.n_head} is not divisible by num_key_value_heads={config.kv_heads}")
-        if spec("position_encoding", config.position_encoding).rotates and config.head_dim % 2:
-            raise UserError(
-                f"RoPE rotates pairs: the head dimension (head_dim, or n_embd / n_head) = {config.head_dim} must be "
-                "even; change n_head or n_embd, or take another position_encoding"
-            )
+        spec("position_encoding", config.position_encoding).check_heads(config)
 
     def suffix(self, config: Config) -> list[str]:
         grouped = "MQA" if config.kv_heads == 1 else f"GQA{config.kv_heads}"
@@ -188,6 +184,25 @@ class SlidingAttention(Attention):
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """What the next query meets besides its own key and value."""
         return super().remembers(config, min(length, config.attention_window - 1), with_current)
+
+
+@register_spec
+class UnplacedAttention(Attention):
+    """Only the causal mask tells it the order (Kazemnejad et al. 2023): it neither rotates nor biases."""
+
+    name, label, letter = "unplaced_attention", "UnplacedAttention", "U"
+    is_default = uses_positions = False
+    title = "attention without positions"
+
+    def check(self, config: Config) -> None:
+        super().check(without_positions(config))
+
+    def kept(self, batch: MicroBatch) -> int:
+        return super().kept(batch.of_layer(without_positions(batch.config)))
+
+
+def without_positions(config: Config) -> Config:
+    return config.replace(position_encoding="none")
 
 
 @register_spec
