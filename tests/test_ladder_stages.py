@@ -37,6 +37,7 @@ from ladders.plan import Folder, Plan, _evaluable, read_plan
 from ladders.report import isoflop_figure
 from ladders.runner import Runner, divided
 from ladders.sizes import isoflop_search, sizes_around
+from model_config import presets
 from runs.logs import read_run
 from training.plan import plan_run
 
@@ -448,8 +449,7 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--budget=1e12 --arch=lama", "--arch=lama is none of: legacy, gpt2, llama, llama3, team, mamba1, mamba2, "
-         "hybrid, custom (did you mean 'llama'?)"),
+        ("--budget=1e12 --arch=lama", f"--arch=lama is none of: {', '.join(presets())} (did you mean 'llama'?)"),
         ("--budget=1e12 --arch=gpt2,gpt2", "--arch names gpt2 twice"),
         ("--arch=gpt2", "give either --budget or --isoflop"),
         ("--budget=1e12 --isoflop=1e11:1e12:3 --arch=gpt2", "give either --budget or --isoflop"),
