@@ -465,8 +465,8 @@ keys. nanoGPT's config files run as they are; for those with `init_from = 'gpt2'
 them first; its `config.json`, its log and its checkpoints hold data alone and are read without executing anything.
 
 A key that does not exist, one given twice, a value of the wrong type, one that is impossible, and a combination that
-cannot work end the command with one line that says where the mistake stands. So does a run whose memory estimate is
-more than twice what the machine has, before anything is allocated; `--dry_run` plans any size.
+cannot work end the command with one line that says where the mistake stands. So does a run on a CPU whose memory
+estimate is more than twice what the machine has, before anything is allocated; `--dry_run` plans any size.
 
 The run's folder receives every key in force as `config.json` and as `config.py`, a config file that reproduces the
 run, and continues it from its folder: `train.py out/a/config.py --init_from=auto` goes on with the run in `out/a`, also

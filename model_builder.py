@@ -265,7 +265,7 @@ def build_model(
     activation_checkpointing: bool = False,
 ) -> LanguageModel:
     """The model on a device, initialised from the seed; without a seed its values are whatever memory held."""
-    if torch.device(device).type != "meta":
+    if torch.device(device).type == "cpu":
         check_memory(f"the model {config.name}", 4 * model_cost(config).n_params, "take a smaller one")
     with torch.device("meta"):  # nothing is drawn twice
         model = LanguageModel(config, activation_checkpointing)

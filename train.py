@@ -19,7 +19,7 @@ from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
 from runs.folder import Misnamed, RunFolder, damage, read_state, step_of
 from runs.logs import read_run
-from training.plan import RunPlan, check_buildable, check_memory_of_run, check_ranks, plan_run
+from training.plan import RunPlan, check_buildable, check_ranks, plan_run
 from training.report import plan_notes, startup_report
 
 
@@ -41,10 +41,10 @@ def main() -> int:
     notes = plan_notes(configuration, plan, dataset.vocab_size if dataset else None)
     report = startup_report(configuration, plan, notes, world_size, terminal_width())
     if configuration.run.dry_run or dataset is None:
-        print(report * ranks.is_first)
+        if ranks.is_first:
+            print(report)
         return 0
     check_buildable(configuration.model)
-    check_memory_of_run(configuration, world_size)
 
     folder = RunFolder(configuration.run_dir)
     only_looks = configuration.run.eval_only and source is None and folder.has_run

@@ -82,20 +82,24 @@ class Documents:
     def __iter__(self) -> Iterator[str]:
         self.empty = 0
         for path in self.files:
-            for text in self._of_file(path):
-                if text.strip():
-                    yield text
-                else:
-                    self.empty += 1
+            yield from self._with_text(self._of_file(path))
 
     def as_one(self) -> Iterator[str]:
         """All text in pieces: text files as they are, one after the other, and each document of other files followed by
         a blank line."""
+        self.empty = 0
         for path in self.files:
             if self._kind_of(path) == ".txt":
                 yield from _in_pieces(line for _, line in _lines(path))
             else:
-                yield from (f"{text}\n\n" for text in self._of_file(path) if text.strip())
+                yield from (f"{text}\n\n" for text in self._with_text(self._of_file(path)))
+
+    def _with_text(self, texts: Iterable[str]) -> Iterator[str]:
+        for text in texts:
+            if text.strip():
+                yield text
+            else:
+                self.empty += 1
 
     def _kind_of(self, path: Path) -> str:
         kind = _kind(path)

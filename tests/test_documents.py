@@ -17,6 +17,7 @@ from common.errors import UserError
 from data import documents as module
 from data import preparation
 from data.documents import Documents, find_files
+from data.openwebtext.prepare import Downloaded
 from data.tokenizers import tokenizer_from_meta
 
 TEXTS = ["Grüße\naus Köln", "東京 𝄞", 'a "quoted", [bracketed] text', "last"]
@@ -198,6 +199,21 @@ def test_a_text_that_comes_in_pieces_has_the_ids_of_the_whole(text, share, piece
         ended += [split] * is_last
     assert found == {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
     assert ended == [split for split, part in (("train", text[:cut]), ("val", text[cut:])) if part]
+
+
+def test_blank_documents_of_a_download_are_counted():
+    datasets = pytest.importorskip("datasets")
+    documents = Downloaded(datasets.Dataset.from_dict({"text": ["one", "", "two", " \n"] * 600}))
+    assert list(documents) == ["one", "two"] * 600
+    assert documents.empty == 1200
+
+
+def test_blank_documents_are_no_part_of_a_text_and_are_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one", " \n", "", "two")))
+    printed, dataset = prepare("shakespeare_char", tmp_path, "--input", "a.jsonl")
+    assert "left out: 2 documents without text" in printed
+    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    assert "".join(decode(ids_of(dataset, split).tolist()) for split in ("train", "val")) == "one\n\ntwo\n\n"
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", pytest.param("shakespeare", marks=needs_gpt2)])

@@ -127,7 +127,8 @@ def check_buildable(model: ModelArchitectureConfig) -> None:
 
 
 def check_memory_of_run(configuration: Configuration, world_size: int) -> None:
-    """Raises UserError for a run of which each rank needs far more memory than its machine has."""
+    """Raises UserError for a run on a CPU of which each rank needs far more memory than its machine has. A GPU has its
+    own, and says itself when that is too little."""
     run = configuration.run
     dtype = "bfloat16" if run.dtype == "auto" else run.dtype
     try:

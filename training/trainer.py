@@ -31,7 +31,7 @@ from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
-from training.plan import RunPlan
+from training.plan import RunPlan, check_memory_of_run
 from training.schedule import jump_note, learning_rate, run_length
 from training.step import take_step
 from training.validation import WINDOW_SEED, evaluate, evaluation_batches
@@ -57,6 +57,8 @@ def train(
     """
     run, launcher = configuration.run, LauncherWatch(ranks)
     device = choose_device(run.device, ranks)
+    if device.type == "cpu":
+        check_memory_of_run(configuration, ranks.size)
     torch.set_float32_matmul_precision("high" if run.tf32 and device.type == "cuda" else "highest")
     with process_group(ranks, device, run), naming_lost_ranks(ranks, run.comm_timeout) as watch:
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
@@ -146,9 +148,8 @@ class Trainer:
         log = folder.log if folder.is_held else None
         self.logger = TrainingLogger(configuration, plan, log, machine, writes=ranks.is_first)
         self.steps_here = 0  # of this process
-        self.clock = (
-            time.perf_counter()
-        )  # when the step that is under way began: the one before ended, or an evaluation, or a save
+        # When the step that is under way began: when the one before ended, or an evaluation, or a save
+        self.clock = time.perf_counter()
         self.saved_step: int | None = None
         self.last_saved: Saved | None = None
         self.trouble: str | None = None  # that this rank has met

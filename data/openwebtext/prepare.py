@@ -6,18 +6,19 @@ Without --input the 8 million documents are downloaded by the `datasets` package
 about 9 billion tokens. nanoGPT's split: 0.05 % of the documents, drawn with seed 2357, for validation.
 """
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import UserError, exit_cleanly, positive
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import DatasetWriter
 from data.documents import Documents
-from data.preparation import add_split_by, documents_from, parser, validation_from, write_documents
+from data.preparation import add_split_by, documents_from, outcome, parser, validation_from, write_documents
 from data.tokenizers import GPT2Tokenizer, tokenizer_from_meta
 
 NAME = "Skylion007/openwebtext"
@@ -38,9 +39,19 @@ def download(num_proc: int) -> Any:
         raise UserError(f"cannot load {NAME} ({reason}): give a local copy with --input FILE") from error
 
 
-def texts(rows: Any) -> Iterator[str]:
-    for batch in rows.iter(batch_size=1000):
-        yield from (text for text in batch["text"] if text.strip())
+@dataclasses.dataclass
+class Downloaded:
+    """The texts of the rows; `empty` counts those of the last iteration that were left out, as of Documents."""
+
+    rows: Any
+    empty: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.empty = 0
+        for batch in self.rows.iter(batch_size=1000):
+            with_text = [text for text in batch["text"] if text.strip()]
+            self.empty += len(batch["text"]) - len(with_text)
+            yield from with_text
 
 
 @exit_cleanly
@@ -53,17 +64,15 @@ def main() -> None:
     arguments = built.parse_args()
     validation = validation_from(arguments, VALIDATION_SHARE)
     tokenizer_from_meta(TOKENIZER).encode("")  # a missing token table is found before 50 GB are downloaded
-    documents: Iterable[str]
+    documents: Downloaded | Documents
     if arguments.input is None:
         rows = download(arguments.num_proc)
-        documents, total, source = texts(rows), len(rows), NAME
+        documents, total, source = Downloaded(rows), len(rows), NAME
     else:
         documents, total, source = documents_from(arguments), None, " ".join(arguments.input)
     with DatasetWriter(arguments.out_dir, TOKENIZER, GPT2Tokenizer.vocab_size, source) as writer:
         write_documents(writer, documents, validation, arguments.num_proc, total)
-    if isinstance(documents, Documents) and documents.empty:
-        print(f"left out: {documents.empty:,} documents without text")
-    print(open_dataset(arguments.out_dir).describe())
+    print(outcome(arguments.out_dir, documents.empty))
 
 
 if __name__ == "__main__":

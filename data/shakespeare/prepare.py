@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import exit_cleanly
-from data.dataset import DatasetWriter, open_dataset
-from data.preparation import validation_from, write_text
+from data.dataset import DatasetWriter
+from data.preparation import outcome, validation_from, write_text
 from data.shakespeare_char.prepare import VALIDATION_SHARE, text_from, text_parser
 from data.tokenizers import GPT2Tokenizer
 
@@ -26,7 +26,7 @@ def main() -> None:
     source, documents = text_from(arguments)
     with DatasetWriter(arguments.out_dir, TOKENIZER, GPT2Tokenizer.vocab_size, source) as writer:
         write_text(writer, documents, validation)
-    print(open_dataset(arguments.out_dir).describe())
+    print(outcome(arguments.out_dir, documents.empty))
 
 
 if __name__ == "__main__":
