@@ -49,7 +49,13 @@ OVERRIDES = {
     "rope_theta": (12345.0, BOTH),
     "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope", **BOTH}),
     "partial_rotary_factor": (0.5, {"position_encoding": "rope", **BOTH}),
-    "parallel_residual": (None, {}),
+    "parallel_residual": (None, {"norm_position": "pre"}),
+    "embedding_multiplier": (3.0, {}),
+    "residual_multiplier": (3.0, {}),
+    "logits_scaling": (3.0, {}),
+    "final_logit_softcapping": (3.0, {}),
+    "attention_multiplier": (3.0, BOTH),
+    "attn_logit_softcapping": (3.0, {"attention_backend": "manual", **BOTH}),
     "attention_backend": ("manual", BOTH),
     "bias": (None, {}),  # the opposite of the preset's
     "weight_tying": (None, {}),
@@ -143,7 +149,7 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
-        gated |= {"phi3": 2048, "smollm3": 4128}
+        gated |= {"phi3": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "hybrid_attention_ratio":
         assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None
