@@ -358,7 +358,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     given = {name: check_value(known[name], value) for name, value in given.items()}
     values = _preset_layers(preset_values(given.get("arch_preset", "legacy"), given), given) | given
     config = _with_layers(ModelArchitectureConfig(**values))
-    config = _with_checked_layer_values(config, known)
+    config = _with_checked_layer_values(config, known, is_given="layer_values" in given)
     _check_names(config)
     config = _with_derived_values(config)
     _check_positions(given, config)
@@ -373,7 +373,7 @@ def _preset_layers(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str
     if (pattern := values.get("layer_pattern")) is not None:
         values = values | {"layer_pattern": (pattern * n_layer)[:n_layer]}
     if (own := values.get("layer_values")) is not None:
-        letters = values.get("layer_pattern") or given.get("layer_pattern") or registry.default_letter()
+        letters = given.get("layer_pattern") or values.get("layer_pattern") or registry.default_letter()
         values = values | {"layer_values": {which: one for which, one in own.items() if which in letters} or None}
     return values
 
@@ -422,8 +422,11 @@ def _whole_pattern(key_name: str, pattern: str, n_layer: int, meanings: Mapping[
     return pattern * (n_layer // len(pattern))
 
 
-def _with_checked_layer_values(config: ModelArchitectureConfig, known: Mapping[str, Key]) -> ModelArchitectureConfig:
-    """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have."""
+def _with_checked_layer_values(
+    config: ModelArchitectureConfig, known: Mapping[str, Key], is_given: bool
+) -> ModelArchitectureConfig:
+    """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have; those of a
+    preset, which another key has made idle, are left out."""
     if config.layer_values is None:
         return config
     names = {*config.pattern, *range(config.n_layer), *map(str, range(config.n_layer))}
@@ -437,6 +440,7 @@ def _with_checked_layer_values(config: ModelArchitectureConfig, known: Mapping[s
     for which, values in config.layer_values.items():
         layers = [layer for names, layer in _named_layers(config) if which in names]
         own = {name for layer in layers for found in _used(config, layer) for name in keys_of(type(found))}
+        values = values if is_given else {name: value for name, value in values.items() if name in own}
         for name in values:
             if name not in own - {"ffn_type"}:
                 hint = did_you_mean(str(name), own)

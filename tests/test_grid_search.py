@@ -261,7 +261,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         cost = model_cost(config)
         tokens = int(budget) // cost.training_flops()
         if tokens >= space.sequence_length:
-            heads = (config.n_head, config.kv_heads) if config.layers_with("A") else (0, 0)
+            heads = (config.n_head, config.kv_heads) if config.layers_with("AW") else (0, 0)
             sizes = (config.n_layer, config.n_embd, *heads)
             losses[sizes] = float(LAWS[law].loss(cost.n_params, tokens, unique))
     search = Search(budget, LAWS[law], space, unique_tokens=unique)

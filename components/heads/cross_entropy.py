@@ -115,11 +115,14 @@ def _chunk(
     loss = ((log_normalizer - target_logits) * counts).sum()
     if hidden_grad is None and weight_grad is None:
         return loss
-    slope = None if cap is None else 1 - (logits / cap).square()  # of the bounded logits to those before
+    slope = None if cap is None else (logits / cap).square_().neg_().add_(1)  # of the bounded logits, by those before
     # With an infinite normalizer what does not count has no probabilities, and no gradient
     probabilities = logits.sub_(log_normalizer.masked_fill(~counts, torch.inf)).exp_()
     logits_grad = probabilities.scatter_add_(-1, targets, -here.to(probabilities.dtype))
-    logits_grad = (logits_grad if slope is None else logits_grad.mul_(slope)).to(weight.dtype)
+    if slope is not None:
+        logits_grad.mul_(slope)
+        del slope  # before the products, which are as large
+    logits_grad = logits_grad.to(weight.dtype)
     if hidden_grad is not None:
         hidden_grad.copy_(logits_grad @ weight)
     if weight_grad is not None:

@@ -35,7 +35,7 @@ def loss_bytes(batch: MicroBatch) -> int:
     table = vocab_size * config.n_embd
     rows = smaller(batch.tokens, loss_rows(vocab_size, config.n_embd))
     cast = 0 if e == 4 else e
-    softmax = rows * vocab_size * (8 if config.final_logit_softcapping is None else 12)  # with the slope of a cap
+    softmax = rows * vocab_size * 8
     product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, table * (4 + cast))
     chunk = rows * config.n_embd * cast + larger(softmax, product)
     return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk

@@ -48,7 +48,7 @@ def manual(
     """The readable reference: the formula, with the whole matrix of scores."""
     k, v = _of_each_query_head(k, q), _of_each_query_head(v, q)  # (B, H, S + T, h)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S + T)
-    return _weights(scores, score_bias, dropout, window).type_as(v) @ v
+    return _weights(scores, score_bias, dropout, window, v.dtype) @ v
 
 
 def capped(cap: float) -> Callable[..., Tensor]:
@@ -60,7 +60,7 @@ def capped(cap: float) -> Callable[..., Tensor]:
     ) -> Tensor:
         k, v = _of_each_query_head(k, q), _of_each_query_head(v, q)
         scores = q @ k.transpose(-2, -1) / (math.sqrt(q.shape[-1]) * cap)
-        return _weights(cap * scores.tanh(), score_bias, dropout, window).type_as(v) @ v
+        return _weights(cap * scores.tanh(), score_bias, dropout, window, v.dtype) @ v
 
     return attend
 
@@ -70,13 +70,15 @@ def _of_each_query_head(x: Tensor, q: Tensor) -> Tensor:
     return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
-def _weights(scores: Tensor, score_bias: Tensor | None, dropout: float, window: int | None) -> Tensor:
+def _weights(
+    scores: Tensor, score_bias: Tensor | None, dropout: float, window: int | None, dtype: torch.dtype
+) -> Tensor:
     """(B, H, T, S + T) scores -> what each key's value counts, of those that a query may see."""
     if score_bias is not None:
         scores = scores + score_bias
     queries, keys = scores.shape[-2:]
     scores = scores.masked_fill(_unseen(queries, keys, scores.device, window), -torch.inf)
-    return F.dropout(wide(scores).softmax(dim=-1).to(scores.dtype), dropout)
+    return F.dropout(wide(scores).softmax(dim=-1).to(dtype), dropout)
 
 
 def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
