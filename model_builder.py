@@ -15,6 +15,7 @@ from common.machine import check_memory
 from components.caches import Caches
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
+from components.precision import wide
 from flops_parameter_counting.costs.model_cost import model_cost
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
@@ -48,13 +49,16 @@ class Block(nn.Module):
         super().__init__()
         config = config.of(layer)
         norm = component("normalization", config.normalization)
-        self.norm_before = config.norm_position == "pre"
-        self.is_parallel = config.parallel_residual
+        self.norm_position, self.norm_before = config.norm_position, config.norms_before
+        self.is_parallel, self.multiplier = config.parallel_residual, config.residual_multiplier
+        has_two = config.norms_before and config.norms_inside
         self.mixer_norm = norm(config)
+        self.mixer_out_norm = norm(config) if has_two else None
         self.mixer = component("mixer", layer.mixer)(config)
         self.has_ffn = layer.ffn is not None
         if layer.ffn is not None:
             self.ffn_norm = norm(config)
+            self.ffn_out_norm = norm(config) if has_two else None
             self.ffn = component("ffn_type", layer.ffn)(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -67,18 +71,21 @@ class Block(nn.Module):
         if cache is not None:
             shared["cache"] = cache
         y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
-        mixed = self._joined(x, y, self.mixer_norm)
+        mixed = self._joined(x, y, self.mixer_out_norm or self.mixer_norm)
         if not self.has_ffn:
             return mixed, {}
         x = x if self.is_parallel else mixed
         y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
         y, auxiliary = y if isinstance(y, tuple) else (y, {})
-        return self._joined(mixed, y, self.ffn_norm), auxiliary
+        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary
 
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
-        """The residual stream with the output of a half of the block."""
-        x = x + self.dropout(y)
-        return x if self.norm_before else norm(x)
+        """The residual stream with the output of a half of the block, of which the norm may be the inner one."""
+        if self.norm_position in ("sandwich", "inside"):
+            y = norm(wide(y))
+        y = self.dropout(y)
+        x = x + (y if self.multiplier == 1 else y * self.multiplier)
+        return norm(x) if self.norm_position == "post" else x
 
 
 class LanguageModel(nn.Module):
@@ -95,8 +102,8 @@ class LanguageModel(nn.Module):
         self.position = component("position_encoding", config.position_encoding)(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
-        pre_norm = config.norm_position == "pre"
-        self.final_norm = component("normalization", config.normalization)(config) if pre_norm else nn.Identity()
+        norm = component("normalization", config.normalization)
+        self.final_norm = norm(config) if config.has_final_norm else nn.Identity()
         # A tied head is no module of its own: the embedding's one parameter serves both.
         self.lm_head = None if config.weight_tying else nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
@@ -161,7 +168,9 @@ class LanguageModel(nn.Module):
         if room is not None and start + length > room:
             what = "the block size" if caches is None else "the caches' room of"
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
-        x = self.dropout(self.position.embed(self.embedding(tokens), start))
+        x = self.embedding(tokens)
+        x = x if (factor := self.config.embedding_factor) == 1 else x * factor
+        x = self.dropout(self.position.embed(x, start))
         auxiliary: dict[str, Tensor] = {}
         other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
@@ -182,7 +191,8 @@ class LanguageModel(nn.Module):
                 auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
         if caches is not None:
             caches.length += length
-        return self.final_norm(x), auxiliary
+        x = self.final_norm(x)
+        return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary
 
     def _other_documents(self, documents: Tensor) -> Tensor:
         """(B, T) documents -> (B, 1, T, T), true where a key is of another document than its query."""
@@ -203,13 +213,18 @@ class LanguageModel(nn.Module):
         tokens then meet those of their own only; None: all are of one."""
         hidden, auxiliary = self._read(tokens, caches, documents)
         if targets is None:
-            return F.linear(hidden, self.head_weight)
-        loss = linear_cross_entropy(hidden, self.head_weight, targets)
+            return self._logits(hidden)
+        loss = linear_cross_entropy(hidden, self.head_weight, targets, self.config.final_logit_softcapping)
         return LossParts(loss, (targets != IGNORED).sum(), auxiliary)
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""
-        return F.linear(self.hidden(tokens, caches)[:, -1], self.head_weight)
+        return self._logits(self.hidden(tokens, caches)[:, -1])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., D), as the head reads them -> (..., V)."""
+        logits, cap = F.linear(hidden, self.head_weight), self.config.final_logit_softcapping
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

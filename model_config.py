@@ -35,12 +35,15 @@ class _Core:
     vocab_size: int | None = key(
         None, "rows of the embedding; None: the dataset's (with the legacy preset, 50257 becomes 50304)", at_least=1
     )
-    normalization: str = key("layernorm", "layernorm, layernorm_nobias or rmsnorm", group="Architecture: components")
+    normalization: str = key(
+        "layernorm", "layernorm, layernorm_nobias, rmsnorm or rmsnorm_zero_centred", group="Architecture: components"
+    )
     norm_eps: float = key(1e-5, "added to the variance in every norm", above=0)
     norm_position: str = key(
         "pre",
-        "pre: x + f(norm(x)), with a final norm; post: norm(x + f(x)), as the first transformer",
-        choices=("pre", "post"),
+        "pre: x + f(norm(x)), with a final norm; post: norm(x + f(x)), as the first transformer; sandwich: "
+        "x + norm(f(norm(x))), and inside: x + norm(f(x)), with a final norm",
+        choices=("pre", "post", "sandwich", "inside"),
     )
     position_encoding: str = key("learned_absolute", "learned_absolute, rope, alibi or none")
     parallel_residual: bool = key(
@@ -48,6 +51,14 @@ class _Core:
     )
     bias: bool = key(False, "biases in all linear layers")
     weight_tying: bool = key(True, "the LM head is the token embedding")
+    embedding_multiplier: float | None = key(
+        1.0, "token embeddings are multiplied by this; None: by the root of n_embd", above=0
+    )
+    residual_multiplier: float = key(1.0, "what mixers and FFNs add to the stream is multiplied by this", above=0)
+    logits_scaling: float = key(1.0, "logits are divided by this", above=0)
+    final_logit_softcapping: float | None = key(
+        None, "c: logits are bounded to +-c, as c tanh(logit / c); None: not", above=0
+    )
     dropout: float = key(
         0.0, "after embedding, attention weights, attention and FFN", at_least=0, below=1, changes="speed"
     )
@@ -168,6 +179,27 @@ class ModelArchitectureConfig:
         given = self._values["num_key_value_heads"]
         return self.n_head if given is None else given
 
+    @property
+    def embedding_factor(self) -> float:
+        """What token embeddings are multiplied by."""
+        given = self._values["embedding_multiplier"]
+        return self.n_embd**0.5 if given is None else given
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands before the head: where no layer ends with one."""
+        return self.norm_position != "post"
+
+    @property
+    def norms_before(self) -> bool:
+        """Whether mixers and FFNs read a norm of the stream."""
+        return self.norm_position in ("pre", "sandwich")
+
+    @property
+    def norms_inside(self) -> bool:
+        """Whether what mixers and FFNs add to the stream is normed before."""
+        return self.norm_position in ("sandwich", "inside")
+
     # The layers
 
     @functools.cached_property
@@ -260,7 +292,8 @@ class ModelArchitectureConfig:
         ffns = {layer.ffn_spec.words(self.of(layer)): None for layer in layers if layer.ffn_spec is not None}
         labels = [found.label or found.name for found in map(self.component, ("position_encoding", "normalization"))]
         parts = [f"{self.n_layer}L", *self._mixer_labels(), f"{self.n_embd}D", *suffixes, *labels, *ffns]
-        return "-".join([*parts, "PreNorm" if self.norm_position == "pre" else "PostNorm"])
+        position = {"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm", "inside": "InsideNorm"}
+        return "-".join([*parts, position[self.norm_position]])
 
     def _mixer_labels(self) -> list[str]:
         """`12H` of a transformer, `9A15M-16H` of a hybrid, `Mamba2`."""
@@ -325,7 +358,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     given = {name: check_value(known[name], value) for name, value in given.items()}
     values = _preset_layers(preset_values(given.get("arch_preset", "legacy"), given), given) | given
     config = _with_layers(ModelArchitectureConfig(**values))
-    config = _with_checked_layer_values(config, known)
+    config = _with_checked_layer_values(config, known, is_given="layer_values" in given)
     _check_names(config)
     config = _with_derived_values(config)
     _check_positions(given, config)
@@ -340,7 +373,7 @@ def _preset_layers(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str
     if (pattern := values.get("layer_pattern")) is not None:
         values = values | {"layer_pattern": (pattern * n_layer)[:n_layer]}
     if (own := values.get("layer_values")) is not None:
-        letters = values.get("layer_pattern") or given.get("layer_pattern") or registry.default_letter()
+        letters = given.get("layer_pattern") or values.get("layer_pattern") or registry.default_letter()
         values = values | {"layer_values": {which: one for which, one in own.items() if which in letters} or None}
     return values
 
@@ -389,8 +422,11 @@ def _whole_pattern(key_name: str, pattern: str, n_layer: int, meanings: Mapping[
     return pattern * (n_layer // len(pattern))
 
 
-def _with_checked_layer_values(config: ModelArchitectureConfig, known: Mapping[str, Key]) -> ModelArchitectureConfig:
-    """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have."""
+def _with_checked_layer_values(
+    config: ModelArchitectureConfig, known: Mapping[str, Key], is_given: bool
+) -> ModelArchitectureConfig:
+    """Raises UserError for a layer that there is not, and for keys that its mixer and FFN do not have; those of a
+    preset, which another key has made idle, are left out."""
     if config.layer_values is None:
         return config
     names = {*config.pattern, *range(config.n_layer), *map(str, range(config.n_layer))}
@@ -404,6 +440,7 @@ def _with_checked_layer_values(config: ModelArchitectureConfig, known: Mapping[s
     for which, values in config.layer_values.items():
         layers = [layer for names, layer in _named_layers(config) if which in names]
         own = {name for layer in layers for found in _used(config, layer) for name in keys_of(type(found))}
+        values = values if is_given else {name: value for name, value in values.items() if name in own}
         for name in values:
             if name not in own - {"ffn_type"}:
                 hint = did_you_mean(str(name), own)

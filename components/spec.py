@@ -197,6 +197,7 @@ class Norm(Spec):
     """(B, T, D) -> (B, T, D), before or after every mixer and FFN; ranks see other parts of the sequence."""
 
     kind = "normalization"
+    is_zero_centred: ClassVar[bool] = False  # it multiplies by 1 + weight, and so do the norms within mixers
     part, flops_part = "norms", "other"
 
     def all_weights(self, config: Config) -> list[Weights]:
@@ -304,7 +305,7 @@ class FFN(Half):
     letter: ClassVar[str | None] = None  # in ffn_pattern
     is_gated: ClassVar[bool] = False
 
-    ffn_type: str = key("standard", "standard, swiglu or geglu", group="Architecture: FFN")
+    ffn_type: str = key("standard", "standard, swiglu, geglu or geglu_tanh", group="Architecture: FFN")
 
     def words(self, config: Config) -> str:
         """What it is called in the name of an architecture."""

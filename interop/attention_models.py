@@ -7,7 +7,7 @@ from torch import Tensor
 
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.spec import biases
-from interop.configurations import DROPOUTS, FULL, LAYER_TYPES
+from interop.configurations import DROPOUTS, FULL, LAYER_TYPES, SLIDING
 from interop.family import Family, Place, places, their_activation, their_rotary
 from model_config import ModelArchitectureConfig
 
@@ -65,6 +65,45 @@ def _write_smollm3(config: ModelArchitectureConfig) -> dict[str, Any]:
     rotates = [int(letter != "U") for letter in config.pattern]
     windows = {"sliding_window": config.attention_window, "use_sliding_window": "W" in config.pattern}
     return written | windows | {"layer_types": types, "no_rope_layers": rotates}
+
+
+def _write_gemma2(config: ModelArchitectureConfig) -> dict[str, Any]:
+    gate = GATES.get(config.ffn_type, "silu")
+    written = {key: value for key, value in _write_llama(config).items() if key != "hidden_act"}
+    scale = config.attention_multiplier or config.head_dim**-0.5
+    return written | {
+        **_their_windows(config),
+        "hidden_activation": "gelu_pytorch_tanh" if gate == "gelu_tanh" else their_activation(gate),
+        "query_pre_attn_scalar": max(1, round(scale**-2)),
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
+
+
+def _write_gemma3(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return _write_gemma2(config) | {"rope_parameters": _their_rotary_by_kind(config)}
+
+
+def _their_rotary_by_kind(config: ModelArchitectureConfig) -> dict[str, Any]:
+    first = {layer.mixer_spec.letter: config.of(layer) for layer in reversed(config.layers)}
+    return {kind: their_rotary(first.get(letter, config)) for kind, letter in ((FULL, "A"), (SLIDING, "W"))}
+
+
+def _write_olmo2(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return {key: value for key, value in _write_llama(config).items() if key != "head_dim"}
+
+
+def _write_olmo3(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return _write_olmo2(config) | _their_windows(config) | {"rope_parameters": _their_rotary_by_kind(config)}
+
+
+def _write_granite(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return _write_olmo2(config) | {
+        "embedding_multiplier": config.embedding_factor,
+        "residual_multiplier": config.residual_multiplier,
+        "attention_multiplier": config.attention_multiplier or config.head_dim**-0.5,
+        "logits_scaling": config.logits_scaling,
+    }
 
 
 def _write_gpt_neox(config: ModelArchitectureConfig) -> dict[str, Any]:
@@ -204,3 +243,33 @@ GPT_NEOX = Family(
     older_names={"embed_out": "lm_head"},
     buffers=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
 )
+
+_GATED_FFN = places({f"mlp.{name}_proj": f"ffn.{name}_proj" for name in ("gate", "up", "down")})
+_TWO_NORMS_A_HALF = places(
+    {
+        "input_layernorm": "mixer_norm",
+        "post_attention_layernorm": "mixer_out_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "ffn_out_norm",
+    }
+)
+_NORMS_INSIDE = places({"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "ffn_norm"})
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    model_class="Gemma2ForCausalLM",
+    write=_write_gemma2,
+    within=_TWO_NORMS_A_HALF | _GATED_FFN,
+    mixers=_WITH_WINDOWS,
+    buffers=(),
+)
+GEMMA3 = dataclasses.replace(GEMMA2, model_class="Gemma3ForCausalLM", write=_write_gemma3, mixers=_WITH_NORMS)
+OLMO2 = dataclasses.replace(
+    LLAMA,
+    model_class="Olmo2ForCausalLM",
+    write=_write_olmo2,
+    within=_NORMS_INSIDE | _GATED_FFN,
+    mixers={"A": _WITH_NORMS["A"]},
+    buffers=(),
+)
+OLMO3 = dataclasses.replace(OLMO2, model_class="Olmo3ForCausalLM", write=_write_olmo3, mixers=_WITH_NORMS)
+GRANITE = dataclasses.replace(LLAMA, model_class="GraniteForCausalLM", write=_write_granite, buffers=())

@@ -154,7 +154,10 @@ def check_size(key: str, value: Any, least: int = 1) -> None:
 
 
 # Although the default is a size.
-_MAY_BE_NULL = ("sliding_window", "num_key_value_heads", "q_lora_rank", "n_shared_experts")
+_MAY_BE_NULL = (
+    "sliding_window", "num_key_value_heads", "q_lora_rank", "n_shared_experts", "final_logit_softcapping",
+    "attn_logit_softcapping",
+)  # fmt: skip
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
 
 
@@ -183,7 +186,11 @@ def _check_only(key: str, value: Any, only: Any) -> None:
 
 def _check_like(key: str, value: Any, default: Any) -> None:
     """Arithmetic is done with numbers; what has another default is checked where it is read."""
-    if isinstance(default, float) and type(value) not in (int, float):
+    if (
+        isinstance(default, float)
+        and type(value) not in (int, float)
+        and (value is not None or key not in _MAY_BE_NULL)
+    ):
         raise UserError(f"{key}={value!r}: expected a number")
 
 
@@ -349,12 +356,12 @@ def _llama_details(values: _Values) -> _Keys:
     return _gated(values) | _rotary(values)
 
 
-def _gated(values: _Values) -> _Keys:
+def _gated(values: _Values, key: str = "hidden_act") -> _Keys:
     """Which FFN it is, and the norms' eps."""
-    gate = _activation("hidden_act", values["hidden_act"])
+    gate = _activation(key, values[key])
     ffn_types = [ffn_type for ffn_type, activation in GATES.items() if activation == gate]
     if not ffn_types:
-        raise UserError(f"hidden_act={values['hidden_act']!r}: no gated FFN here has this activation")
+        raise UserError(f"{key}={values[key]!r}: no gated FFN here has this activation")
     return {"ffn_type": ffn_types[0], "norm_eps": values["rms_norm_eps"]}
 
 
@@ -472,6 +479,97 @@ def _gpt_neox_details(values: _Values) -> _Keys:
         "parallel_residual": values["use_parallel_residual"],
         **_rotary({**values, "rope_theta": values["rotary_emb_base"]}, share_unless_given=values["rotary_pct"]),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Relatives with norms in other places: Gemma, OLMo; and Granite's multipliers
+
+
+def _rotary_by_kind(values: _Values, local_theta: float, pattern: str) -> _Keys:
+    """One base within windows and another without: `rope_parameters` for each kind of layer; rope_scaling, and the
+    rope_theta beside it, are of layers without a window."""
+    given = values["rope_parameters"] or {}
+    if not isinstance(given, Mapping) or given.keys() - {FULL, SLIDING}:
+        raise UserError(f"rope_parameters={given!r}: expected those of {FULL} and of {SLIDING}")
+    found = {}
+    for kind, theta in ((FULL, values["rope_theta"]), (SLIDING, local_theta)):
+        own, more = given.get(kind) or {}, (values["rope_scaling"] if kind == FULL else None) or {}
+        if not isinstance(own, Mapping) or not isinstance(more, Mapping):
+            raise UserError(f"rope_parameters, rope_scaling: {own!r} and {more!r}: expected keys with values")
+        alone = {**values, "rope_theta": theta, "rope_parameters": own, "rope_scaling": more and {**own, **more}}
+        found[kind] = {"rope_scaling": None, **_rotary(alone)}
+    everywhere, local = found[FULL], found[SLIDING]
+    if "A" not in pattern:
+        return local
+    own = {name: value for name, value in local.items() if value != everywhere[name]}
+    return everywhere | ({"layer_values": {"W": own}} if own and "W" in pattern else {})
+
+
+_GEMMAS_NORMS = {"normalization": "rmsnorm_zero_centred", "norm_position": "sandwich"}
+
+
+def _gemma2(values: _Values) -> _Keys:
+    """A window in every other layer, the first among them."""
+    types = [SLIDING if layer % 2 == 0 else FULL for layer in range(values["num_hidden_layers"])]
+    return _gemma(values) | _windows(values, types, values["sliding_window"])
+
+
+def _gemma3(values: _Values) -> _Keys:
+    """A window in all layers but the last of every six, and norms of queries and keys."""
+    every = values["sliding_window_pattern"]
+    types = [FULL if layer % every == every - 1 else SLIDING for layer in range(values["num_hidden_layers"])]
+    return _gemma(values) | _windows(values, types, values["sliding_window"]) | {"qk_norm": True}
+
+
+def _gemma(values: _Values) -> _Keys:
+    return _transformer(values) | _heads(values) | {"attention_bias": _biased(values)} | _GEMMAS_NORMS
+
+
+def _gemma2_details(values: _Values) -> _Keys:
+    return _gemma_details(values) | _rotary(values)
+
+
+def _gemma3_details(values: _Values) -> _Keys:
+    local = values["rope_local_base_freq"]
+    pattern = _gemma3(values).get("layer_pattern", "A")
+    return _gemma_details(values) | _rotary_by_kind(values, local, pattern)
+
+
+def _gemma_details(values: _Values) -> _Keys:
+    check_size("query_pre_attn_scalar", values["query_pre_attn_scalar"])
+    cap = values.get("attn_logit_softcapping")
+    return {
+        **_gated(values, "hidden_activation"),
+        "embedding_multiplier": None,
+        "attention_multiplier": values["query_pre_attn_scalar"] ** -0.5,
+        "attn_logit_softcapping": cap,
+        "final_logit_softcapping": values["final_logit_softcapping"],
+        **({} if cap is None else {"attention_backend": "manual"}),
+    }
+
+
+def _olmo2(values: _Values) -> _Keys:
+    norms = {"norm_position": "inside", "qk_norm": "width"}
+    return _transformer(values) | _heads(values) | {"attention_bias": _biased(values)} | norms
+
+
+def _olmo3(values: _Values) -> _Keys:
+    """A window in three of four layers."""
+    types = [FULL if layer % 4 == 3 else SLIDING for layer in range(values["num_hidden_layers"])]
+    return _olmo2(values) | _windows(values, types, values["sliding_window"])
+
+
+def _olmo3_details(values: _Values) -> _Keys:
+    pattern = _olmo3(values).get("layer_pattern", "A")
+    return _gated(values) | _rotary_by_kind(values, _OLMO3_THETA, pattern)
+
+
+_OLMO3_THETA = 500000.0
+_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+
+
+def _granite_details(values: _Values) -> _Keys:
+    return _llama_details(values) | {key: values[key] for key in _MULTIPLIERS}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -608,6 +706,17 @@ _QWEN: _Keys = {
     "num_key_value_heads": 32, "max_position_embeddings": 32768, "tie_word_embeddings": False,
     "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None,
 }  # fmt: skip
+_GEMMAS_COUNTED: _Keys = {
+    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True, "attention_bias": False,
+    "sliding_window": 4096, "layer_types": None,
+}  # fmt: skip
+_GEMMAS_FUNCTION: _Keys = {
+    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
+}  # fmt: skip
+_GEMMAS_FIXED: _Keys = {**_WHOLE_HEADS, "use_bidirectional_attention": False, "hidden_act": "gelu_pytorch_tanh"}
+_OLMOS_COUNTED: _Keys = {
+    "num_key_value_heads": None, "max_position_embeddings": 2048, "tie_word_embeddings": False, "attention_bias": False,
+}  # fmt: skip
 _PURE_MAMBA: _Keys = {
     "expand": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "intermediate_size": None,
     "d_model": None, "n_layer": None, "d_inner": None, "ssm_cfg": None,
@@ -726,6 +835,58 @@ FAMILIES: dict[str, FamilyKeys] = {
         same=_TRANSFORMER_SAME,
         read=_gpt_neox,
         details=_gpt_neox_details,
+    ),
+    "gemma2": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={**_GEMMAS_COUNTED, "max_position_embeddings": 8192},
+        function={
+            **_GEMMAS_FUNCTION, **_ROPE, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+        },
+        fixed=_GEMMAS_FIXED,
+        same=_TRANSFORMER_SAME,
+        read=_gemma2,
+        details=_gemma2_details,
+    ),
+    "gemma3_text": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={**_GEMMAS_COUNTED, "max_position_embeddings": 131072, "sliding_window_pattern": 6},
+        function={
+            **_GEMMAS_FUNCTION, **_ROPE, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+            "final_logit_softcapping": None,
+        },
+        fixed={**_GEMMAS_FIXED, "attn_logit_softcapping": None},  # which its class has and does not compute
+        same=_TRANSFORMER_SAME,
+        read=_gemma3,
+        details=_gemma3_details,
+    ),
+    "olmo2": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted=_OLMOS_COUNTED,
+        function={**_LLAMAS_FUNCTION, "rms_norm_eps": 1e-5},
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_olmo2,
+        details=_llama_details,
+    ),
+    "olmo3": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={**_OLMOS_COUNTED, "sliding_window": 4096, "layer_types": None},
+        function={**_LLAMAS_FUNCTION, "rms_norm_eps": 1e-5, "rope_theta": _OLMO3_THETA},
+        fixed=_WHOLE_HEADS,
+        same=_TRANSFORMER_SAME,
+        read=_olmo3,
+        details=_olmo3_details,
+    ),
+    "granite": FamilyKeys(
+        required=tuple(_TRANSFORMER_SIZES),
+        counted={
+            "num_key_value_heads": None, "max_position_embeddings": 2048, "tie_word_embeddings": False, **_BIASES,
+        },
+        function={**_LLAMAS_FUNCTION, **dict.fromkeys(_MULTIPLIERS, 1.0)},
+        fixed=_WHOLE_HEADS,
+        same=_LLAMA_SAME,
+        read=_llama,
+        details=_granite_details,
     ),
     "mamba": FamilyKeys(
         required=tuple(_MAMBA_SIZES),

@@ -16,7 +16,21 @@ from torch import Tensor
 
 from common.errors import UserError
 from components.registry import component_keys
-from interop.attention_models import GPT2, GPT_NEOX, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3
+from interop.attention_models import (
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    GPT_NEOX,
+    GRANITE,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    OLMO3,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+)
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
 from interop.family import Family, Place
@@ -34,6 +48,11 @@ FAMILIES = {
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "gpt_neox": GPT_NEOX,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "granite": GRANITE,
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "bamba": BAMBA,
@@ -130,6 +149,7 @@ def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any
     composed = ("layer_pattern", "ffn_pattern", "ffn_after", "layer_values")  # which the list of layers says
     core = [name for name, key in architecture_keys().items() if key.changes == "function" and key.what is None]
     values = {name: config[name] for name in core if name not in (*composed, *component_keys())}
+    values["embedding_multiplier"] = config.embedding_factor
     if not family.has_ffn:  # no length either; and their mixers say of themselves which biases they have
         del values["block_size"], values["bias"]
     values |= {"layer_pattern": config.pattern, **config.component("position_encoding").function(config)}

@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from components.spec import Spec
+from flops_parameter_counting.costs.model_cost import places_of
 from model_builder import LanguageModel
 from model_config import Layer, ModelArchitectureConfig
 
@@ -65,9 +66,9 @@ def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
 
 
 def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
-    plan: dict[str, ParallelStyle] = {}
+    norms = [place.name for place in places_of(layer, config) if place.name.endswith("_norm")]
+    plan: dict[str, ParallelStyle] = {name: SequenceParallel(use_local_output=True) for name in norms}
     for half, spec in zip(("mixer", "ffn"), layer.specs, strict=False):
-        plan[f"{half}_norm"] = SequenceParallel(use_local_output=True)
         plan[half] = PrepareModuleInput(input_layouts=(BY_SEQUENCE,), desired_input_layouts=(WHOLE,))  # gather
         plan |= {f"{half}.{name}": style for name, style in _half_plan(spec, config.of(layer)).items()}
     return plan

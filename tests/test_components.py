@@ -52,8 +52,9 @@ def test_norms_are_their_formulas(name, eps):
     for parameter in norm.parameters():
         parameter.data.normal_()
     x = 3 * torch.randn(5, 7, 32, dtype=torch.float64) + 2
-    centred = x if name == "rmsnorm" else x - x.mean(-1, keepdim=True)
-    expected = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight
+    centred = x if name.startswith("rmsnorm") else x - x.mean(-1, keepdim=True)
+    factor = norm.weight + 1 if name == "rmsnorm_zero_centred" else norm.weight
+    expected = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * factor
     if name == "layernorm":
         expected = expected + norm.bias
     torch.testing.assert_close(norm(x), expected)

@@ -462,7 +462,7 @@ def command_lines(draw) -> list[str]:
         "vocab_size": st.none() | small,
         "normalization": st.sampled_from(["layernorm", "layernorm_nobias", "rmsnorm"]),
         "norm_eps": st.floats(1e-12, 1, exclude_min=True),
-        "norm_position": st.sampled_from(["pre", "post"]),
+        "norm_position": st.sampled_from(["pre", "post", "sandwich", "inside"]),
         "ffn_type": st.sampled_from(["standard", "swiglu", "geglu"]),
         "position_encoding": st.sampled_from(["learned_absolute", "rope", "alibi", "none"]),
         "rope_theta": st.floats(1e-3, 1e9),
@@ -489,6 +489,8 @@ def command_lines(draw) -> list[str]:
         keys |= {"n_layer": 2 * draw(st.integers(1, 20)), "layer_pattern": draw(st.sampled_from(["AM", "MA", "A"]))}
         if "M" in keys["layer_pattern"]:
             keys["mamba_head_dim"] = 2
+    if keys["arch_preset"] == "gemma2":
+        keys.pop("attention_backend", None)  # sdpa has no cap
     width = draw(st.sampled_from(["d_ff", "ffn_expansion_ratio", "ffn_multiple_of", None]))
     if width is not None:
         keys[width] = draw(st.floats(0.01, 100) if width == "ffn_expansion_ratio" else small)

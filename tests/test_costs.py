@@ -136,7 +136,7 @@ def architectures(draw) -> ModelArchitectureConfig:
         "position_encoding": position,
         "ffn_type": ffn_type,
         "normalization": draw(st.sampled_from(BUILT_IN["normalization"])),
-        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "norm_position": draw(st.sampled_from(["pre", "post", "sandwich", "inside"])),
         "bias": draw(st.booleans()),
         "weight_tying": draw(st.booleans()),
         "attention_backend": "manual",

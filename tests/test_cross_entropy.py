@@ -1,5 +1,6 @@
 """The head and its loss in one: the numbers of the plain way, in a fraction of its memory."""
 
+import functools
 import math
 
 import pytest
@@ -20,8 +21,8 @@ def plain(hidden, weight, targets):
     return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2).float(), targets.flatten())
 
 
-def mean_loss(hidden, weight, targets):
-    return linear_cross_entropy(hidden, weight, targets) / targets.numel()
+def mean_loss(hidden, weight, targets, cap=None):
+    return linear_cross_entropy(hidden, weight, targets, cap) / targets.numel()
 
 
 def inputs(batch=3, length=17, width=24, vocabulary=101, dtype=torch.float32):
@@ -48,18 +49,20 @@ def relative_error(value, expected):
     vocabulary=st.integers(2, 40),
     rows_per_chunk=st.integers(1, 40),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    cap=st.sampled_from([None, 0.5, 30.0]),
 )
-def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vocabulary, rows_per_chunk, dtype):
+def test_value_and_gradients_are_those_of_the_plain_way(batch, length, width, vocabulary, rows_per_chunk, dtype, cap):
     """Against float64 throughout, to what the float32 softmax has of precision. Any number of chunks, the last one
     short or not."""
     arguments = inputs(batch, length, width, vocabulary, dtype)
     hidden, weight, targets = arguments
     logits = F.linear(hidden.double(), weight.double()).flatten(0, -2)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     loss = F.cross_entropy(logits, targets.flatten())
     expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
-        values = value_and_gradients(mean_loss, *arguments)
+        values = value_and_gradients(functools.partial(mean_loss, cap=cap), *arguments)
     for value, exact in zip(values, expected, strict=True):
         torch.testing.assert_close(value.double(), exact.double(), rtol=1e-5, atol=1e-6)
 

@@ -79,11 +79,12 @@ def models(draw):
         "position_encoding": draw(
             st.sampled_from(["learned_absolute", "none"] + (["rope", "alibi"] if places else []))
         ),
-        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "norm_position": draw(st.sampled_from(["pre", "post", "sandwich", "inside"])),
         "ffn_after": draw(st.sampled_from(["all", "attention", "mamba"])),
         "parallel_residual": draw(st.booleans()),
+        "final_logit_softcapping": draw(st.sampled_from([None, 8.0])),
         "partial_rotary_factor": draw(st.sampled_from([0.25, 0.5, 1.0])),
-        "normalization": draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        "normalization": draw(st.sampled_from(["layernorm", "rmsnorm", "rmsnorm_zero_centred"])),
         "bias": draw(st.booleans()),
         "num_key_value_heads": draw(st.sampled_from([1, 2, 4])),
         "attention_window": draw(st.integers(1, BLOCK + 2)),

@@ -17,12 +17,17 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BambaConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -92,6 +97,7 @@ LONGROPE = {
 }  # fmt: skip
 SMOLLM3 = {**LLAMA, "num_hidden_layers": 4, "num_key_value_heads": 2, "pad_token_id": None}
 NEOX = {**LLAMA}
+GEMMA = {**LLAMA, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5, "pad_token_id": None}
 WINDOWS_WITHOUT_POSITIONS = {"use_sliding_window": True, "sliding_window": 5, "num_key_value_heads": 2,
                              "num_hidden_layers": 4}  # fmt: skip
 OLD_BAMBA_ROPE = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}  # of transformers 4
@@ -147,6 +153,35 @@ MODELS = {
     "neox, in turn": GPTNeoXConfig(
         **NEOX, use_parallel_residual=False, attention_bias=False, hidden_act="relu", tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 1.0}
+    ),
+    "gemma 2": Gemma2Config(**GEMMA, query_pre_attn_scalar=5, attn_logit_softcapping=1.5, final_logit_softcapping=3.0),
+    "gemma 2, no caps": Gemma2Config(
+        **GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True,
+        layer_types=["full_attention", "sliding_attention"], tie_word_embeddings=False
+    ),
+    "gemma 3": Gemma3TextConfig(
+        **GEMMA, query_pre_attn_scalar=7, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+        },
+    ),
+    "gemma 3, windows only": Gemma3TextConfig(**GEMMA, final_logit_softcapping=1.5, hidden_activation="silu"),
+    "olmo 2": Olmo2Config(**LLAMA, num_key_value_heads=2, pad_token_id=None),
+    "olmo 2, biases": Olmo2Config(
+        **LLAMA, attention_bias=True, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, pad_token_id=None
+    ),
+    "olmo 3": Olmo3Config(
+        **LLAMA | {"num_hidden_layers": 4}, sliding_window=5, pad_token_id=None,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                               "rope_theta": 1000.0},
+        },
+    ),
+    "granite": GraniteConfig(
+        **LLAMA, num_key_value_heads=2, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.2,
+        logits_scaling=1.7
     ),
     "mamba": MambaConfig(**MAMBA),
     "mamba, other sizes": MambaConfig(
@@ -401,9 +436,14 @@ def architectures(draw):
         "partial_rotary_factor": [0.25, 0.5],
         "attention_window": [5],
         "ffn_after": ["all", "attention", "mamba"],
-        "ffn_type": ["standard", "swiglu", "geglu"],
-        "normalization": ["layernorm", "layernorm_nobias", "rmsnorm"],
-        "norm_position": ["pre", "post"],
+        "ffn_type": ["standard", "swiglu", "geglu", "geglu_tanh"],
+        "normalization": ["layernorm", "layernorm_nobias", "rmsnorm", "rmsnorm_zero_centred"],
+        "norm_position": ["pre", "post", "sandwich", "inside"],
+        "embedding_multiplier": [None, 2.0],
+        "residual_multiplier": [0.5],
+        "logits_scaling": [2.0],
+        "attention_multiplier": [0.2, 5**-0.5],
+        "final_logit_softcapping": [2.0],
         "norm_eps": [1e-5, 0.1],
         "position_encoding": ["learned_absolute", "rope", "alibi", "none"],
         "rope_theta": [50.0],
@@ -450,7 +490,8 @@ def test_presets_that_have_a_class():
     for preset, model_type in (
         ("gpt2", "gpt2"), ("llama", "llama"), ("llama3", "llama"), ("team", "llama"),
         ("mistral", "mistral"), ("qwen3", "qwen3"), ("phi3", "mistral"),
-        ("smollm3", "smollm3"), ("neox", "gpt_neox"), ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
+        ("smollm3", "smollm3"), ("neox", "gpt_neox"), ("gemma2", "gemma2"), ("gemma3", "gemma3_text"),
+        ("olmo2", "olmo2"), ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
     ):  # fmt: skip
         config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
         written = architecture_to_hugging_face(config)
@@ -487,7 +528,23 @@ ANYTHING = [
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "llama 3.1", "mistral", "qwen 2", "qwen 3", "phi 3", "smollm 3", "neox", "mamba", "mamba 2", "bamba"],
+    [
+        "gpt2",
+        "llama 3.1",
+        "mistral",
+        "qwen 2",
+        "qwen 3",
+        "phi 3",
+        "smollm 3",
+        "neox",
+        "gemma 2",
+        "gemma 3",
+        "olmo 3",
+        "granite",
+        "mamba",
+        "mamba 2",
+        "bamba",
+    ],
 )
 def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
     config = {key: value for key, value in MODELS[name].to_dict().items() if value is not None}
@@ -652,6 +709,14 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear' cannot be"),
         ("phi3", {"rope_parameters": {**LONGROPE, "long_factor": [1.0]}}, "short_factor must be 4 numbers"),
         ("smollm3", {**WINDOWS_WITHOUT_POSITIONS}, "no_rope_layers: layers within a sliding_window and without"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"num_key_value_heads": 2, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),
+        (
+            "gemma3_text",
+            {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 1.0}},
+            "rope_parameters=.*expected those",
+        ),
         ("gpt_neox", {"hidden_dropout": 0.1}, "hidden_dropout and attention_dropout differ"),
         ("gpt_neox", {"use_parallel_residual": 1}, "use_parallel_residual=1: expected true or false"),
         ("bamba", {"attn_layer_indices": [7]}, "attn_layer_indices=\\[7\\] names a layer that is none of 0 to 2"),

@@ -45,6 +45,11 @@ SMALL = {
     "phi3": {**TRANSFORMER, "pad_token_id": None},
     "smollm3": {**TRANSFORMER, "num_hidden_layers": 4, "pad_token_id": None},
     "gpt_neox": {key: value for key, value in TRANSFORMER.items() if key != "num_key_value_heads"},
+    "gemma2": {**TRANSFORMER, "head_dim": 8, "pad_token_id": None},
+    "gemma3_text": {**TRANSFORMER, "head_dim": 8, "pad_token_id": None},
+    "olmo2": {**TRANSFORMER, "pad_token_id": None},
+    "olmo3": {**TRANSFORMER, "pad_token_id": None},
+    "granite": TRANSFORMER,
     "mamba": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "state_size": 5, "time_step_rank": 3},
     "mamba2": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "chunk_size": 4, **MAMBA2},
     "bamba": {

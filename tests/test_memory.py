@@ -109,6 +109,8 @@ def test_activations_of_llamas_relatives_are_those_of_transformers_models(family
 @pytest.mark.parametrize("preset", PRESETS)
 def test_activations_of_the_presets(preset, backend, dtype, dropout):
     keys = {"arch_preset": preset, "attention_backend": backend, "dropout": dropout}
+    if backend == "sdpa":
+        keys["attn_logit_softcapping"] = None
     config = resolve_architecture(SMALL | keys | OF_MAMBAS.get(preset, {}))
     estimate = training_memory(config, 3, dtype)["activations"]
     assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), 3, dtype), rel=0.05)
@@ -147,14 +149,16 @@ def micro_batches(draw):
         "block_size": draw(st.integers(2, 33)),
         "vocab_size": 29,
         "position_encoding": position,
-        "normalization": draw(st.sampled_from(["layernorm", "layernorm_nobias", "rmsnorm"])),
-        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "normalization": draw(st.sampled_from(registered()["normalization"])),
+        "norm_position": draw(st.sampled_from(["pre", "post", "sandwich", "inside"])),
         "attention_backend": draw(st.sampled_from(["sdpa", "manual"])),
         "bias": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.2])),
         "qk_norm": draw(st.sampled_from([False, True, "width"])),
     }
-    keys["parallel_residual"] = keys["norm_position"] == "pre" and draw(st.booleans())
+    keys["parallel_residual"] = keys["norm_position"] != "post" and draw(st.booleans())
+    if keys["attention_backend"] == "manual":
+        keys["attn_logit_softcapping"] = draw(st.sampled_from([None, 2.0]))
     if position == "rope":
         keys["partial_rotary_factor"] = draw(st.sampled_from([1.0, 4 / head_dim]))
     if draw(st.booleans()):
@@ -172,7 +176,7 @@ def test_activations_of_any_architecture(micro_batch):
     assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), batch_size, dtype), rel=0.05)
 
 
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("norm_position", ["pre", "post", "sandwich", "inside"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("position", registered()["position_encoding"])
 def test_activations_with_checkpointing(position, dtype, norm_position):
@@ -221,6 +225,7 @@ PEAKS = {
     "small vocabulary": {"arch_preset": "gpt2", "vocab_size": 65},
     "one chunk of logits": {"arch_preset": "llama", "vocab_size": 2500},
     "many chunks of logits": {"arch_preset": "llama3", "vocab_size": 20000, "n_layer": 2},
+    "bounded logits": {"arch_preset": "gemma2", "vocab_size": 20000, "n_layer": 2, "attn_logit_softcapping": None},
     "more logits than weights": {"arch_preset": "team", "vocab_size": 15000, "n_embd": 16},
 }
 

@@ -15,6 +15,7 @@ from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2
 from components.mixers.mamba2.scan import ssd_chunked
+from components.norms.module import ZeroCentredRMSNorm
 from components.registry import PRESETS
 from configurator import load, with_vocabulary
 from model_builder import LanguageModel, build_model
@@ -74,7 +75,8 @@ def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
     mixers = _observed_mixers(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
-    return sizes | mixers | _observed_attention(model) | {"parallel_residual": _is_parallel(model)}
+    blocks = {"parallel_residual": _is_parallel(model)} | _observed_factors(model)
+    return sizes | mixers | blocks | _observed_attention(model)
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -104,17 +106,69 @@ def _takes(model: LanguageModel, length: int) -> bool:
 def _observed_norms(model: LanguageModel) -> dict:
     norms = [norm for block in model.blocks for name, norm in block.named_children() if name.endswith("_norm")]
     layernorm = "layernorm_nobias" if getattr(norms[0], "bias", None) is None else "layernorm"
-    outputs = []
-    handle = model.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+    named = {torch.nn.LayerNorm: layernorm, torch.nn.RMSNorm: "rmsnorm", ZeroCentredRMSNorm: "rmsnorm_zero_centred"}
+    return {
+        "normalization": named[one_of({type(n) for n in norms})],
+        "norm_eps": one_of({n.eps for n in norms}),
+        "norm_position": _observed_norm_position(model),
+    }
+
+
+def _observed_norm_position(model: LanguageModel) -> str:
+    """By what is normed: what a mixer reads, what it adds to the stream, the stream that its block leaves; all so large
+    that eps is nothing."""
+    block, tensors = model.blocks[0], {}
+
+    def is_normed(name: str) -> bool:
+        return torch.allclose(tensors[name].square().mean(-1), torch.ones(()), atol=0.1)
+
+    handles = [
+        block.register_forward_pre_hook(lambda module, args: (1e4 * args[0],)),
+        block.mixer.register_forward_hook(lambda module, args, output: 1e4 * output),
+        block.register_forward_hook(lambda module, args, output: tensors.update(stream=output[0])),
+        block.mixer.register_forward_pre_hook(lambda module, args: tensors.update(read=args[0])),
+        block.dropout.register_forward_pre_hook(lambda module, args: tensors.setdefault("added", args[0])),
+    ]
     with torch.no_grad():
         model.eval()(random_tokens(2, 8))
-    handle.remove()
-    normalized = torch.allclose(outputs[0].square().mean(-1), torch.ones(()), atol=0.1)
+    for handle in handles:
+        handle.remove()
+    if is_normed("stream"):
+        return "post"
+    return {(True, False): "pre", (True, True): "sandwich", (False, True): "inside"}[
+        is_normed("read"), is_normed("added")
+    ]
+
+
+def _observed_factors(model: LanguageModel) -> dict:
+    """Of the stream at its start and of what the head reads, by what they are made of; of what is added, and of bounded
+    logits, by a one and by large ones."""
+    width, seen, tokens = model.embedding.embedding_dim, {}, random_tokens(2, 8)
+    first = model.blocks[0].register_forward_pre_hook(lambda module, args: seen.update(start=args[0]))
+    last = model.blocks[-1].register_forward_hook(lambda module, args, output: seen.update(end=output[0]))
+    with torch.no_grad():
+        hidden = model.eval().hidden(tokens)
+        embedded = seen["start"] - model.position.embed(torch.zeros_like(seen["start"]))
+        embedding = (embedded / model.embedding(tokens)).median().item()
+        scaling = (model.final_norm(seen["end"]) / hidden).median().item()
+        added = model.blocks[0]._joined(torch.zeros(1, width), torch.eye(width)[:1], torch.nn.Identity())
+        residual = added.max().item() if model.blocks[0].norm_position in ("pre", "post") else 1.0
+        cap = model._logits(torch.full((1, width), 1e9)).abs().max().item()
+    first.remove()
+    last.remove()
     return {
-        "normalization": {torch.nn.LayerNorm: layernorm, torch.nn.RMSNorm: "rmsnorm"}[one_of({type(n) for n in norms})],
-        "norm_eps": one_of({n.eps for n in norms}),
-        "norm_position": "post" if normalized else "pre",
+        "embedding_multiplier": None if math.isclose(embedding, width**0.5, rel_tol=1e-4) else round(embedding, 3),
+        "residual_multiplier": round(residual, 3),
+        "logits_scaling": round(scaling, 3),
+        "final_logit_softcapping": round(cap, 3) if cap < 1e4 else None,
     }
+
+
+def _observed_cap(attend) -> float | None:
+    """The second of two tokens meets a score of nothing and one that is as large as it can be."""
+    q = torch.tensor([0.0, 1e6], dtype=torch.float64).view(1, 1, 2, 1)
+    weight = attend(q, q, torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 2, 1), None, 0.0)[0, 0, 1, 0].item()
+    return None if weight == 0 else round(math.log(1 / weight - 1), 3)
 
 
 def _observed_ffn(model: LanguageModel) -> dict:
@@ -176,6 +230,7 @@ def _observed_mixers(model: LanguageModel) -> dict:
 def _observed_attention(model: LanguageModel) -> dict:
     """What the attention backend of every block is called with."""
     calls, names, windows = set(), set(), set()
+    cap = one_of({_observed_cap(block.mixer.attend) for block in model.blocks if hasattr(block.mixer, "attend")})
     for block in (block for block in model.blocks if hasattr(block.mixer, "attend")):
         attend = block.mixer.attend
         names.add(attend.__name__)
@@ -191,9 +246,10 @@ def _observed_attention(model: LanguageModel) -> dict:
     heads, head_dim, key_heads, value_heads, has_score_bias, dropout = one_of(calls)
     assert key_heads == value_heads
     assert dropout == model.dropout.p
-    observed = {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
-    observed["attention_window"] = one_of(windows)
     attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
+    observed = {"attention_multiplier": attention.multiplier, "attn_logit_softcapping": cap}
+    observed |= {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
+    observed["attention_window"] = one_of(windows - {None} or {None})
     biases = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
     observed["attention_bias"] = biases[attention.q_proj.bias is not None, attention.o_proj.bias is not None]
     observed |= {"head_dim": head_dim, "qk_norm": _observed_norms_of_heads(attention, head_dim)}
@@ -232,6 +288,7 @@ def one_of(values: set):
 # Two layers of any preset that has Mamba's: one of each kind, the first with its FFN.
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
+MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
@@ -248,11 +305,17 @@ OVERRIDES = {
     "ffn_multiple_of": (72, {"d_ff": None}),
     "block_size": (9, {}),
     "vocab_size": (65, {}),
-    "normalization": (("layernorm", "layernorm_nobias", "rmsnorm"), {}),
+    "normalization": (("layernorm", "layernorm_nobias", "rmsnorm", "rmsnorm_zero_centred"), {}),
     "norm_eps": (1e-3, {}),
-    "norm_position": ("post", {}),
+    "norm_position": (("pre", "post", "sandwich", "inside"), {}),
+    "embedding_multiplier": ((None, 0.25), {}),
+    "residual_multiplier": (0.25, {"norm_position": "pre"}),
+    "logits_scaling": (0.25, {}),
+    "final_logit_softcapping": ((None, 2.0), {}),
+    "attention_multiplier": (0.25, {}),
+    "attn_logit_softcapping": ((None, 2.0), {"attention_backend": "manual"}),
     "activation": (tuple(ACTIVATIONS), {"ffn_type": "standard"}),
-    "ffn_type": (("standard", "swiglu", "geglu"), {}),
+    "ffn_type": (("standard", "swiglu", "geglu", "geglu_tanh"), {}),
     "position_encoding": (("learned_absolute", "rope", "alibi", "none"), {}),
     "rope_theta": (1230.0, {"position_encoding": "rope"}),
     "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
@@ -319,7 +382,8 @@ def test_an_override_reaches_the_module(preset, key, value):
         assert observed["layer_pattern"] == "MA"
     else:
         assert observed[key] == value
-    in_force = configuration.model.as_dict()
+    attends = next(layer for layer in configuration.model.layers if layer.mixer_spec.has_heads)
+    in_force = configuration.model.of(attends).as_dict()
     if in_force["attention_bias"] is None:  # as bias
         in_force["attention_bias"] = "all" if in_force["bias"] else "none"
     if in_force["mamba_bias"] is None:

@@ -56,6 +56,11 @@ WINDOW = [*LLAMA, "--layer_pattern=WA", "--attention_window=5"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 
+GEMMA = "--arch_preset=gemma2 --attention_window=5 --n_layer=2 --num_key_value_heads=2 --logits_scaling=0.5".split()
+NEOX = "--arch_preset=neox --partial_rotary_factor=0.5 --residual_multiplier=0.5".split()
+OLMO = "--arch_preset=olmo2 --num_key_value_heads=2".split()  # norms within mixers, which FSDP gathers with them
+
+
 def small_configuration(*keys: str) -> Configuration:
     given = {key.partition("=")[0]: key for key in [*SIZES, *RUN, *keys]}
     return load(list(given.values()))
@@ -134,6 +139,9 @@ CASES: list[Case] = [
     *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     (1, DDP, [*MIXED, BF16]),
     (2, FSDP, [*MIXED, BF16]),
+    *[(1, DDP, model) for model in (GEMMA, NEOX, OLMO)],
+    *[(2, TENSOR, model) for model in (GEMMA, NEOX)],
+    *[(2, FSDP, model) for model in (GEMMA, OLMO)],
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
     *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],

@@ -42,7 +42,7 @@ def architectures(draw) -> ModelArchitectureConfig:
         "ffn_pattern": draw(st.text("F-", min_size=len(pattern), max_size=len(pattern))),
         "position_encoding": draw(st.sampled_from(built["position_encoding"])) if "A" in pattern else "none",
         "normalization": draw(st.sampled_from(built["normalization"])),
-        "norm_position": draw(st.sampled_from(["pre", "post"])),
+        "norm_position": draw(st.sampled_from(["pre", "post", "sandwich", "inside"])),
         "ffn_type": draw(st.sampled_from(built["ffn_type"])),
         "bias": draw(st.booleans()),
         "weight_tying": draw(st.booleans()),

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from components.heads.spec import IGNORED, loss_rows
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None = None) -> Tensor:
     """The cross-entropy of `softmax(hidden @ weight.T)`, summed over the targets that count: nats, a float32 scalar.
+    With a cap, of `softmax(cap * tanh(hidden @ weight.T / cap))`.
 
     hidden (..., D), weight (V, D), targets (...) of ids below V, or IGNORED. The products run in autocast's dtype, the
     softmax in float32. The gradients are made together with the loss, chunk by chunk: no logits are kept and none are
@@ -31,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not torch.is_grad_enabled():  # which a Function does not see: it would make the gradients all the same
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, vocabulary)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, _Head(vocabulary, cap))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,17 @@ class _VocabularyShard:
     group: dist.ProcessGroup
 
 
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """What there is to know of the head besides its weight."""
+
+    vocabulary: _VocabularyShard | None
+    cap: float | None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocabulary: _VocabularyShard | None
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: _Head) -> Tensor:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
@@ -54,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
         with torch.autocast(device, enabled=False):
-            loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad, vocabulary)
+            loss = _accumulate(hidden, weight.to(dtype), targets, hidden_grad, weight_grad, head)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss
 
@@ -70,7 +77,7 @@ def _accumulate(
     targets: Tensor,
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
-    vocabulary: _VocabularyShard | None,
+    head: _Head,
 ) -> Tensor:
     """The sum of the loss; its gradients are written into the given buffers. (Those of a mean over many rows would be
     too small for float16, and no gradient scaler has seen them yet.)"""
@@ -79,7 +86,7 @@ def _accumulate(
     for start in range(0, len(targets), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
         into = None if hidden_grad is None else hidden_grad[rows]
-        loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad, vocabulary)
+        loss += _chunk(hidden[rows].to(weight.dtype), weight, targets[rows, None], into, weight_grad, head)
     return loss
 
 
@@ -89,10 +96,12 @@ def _chunk(
     targets: Tensor,
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
-    vocabulary: _VocabularyShard | None,
+    head: _Head,
 ) -> Tensor:
     """The summed loss of a few rows; a function, so that their logits are gone before the next ones are made."""
-    logits = F.linear(hidden, weight).float()  # (rows, V)
+    logits, vocabulary, cap = F.linear(hidden, weight).float(), head.vocabulary, head.cap  # (rows, V)
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
     counts = targets != IGNORED  # (rows, 1)
     here = counts  # whether the target is in this vocabulary
     if vocabulary is not None:
@@ -106,9 +115,14 @@ def _chunk(
     loss = ((log_normalizer - target_logits) * counts).sum()
     if hidden_grad is None and weight_grad is None:
         return loss
+    slope = None if cap is None else (logits / cap).square_().neg_().add_(1)  # of the bounded logits, by those before
     # With an infinite normalizer what does not count has no probabilities, and no gradient
     probabilities = logits.sub_(log_normalizer.masked_fill(~counts, torch.inf)).exp_()
-    logits_grad = probabilities.scatter_add_(-1, targets, -here.to(probabilities.dtype)).to(weight.dtype)
+    logits_grad = probabilities.scatter_add_(-1, targets, -here.to(probabilities.dtype))
+    if slope is not None:
+        logits_grad.mul_(slope)
+        del slope  # before the products, which are as large
+    logits_grad = logits_grad.to(weight.dtype)
     if hidden_grad is not None:
         hidden_grad.copy_(logits_grad @ weight)
     if weight_grad is not None:

@@ -1,7 +1,9 @@
 """The norms: (B, T, D) -> (B, T, D)."""
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from components.precision import wide
 from components.registry import register_module
 from model_config import ModelArchitectureConfig
 
@@ -19,3 +21,26 @@ def layernorm_nobias(config: ModelArchitectureConfig) -> nn.Module:
 @register_module("normalization", "rmsnorm")
 def rmsnorm(config: ModelArchitectureConfig) -> nn.Module:
     return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+
+
+class WideRMSNorm(nn.RMSNorm):
+    """(..., n) in float32 whatever the dtype of what it is given and of its weight; the output is in that dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(wide(x), self.normalized_shape, self.factor(), self.eps).type_as(x)
+
+    def factor(self) -> Tensor:
+        return wide(self.weight)
+
+
+class ZeroCentredRMSNorm(WideRMSNorm):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def factor(self) -> Tensor:
+        return 1 + wide(self.weight)
+
+
+@register_module("normalization", "rmsnorm_zero_centred")
+def rmsnorm_zero_centred(config: ModelArchitectureConfig) -> nn.Module:
+    return ZeroCentredRMSNorm(config.n_embd, eps=config.norm_eps)

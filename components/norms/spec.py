@@ -38,3 +38,15 @@ class RMSNorm(Norm):
     def kept(self, batch: MicroBatch) -> int:
         """Its input, the normalized input (for the gradient of its weight), and a root mean square for each token."""
         return batch.tokens * 4 * (2 * batch.config.n_embd + 1)
+
+
+@register_spec
+class ZeroCentredRMSNorm(RMSNorm):
+    """Multiplies by 1 + weight, so that decaying a weight pulls it to 1 (Gemma Team 2024, Gemma)."""
+
+    name, label = "rmsnorm_zero_centred", "RMS1p"
+    is_zero_centred = True
+
+    def kept(self, batch: MicroBatch) -> int:
+        """1 + weight besides."""
+        return super().kept(batch) + 4 * batch.config.n_embd

@@ -32,3 +32,18 @@ register_preset("smollm3", {**_LLAMA, **_SMOLLM3})
 _NEOX = {"activation": "gelu", "bias": True, "weight_tying": False}
 _NEOX_BLOCKS = {"position_encoding": "rope", "partial_rotary_factor": 0.25, "parallel_residual": True}
 register_preset("neox", {**_NEOX, **_NEOX_BLOCKS})
+
+# Gemma Team 2024, Gemma 2; 2025, Gemma 3
+_GEMMA = {
+    **{"position_encoding": "rope", "ffn_type": "geglu_tanh", "embedding_multiplier": None},
+    **{"normalization": "rmsnorm_zero_centred", "norm_eps": 1e-6, "norm_position": "sandwich"},
+}
+_GEMMA2 = {"layer_pattern": "WA", "attention_window": 4096, "ffn_expansion_ratio": 4.0}
+_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention_backend": "manual"}
+register_preset("gemma2", {**_GEMMA, **_GEMMA2, **_CAPS})
+_GEMMA3 = {"layer_pattern": "WWWWWA", "attention_window": 512, "ffn_expansion_ratio": 6.0, "qk_norm": True}
+register_preset("gemma3", {**_GEMMA, **_GEMMA3, "rope_theta": 1e6, "layer_values": {"W": {"rope_theta": 1e4}}})
+
+# OLMo Team 2024, 2 OLMo 2 Furious
+_OLMO2 = {"norm_position": "inside", "norm_eps": 1e-6, "qk_norm": "width", "rope_theta": 5e5}
+register_preset("olmo2", {**_LLAMA, **_OLMO2, "ffn_expansion_ratio": 2.6875, "weight_tying": False})

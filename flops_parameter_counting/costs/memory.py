@@ -46,9 +46,10 @@ def block_bytes(batch: MicroBatch, layer: Layer) -> int:
     own = batch.of_layer(places[0].config)
     halves = [place for place in places if place.name in ("mixer", "ffn")]
     divided = sum(place.spec.kept(own) for place in places)
-    if own.config.parallel_residual and len(halves) == 2:
-        divided -= 4 * own.tokens * own.config.n_embd  # two norms keep one stream
-    divided += len(halves) * own.dropout_mask(own.tokens * own.config.n_embd, own.e)
+    if own.config.parallel_residual and len(halves) == 2 and (own.config.norms_before or own.e == 4):
+        divided -= 4 * own.tokens * own.config.n_embd  # both halves keep one stream, unless a cast of it each
+    added = 4 if own.config.norms_inside else own.e  # bytes of a number that dropout sees
+    divided += len(halves) * own.dropout_mask(own.tokens * own.config.n_embd, added)
     cast = weight_copies(own, layer)
     if batch.tensor == 1:
         return cast + divided
@@ -105,7 +106,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
         inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
-    again = again - (4 * batch.stream_part if config.norm_position == "pre" or batch.e == 4 else 0)
+    again = again - (4 * batch.stream_part if config.norms_before or batch.e == 4 else 0)
     copies = sum(count * weight_copies(batch.of_layer(config.of(layer)), layer) for layer, count in layers.items())
     return outside + inputs + larger(again, copies)
 

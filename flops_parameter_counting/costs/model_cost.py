@@ -29,16 +29,19 @@ class Place:
 
 def places_of(layer: Layer, config: ModelArchitectureConfig, count: Any = 1) -> list[Place]:
     """The components of a block, in the order of its forward pass, each in `count` layers."""
-    own, norm = config.of(layer), config.component("normalization")
-    halves = zip(("mixer", "ffn"), layer.specs, strict=False)
-    pairs = [(Place(f"{name}_norm", norm, own, count), Place(name, spec, own, count)) for name, spec in halves]
-    return [place for pair in pairs for place in (pair if config.norm_position == "pre" else reversed(pair))]
+    own, norm, found = config.of(layer), config.component("normalization"), []
+    for name, spec in zip(("mixer", "ffn"), layer.specs, strict=False):
+        norms = [Place(f"{name}_norm", norm, own, count), Place(f"{name}_out_norm", norm, own, count)]
+        before = norms[:1] if config.norms_before else []
+        after = norms[1:] if before and config.norms_inside else [] if before else norms[:1]
+        found += [*before, Place(name, spec, own, count), *after]
+    return found
 
 
 def places_outside(config: ModelArchitectureConfig) -> list[Place]:
     """The components outside of all blocks."""
     found = [Place("position", config.component("position_encoding"), config, 1)]
-    if config.norm_position == "pre":  # the final norm belongs to pre-norm
+    if config.has_final_norm:
         found.append(Place("final_norm", config.component("normalization"), config, 1))
     return found
 

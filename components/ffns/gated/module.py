@@ -6,7 +6,7 @@ from components.registry import module, register_module
 from model_config import ModelArchitectureConfig
 
 
-@register_module("ffn_type", "swiglu", "geglu")
+@register_module("ffn_type", "swiglu", "geglu", "geglu_tanh")
 class GatedFFN(nn.Module):
     """Shazeer 2020, GLU Variants Improve Transformer: the activation of the gate multiplies the other half."""
 

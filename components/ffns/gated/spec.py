@@ -5,13 +5,13 @@ from components.ffns.base import DenseFFN
 from components.registry import register_spec
 from components.spec import Config, MicroBatch, Weights, matrices
 
-LABELS = {"swiglu": "SwiGLU", "geglu": "GEGLU"}
-GATES = {"swiglu": "silu", "geglu": "gelu"}  # what each applies to its gate
+LABELS = {"swiglu": "SwiGLU", "geglu": "GEGLU", "geglu_tanh": "GEGLUtanh"}
+GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # what each applies to its gate
 
 
 @register_spec
 class Gated(DenseFFN):
-    names = ("swiglu", "geglu")
+    names = tuple(GATES)
     is_gated = True
     own_ratio = 8 / 3
     own_multiple = 64

@@ -4,13 +4,16 @@ Shapes: B batch, T tokens, S tokens in the cache before them, D n_embd, H query 
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.mixers.attention.spec import biases, without_positions
+from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
 from components.positions.module import rotate
 from components.precision import wide
 from components.registry import module, register_module
@@ -43,14 +46,39 @@ def manual(
     q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
 ) -> Tensor:
     """The readable reference: the formula, with the whole matrix of scores."""
-    shared_by = q.shape[1] // k.shape[1]  # query heads that share one key-value head
-    k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)  # (B, H, S + T, h)
+    k, v = _of_each_query_head(k, q), _of_each_query_head(v, q)  # (B, H, S + T, h)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S + T)
+    return _weights(scores, score_bias, dropout, window, v.dtype) @ v
+
+
+def capped(cap: float) -> Callable[..., Tensor]:
+    """The same with scores bounded to +-cap (Gemma Team 2024, Gemma 2), before what is added to them."""
+
+    @functools.wraps(manual)
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
+    ) -> Tensor:
+        k, v = _of_each_query_head(k, q), _of_each_query_head(v, q)
+        scores = q @ k.transpose(-2, -1) / (math.sqrt(q.shape[-1]) * cap)
+        return _weights(cap * scores.tanh(), score_bias, dropout, window, v.dtype) @ v
+
+    return attend
+
+
+def _of_each_query_head(x: Tensor, q: Tensor) -> Tensor:
+    """(B, K, S, h) -> (B, H, S, h): several query heads share a key-value head."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _weights(
+    scores: Tensor, score_bias: Tensor | None, dropout: float, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """(B, H, T, S + T) scores -> what each key's value counts, of those that a query may see."""
     if score_bias is not None:
         scores = scores + score_bias
-    scores = scores.masked_fill(_unseen(q.shape[2], k.shape[2], q.device, window), -torch.inf)
-    weights = F.dropout(wide(scores).softmax(dim=-1).type_as(v), dropout)
-    return weights @ v
+    queries, keys = scores.shape[-2:]
+    scores = scores.masked_fill(_unseen(queries, keys, scores.device, window), -torch.inf)
+    return F.dropout(wide(scores).softmax(dim=-1).to(dtype), dropout)
 
 
 def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
@@ -89,13 +117,6 @@ class AttentionCache:
         return k, v
 
 
-class WideRMSNorm(nn.RMSNorm):
-    """Of queries or keys (..., n), in float32 as the stream's norms are, whatever the dtype of what it is given."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).type_as(x)
-
-
 @register_module("mixer", "attention")
 class Attention(nn.Module):
     """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention."""
@@ -113,11 +134,15 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             widths = (width, kv_width) if config.qk_norm == "width" else (config.head_dim, config.head_dim)
-            self.q_norm, self.k_norm = (WideRMSNorm(size, eps=config.norm_eps) for size in widths)
+            is_centred = config.component("normalization").is_zero_centred
+            norm = ZeroCentredRMSNorm if is_centred else WideRMSNorm
+            self.q_norm, self.k_norm = (norm(size, eps=config.norm_eps) for size in widths)
         self.o_proj = nn.Linear(width, config.n_embd, bias=of_output)
         self.attend = module("attention_backend", config.attention_backend)
+        if config.attn_logit_softcapping is not None:
+            self.attend = capped(config.attn_logit_softcapping)
         self.shared = module("position_encoding", config.position_encoding).shared(config, config.head_dim)
-        self.dropout = config.dropout
+        self.dropout, self.multiplier = config.dropout, config.attention_multiplier
 
     def empty_cache(self, batch: int, room: int) -> AttentionCache:
         """A cache for that many tokens; within a window, for those that the next query meets besides its own."""
@@ -150,6 +175,8 @@ class Attention(nn.Module):
             score_bias = q.new_zeros(1, 1, 1) if score_bias is None else score_bias
             score_bias = score_bias.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
         dropout = self.dropout if self.training else 0.0
+        if self.multiplier is not None:  # in place of the 1 / sqrt(h) that backends multiply by
+            q = q * (self.multiplier * math.sqrt(self.head_dim))
         y = self.attend(q, k, v, score_bias, dropout, self.window)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 

@@ -18,6 +18,14 @@ class Backend(Spec):
 
     kind = "attention_backend"
     is_fused = False  # its output is laid out like the queries, and is kept
+    has_cap = False
+
+    def check(self, config: Config) -> None:
+        for name, is_there in (("attn_logit_softcapping", self.has_cap),):
+            if config[name] is not None and not is_there:
+                raise UserError(
+                    f"attention_backend={self.name!r} has no {name}={config[name]!r}: take attention_backend='manual'"
+                )
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """Bytes of what it keeps that is no smaller for a part of the heads."""
@@ -53,6 +61,12 @@ class _AttentionKeys(Heads):
         "(width)",
         choices=(False, True, "width"),
     )
+    attention_multiplier: float | None = key(
+        None, "scores are the products of queries and keys times this; None: 1 / sqrt(head_dim)", above=0
+    )
+    attn_logit_softcapping: float | None = key(
+        None, "c: scores are bounded to +-c, as c tanh(score / c); None: not. Backend manual only", above=0
+    )
     attention_backend: str = key(
         "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
     )
@@ -71,6 +85,10 @@ class Attention(_AttentionKeys):
     divides = ("n_head", "num_key_value_heads")
     not_shared = "tensor_parallel does not share norms of queries and keys: take qk_norm=False, or use_fsdp"
     has_window = False
+
+    def function(self, config: Config) -> dict[str, Any]:
+        scale = config.attention_multiplier or config.head_dim**-0.5
+        return {**super().function(config), "attention_multiplier": scale}
 
     def derived(self, config: Config) -> dict[str, Any]:
         if config["head_dim"] is None and config.n_embd % config.n_head:
@@ -160,7 +178,9 @@ def _kept_by_norms(batch: MicroBatch) -> int:
     config, numbers = batch.config, 0
     for heads, width in zip((config.n_head, config.kv_heads), _normed_widths(config), strict=False):
         numbers += 2 * heads * config.head_dim + heads * config.head_dim // width
-    return 4 * batch.tokens * numbers
+    is_centred = spec("normalization", config.normalization).is_zero_centred
+    factors = sum(_normed_widths(config)) if is_centred else 0  # 1 + weight
+    return 4 * (batch.tokens * numbers + factors)
 
 
 @register_spec
@@ -237,15 +257,17 @@ class Manual(Backend):
     """The formula, with the whole matrix of scores."""
 
     name = "manual"
+    has_cap = True
 
     def kept(self, batch: MicroBatch) -> int:
         """Queries, keys and values of every query head; the float32 softmax, where that is not the weights themselves;
-        the weights; dropout's mask."""
+        the weights; dropout's mask; and of a cap what it bounds to 1."""
         config, e = batch.config, batch.e
         scores = batch.tokens * config.n_head * config.block_size
         softmax = scores * 4 if e < 4 or config.dropout else 0
         weights = scores * e + batch.dropout_mask(scores, e)
-        return 3 * batch.tokens * _query_width(config) * e + softmax + weights
+        capped = scores * e if config.attn_logit_softcapping is not None else 0
+        return 3 * batch.tokens * _query_width(config) * e + softmax + weights + capped
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """(T, T), the keys that are not seen."""
