@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs
+.PHONY: quickstart test test-slow docs
 
 quickstart: .venv/installed
 	$(BIN)/python data/python_stdlib/prepare.py
@@ -19,6 +19,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 docs: .venv/installed
 	$(BIN)/python configurator.py > docs/configuration.md

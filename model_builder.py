@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +16,7 @@ from components.caches import Caches
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
 from components.precision import wide
+from components.stacked import StackedLinear
 from flops_parameter_counting.costs.model_cost import model_cost
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
@@ -30,6 +31,7 @@ class LossParts(NamedTuple):
     cross_entropy: Tensor  # the sum over the targets that count, nats
     n_targets: Tensor  # how many count
     auxiliary: dict[str, Tensor]  # what components add for training, weighted, by name: nats a target
+    loads: dict[int, Tensor]  # by block, the share of its choices that each of an FFN's experts has, of these tokens
 
     @property
     def mean(self) -> Tensor:
@@ -42,8 +44,9 @@ class LossParts(NamedTuple):
 
 
 class Block(nn.Module):
-    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), and what
-    the FFN adds to the loss, by name. An FFN returns (B, T, D), or that and a dict of such terms."""
+    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), what the
+    FFN adds to the loss, by name, and its load. An FFN returns (B, T, D), or that and a dict of such terms, or these
+    and the share of its choices that each of its experts has."""
 
     def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()
@@ -67,17 +70,17 @@ class Block(nn.Module):
         """What the mixer is handed beside x, by the names of its arguments, as functions (T, device, start) -> it."""
         return getattr(self.mixer, "shared", {})
 
-    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         if cache is not None:
             shared["cache"] = cache
         y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
         mixed = self._joined(x, y, self.mixer_out_norm or self.mixer_norm)
         if not self.has_ffn:
-            return mixed, {}
+            return mixed, {}, None
         x = x if self.is_parallel else mixed
         y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
-        y, auxiliary = y if isinstance(y, tuple) else (y, {})
-        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary
+        y, auxiliary, load = (*y, None)[:3] if isinstance(y, tuple) else (y, {}, None)
+        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary, load
 
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """The residual stream with the output of a half of the block, of which the norm may be the inner one."""
@@ -148,20 +151,20 @@ class LanguageModel(nn.Module):
 
     def _read(
         self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the LM head reads, as `hidden`, and what the blocks add to the loss, added up by name. Where tokens that
-        were read turn anew in a text of this length, it is read from its start."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
+        """What the LM head reads, as `hidden`, what the blocks add to the loss, added up by name, and their loads.
+        Where tokens that were read turn anew in a text of this length, it is read from its start."""
         if caches is not None and caches.texts is not None:
             caches.texts, seen = torch.cat((caches.texts, tokens), dim=1), caches.length
             if seen and self._turning(seen) != self._turning(caches.texts.shape[1]):
                 caches.layers, caches.length = self._empty_layers(caches.batch, caches.room or 0), 0
-                hidden, auxiliary = self._pass(caches.texts, caches)
-                return hidden[:, seen:], auxiliary
+                hidden, auxiliary, loads = self._pass(caches.texts, caches)
+                return hidden[:, seen:], auxiliary, loads
         return self._pass(tokens, caches, documents)
 
     def _pass(
         self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
         """Once through the blocks."""
         length, start = tokens.shape[1], 0 if caches is None else caches.length
         room = self.config.block_size if caches is None else caches.room
@@ -172,6 +175,7 @@ class LanguageModel(nn.Module):
         x = x if (factor := self.config.embedding_factor) == 1 else x * factor
         x = self.dropout(self.position.embed(x, start))
         auxiliary: dict[str, Tensor] = {}
+        loads: dict[int, Tensor] = {}
         other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -182,17 +186,19 @@ class LanguageModel(nn.Module):
             if other is not None:
                 shared["hidden"] = other
             if caches is not None:
-                x, added = block(x, caches.layers[index], **shared)
+                x, added, load = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
-                x, added = checkpoint(block, x, use_reentrant=False, **shared)
+                x, added, load = checkpoint(block, x, use_reentrant=False, **shared)
             else:
-                x, added = block(x, **shared)
+                x, added, load = block(x, **shared)
             for name, term in added.items():
                 auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
+            if load is not None:
+                loads[index] = load
         if caches is not None:
             caches.length += length
         x = self.final_norm(x)
-        return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary
+        return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary, loads
 
     def _other_documents(self, documents: Tensor) -> Tensor:
         """(B, T) documents -> (B, 1, T, T), true where a key is of another document than its query."""
@@ -211,11 +217,11 @@ class LanguageModel(nn.Module):
         """Tokens (B, T) -> logits (B, T, V); with targets (B, T), of ids or IGNORED, the LossParts, and no logits at
         all. With caches, as in `hidden`. `documents` (B, T) says which document of its sequence a token is of, and
         tokens then meet those of their own only; None: all are of one."""
-        hidden, auxiliary = self._read(tokens, caches, documents)
+        hidden, auxiliary, loads = self._read(tokens, caches, documents)
         if targets is None:
             return self._logits(hidden)
         loss = linear_cross_entropy(hidden, self.head_weight, targets, self.config.final_logit_softcapping)
-        return LossParts(loss, (targets != IGNORED).sum(), auxiliary)
+        return LossParts(loss, (targets != IGNORED).sum(), auxiliary, loads)
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""
@@ -225,6 +231,12 @@ class LanguageModel(nn.Module):
         """(..., D), as the head reads them -> (..., V)."""
         logits, cap = F.linear(hidden, self.head_weight), self.config.final_logit_softcapping
         return logits if cap is None else cap * (logits / cap).tanh()
+
+    def after_step(self, loads: Mapping[int, Tensor]) -> None:
+        """Lets FFNs adapt to the loads of a step, by block, after it was taken: those that have an `after_step`."""
+        for index, load in loads.items():
+            if (adapt := getattr(cast("Block", self.blocks[index]).ffn, "after_step", None)) is not None:
+                adapt(load)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -253,14 +265,14 @@ class LanguageModel(nn.Module):
 
     def init_module(self, name: str, module: nn.Module) -> None:
         """Draws one module's own parameters, not its children's."""
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding | StackedLinear):
             writers = self.config.n_layer + self.config.ffn_layers
             std = INIT_STD / math.sqrt(writers) if f"{name}.weight" in self.residual_weights else INIT_STD
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std))
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.zero_()
-        elif (reset := getattr(module, "reset_parameters", None)) is not None:
-            reset()
+        elif hasattr(module, "reset_parameters"):
+            cast("Any", module).reset_parameters()
         elif any(True for _ in module.parameters(recurse=False)):
             raise UserError(f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them")
 

@@ -71,7 +71,7 @@ class _Core:
     )
     ffn_pattern: str | None = key(
         None,
-        "the FFN of each layer: F what ffn_type says, - none, E experts (counted only); a shorter pattern is "
+        "the FFN of each layer: F what ffn_type says, - none, E experts; a shorter pattern is "
         "repeated; None: by ffn_after",
     )
     ffn_after: str = key("all", "which layers have an FFN", choices=("all", "attention", "mamba"))

@@ -122,6 +122,8 @@ class TrainingLogger:
             record["gradients"] = result.gradient_stats
         if result.auxiliary:  # added for training, and in no loss
             record["auxiliary"] = result.auxiliary
+        if result.loads:
+            record["loads"] = {str(block): load_fields(load) for block, load in result.loads.items()}
         self._since_record = _Clean()
         self._log.write("iter", **record)
         self._to_sinks(progress.step, "train", record)
@@ -271,6 +273,17 @@ class TrainingLogger:
             except Exception as error:
                 self._sinks.remove(sink)
                 self.say(f"warning: {sink.name} gets nothing more of this run: {' '.join(str(error).split())}")
+
+
+def load_fields(shares: list[float]) -> dict[str, Any]:
+    """How evenly a block's experts are chosen: the share of the choices that each has, their entropy over that of equal
+    shares (1: all are equally busy, 0: one has all), and the share of the choices that no expert has computed."""
+    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    return {
+        "shares": [round(share, 6) for share in shares],
+        "entropy": entropy / math.log(len(shares)) if len(shares) > 1 else 1.0,
+        "dropped": round(1 - sum(shares), 6),
+    }
 
 
 def machine_lines(machine: Machine) -> str:

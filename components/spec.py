@@ -28,8 +28,9 @@ class Weights:
     matrices (copies, rows, columns).
 
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
-    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, but of other parts of the
-    `sequence`; "": all. `writes`: their product is added to the residual stream, for which they start smaller.
+    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, of which each has a part of
+    the gradient, as of its part of the `sequence`; "": all. `in_float32`: they multiply in it, whatever the compute
+    dtype. `writes`: their product is added to the residual stream, for which they start smaller.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -40,6 +41,7 @@ class Weights:
     divided: str = ""
     writes: bool = False
     part: str | None = None
+    in_float32: bool = False
 
     @property
     def size(self) -> Any:
@@ -60,7 +62,7 @@ def matrices(
     names = (names,) if isinstance(names, str) else names
     found = [Weights(tuple(f"{name}.weight" for name in names), (rows, columns), True, divided=divided, **more)]
     if bias:
-        of_bias = {**more, "writes": False, "divided": divided if divided == "rows" else ""}
+        of_bias = {**more, "writes": False, "divided": "" if divided == "columns" else divided}
         found.append(Weights(tuple(f"{name}.bias" for name in names), (rows,), **of_bias))
     return found
 
@@ -231,6 +233,8 @@ class Half(Spec):
     """A half of a block: a mixer or an FFN."""
 
     divides: ClassVar[tuple[str, ...] | None] = None
+    sums_parts: ClassVar[bool] = False  # tensor-parallel ranks call it whole, with their parts of its parameters, and
+    # add up what it returns: components/parts.py
 
     def is_shared(self, config: Config) -> bool:
         """Whether each of its matrices is divided, and no vector is left of which every rank has a part of the
@@ -240,6 +244,11 @@ class Half(Spec):
         vectors = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
         divided = all(one.divided for one in weights if one.multiplies)
         return super().is_shared(config) and divided and vectors <= modules
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The kept bytes that tensor-parallel ranks do not share: the input that they gather."""
+        dividing = (len(one.names) for one in self.weights(batch.config) if one.multiplies and one.divided == "rows")
+        return batch.linear_inputs(batch.config.n_embd, layers=sum(dividing))
 
 
 class Mixer(Half):
@@ -278,10 +287,6 @@ class Mixer(Half):
         """Every n_embd that it can have is a multiple of this."""
         return 1
 
-    def whole(self, batch: MicroBatch) -> int:
-        """The kept bytes that tensor-parallel ranks do not share, its input apart."""
-        return 0
-
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """What a sequence of `length` tokens leaves for the next one; `with_current`: a convolution with a place for
         that one's own, as in the caches of transformers."""
@@ -306,6 +311,14 @@ class FFN(Half):
     is_gated: ClassVar[bool] = False
 
     ffn_type: str = key("standard", "standard, swiglu, geglu or geglu_tanh", group="Architecture: FFN")
+
+    def adds(self, config: Config) -> tuple[str, ...]:
+        """The names of what it adds to the loss in training."""
+        return ()
+
+    def loads(self, config: Config) -> int:
+        """Of how many experts it says how often they are chosen."""
+        return 0
 
     def words(self, config: Config) -> str:
         """What it is called in the name of an architecture."""

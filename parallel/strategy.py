@@ -53,7 +53,10 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     if fsdp or ranks.data_size == 1:
         return model, model
     device_ids = [device.index] if device.type == "cuda" else None
-    return model, DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False  # equal on all ranks anyway
+    )  # fmt: skip
+    return model, wrapped
 
 
 def freeze(model: nn.Module, run: RunConfig) -> None:
@@ -121,11 +124,13 @@ def init_weights(model: LanguageModel, seed: int) -> None:
         whole.init_module(name, module)
         for parameter, values in module.named_parameters(prefix=name, recurse=False):
             keep_part(model.get_parameter(parameter), values.detach())
+        for buffer, values in module.named_buffers(prefix=name, recurse=False):
+            keep_part(model.get_buffer(buffer), values)
         module.to_empty(device="meta", recurse=False)
 
 
 def keep_part(parameter: Tensor, whole: Tensor) -> None:
-    """Copy this rank's part of the whole values into a parameter."""
+    """Copy this rank's part of the whole values into a parameter, or a buffer."""
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
         whole = whole.to(mesh.device_type)

@@ -8,9 +8,11 @@ residual stream along the sequence (Korthikanti et al. 2022).
       └─ final norm ─ gather ─ head (rows of the vocabulary) ─ loss of all rows
 """
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -43,6 +45,38 @@ class Replicated(ParallelStyle):
         )
 
 
+class Summand(ParallelStyle):
+    """A half of a block that is given all activations as plain tensors, has its own parts of the parameters, as
+    `divided` says by name, and returns a summand of its output, alone or before other things (components/parts.py)."""
+
+    def __init__(self, divided: dict[str, str]):
+        super().__init__()
+        self.divided = divided
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        ways = {"rows": Shard(-2), "columns": Shard(-1)}
+
+        def divide(name: str, inner: nn.Module, mesh: DeviceMesh) -> None:
+            for own, parameter in list(inner.named_parameters(recurse=False)):
+                way = ways.get(self.divided[f"{name}.{own}".lstrip(".")], WHOLE)
+                dim = way.dim % parameter.dim() if isinstance(way, Shard) else None
+                placements = [WHOLE if dim is None else Shard(dim)]
+                inner.register_parameter(own, nn.Parameter(distribute_tensor(parameter, mesh, placements)))
+
+        return distribute_module(module, device_mesh, divide, self._gather, self._add_up)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _gather(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> tuple[Tensor, ...]:
+        x = DTensor.from_local(inputs[0], mesh, [BY_SEQUENCE]).redistribute(placements=[WHOLE])
+        return (x.to_local(grad_placements=[Partial()]),)
+
+    @staticmethod
+    def _add_up(module: nn.Module, outputs: Any, mesh: DeviceMesh) -> Any:
+        y, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        y = DTensor.from_local(y, mesh, [Partial()]).redistribute(placements=[BY_SEQUENCE]).to_local()
+        return (y, *others) if others else y
+
+
 def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
     """Share the model's layers, in place, among the ranks of a one-dimensional mesh.
 
@@ -69,6 +103,10 @@ def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, Para
     norms = [place.name for place in places_of(layer, config) if place.name.endswith("_norm")]
     plan: dict[str, ParallelStyle] = {name: SequenceParallel(use_local_output=True) for name in norms}
     for half, spec in zip(("mixer", "ffn"), layer.specs, strict=False):
+        if spec.sums_parts:
+            weights = spec.all_weights(config.of(layer))
+            plan[half] = Summand({name: one.divided for one in weights for name in one.names})
+            continue
         plan[half] = PrepareModuleInput(input_layouts=(BY_SEQUENCE,), desired_input_layouts=(WHOLE,))  # gather
         plan |= {f"{half}.{name}": style for name, style in _half_plan(spec, config.of(layer)).items()}
     return plan

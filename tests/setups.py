@@ -4,6 +4,10 @@ GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
 LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]  # RoPE, RMSNorm, SwiGLU, an untied head
 POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
 ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+EXPERTS = [*LLAMA, *"--ffn_pattern=FE --n_experts=5 --expert_d_ff=12 --n_shared_experts=2 --expert_bias=True".split()]
+EXPERTS += (
+    "--router_scores=sigmoid --balance_bias=True --router_z_loss=0.01 --shared_expert_gate=True --bias=True".split()
+)
 
 DDP: list[str] = []
 ZERO1 = ["--use_zero1=True"]

@@ -60,6 +60,7 @@ def test_the_benchmark_steps_every_layer(contestant):
     assert scan.call_count == ("token by token" in contestant.name)
 
 
+@pytest.mark.slow
 def test_a_hybrid_beside_a_transformer_of_equal_parameters_on_a_cpu():
     keys = "config/quickstart_hybrid.py --vocab_size=9 --n_embd=96 --dtype=float32 --lengths 64 128 --tokens 128"
     done = command(hybrid_training.main, *keys.split(), "--steps", "1")

@@ -68,6 +68,7 @@ def journeys(data_dir, tmp_path_factory):
     return journeys, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(JOURNEYS)), ids=lambda number: str(JOURNEYS[number]))
 def test_from_any_strategy_and_number_of_ranks_to_any_other(number, journeys):
     """No tensor changes a bit on the way, and all go on with the same data and the same losses, up to rounding."""

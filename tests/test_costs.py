@@ -1,5 +1,7 @@
 """Parameters and FLOPs: what is written in flops_parameter_counting/ against what PyTorch's own counters see."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from components import registry
 from components.mixers.attention.module import Attention
 from components.mixers.recurrent import CausalConvolution
 from components.spec import Activation
+from components.stacked import StackedLinear
 from configurator import load
 from flops_parameter_counting.costs.model_cost import model_cost
 from model_builder import LanguageModel, build_model
@@ -76,6 +79,8 @@ PARTS = {
     "position.": "position",
     "embedding.": "embedding",
     ".mixer.": "attention",
+    ".ffn.router.": "router",
+    ".ffn.shared_": "shared_experts",
     ".ffn.": "ffn",
     "norm.": "norms",
     "lm_head.": "lm_head",
@@ -89,13 +94,16 @@ def on_meta(config: ModelArchitectureConfig) -> LanguageModel:
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    counts = dict.fromkeys([*PARTS.values(), "mamba"], 0)
+    counts = dict.fromkeys([*PARTS.values(), "mamba", "experts"], 0)
     for name, parameter in model.named_parameters():
         part = next(part for pattern, part in PARTS.items() if pattern in name)
         if part == "attention" and not isinstance(model.get_submodule(name.partition(".mixer.")[0]).mixer, Attention):
             part = "mamba"
+        if part == "ffn" and isinstance(model.get_submodule(name.rpartition(".")[0]), StackedLinear):
+            part = "experts"
         counts[part] += parameter.numel()
-    return counts
+    of_experts = ("router", "experts", "shared_experts")  # which a model without them does not list
+    return {part: count for part, count in counts.items() if count or part not in of_experts}
 
 
 def cpu_flash_flops(query, key, value, *args, **kwargs) -> int:
@@ -141,9 +149,30 @@ def architectures(draw) -> ModelArchitectureConfig:
         "weight_tying": draw(st.booleans()),
         "attention_backend": "manual",
     }
-    if not registry.spec("ffn_type", ffn_type).is_gated:
+    found = registry.spec("ffn_type", ffn_type)
+    if found.name == "experts":
+        keys |= draw(experts(keys.pop("d_ff")))
+    elif not found.is_gated:
         keys["activation"] = draw(st.sampled_from(BUILT_IN["activation"]))
     return resolve_architecture(keys)
+
+
+@st.composite
+def experts(draw, width: int) -> dict[str, Any]:
+    """Of the backends, not the grouped products, which the counter takes for 0 FLOPs."""
+    count = draw(st.integers(1, 5))
+    shared = draw(st.integers(0, 2))
+    return {
+        "expert_d_ff": width,
+        "n_experts": count,
+        "n_experts_per_token": draw(st.integers(1, count)),
+        "n_shared_experts": shared,
+        "shared_expert_gate": shared > 0 and draw(st.booleans()),
+        "expert_bias": draw(st.booleans()),
+        "router_scores": draw(st.sampled_from(["softmax", "sigmoid"])),
+        "router_z_loss": draw(st.sampled_from([0.0, 0.1])),
+        "experts_backend": draw(st.sampled_from(["loop", "segments"])),
+    }
 
 
 @settings(max_examples=80)
@@ -238,7 +267,8 @@ def test_every_component_takes_the_flops_that_its_spec_says(kind, name):
     if kind == "mamba_backend":
         assert flops_of(kind, name, resolve_architecture(TINY), 16) == {"matmul": 0}
         return
-    config = resolve_architecture(TINY | {"num_key_value_heads": None} | chosen)
+    sizes = {"expert_d_ff": 40, "d_ff": None} if name == "experts" else {}
+    config = resolve_architecture(TINY | {"num_key_value_heads": None} | sizes | chosen)
     for backward in (False, True) if config.attention_backend == "manual" else (False,):
         flops = count_flops(config, 2, 16, backward).get_total_flops()
         cost = model_cost(config)

@@ -238,6 +238,7 @@ def test_every_other_model_ends_at_its_block(pattern, position):
 BUILT = [letter for letter, mixer in registry.by_letter("mixer").items() if registry.has_module("mixer", mixer.name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", [letter for letter in BUILT if letter != "S"])
 def test_a_block_in_training_is_still_one_graph(letter):
     """Mamba-1's scan is excepted: it is kept out of the graph on purpose."""

@@ -329,5 +329,5 @@ def test_the_page_of_the_tests_names_each_of_them_once_and_what_it_needs():
     files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     assert sorted(name for name, _ in rows) == sorted(files)
     for name, held in rows:
-        marks = {mark for mark in ("gpu", "soak") if re.search(rf"\bmark\.{mark}\b", files[name])}
-        assert set(re.findall(r"`(gpu|soak)`", held)) == marks, name
+        marks = {mark for mark in ("gpu", "slow", "soak") if re.search(rf"\bmark\.{mark}\b", files[name])}
+        assert set(re.findall(r"`(gpu|slow|soak)`", held)) == marks, name

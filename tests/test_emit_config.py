@@ -135,6 +135,7 @@ def test_the_startup_report_shows_the_same_figures(emit, tmp_path):
     assert f"Tokens: {tokens} " in done.stdout and f"FLOPs of the run:      {flops} (full)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_small_budget_really_trains(emit, tmp_path, data_dir):
     """The whole run that 1e10 FLOPs buy, with nothing changed but the machine."""
     emit("1e10", "--dataset=tiny", f"--data_dir={data_dir}")

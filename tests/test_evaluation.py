@@ -54,6 +54,7 @@ def other_dataset(data_dir: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_depend_on_how_a_step_is_cut(train, tmp_path):
     """The same initial weights, then those of the same steps."""
     for name, (accumulation, batch) in {"one": (1, 8), "two": (2, 4), "eight": (8, 1), "five": (1, 5)}.items():

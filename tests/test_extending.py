@@ -17,6 +17,8 @@ from test_readme import run
 from runs.folder import RunFolder
 from runs.logs import read_run
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"`mine/([\w./]+)`:\n\n```python\n(.*?)```", PAGE, flags=re.DOTALL))
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]

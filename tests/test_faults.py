@@ -22,6 +22,8 @@ from test_resume import KEYS, curve, same_end
 from common.errors import UserError
 from runs.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 # A run in which something happens when one rank begins its n-th step.
 FAULTY_RUN = """
 import os, signal, time

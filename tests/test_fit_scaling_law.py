@@ -159,6 +159,7 @@ def repetitions():
     return made
 
 
+@pytest.mark.slow
 def test_the_intervals_hold_the_planted_law(repetitions):
     """Fewer than 34 of 40 intervals of 95 % would hold it once in 350 times."""
     for index, name in enumerate(CONSTANTS):

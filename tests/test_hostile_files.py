@@ -240,6 +240,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", COMMANDS)
 def test_a_full_disk_below_the_output_is_one_line(here, script):
     command = [sys.executable, str(ROOT / script), *COMMANDS[script]]
@@ -276,6 +277,7 @@ def test_a_link_to_itself(here):
     refused(detailed_cost_analysis.main, "--model_config", "loop")
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(here):
     """Found by PyTorch, where the estimate let the run go on."""
     limit = (

@@ -21,6 +21,8 @@ from ladders.plan import Folder, read_plan
 from runs.logs import RunLog, read_run
 from training.plan import plan_run
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 1e9
 
 

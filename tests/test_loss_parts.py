@@ -84,7 +84,7 @@ def test_a_step_in_which_no_target_counts_is_no_division_by_zero():
 
 
 def test_the_parts_add_up():
-    parts = LossParts(torch.tensor(6.0), torch.tensor(3), {"balance": torch.tensor(0.5), "z": torch.tensor(0.25)})
+    parts = LossParts(torch.tensor(6.0), torch.tensor(3), {"balance": torch.tensor(0.5), "z": torch.tensor(0.25)}, {})
     assert parts.mean.item() == 2.0
     assert parts.total().item() == 6.0 + 3 * 0.75
 

@@ -390,7 +390,8 @@ def test_a_grid_needs_what_each_of_its_architectures_needs(made, dtype, strategy
 
 
 def test_every_component_has_its_memory_written():
-    batch = MicroBatch(resolve_architecture(SMALL), 2, COMPUTE_BYTES["float32"])
+    config = resolve_architecture(SMALL | {"ffn_pattern": "FFE", "expert_d_ff": 24})
+    batch = MicroBatch(config, 2, COMPUTE_BYTES["float32"])
     for kind, name in BUILT_IN:
         assert registry.spec(kind, name).kept(batch) >= 0
 

@@ -81,6 +81,21 @@ OVERRIDES = {
     "n_experts_per_token": (3, EXPERTS),
     "n_shared_experts": (3, EXPERTS),
     "expert_d_ff": (24, EXPERTS),
+    "expert_expansion_ratio": (0.25, EXPERTS),
+    "expert_type": ("geglu", EXPERTS),
+    "expert_bias": (True, EXPERTS),
+    "shared_expert_gate": (True, EXPERTS | {"n_shared_experts": 1}),
+    "router_scores": ("sigmoid", EXPERTS),
+    "norm_topk_prob": (False, EXPERTS),
+    "routed_scaling_factor": (2.5, EXPERTS),
+    "n_group": (4, EXPERTS),
+    "topk_group": (2, EXPERTS | {"n_group": 2}),
+    "balance_bias": (True, EXPERTS),
+    "balance_rate": (0.01, EXPERTS),
+    "balance_loss": (0.5, EXPERTS),
+    "balance_over": ("sequence", EXPERTS),
+    "router_z_loss": (0.001, EXPERTS),
+    "experts_backend": ("loop", EXPERTS),
     "mamba_head_dim": (32, BOTH),
     "mamba_n_groups": (4, BOTH),
     "mamba_chunk_size": (32, BOTH),
@@ -102,10 +117,13 @@ FOLLOWERS = {
     },
     "norm_position": {"parallel_residual"},  # which has no such form
     "n_head": {"num_key_value_heads", "head_dim"},
-    "n_embd": {"d_ff", "head_dim"},
+    "n_embd": {"d_ff", "head_dim", "expert_d_ff"},
     "ffn_expansion_ratio": {"d_ff"},
     "ffn_multiple_of": {"d_ff"},
     "ffn_type": {"d_ff", "activation"},
+    "n_experts_per_token": {"expert_d_ff"},
+    "n_shared_experts": {"expert_d_ff"},
+    "expert_expansion_ratio": {"expert_d_ff"},
     "bias": {"normalization"},  # legacy only
 }
 
@@ -154,6 +172,8 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
         gated |= {"phi3": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
+    elif key == "expert_expansion_ratio":
+        assert model.expert_d_ff == 192
     elif key == "hybrid_attention_ratio":
         assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None
     else:

@@ -12,6 +12,7 @@ from setups import (
     BF16,
     CHECKPOINTING,
     DDP,
+    EXPERTS,
     F16,
     FSDP,
     GPT2,
@@ -142,6 +143,13 @@ CASES: list[Case] = [
     *[(1, DDP, model) for model in (GEMMA, NEOX, OLMO)],
     *[(2, TENSOR, model) for model in (GEMMA, NEOX)],
     *[(2, FSDP, model) for model in (GEMMA, OLMO)],
+    *[
+        (n, keys, EXPERTS)
+        for n, keys in ((1, DDP), (2, DDP), (2, ZERO1), (2, FSDP), (2, TENSOR), (4, [*TENSOR, *FSDP]))
+    ],
+    (2, [*TENSOR, CHECKPOINTING], EXPERTS),
+    (1, DDP, [*EXPERTS, BF16]),
+    (2, FSDP, [*EXPERTS, BF16]),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
     *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],
@@ -180,6 +188,7 @@ def results(data_dir, request):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "strategy", "model"), CASES, ids=map(named, CASES))
 def test_every_strategy_trains_as_one_process_does(size, strategy, model, results):
     """To a few times the rounding of float32, 1.2e-7. With a compute dtype of 16 bits later steps round differently, as

@@ -9,7 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import (
+    BF16,
+    CHECKPOINTING,
+    DDP,
+    EXPERTS,
+    FSDP,
+    GPT2,
+    HYBRID,
+    LLAMA,
+    ODD,
+    OFFLOAD,
+    POST_NORM,
+    TENSOR,
+    ZERO1,
+    ZERO2,
+)
 from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 
@@ -55,6 +70,8 @@ CASES = [
     *[(size, [*ZERO2, *model]) for size in (2, 4) for model in (LLAMA,)],
     (2, MIXED),
     (2, IN_PART),
+    *[(2, [*strategy, *EXPERTS]) for strategy in (DDP, ZERO1, FSDP, TENSOR)],
+    (4, [*TENSOR, *FSDP, *EXPERTS]),
     *[(2, [*strategy, *IN_PART]) for strategy in (ZERO1, FSDP, ZERO2, TENSOR)],
     (2, [*TENSOR, CHECKPOINTING, *IN_PART]),
     (2, [*TENSOR, *POST_NORM, "--frozen=blocks.*,lm_head.*"]),

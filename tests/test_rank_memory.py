@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, FSDP, GPT2, HYBRID, LLAMA, ODD, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import BF16, CHECKPOINTING, EXPERTS, FSDP, GPT2, HYBRID, LLAMA, ODD, POST_NORM, TENSOR, ZERO1, ZERO2
 from test_memory import allocation_peak, counting_kept_bytes
 from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
@@ -23,7 +23,7 @@ BIG = ["--n_embd=64", "--block_size=48", "--batch_size=3"]
 ACTIVATIONS = [
     [*TENSOR, *dtype, *model]
     for dtype in ([], [BF16])
-    for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL)
+    for model in (GPT2, LLAMA, POST_NORM, EXPERTS, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL)
 ]
 
 
@@ -103,6 +103,7 @@ def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     return peaks
 
 
+@pytest.mark.slow
 def test_a_whole_step_stays_within_the_sum():
     """The first one, which allocates gradients and moments too, but not the weights: they were there before."""
     results = on_ranks(2, peaks_of_a_step, PEAKS)
@@ -129,6 +130,7 @@ def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     return peaks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_fsdp_gathers(size):
     """On one rank it copies its weights as on many, and so it does where it only keeps replicas of tensor-parallel

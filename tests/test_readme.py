@@ -70,6 +70,7 @@ def run(command: str, folder: Path) -> Done:
     return processes.run(folder / script, keys, folder, environment(), before)
 
 
+@pytest.mark.slow
 def test_the_first_hour(checkout):
     commands = [command for command in first_hour() if not command.startswith("source ")]
     assert len(commands) >= 8 and any("torchrun" in command for command in commands)

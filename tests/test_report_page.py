@@ -430,6 +430,7 @@ def test_hostile_names_do_nothing_in_a_browser(opened):
     assert page.inner_text("#runs label") == HOSTILE
 
 
+@pytest.mark.slow
 def test_fifty_runs_of_a_hundred_thousand_steps(browser, tmp_path):
     """The curves are made here: logs of that size would be 3 GB. Each run has one spike of one step."""
     steps, rng, runs = np.arange(1.0, 100_001), np.random.default_rng(0), []

@@ -112,6 +112,7 @@ def test_killed_anywhere_the_run_continues_bit_for_bit(train, tmp_path, uninterr
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "leftovers of the killed run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "call", "rank"),
     [

@@ -158,6 +158,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_data_that_change_under_a_run_end_it_saved(meddled, data_dir, train, tmp_path, whole, split, change):
@@ -171,6 +172,7 @@ def test_data_that_change_under_a_run_end_it_saved(meddled, data_dir, train, tmp
     assert curve(tmp_path / "run/log.jsonl") == curve(whole / "log.jsonl") and same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_data_that_change_under_two_ranks_end_both_saved(meddled, tmp_path):
     done = meddled(CHANGES["overwritten"].format(split="val"), ranks=2)
     assert done.returncode == 1 and "stopped: data/tiny/val.bin was changed" in done.stdout

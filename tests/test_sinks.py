@@ -30,6 +30,7 @@ def test_tensorboard_has_the_values_of_the_log(train, tmp_path):
     assert "train/mfu.causal" in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_the_values_of_the_log(train, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

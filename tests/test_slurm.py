@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, SMALL, environment
+
+pytestmark = pytest.mark.slow
 
 STAND_INS = {
     "srun": 'exec "$@"',

@@ -109,12 +109,31 @@ def one_line_of_two_ranks(done: subprocess.CompletedProcess) -> str:
     return line
 
 
+ONLY_COUNTED = """
+from components.registry import register_spec
+from components.spec import FFN, matrices
+
+@register_spec
+class Planned(FFN):
+    name = "planned"
+
+    def weights(self, config):
+        return matrices("proj", config.n_embd, config.n_embd, writes=True)
+
+    def kept(self, batch):
+        return batch.linear_inputs(batch.config.n_embd)
+"""
+
+
 def test_what_can_only_be_counted_is_planned_and_refused(train, tmp_path):
     """A dry run says so, and the run itself begins nothing."""
-    reason = "ffn_type='experts' can be counted, but there is no module that computes it yet"
-    planned = train("--ffn_pattern=E", "--dry_run")
+    (tmp_path / "planned").mkdir()
+    (tmp_path / "planned/spec.py").write_text(ONLY_COUNTED)
+    keys = ["--components=planned", "--ffn_type=planned"]
+    reason = "ffn_type='planned' can be counted, but there is no module that computes it yet"
+    planned = train(*keys, "--dry_run")
     assert planned.returncode == 0 and f"the run itself is refused: {reason}" in planned.stdout
-    refused = train("--ffn_pattern=E", "--out_dir=run")
+    refused = train(*keys, "--out_dir=run")
     assert (refused.returncode, refused.stderr) == (2, f"error: {reason}\n")
     assert not (tmp_path / "run").exists()
 

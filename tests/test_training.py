@@ -61,6 +61,7 @@ def test_the_model_learns(train, tmp_path):
     assert first == pytest.approx(math.log(256), rel=0.1) and last < 2.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [["--dtype=bfloat16"], ["--dtype=float16"], ["--compile=True"]], ids=str)
 def test_every_precision_and_compiled_blocks_train_alike(train, tmp_path, keys):
     """On this small model the loss curves of 30 steps stay within 2 % of the float32 one; the weights stay float32."""

@@ -21,6 +21,7 @@ TOLERANCES = {"runs": 1e-5, "continued": 1e-5, "small_losses": 1e-5, "losses": 1
 OF_GRADIENTS = 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["runs", "continued", "small_losses", pytest.param("losses", marks=pytest.mark.soak)])
 def test_training_is_as_it_was(part, tmp_path):
     """From scratch, and continued from checkpoints of that version: every record of the log, bit for bit where the

@@ -16,10 +16,12 @@ def build_optimizer(model: nn.Module, run: RunConfig, mesh: DeviceMesh | None = 
 
     With `use_zero1` its state is divided over the data ranks of the mesh.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # The biases of stacked layers are as many rows as there are layers
+    matrices = {name for name, parameter in trained.items() if parameter.dim() >= 2 and not name.endswith(".bias")}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": run.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trained.items() if name in matrices], "weight_decay": run.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in matrices], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     adamw = functools.partial(

@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
 
 from data.loader import Batch
+from model_builder import LanguageModel
 from parallel.collectives import sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
@@ -20,13 +22,15 @@ from runs.config import RunConfig
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
-    `skipped`. `auxiliary` are the terms that components add for training, which are not in the loss."""
+    `skipped`. `auxiliary` are the terms that components add for training, which are not in the loss. `loads` are, by
+    block, the share of its choices that each of an FFN's experts has."""
 
     loss: float
     grad_norm: float
     skipped: bool
     gradient_stats: dict[str, dict[str, float]] | None
     auxiliary: dict[str, float]
+    loads: dict[int, list[float]]
 
 
 def take_step(
@@ -42,14 +46,16 @@ def take_step(
     The loss is the mean over every target that counts of the global batch. A non-finite loss or gradient changes
     neither weights nor optimizer state.
     """
-    sums, n_targets = backward_pass(training, batches, run, compute)
+    sums, loads, n_targets = backward_pass(training, batches, run, compute)
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))  # where the gradients are: offloaded, in main memory
     stats = gradient_stats(training.model) if wants_gradient_stats else None
-    means = sum_over_ranks(torch.stack(list(sums.values())), compute.ranks) / n_targets
-    found = torch.cat((means, norm.to(compute.device).reshape(1)))
+    summed = sum_over_ranks(torch.cat((torch.stack(list(sums.values())), *loads.values())), compute.ranks)
+    means, *of_blocks = summed.split([len(sums), *map(len, loads.values())])
+    loads = {block: load / run.gradient_accumulation_steps for block, load in zip(loads, of_blocks, strict=True)}
+    found = torch.cat((means / n_targets, norm.to(compute.device).reshape(1)))
     loss, *auxiliary, grad_norm = found.tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
@@ -58,10 +64,13 @@ def take_step(
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate
         training.scaler.step(training.optimizer)
+        if loads:
+            cast(LanguageModel, training.model).after_step(loads)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     names = [name for name in sums if name != LOSS]
-    return StepResult(loss, grad_norm, not finite, stats, dict(zip(names, auxiliary, strict=True)))
+    shares = {block: load.tolist() for block, load in loads.items()}
+    return StepResult(loss, grad_norm, not finite, stats, dict(zip(names, auxiliary, strict=True)), shares)
 
 
 LOSS = ""  # among the sums of a step, which components name otherwise
@@ -69,9 +78,10 @@ LOSS = ""  # among the sums of a step, which components name otherwise
 
 def backward_pass(
     training: Training, batches: Iterator[Batch], run: RunConfig, compute: Compute
-) -> tuple[dict[str, torch.Tensor], int]:
+) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor], int]:
     """This rank's micro-batches, forward and backward. Returns the sums over their targets, scalars on the device, of
-    the loss (under LOSS) and of what components add, and how many targets of the global batch count.
+    the loss (under LOSS) and of what components add, the sums of the micro-batches' loads by block, and how many
+    targets of the global batch count.
 
     Each micro-batch's gradients are those of its sums over that number, so that every target weighs the same, however
     the global batch is divided; gradients are averaged over the data ranks, hence the factor of these.
@@ -79,7 +89,7 @@ def backward_pass(
     micro_batches = compute.ranks.share(range(run.gradient_accumulation_steps))
     batches, n_targets = targets_of_step(batches, run, compute, len(micro_batches))
     weight = compute.ranks.data_size / n_targets
-    sums = {LOSS: torch.zeros((), device=compute.device)}
+    sums, loads = {LOSS: torch.zeros((), device=compute.device)}, dict[int, torch.Tensor]()
     for micro in micro_batches:
         batch = next(batches)
         torch.manual_seed(_dropout_seed(run, training.progress.step, micro))
@@ -90,7 +100,9 @@ def backward_pass(
         sums[LOSS] += parts.cross_entropy.detach()
         for name, term in parts.auxiliary.items():
             sums[name] = sums.get(name, 0) + term.detach() * parts.n_targets
-    return sums, n_targets
+        for block, load in parts.loads.items():
+            loads[block] = loads.get(block, 0) + load
+    return sums, loads, n_targets
 
 
 def targets_of_step(

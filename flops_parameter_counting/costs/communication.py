@@ -146,20 +146,28 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
 
 
 def _norm_gradients(step: Step) -> list[Exchange]:
-    """A norm sees part of the sequence on each tensor-parallel rank: its gradient is summed, once a step, or before
-    FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
-    norms = elements(parameter for parameter in of_trained(step.own.root) if parameter.divided == "sequence")
+    """A norm sees part of the sequence on each tensor-parallel rank, a router a part of each expert: its gradient is
+    summed, once a step, or before FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
+    norms = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided == "sequence")
     times = 1 if step.mesh.data == 1 else step.micro_batches
     return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
 
 
 def _small(step: Step) -> list[Exchange]:
-    """The loss, and for the gradients' global norm that of each parameter, once along each way that any is divided."""
+    """The loss, what components add to it, and their loads; and for the gradients' global norm that of each parameter,
+    once along each way that any is divided."""
     mesh, trained = step.mesh, list(of_trained(step.own.all))
     norms = 4 * sum(parameter.copies for parameter in trained)
     is_divided = any(parameter.divided in ("rows", "columns") for parameter in trained)
     return [
         Exchange("scalars", "all_reduce", mesh.tensor, norms * is_divided),
         Exchange("scalars", "all_reduce", mesh.shards, norms),
-        Exchange("scalars", "all_reduce", mesh.size, 4),
+        Exchange("scalars", "all_reduce", mesh.size, 4 * (1 + _of_components(step.config))),
     ]
+
+
+def _of_components(config: ModelArchitectureConfig) -> int:
+    """Numbers that FFNs add to those of a step."""
+    ffns = [(layer.ffn_spec, config.of(layer), count) for layer, count in config.layer_counts.items() if layer.ffn_spec]
+    terms = {name for spec, own, _ in ffns for name in spec.adds(own)}
+    return len(terms) + sum(count * spec.loads(own) for spec, own, count in ffns)

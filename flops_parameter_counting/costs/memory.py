@@ -17,7 +17,7 @@ import numpy as np
 from common.arrays import larger
 from components.heads.spec import loss_bytes
 from components.spec import MicroBatch
-from flops_parameter_counting.costs.model_cost import Place, places_of, places_outside
+from flops_parameter_counting.costs.model_cost import places_of, places_outside
 from flops_parameter_counting.costs.sharding import (
     Kind,
     Mesh,
@@ -53,15 +53,8 @@ def block_bytes(batch: MicroBatch, layer: Layer) -> int:
     cast = weight_copies(own, layer)
     if batch.tensor == 1:
         return cast + divided
-    whole = sum(own.linear_inputs(own.config.n_embd, layers=_inputs(half)) for half in halves)
-    whole += layer.mixer_spec.whole(own)
+    whole = sum(half.whole(own) for half in layer.specs)
     return cast + (divided - whole) // batch.tensor + whole
-
-
-def _inputs(place: Place) -> int:
-    """Matrices that read the residual stream: those that tensor parallelism divides by rows."""
-    weights = place.spec.weights(place.config)
-    return sum(len(found.names) for found in weights if found.multiplies and found.divided == "rows")
 
 
 def weight_copies(batch: MicroBatch, layer: Layer) -> int:
@@ -69,7 +62,7 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     if batch.e == 4 or (batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e):
         return 0
     weights = [found for spec in layer.specs for found in spec.all_weights(batch.config)]
-    return batch.e * sum(found.size for found in weights if found.multiplies) // batch.tensor
+    return batch.e * sum(found.size for found in weights if found.multiplies and not found.in_float32) // batch.tensor
 
 
 def _position_bytes(batch: MicroBatch) -> int:

@@ -89,7 +89,7 @@ class Parameter:
     rows: int
     width: int = 1
     copies: int = 1
-    divided: str = ""  # by tensor parallelism: rows, columns, sequence (a norm: whole, but it sees a part), or nothing
+    divided: str = ""  # by tensor parallelism: rows, columns, sequence (whole, with a part of the gradient), or nothing
     trained: bool = True  # with a gradient, and the optimizer's state
 
     @property
@@ -222,4 +222,6 @@ def _with_frozen(config: ModelArchitectureConfig, frozen: Frozen) -> Parameters:
 def _parameter(weights: Weights, frozen: bool = False, names: tuple[str, ...] | None = None) -> Parameter:
     first, *others = weights.shape
     width = product(others) if others else 1
-    return Parameter(first, width, len(names or weights.names), weights.divided, not frozen)
+    is_divided = weights.divided in ("rows", "columns")
+    divided = "columns" if len(others) == 2 and is_divided else weights.divided  # of a stack, each matrix is
+    return Parameter(first, width, len(names or weights.names), divided, not frozen)

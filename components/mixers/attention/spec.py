@@ -147,11 +147,14 @@ class Attention(_AttentionKeys):
             batch.linear_inputs(config.n_embd, layers=3)
             + _kept_by_norms(batch)
             + backend.kept(batch)
-            + self.whole(batch)
+            + self._mask(batch)
             + batch.tokens * _query_width(config) * batch.e * is_copied
         )
 
     def whole(self, batch: MicroBatch) -> int:
+        return super().whole(batch) + self._mask(batch)
+
+    def _mask(self, batch: MicroBatch) -> int:
         return spec("attention_backend", batch.config.attention_backend).mask(batch, self.has_window)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:

@@ -1,0 +1,13 @@
+"""Several linear layers of one shape, as one parameter."""
+
+import torch
+from torch import nn
+
+
+class StackedLinear(nn.Module):
+    """`copies` matrices (rows, columns), each of which multiplies other tokens; whoever has them says which."""
+
+    def __init__(self, copies: int, rows: int, columns: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(copies, rows, columns))
+        self.register_parameter("bias", nn.Parameter(torch.empty(copies, rows)) if bias else None)
