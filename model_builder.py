@@ -42,8 +42,8 @@ class LossParts(NamedTuple):
 
 
 class Block(nn.Module):
-    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), and what
-    the FFN adds to the loss, by name. An FFN returns (B, T, D), or that and a dict of such terms."""
+    """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), what the
+    FFN adds to the loss, and what the mixer hands on, by name. Either returns (B, T, D), or that and a dict of these."""
 
     def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()
@@ -67,17 +67,25 @@ class Block(nn.Module):
         """What the mixer is handed beside x, by the names of its arguments, as functions (T, device, start) -> it."""
         return getattr(self.mixer, "shared", {})
 
-    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def hands_on(self) -> tuple[str, ...]:
+        """What the mixer is handed by the first block that has it, by the names of its arguments."""
+        return getattr(self.mixer, "hands_on", ())
+
+    def forward(
+        self, x: Tensor, cache: Any = None, **shared: Any
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if cache is not None:
             shared["cache"] = cache
         y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
+        y, handed = y if isinstance(y, tuple) else (y, {})
         mixed = self._joined(x, y, self.mixer_out_norm or self.mixer_norm)
         if not self.has_ffn:
-            return mixed, {}
+            return mixed, {}, handed
         x = x if self.is_parallel else mixed
         y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
         y, auxiliary = y if isinstance(y, tuple) else (y, {})
-        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary
+        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary, handed
 
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """The residual stream with the output of a half of the block, of which the norm may be the inner one."""
@@ -174,19 +182,22 @@ class LanguageModel(nn.Module):
         auxiliary: dict[str, Tensor] = {}
         other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
+        handed: dict[str, Tensor] = {}  # from a block to later ones
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
             for make in block.shared.values():
                 if make not in made:
                     made[make] = make(length, tokens.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
+            shared |= {name: handed[name] for name in block.hands_on if name in handed}
             if other is not None:
                 shared["hidden"] = other
             if caches is not None:
-                x, added = block(x, caches.layers[index], **shared)
+                x, added, given = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
-                x, added = checkpoint(block, x, use_reentrant=False, **shared)
+                x, added, given = checkpoint(block, x, use_reentrant=False, **shared)
             else:
-                x, added = block(x, **shared)
+                x, added, given = block(x, **shared)
+            handed |= given
             for name, term in added.items():
                 auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
         if caches is not None:

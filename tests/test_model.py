@@ -124,7 +124,7 @@ def _observed_norm_position(model: LanguageModel) -> str:
 
     handles = [
         block.register_forward_pre_hook(lambda module, args: (1e4 * args[0],)),
-        block.mixer.register_forward_hook(lambda module, args, output: 1e4 * output),
+        block.mixer.register_forward_hook(lambda module, args, output: _times(1e4, output)),
         block.register_forward_hook(lambda module, args, output: tensors.update(stream=output[0])),
         block.mixer.register_forward_pre_hook(lambda module, args: tensors.update(read=args[0])),
         block.dropout.register_forward_pre_hook(lambda module, args: tensors.setdefault("added", args[0])),
@@ -138,6 +138,11 @@ def _observed_norm_position(model: LanguageModel) -> str:
     return {(True, False): "pre", (True, True): "sandwich", (False, True): "inside"}[
         is_normed("read"), is_normed("added")
     ]
+
+
+def _times(factor: float, output):
+    """What a mixer adds to the stream, which may be all that it returns, times this."""
+    return (factor * output[0], *output[1:]) if isinstance(output, tuple) else factor * output
 
 
 def _observed_factors(model: LanguageModel) -> dict:
@@ -189,7 +194,7 @@ def _is_parallel(model: LanguageModel) -> bool:
     block = next(block for block in model.blocks if hasattr(block, "ffn"))
     read: list[torch.Tensor] = []
     handle = block.ffn.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-    mixer = block.mixer.register_forward_hook(lambda module, args, output: output * len(read))
+    mixer = block.mixer.register_forward_hook(lambda module, args, output: _times(len(read), output))
     with torch.no_grad():
         for _ in range(2):
             model.eval()(random_tokens(2, 8))
@@ -236,18 +241,23 @@ def _observed_attention(model: LanguageModel) -> dict:
         names.add(attend.__name__)
 
         def recording(q, k, v, score_bias, dropout, window, attend=attend):
-            calls.add((*q.shape[1::2], k.shape[1], v.shape[1], score_bias is not None, dropout))
+            has_sinks = score_bias is not None and score_bias.shape[-1] > k.shape[2]
+            has_bias = score_bias is not None and bool(score_bias[..., : k.shape[2]].any())
+            calls.add((*q.shape[1::2], k.shape[1], v.shape[1], has_bias, has_sinks, dropout))
             windows.add(window)
             return attend(q, k, v, score_bias, dropout, window)
 
         block.mixer.attend = recording
     with torch.no_grad():
         model.train()(random_tokens(1, 2))
-    heads, head_dim, key_heads, value_heads, has_score_bias, dropout = one_of(calls)
+    heads, head_dim, key_heads, value_heads, has_score_bias, has_sinks, dropout = one_of(calls)
     assert key_heads == value_heads
     assert dropout == model.dropout.p
     attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
     observed = {"attention_multiplier": attention.multiplier, "attn_logit_softcapping": cap}
+    gates = None if attention.gate_proj is None else attention.gate_proj.out_features
+    observed |= {"attention_output_gate": {None: None, heads: "head", heads * head_dim: "element"}[gates]}
+    observed |= {"attention_sinks": has_sinks, "value_residual": _hands_on_values(model)}
     observed |= {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
     observed["attention_window"] = one_of(windows - {None} or {None})
     biases = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
@@ -259,6 +269,19 @@ def _observed_attention(model: LanguageModel) -> dict:
     if has_score_bias:
         return observed | {"position_encoding": "alibi"}
     return observed | {"position_encoding": "learned_absolute" if list(model.position.parameters()) else "none"}
+
+
+def _hands_on_values(model: LanguageModel) -> bool:
+    """Whether one block, and no other, leaves values for later ones."""
+    given: list[str] = []
+    handles = [
+        block.register_forward_hook(lambda module, args, output: given.extend(output[2])) for block in model.blocks
+    ]
+    with torch.no_grad():
+        model(random_tokens(1, 2))
+    for handle in handles:
+        handle.remove()
+    return given == ["first_values"]
 
 
 def _observed_norms_of_heads(attention: Attention, head_dim: int) -> bool | str:
@@ -321,6 +344,9 @@ OVERRIDES = {
     "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
     "partial_rotary_factor": (0.75, {"position_encoding": "rope", "head_dim": 16}),
     "parallel_residual": ((True, False), {}),
+    "attention_sinks": (True, {"attention_backend": "manual"}),
+    "attention_output_gate": (("head", "element"), {}),
+    "value_residual": (True, {}),
     "attention_backend": ("manual", {}),
     "bias": ((True, False), {}),
     "weight_tying": ((True, False), {}),

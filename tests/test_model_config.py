@@ -56,6 +56,9 @@ OVERRIDES = {
     "final_logit_softcapping": (3.0, {}),
     "attention_multiplier": (3.0, BOTH),
     "attn_logit_softcapping": (3.0, {"attention_backend": "manual", **BOTH}),
+    "attention_sinks": (True, {"attention_backend": "manual", **BOTH}),
+    "attention_output_gate": ("head", BOTH),
+    "value_residual": (True, BOTH),
     "attention_backend": ("manual", BOTH),
     "bias": (None, {}),  # the opposite of the preset's
     "weight_tying": (None, {}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, OPTIONS, POST_NORM, TENSOR, ZERO1, ZERO2
 from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 
@@ -74,6 +74,8 @@ CASES = [
     (4, ["--tensor_parallel=4", *GPT2]),
     *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
+    *[(2, [*strategy, *OPTIONS]) for strategy in (ZERO1, FSDP, TENSOR, [*TENSOR, CHECKPOINTING])],
+    (4, [*TENSOR, *FSDP, *OPTIONS]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
