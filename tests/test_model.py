@@ -622,7 +622,18 @@ def test_attention_dropout_drops_weights_and_rescales_the_rest(backend):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    "keys", [{}, {"position_encoding": "rope", "num_key_value_heads": 2}, {"position_encoding": "alibi"}]
+    "keys",
+    [
+        {},
+        {"position_encoding": "rope", "num_key_value_heads": 2},
+        {"position_encoding": "alibi"},
+        {
+            "attention_backend": "manual",
+            "attention_sinks": True,
+            "attention_output_gate": "head",
+            "value_residual": True,
+        },
+    ],
 )
 def test_checkpointing_changes_no_bit(keys, dropout, dtype):
     config = resolve_architecture(TINY | keys | {"dropout": dropout})
