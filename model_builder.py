@@ -43,7 +43,7 @@ class LossParts(NamedTuple):
 
 class Block(nn.Module):
     """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), what the
-    FFN adds to the loss, and what the mixer hands on, by name. Either returns (B, T, D), or that and a dict of these."""
+    FFN adds to the loss, and what the mixer hands on, by name. Each returns (B, T, D), or that and a dict of these."""
 
     def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()

@@ -311,7 +311,7 @@ class FFN(Half):
     letter: ClassVar[str | None] = None  # in ffn_pattern
     is_gated: ClassVar[bool] = False
 
-    ffn_type: str = key("standard", "standard, swiglu, geglu or geglu_tanh", group="Architecture: FFN")
+    ffn_type: str = key("standard", "standard, swiglu, swiglu_clamped, geglu or geglu_tanh", group="Architecture: FFN")
 
     def words(self, config: Config) -> str:
         """What it is called in the name of an architecture."""

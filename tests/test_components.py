@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BloomConfig, GptOssConfig, GptOssForCausalLM, LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.bloom import modeling_bloom
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama import modeling_llama
 
 from common.errors import UserError
@@ -78,6 +79,7 @@ def test_rmsnorm_is_hugging_faces():
     [
         ("gelu", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
         ("gelu_tanh", lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+        ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
         ("silu", lambda x: x / (1 + math.exp(-x))),
         ("relu", lambda x: max(x, 0.0)),
         ("relu_squared", lambda x: max(x, 0.0) ** 2),
@@ -91,7 +93,14 @@ def test_activations_are_their_formulas(name, formula):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("gelu", "gelu"), ("gelu_tanh", "gelu_new"), ("silu", "silu"), ("relu", "relu"), ("relu_squared", "relu2")],
+    [
+        ("gelu", "gelu"),
+        ("gelu_tanh", "gelu_new"),
+        ("silu", "silu"),
+        ("relu", "relu"),
+        ("relu_squared", "relu2"),
+        ("quick_gelu", "quick_gelu"),
+    ],
 )
 def test_activations_are_hugging_faces(ours, theirs):
     x = torch.randn(1000) * 3
@@ -366,7 +375,11 @@ def test_a_value_residual_begins_at_a_half_and_does_nothing_in_the_first_layer()
     [
         ({"attention_sinks": True}, "attention_backend='sdpa' has no attention_sinks=True: take .*'manual'"),
         (
-            {"attention_backend": "manual", "layer_values": {1: {"attention_backend": "sdpa"}}, "attention_sinks": True},
+            {
+                "attention_backend": "manual",
+                "layer_values": {1: {"attention_backend": "sdpa"}},
+                "attention_sinks": True,
+            },
             "attention_backend='sdpa' has no attention_sinks=True: take .*'manual'",
         ),
         (
@@ -403,6 +416,31 @@ def test_gated_ffns(name, gate):
     expected = ffn.down_proj(gate(ffn.gate_proj(x)) * ffn.up_proj(x))
     torch.testing.assert_close(ffn(x), expected)
     assert ffn.gate_proj.weight.shape == ffn.up_proj.weight.shape == (40, 32)
+
+
+@pytest.mark.parametrize("limit", [7.0, 0.5])
+def test_a_clamped_ffn_is_gpt_osss(limit):
+    """An expert's own arithmetic, with its columns in turn: bits and gradients, beyond the limits too."""
+    theirs = GptOssExperts(GptOssConfig(hidden_size=32, intermediate_size=40, num_local_experts=2, swiglu_limit=limit))
+    ffn = randomised(built("ffn_type", "swiglu_clamped", d_ff=40, bias=True, swiglu_limit=limit), torch.float32)
+    x = (3 * torch.randn(3, 5, 32)).requires_grad_()
+    gate, up = ffn.gate_proj(x), ffn.up_proj(x)
+    assert (gate > limit).any() and (up > limit).any() and (up < -limit).any()
+    expected = ffn.down_proj(theirs._apply_gate(torch.stack((gate, up), -1).flatten(-2)))
+    assert torch.equal(ffn(x), expected)
+    for found, other in zip(
+        *(torch.autograd.grad(y.sum(), (x, *ffn.parameters())) for y in (ffn(x), expected)), strict=True
+    ):
+        torch.testing.assert_close(found, other)
+
+
+def test_a_limit_is_of_a_clamped_ffn_alone():
+    with pytest.raises(UserError, match=r"swiglu_limit=5\.0 is given, but no layer has a clamped gated FFN: drop it"):
+        small(ffn_type="swiglu", swiglu_limit=5.0)
+    with pytest.raises(UserError, match=r"swiglu_limit=0\.0 must be above 0"):
+        small(ffn_type="swiglu_clamped", swiglu_limit=0)
+    with pytest.raises(UserError, match=r"ffn_type='swiglu_clamped' has its own activation \(quick_gelu\)"):
+        small(ffn_type="swiglu_clamped", activation="silu")
 
 
 # The registry

@@ -40,9 +40,14 @@ SMALL = {
 }
 ONLY_IN = {  # what a model without such layers refuses
     "AWU": (
-        "n_head", "num_key_value_heads", "attention_backend", "qk_norm", "attention_output_gate", "value_residual",
+        "n_head",
+        "num_key_value_heads",
+        "attention_backend",
+        "qk_norm",
+        "attention_output_gate",
+        "value_residual",
         "attention_sinks",
-    ),  # fmt: skip
+    ),
     "AW": ("rope_theta", "partial_rotary_factor"),
     "W": ("attention_window",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
@@ -244,7 +249,9 @@ def test_every_other_model_ends_at_its_block(pattern, position):
 BUILT = [letter for letter, mixer in registry.by_letter("mixer").items() if registry.has_module("mixer", mixer.name)]
 
 
-@pytest.mark.parametrize("keys", [{}, {"attention_sinks": True, "attention_output_gate": "head", "value_residual": True}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"attention_sinks": True, "attention_output_gate": "head", "value_residual": True}]
+)
 @pytest.mark.parametrize("letter", [letter for letter in BUILT if letter != "S"])
 def test_a_block_in_training_is_still_one_graph(letter, keys):
     """Mamba-1's scan is excepted: it is kept out of the graph on purpose."""

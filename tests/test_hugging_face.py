@@ -410,6 +410,10 @@ def test_a_bamba_is_stepped_with_position_ids():
             "attention_sinks=True cannot be represented: LlamaForCausalLM has False",
         ),
         (
+            {"layer_pattern": "A", "ffn_type": "swiglu_clamped"},
+            "ffn_type='swiglu_clamped' cannot be represented: LlamaForCausalLM has 'swiglu'",
+        ),
+        (
             {"layer_pattern": "A", "attention_output_gate": "element"},
             "attention_output_gate='element' cannot be represented: LlamaForCausalLM has None",
         ),
@@ -448,7 +452,7 @@ def architectures(draw):
         "partial_rotary_factor": [0.25, 0.5],
         "attention_window": [5],
         "ffn_after": ["all", "attention", "mamba"],
-        "ffn_type": ["standard", "swiglu", "geglu", "geglu_tanh"],
+        "ffn_type": ["standard", "swiglu", "swiglu_clamped", "geglu", "geglu_tanh"],
         "normalization": ["layernorm", "layernorm_nobias", "rmsnorm", "rmsnorm_zero_centred"],
         "norm_position": ["pre", "post", "sandwich", "inside"],
         "embedding_multiplier": [None, 2.0],

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from components import registry
-from components.ffns.gated.spec import GATES
 from components.heads import spec as head
 from components.mixers.mamba2.spec import hybrid_pattern
 from components.registry import PRESETS
@@ -33,7 +32,7 @@ SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size"
 OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "leaky_relu")
 
 
 def autocast(dtype: str):
@@ -171,8 +170,8 @@ def micro_batches(draw):
         keys["partial_rotary_factor"] = draw(st.sampled_from([1.0, 4 / head_dim]))
     if draw(st.booleans()):
         keys |= draw(mixers(keys["n_layer"], keys["block_size"]))
-    ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))
-    keys |= {"ffn_type": ffn} if ffn in GATES else {"activation": ffn}
+    ffn = draw(st.sampled_from(["swiglu", "swiglu_clamped", "geglu", *ACTIVATIONS]))
+    keys |= {"activation": ffn} if ffn in ACTIVATIONS else {"ffn_type": ffn}
     return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
 
 
@@ -232,6 +231,13 @@ def test_activations_of_gates_sinks_and_value_residuals_to_the_byte(backend, pos
         config = resolve_architecture(SMALL | {"arch_preset": "llama3"} | keys | pattern)
         model = build_model(config, seed=0)
         assert training_memory(config, 2, dtype)["activations"] == kept_by_model(model, 2, dtype), keys
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [{"ffn_type": "swiglu_clamped", "bias": True}, {"activation": "quick_gelu"}])
+def test_activations_of_gpt_osss_ffn_to_the_byte(keys, dtype):
+    config = resolve_architecture(SMALL | {"arch_preset": "custom", "d_ff": 88} | keys)
+    assert training_memory(config, 2, dtype)["activations"] == kept_by_model(build_model(config, seed=0), 2, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -66,6 +66,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "relu": lambda x: x * (x > 0),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
     "relu_squared": lambda x: x**2 * (x > 0),
     "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
 }
@@ -181,12 +182,15 @@ def _observed_ffn(model: LanguageModel) -> dict:
     x = torch.linspace(-4, 4, 101)
     same = [name for name, formula in ACTIVATIONS.items() if torch.allclose(ffn.activation(x), formula(x), atol=1e-6)]
     activation = one_of(set(same))
-    gated = {activation: ffn_type for ffn_type, activation in GATES.items()}
-    return {
+    gated = {activation: ffn_type for ffn_type, activation in GATES.items()} | {"quick_gelu": "swiglu_clamped"}
+    found = {
         "d_ff": ffn.down_proj.in_features,
         "activation": activation,
         "ffn_type": gated[activation] if hasattr(ffn, "gate_proj") else "standard",
     }
+    if found["ffn_type"] == "swiglu_clamped":
+        found["swiglu_limit"] = ffn.gated(torch.tensor(1e6), torch.tensor(0.0)).item()
+    return found
 
 
 def _is_parallel(model: LanguageModel) -> bool:
@@ -338,7 +342,8 @@ OVERRIDES = {
     "attention_multiplier": (0.25, {}),
     "attn_logit_softcapping": ((None, 2.0), {"attention_backend": "manual"}),
     "activation": (tuple(ACTIVATIONS), {"ffn_type": "standard"}),
-    "ffn_type": (("standard", "swiglu", "geglu", "geglu_tanh"), {}),
+    "ffn_type": (("standard", "swiglu", "swiglu_clamped", "geglu", "geglu_tanh"), {}),
+    "swiglu_limit": (30.0, {"ffn_type": "swiglu_clamped"}),
     "position_encoding": (("learned_absolute", "rope", "alibi", "none"), {}),
     "rope_theta": (1230.0, {"position_encoding": "rope"}),
     "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
@@ -473,7 +478,7 @@ def test_nanogpts_configs_give_nanogpts_parameter_counts(config, vocab_size, pri
 
 
 FFNS = [{"activation": name} for name in registered()["activation"] if name in ACTIVATIONS]
-FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name in GATES]
+FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name != "standard"]
 
 
 OTHER_CHOICES = (

@@ -45,6 +45,7 @@ OVERRIDES = {
     "norm_position": ("post", {}),
     "activation": ("relu_squared", {"ffn_type": "standard", **BOTH}),
     "ffn_type": ("geglu", BOTH),
+    "swiglu_limit": (3.0, {"ffn_type": "swiglu_clamped", **BOTH}),
     "position_encoding": ("alibi", BOTH),
     "rope_theta": (12345.0, BOTH),
     "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope", **BOTH}),

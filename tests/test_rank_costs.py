@@ -9,7 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, OPTIONS, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import (
+    BF16,
+    CHECKPOINTING,
+    DDP,
+    FSDP,
+    GPT2,
+    HYBRID,
+    LLAMA,
+    ODD,
+    OFFLOAD,
+    OPTIONS,
+    POST_NORM,
+    TENSOR,
+    ZERO1,
+    ZERO2,
+)
 from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 

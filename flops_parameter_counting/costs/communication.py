@@ -146,7 +146,7 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
 
 
 def _partial_gradients(step: Step) -> list[Exchange]:
-    """A norm sees part of the sequence on each tensor-parallel rank, and what is whole in a mixer part of the heads: its
+    """A norm sees part of the sequence on each tensor-parallel rank, and a mixer's whole vector part of the heads: the
     gradient is summed, once a step, or before FSDP, which has a part in data parallelism too, takes it: after every
     micro-batch."""
     whole = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided in ("sequence", "heads"))

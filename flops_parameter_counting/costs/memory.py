@@ -99,8 +99,8 @@ def _handed_bytes(batch: MicroBatch) -> int:
 def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     """Bytes that are kept at the end of the forward pass: token ids, positions, blocks, final norm.
 
-    With checkpointing, of the blocks only their inputs and what one hands to others, and then the larger of what one of them keeps while it is
-    computed again and the cast weights of all, which autocast holds until the loss is there.
+    With checkpointing, of the blocks only their inputs and what one hands to others, and then the larger of what one of
+    them keeps while it is computed again and the cast weights of all, which autocast holds until the loss is there.
     """
     config = batch.config
     outside = 8 * batch.tokens + batch.dropout_mask(batch.stream_part, 4)

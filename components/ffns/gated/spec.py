@@ -1,6 +1,7 @@
 """Gated FFNs (Shazeer 2020, GLU Variants Improve Transformer)."""
 
 from common.errors import UserError
+from common.keys import key
 from components.ffns.base import DenseFFN
 from components.registry import register_spec
 from components.spec import Config, MicroBatch, Weights, matrices
@@ -9,19 +10,10 @@ LABELS = {"swiglu": "SwiGLU", "geglu": "GEGLU", "geglu_tanh": "GEGLUtanh"}
 GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # what each applies to its gate
 
 
-@register_spec
-class Gated(DenseFFN):
-    names = tuple(GATES)
+class _Gated(DenseFFN):
     is_gated = True
     own_ratio = 8 / 3
     own_multiple = 64
-
-    def __init__(self, name: str):
-        super().__init__(name)
-        self.label = LABELS[name]
-
-    def own_activation(self) -> str:
-        return GATES[self.name]
 
     def check(self, config: Config) -> None:
         if config.activation != self.own_activation():
@@ -42,3 +34,34 @@ class Gated(DenseFFN):
         (activation,) = self.within(config).values()
         inputs = batch.linear_inputs(config.n_embd, layers=2)
         return inputs + activation.kept(batch) + 3 * batch.tokens * config.d_ff * batch.e
+
+
+@register_spec
+class Gated(_Gated):
+    names = tuple(GATES)
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.label = LABELS[name]
+
+    def own_activation(self) -> str:
+        return GATES[self.name]
+
+
+@register_spec
+class ClampedSwiGLU(_Gated):
+    """gpt-oss's (OpenAI 2025), which computes it in experts."""
+
+    name, label = "swiglu_clamped", "ClampedSwiGLU"
+    what = "a clamped gated FFN"
+
+    swiglu_limit: float = key(
+        7.0, "of swiglu_clamped: its gate is at most this, and what it multiplies within +- this", above=0
+    )
+
+    def own_activation(self) -> str:
+        return "quick_gelu"
+
+    def kept(self, batch: MicroBatch) -> int:
+        """Besides, gate and other half before they are clamped."""
+        return super().kept(batch) + 2 * batch.tokens * batch.config.d_ff * batch.e

@@ -23,8 +23,8 @@ from model_config import ModelArchitectureConfig
 # ---------------------------------------------------------------------------------------------------------------------
 # Backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over the last
 # `window` keys, its own included (None: over all). The queries are those of the last T keys. `score_bias`, (H or 1, T,
-# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing). A further
-# column of it, for backends that have sinks, holds scores of no key: they take part in the softmax and weigh nothing.
+# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing). For
+# backends that have sinks it may have a further column, of scores of no key: they take part in the softmax only.
 
 
 @register_module("attention_backend", "sdpa")
@@ -148,11 +148,11 @@ class Numbers(nn.Module):
 class Attention(nn.Module):
     """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention.
 
-    Sinks are gpt-oss's (OpenAI 2025): a learned score of no key a head. From 0, they begin as the 1 in the denominator of
-    Miller 2023, Attention Is Off By One; transformers draws them near 0. Output gates are those after the attention of
-    Qiu et al. 2025, Gated Attention for Large Language Models (G1). A value residual is that of Zhou et al. 2024, Value
-    Residual Learning, in modded-nanogpt's form: one weight a layer, from 1/2, and in the first layer too, where it mixes
-    values with themselves.
+    Sinks are gpt-oss's (OpenAI 2025): a learned score of no key for each head. At 0, where they start, they are the 1
+    in the denominator of Miller 2023, Attention Is Off By One; transformers draws them from a normal of 0.02. Output
+    gates are G1 of Qiu et al. 2025, Gated Attention for Large Language Models. A value residual is that of Zhou et al.
+    2024, Value Residual Learning, in the form of modded-nanogpt: one weight a layer, which starts at the paper's fixed
+    1/2, in the first layer too, where it mixes values with themselves and changes nothing.
     """
 
     window: int | None = None

@@ -81,7 +81,7 @@ class _AttentionKeys(Heads):
     )
     value_residual: bool = key(
         False,
-        "values are (1 - w) of their layer's own and w of the first such layer's, w learned, a number a layer, from 1/2",
+        "values are (1 - w) times the layer's own and w times the first such layer's; w is learned, one a layer",
     )
     attention_backend: str = key(
         "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
