@@ -189,7 +189,7 @@ def _observed_ffn(model: LanguageModel) -> dict:
         "ffn_type": gated[activation] if hasattr(ffn, "gate_proj") else "standard",
     }
     if found["ffn_type"] == "swiglu_clamped":
-        found["swiglu_limit"] = ffn.gated(torch.tensor(1e6), torch.tensor(0.0)).item()
+        found["swiglu_limit"] = round(ffn.gated(torch.tensor(1e6), torch.tensor(0.0)).item(), 3)
     return found
 
 
