@@ -208,6 +208,8 @@ def test_bytes_by_hand():
     assert cache_bytes("M", 20) == cache_bytes("M", BLOCK) == mamba2
     assert cache_bytes("S", 20) == 4 * (3 * 64 + 64 * 8)
     assert cache_bytes("AMMW", 20) == 20 * token + 2 * mamba2 + 4 * token
+    options = {"attention_sinks": True, "attention_output_gate": "element", "value_residual": True}
+    assert cache_bytes("AMMW", 20, **options) == cache_bytes("AMMW", 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

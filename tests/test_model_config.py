@@ -258,6 +258,15 @@ def test_d_ff_is_the_least_multiple_that_is_wide_enough(ratio, width, multiple):
             {"layer_pattern": "WSMA", "attention_window": 8, "ffn_after": "mamba"},
             "12L-3A3W3M3S-12H-768D-AbsPos-LNnoBias-GELU-PreNorm",
         ),
+        (
+            {"attention_sinks": True, "attention_backend": "manual", "num_key_value_heads": 2, "value_residual": True},
+            "12L-12H-768D-GQA2-Sinks-ValueResidual-AbsPos-LNnoBias-GELU-PreNorm",
+        ),
+        ({"attention_output_gate": "head"}, "12L-12H-768D-HeadGate-AbsPos-LNnoBias-GELU-PreNorm"),
+        (
+            {"attention_output_gate": "element", "ffn_type": "swiglu_clamped"},
+            "12L-12H-768D-ElementGate-AbsPos-LNnoBias-ClampedSwiGLU-PreNorm",
+        ),
         ({"layer_pattern": "W", "attention_window": 8}, "12L-12W-12H-768D-AbsPos-LNnoBias-GELU-PreNorm"),
     ],
 )
