@@ -385,7 +385,7 @@ def test_a_value_residual_begins_at_a_half_and_does_nothing_in_the_first_layer()
         (
             {"value_residual": True, "layer_values": {2: {"num_key_value_heads": 4}}},
             "layers of num_key_value_heads=2 and head_dim=8 and of num_key_value_heads=4 and head_dim=8 cannot share "
-            "first_values: give them equal sizes",
+            "value_residual: give them equal sizes",
         ),
         ({"attention_output_gate": "heads"}, r"attention_output_gate='heads' is none of: None, head, element \(did"),
         ({"value_residual": "yes"}, "value_residual='yes': expected bool"),

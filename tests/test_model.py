@@ -285,7 +285,7 @@ def _hands_on_values(model: LanguageModel) -> bool:
         model(random_tokens(1, 2))
     for handle in handles:
         handle.remove()
-    return given == ["first_values"]
+    return given == ["value_residual"]
 
 
 def _observed_norms_of_heads(attention: Attention, head_dim: int) -> bool | str:

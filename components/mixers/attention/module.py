@@ -131,7 +131,7 @@ class AttentionCache:
 
 
 class Numbers(nn.Module):
-    """() -> (n,) learned numbers, which begin as one. A module of their own, of which ranks may have a part."""
+    """() -> (n,) learned numbers, all of which start at `initial`. Of a module of their own ranks may have a part."""
 
     def __init__(self, count: int, initial: float):
         super().__init__()
@@ -180,7 +180,7 @@ class Attention(nn.Module):
             self.sinks = Numbers(config.n_head, 0.0)
         if config.value_residual:
             self.value_weight = Numbers(1, 0.5)
-        self.hands_on = ("first_values",) if config.value_residual else ()
+        self.hands_on = ("value_residual",) if config.value_residual else ()
         self.attend = module("attention_backend", config.attention_backend)
         if config.attn_logit_softcapping is not None:
             self.attend = capped(config.attn_logit_softcapping)
@@ -201,7 +201,7 @@ class Attention(nn.Module):
         score_bias: Tensor | None = None,
         hidden: Tensor | None = None,
         cache: AttentionCache | None = None,
-        first_values: Tensor | None = None,
+        value_residual: Tensor | None = None,
     ) -> Any:
         """(B, T, D), and from the first of the layers with a value residual its values (B, T, K h), for the others."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H h), (B, T, K h) twice
@@ -209,9 +209,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         handed = {}
         if self.value_weight is not None:
-            if first_values is None:
-                handed["first_values"] = first_values = v
-            v = v.lerp(first_values, self.value_weight().type_as(v))
+            if value_residual is None:
+                handed["value_residual"] = value_residual = v
+            v = v.lerp(value_residual, self.value_weight().type_as(v))
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         if self.qk_norm is True:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -134,7 +134,7 @@ class Attention(_AttentionKeys):
     def hands_on(self, config: Config) -> dict[str, dict[str, Any]]:
         """The values of the first layer with a value residual (Zhou et al. 2024, ResFormer)."""
         shape = {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
-        return {"first_values": shape} if config.value_residual else {}
+        return {"value_residual": shape} if config.value_residual else {}
 
     def window(self, config: Config, length: int) -> int:
         """Keys that a query meets at most, in sequences of `length` tokens."""
