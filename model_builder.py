@@ -45,8 +45,9 @@ class LossParts(NamedTuple):
 
 class Block(nn.Module):
     """A mixer and, where the layer has one, an FFN, each around the residual stream: (B, T, D) -> (B, T, D), what the
-    FFN adds to the loss, by name, and its load. An FFN returns (B, T, D), or that and a dict of such terms, or these
-    and the share of its choices that each of its experts has."""
+    FFN adds to the loss, by name, its load, and what the mixer hands on, by name. The mixer returns (B, T, D), or that
+    and the latter; the FFN (B, T, D), or that and a dict of terms, or these and the share of its choices that each of
+    its experts has."""
 
     def __init__(self, config: ModelArchitectureConfig, layer: Layer):
         super().__init__()
@@ -70,17 +71,25 @@ class Block(nn.Module):
         """What the mixer is handed beside x, by the names of its arguments, as functions (T, device, start) -> it."""
         return getattr(self.mixer, "shared", {})
 
-    def forward(self, x: Tensor, cache: Any = None, **shared: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    @property
+    def hands_on(self) -> tuple[str, ...]:
+        """What the mixer is handed by the first block that has it, by the names of its arguments."""
+        return getattr(self.mixer, "hands_on", ())
+
+    def forward(
+        self, x: Tensor, cache: Any = None, **shared: Any
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
         if cache is not None:
             shared["cache"] = cache
         y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
+        y, handed = y if isinstance(y, tuple) else (y, {})
         mixed = self._joined(x, y, self.mixer_out_norm or self.mixer_norm)
         if not self.has_ffn:
-            return mixed, {}, None
+            return mixed, {}, None, handed
         x = x if self.is_parallel else mixed
         y = self.ffn(self.ffn_norm(x) if self.norm_before else x)
         y, auxiliary, load = (*y, None)[:3] if isinstance(y, tuple) else (y, {}, None)
-        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary, load
+        return self._joined(mixed, y, self.ffn_out_norm or self.ffn_norm), auxiliary, load, handed
 
     def _joined(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """The residual stream with the output of a half of the block, of which the norm may be the inner one."""
@@ -178,19 +187,22 @@ class LanguageModel(nn.Module):
         loads: dict[int, Tensor] = {}
         other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
+        handed: dict[str, Tensor] = {}  # from a block to later ones
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
             for make in block.shared.values():
                 if make not in made:
                     made[make] = make(length, tokens.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
+            shared |= {name: handed[name] for name in block.hands_on if name in handed}
             if other is not None:
                 shared["hidden"] = other
             if caches is not None:
-                x, added, load = block(x, caches.layers[index], **shared)
+                x, added, load, given = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
-                x, added, load = checkpoint(block, x, use_reentrant=False, **shared)
+                x, added, load, given = checkpoint(block, x, use_reentrant=False, **shared)
             else:
-                x, added, load = block(x, **shared)
+                x, added, load, given = block(x, **shared)
+            handed |= given
             for name, term in added.items():
                 auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
             if load is not None:
@@ -272,7 +284,7 @@ class LanguageModel(nn.Module):
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.zero_()
         elif hasattr(module, "reset_parameters"):
-            cast("Any", module).reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
         elif any(True for _ in module.parameters(recurse=False)):
             raise UserError(f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them")
 

@@ -513,7 +513,12 @@ def _check_positions(given: Mapping[str, Any], config: ModelArchitectureConfig) 
 
 def check_architecture(config: ModelArchitectureConfig) -> None:
     """Raises UserError, with the reason, for sizes and combinations that cannot work together."""
+    handed: dict[str, dict[str, Any]] = {}
     for layer in config.layer_counts:
+        for name, sizes in layer.mixer_spec.hands_on(config.of(layer)).items():
+            if (first := handed.setdefault(name, sizes)) != sizes:
+                one, other = (" and ".join(f"{key}={size}" for key, size in each.items()) for each in (first, sizes))
+                raise UserError(f"layers of {one} and of {other} cannot share {name}: give them equal sizes")
         for found in layer.specs:
             found.check(config.of(layer))
             for inner in found.within(config.of(layer)).values():

@@ -28,9 +28,10 @@ class Weights:
     matrices (copies, rows, columns).
 
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
-    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, of which each has a part of
-    the gradient, as of its part of the `sequence`; "": all. `in_float32`: they multiply in it, whatever the compute
-    dtype. `writes`: their product is added to the residual stream, for which they start smaller.
+    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, and a part of the gradient,
+    for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
+    what a module of their own returns. `in_float32`: they multiply in it, whatever the compute dtype. `writes`: their
+    product is added to the residual stream, for which they start smaller.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -238,12 +239,12 @@ class Half(Spec):
 
     def is_shared(self, config: Config) -> bool:
         """Whether each of its matrices is divided, and no vector is left of which every rank has a part of the
-        gradient: the biases of divided matrices are divided, or added once, with them."""
+        gradient unawares: the biases of divided matrices are divided, or added once, with them."""
         weights = self.weights(config)
-        modules = {name.rpartition(".")[0] for one in weights if one.multiplies for name in one.names}
-        vectors = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
+        modules = {name.rpartition(".")[0] for one in weights if one.multiplies or one.divided for name in one.names}
+        others = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
         divided = all(one.divided for one in weights if one.multiplies)
-        return super().is_shared(config) and divided and vectors <= modules
+        return super().is_shared(config) and divided and others <= modules - {""}
 
     def whole(self, batch: MicroBatch) -> int:
         """The kept bytes that tensor-parallel ranks do not share: the input that they gather."""
@@ -287,6 +288,11 @@ class Mixer(Half):
         """Every n_embd that it can have is a multiple of this."""
         return 1
 
+    def hands_on(self, config: Config) -> dict[str, dict[str, Any]]:
+        """What the first layer that has it hands to all others that have it, by the name of their argument: the keys
+        whose product is its size for a token, which are equal in all of them."""
+        return {}
+
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """What a sequence of `length` tokens leaves for the next one; `with_current`: a convolution with a place for
         that one's own, as in the caches of transformers."""
@@ -310,7 +316,7 @@ class FFN(Half):
     letter: ClassVar[str | None] = None  # in ffn_pattern
     is_gated: ClassVar[bool] = False
 
-    ffn_type: str = key("standard", "standard, swiglu, geglu or geglu_tanh", group="Architecture: FFN")
+    ffn_type: str = key("standard", "standard, swiglu, swiglu_clamped, geglu or geglu_tanh", group="Architecture: FFN")
 
     def adds(self, config: Config) -> tuple[str, ...]:
         """The names of what it adds to the loss in training."""

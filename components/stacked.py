@@ -1,11 +1,13 @@
 """Several linear layers of one shape, as one parameter."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class StackedLinear(nn.Module):
     """`copies` matrices (rows, columns), each of which multiplies other tokens; whoever has them says which."""
+
+    bias: Tensor | None
 
     def __init__(self, copies: int, rows: int, columns: int, bias: bool = False):
         super().__init__()

@@ -84,8 +84,8 @@ def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute) -> None:
     embedding, where a tied head meets it.
 
     Mixers and FFNs travel in the compute dtype, which autocast would round their matrices to anyway; norms of queries
-    and keys are rounded with them. The rest, which computes in float32, travels in it, and so do blocks whose mixer
-    does not bear to be rounded. Master weights, and their optimizer, are float32.
+    and keys, and other vectors of mixers, are rounded with them. The rest, which computes in float32, travels in it,
+    and so do blocks whose mixer does not bear to be rounded. Master weights, and their optimizer, are float32.
     """
     mesh, device, dtype = compute.mesh, compute.device, compute.dtype
     assert mesh is not None

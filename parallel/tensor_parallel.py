@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -43,6 +43,25 @@ class Replicated(ParallelStyle):
             ),
             output_fn=lambda _, output, mesh: output.to_local(),
         )
+
+
+class Numbers(ParallelStyle):
+    """A module that returns its one vector, of which each rank has a part; or all of it, for its own heads, so that its
+    gradient is a part of the sum."""
+
+    def __init__(self, divided: str):
+        self.own: Placement = Shard(0) if divided == "rows" else Replicate()
+        self.gradient: Placement = Shard(0) if divided == "rows" else Partial()
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return distribute_module(module, device_mesh, self._divide, output_fn=self._local)  # type: ignore[arg-type]
+
+    def _divide(self, _: str, module: nn.Module, mesh: DeviceMesh) -> None:
+        for name, vector in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(distribute_tensor(vector, mesh, [self.own])))
+
+    def _local(self, _: nn.Module, vector: DTensor, mesh: DeviceMesh) -> Tensor:
+        return vector.to_local(grad_placements=[self.gradient])
 
 
 class Summand(ParallelStyle):
@@ -114,14 +133,15 @@ def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, Para
 
 def _half_plan(spec: Spec, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
     """The linear layers whose rows are divided compute a part of the heads or of the hidden width; those whose columns
-    are, a part of the sum, which is added up and divided along the sequence."""
-    matrices = {
-        name.removesuffix(".weight"): weights.divided
-        for weights in spec.all_weights(config)
-        for name in weights.names
-        if weights.multiplies
-    }
-    return {
-        name: ColwiseParallel() if divided == "rows" else RowwiseParallel(output_layouts=BY_SEQUENCE)
-        for name, divided in matrices.items()
-    }
+    are, a part of the sum, which is added up and divided along the sequence. Vectors that are no biases are in modules
+    of their own."""
+    plan: dict[str, ParallelStyle] = {}
+    for weights in spec.all_weights(config):
+        for name in weights.names:
+            module = name.rpartition(".")[0]
+            if weights.multiplies:
+                by_rows = weights.divided == "rows"
+                plan[module] = ColwiseParallel() if by_rows else RowwiseParallel(output_layouts=BY_SEQUENCE)
+            elif weights.divided:
+                plan.setdefault(module, Numbers(weights.divided))  # unless a bias, whose matrix stands before it
+    return plan

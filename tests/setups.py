@@ -17,5 +17,11 @@ HYBRID = [*FSDP, "--fsdp_replicas=2"]
 OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
 TENSOR = ["--tensor_parallel=2"]
 
+# What attention may have besides, in layers of two kinds
+OPTIONS = """
+--arch_preset=llama3 --num_key_value_heads=2 --layer_pattern=AW --attention_window=5 --attention_backend=manual
+--attention_sinks=True --attention_output_gate=element --value_residual=True
+""".split()
+
 CHECKPOINTING = "--activation_checkpointing=True"
 BF16, F16 = "--dtype=bfloat16", "--dtype=float16"

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
-from setups import DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, TENSOR, ZERO1, ZERO2
+from setups import DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, OPTIONS, TENSOR, ZERO1, ZERO2
 from test_parallel import CPU, MIXED
 from test_resume import curve
 
@@ -41,6 +41,7 @@ JOURNEYS: list[Journey] = [
     (GPT2, [OFFLOAD, ZERO2, ZERO1]),
     ([*ODD, "--weight_tying=False"], [HYBRID, DDP, DDP]),
     (MIXED, [FSDP, ZERO1, DDP, ZERO1]),
+    (OPTIONS, [[*TENSOR, *FSDP], ZERO1, DDP]),
 ]
 
 

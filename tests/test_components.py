@@ -1,5 +1,6 @@
 """Each component against a formula of its own or another's implementation."""
 
+import itertools
 import math
 
 import pytest
@@ -7,13 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BloomConfig, LlamaConfig
+from transformers import BloomConfig, GptOssConfig, GptOssForCausalLM, LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.bloom import modeling_bloom
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama import modeling_llama
 
 from common.errors import UserError
 from components import registry
+from components.mixers.attention.module import capped, with_sinks
 from components.positions.module import rotate
 from components.spec import Activation
 from configurator import load
@@ -76,6 +79,7 @@ def test_rmsnorm_is_hugging_faces():
     [
         ("gelu", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
         ("gelu_tanh", lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+        ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
         ("silu", lambda x: x / (1 + math.exp(-x))),
         ("relu", lambda x: max(x, 0.0)),
         ("relu_squared", lambda x: max(x, 0.0) ** 2),
@@ -89,7 +93,14 @@ def test_activations_are_their_formulas(name, formula):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("gelu", "gelu"), ("gelu_tanh", "gelu_new"), ("silu", "silu"), ("relu", "relu"), ("relu_squared", "relu2")],
+    [
+        ("gelu", "gelu"),
+        ("gelu_tanh", "gelu_new"),
+        ("silu", "silu"),
+        ("relu", "relu"),
+        ("relu_squared", "relu2"),
+        ("quick_gelu", "quick_gelu"),
+    ],
 )
 def test_activations_are_hugging_faces(ours, theirs):
     x = torch.randn(1000) * 3
@@ -208,6 +219,193 @@ def test_backends_are_attention_written_by_hand(backend, kv_heads, with_bias):
     torch.testing.assert_close(out, attention_by_hand(q, k, v, bias), **tolerance)
 
 
+SMALL_ATTENTION = {"n_layer": 4, "num_key_value_heads": 2, "position_encoding": "rope"}
+WITH_WINDOWS = SMALL_ATTENTION | {"layer_pattern": "WA", "attention_window": 5}
+
+
+def randomised(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """With every parameter random, also those that begin as a constant."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    return model.to(dtype).eval()
+
+
+class WithoutFFN(nn.Module):
+    """In place of gpt-oss's experts."""
+
+    def forward(self, x):
+        return torch.zeros_like(x), None
+
+
+def test_sinks_are_gpt_osss():
+    """Logits and the gradient of every parameter, in layers within a window and without, whose biases are all there."""
+    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"head_dim": 8, "vocab_size": 53, "num_local_experts": 2, "intermediate_size": 8, "sliding_window": 5}
+    rotation = {"rope_type": "default", "rope_theta": 100.0}
+    theirs = GptOssForCausalLM(GptOssConfig(**sizes, rope_parameters=rotation, attn_implementation="eager"))
+    for layer in theirs.model.layers:
+        layer.mlp, layer.post_attention_layernorm = WithoutFFN(), nn.Identity()
+    assert theirs.config.layer_types[0] == "sliding_attention"
+    keys = WITH_WINDOWS | {"attention_backend": "manual", "attention_sinks": True}
+    keys |= {"attention_bias": "all", "rope_theta": 100.0, "weight_tying": False, "normalization": "rmsnorm"}
+    ours = randomised(build_model(small(**keys, ffn_pattern="-"), seed=0), torch.float32)
+    names = {"model.embed_tokens": "embedding", "model.layers": "blocks", "self_attn.sinks": "mixer.sinks.weight"}
+    names |= {"self_attn": "mixer", "input_layernorm": "mixer_norm", "model.norm": "final_norm"}
+
+    def our_name(name: str) -> str:
+        for one, other in names.items():
+            name = name.replace(one, other)
+        return name
+
+    state = ours.state_dict()
+    theirs.load_state_dict({name: state[our_name(name)] for name in theirs.state_dict()})
+    tokens, weights = torch.randint(53, (2, 16)), torch.randn(2, 16, 53)
+    found, expected = ours(tokens), theirs(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    (found * weights).mean().backward()
+    (expected * weights).mean().backward()
+    gradients = {our_name(name): parameter.grad for name, parameter in theirs.named_parameters()}
+    assert gradients.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad.abs().max() > 1e-6, name
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_sink_is_a_key_of_no_value(biased, cap, window):
+    """Query by query: the weights of what it sees are exp(score) over a sum in which exp(sink) is one more; after a
+    cache of three tokens, too."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, length, 4).double() for heads, length in ((4, 5), (2, 8), (2, 8)))
+    sinks, bias = torch.randn(4).double(), torch.randn(4, 5, 8).double() if biased else None
+    attend = component("attention_backend", "manual") if cap is None else capped(cap)
+    found = attend(q, k, v, with_sinks(bias, sinks, 8), 0.0, window)
+    for head, t in itertools.product(range(4), range(5)):
+        first = 0 if window is None else max(0, t + 4 - window)
+        scores = k[:, head // 2, first : t + 4] @ q[:, head, t, :, None] / 2  # (B, keys, 1)
+        scores = scores if cap is None else cap * (scores / cap).tanh()
+        scores = scores if bias is None else scores + bias[head, t, first : t + 4, None]
+        weights = scores.exp() / (scores.exp().sum(1, keepdim=True) + sinks[head].exp())
+        torch.testing.assert_close(found[:, head, t], (weights * v[:, head // 2, first : t + 4]).sum(1))
+
+
+def test_sinks_begin_as_the_one_of_a_softmax_that_may_be_empty():
+    """exp(0): Miller's softmax, in whose denominator there is one more. Without sinks weights add up to 1."""
+    model = build_model(small(**SMALL_ATTENTION, attention_backend="manual", attention_sinks=True), seed=0)
+    mixer = model.blocks[0].mixer
+    assert torch.equal(mixer.sinks.weight, torch.zeros(4))
+    q = torch.zeros(1, 4, 3, 8)  # all scores are 0
+    y = mixer.attend(q, q[:, :2], torch.ones(1, 2, 3, 8), with_sinks(None, mixer.sinks(), 3), 0.0)
+    torch.testing.assert_close(y[0, 0, :, 0], torch.tensor([1 / 2, 2 / 3, 3 / 4]))
+
+
+@pytest.mark.parametrize("bias", ["none", "qkv", "all"])
+@pytest.mark.parametrize("backend", registered()["attention_backend"])
+@pytest.mark.parametrize("gate", ["head", "element"])
+def test_output_gates_are_their_formula(gate, backend, bias):
+    """Qiu et al. 2025, G1: Y * sigmoid(X W), with X what queries are made of too, and Y what the same attention without
+    a gate gives to its projection. It has a bias where queries have one."""
+    keys = SMALL_ATTENTION | {"attention_backend": backend, "attention_bias": bias, "attention_output_gate": gate}
+    mixer = randomised(component("mixer", "attention")(small(**keys)))
+    plain = component("mixer", "attention")(small(**keys | {"attention_output_gate": None})).double()
+    plain.load_state_dict(mixer.state_dict(), strict=False)
+    assert (mixer.gate_proj.bias is not None) == (bias != "none")
+    x, seen = torch.randn(2, 16, 32).double(), []
+    plain.o_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    plain(x)
+    y = seen[0].unflatten(-1, (4, 8)).clone()  # (B, T, H, h)
+    numbers = mixer.gate_proj(x)
+    for b, t, head, i in itertools.product(range(2), range(16), range(4), range(8)):
+        number = numbers[b, t, head if gate == "head" else 8 * head + i]
+        y[b, t, head, i] /= 1 + math.exp(-number)
+    torch.testing.assert_close(mixer(x), mixer.o_proj(y.flatten(2)))
+
+
+def by_hand(model, tokens, weights):
+    """What the model's layers compute where each attention has one key-value head a query head: `weights` are those of
+    the value residual, by layer, None where a layer has none."""
+    x, first = model.embedding(tokens), None
+    for block, weight in zip(model.blocks, weights, strict=True):
+        mixer, normed = block.mixer, block.mixer_norm(x)
+        if weight is None:
+            x = x + mixer(normed)
+        else:
+            q, k, v = (proj(normed) for proj in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+            first = v if first is None else first
+            v = (1 - weight) * v + weight * first
+            q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in (q, k, v))
+            x = x + mixer.o_proj(attention_by_hand(q, k, v, None).transpose(1, 2).flatten(2))
+        x = x + block.ffn(block.ffn_norm(x))
+    return model._logits(model.final_norm(x))
+
+
+@pytest.mark.parametrize("backend", registered()["attention_backend"])
+@pytest.mark.parametrize("pattern", ["AUA", "MAMU", "AMMA"])
+def test_value_residuals_are_their_formula(pattern, backend):
+    """(1 - w) V + w V_1 with the first attention layer's V_1, whatever stands between; a layer without one neither
+    takes nor gives."""
+    keys = {"position_encoding": "none", "layer_pattern": pattern, "n_layer": len(pattern)}
+    keys |= {"mamba_head_dim": 16} if "M" in pattern else {}
+    for without in (None, pattern.index("A")):
+        own = {} if without is None else {"layer_values": {without: {"value_residual": False}}}
+        model = randomised(build_model(small(**keys, **own, value_residual=True, attention_backend=backend), seed=0))
+        weights = [
+            None if letter == "M" or index == without else block.mixer.value_weight.weight.item()
+            for index, (letter, block) in enumerate(zip(pattern, model.blocks, strict=True))
+        ]
+        tokens = torch.randint(53, (2, 9))
+        torch.testing.assert_close(model(tokens), by_hand(model, tokens, weights), rtol=0, atol=1e-6)
+
+
+def test_a_value_residual_begins_at_a_half_and_does_nothing_in_the_first_layer():
+    config = small(**SMALL_ATTENTION, value_residual=True)
+    model, tokens = build_model(config, seed=0), torch.randint(53, (2, 16))
+    weights = [block.mixer.value_weight.weight for block in model.blocks]
+    assert all(torch.equal(weight, torch.tensor([0.5])) for weight in weights)
+    model(tokens, tokens).total().backward()
+    assert [weight.grad.item() != 0 for weight in weights] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention_sinks": True}, "attention_backend='sdpa' has no attention_sinks=True: take .*'manual'"),
+        (
+            {
+                "attention_backend": "manual",
+                "layer_values": {1: {"attention_backend": "sdpa"}},
+                "attention_sinks": True,
+            },
+            "attention_backend='sdpa' has no attention_sinks=True: take .*'manual'",
+        ),
+        (
+            {"value_residual": True, "layer_values": {2: {"num_key_value_heads": 4}}},
+            "layers of num_key_value_heads=2 and head_dim=8 and of num_key_value_heads=4 and head_dim=8 cannot share "
+            "value_residual: give them equal sizes",
+        ),
+        ({"attention_output_gate": "heads"}, r"attention_output_gate='heads' is none of: None, head, element \(did"),
+        ({"value_residual": "yes"}, "value_residual='yes': expected bool"),
+        ({"attention_sinks": 1}, "attention_sinks=1: expected bool"),
+    ],
+)
+def test_what_attention_cannot_have_is_one_line(keys, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        small(**WITH_WINDOWS | keys)
+    assert "\n" not in str(refusal.value)
+
+
+def test_layers_that_share_no_values_may_differ():
+    own = {2: {"num_key_value_heads": 4, "value_residual": False}}
+    config = small(**WITH_WINDOWS | {"value_residual": True, "layer_values": own})
+    assert "4L-2A2W-4H-32D-GQA2-ValueResidual-RoPE" in config.name
+    tokens = torch.randint(53, (2, 16))
+    build_model(config, seed=0)(tokens, tokens).total().backward()
+
+
 # FFN
 
 
@@ -218,6 +416,31 @@ def test_gated_ffns(name, gate):
     expected = ffn.down_proj(gate(ffn.gate_proj(x)) * ffn.up_proj(x))
     torch.testing.assert_close(ffn(x), expected)
     assert ffn.gate_proj.weight.shape == ffn.up_proj.weight.shape == (40, 32)
+
+
+@pytest.mark.parametrize("limit", [7.0, 0.5])
+def test_a_clamped_ffn_is_gpt_osss(limit):
+    """An expert's own arithmetic, with its columns in turn: bits and gradients, beyond the limits too."""
+    theirs = GptOssExperts(GptOssConfig(hidden_size=32, intermediate_size=40, num_local_experts=2, swiglu_limit=limit))
+    ffn = randomised(built("ffn_type", "swiglu_clamped", d_ff=40, bias=True, swiglu_limit=limit), torch.float32)
+    x = (3 * torch.randn(3, 5, 32)).requires_grad_()
+    gate, up = ffn.gate_proj(x), ffn.up_proj(x)
+    assert (gate > limit).any() and (up > limit).any() and (up < -limit).any()
+    expected = ffn.down_proj(theirs._apply_gate(torch.stack((gate, up), -1).flatten(-2)))
+    assert torch.equal(ffn(x), expected)
+    for found, other in zip(
+        *(torch.autograd.grad(y.sum(), (x, *ffn.parameters())) for y in (ffn(x), expected)), strict=True
+    ):
+        torch.testing.assert_close(found, other)
+
+
+def test_a_limit_is_of_a_clamped_ffn_alone():
+    with pytest.raises(UserError, match=r"swiglu_limit=5\.0 is given, but no layer has a clamped gated FFN: drop it"):
+        small(ffn_type="swiglu", swiglu_limit=5.0)
+    with pytest.raises(UserError, match=r"swiglu_limit=0\.0 must be above 0"):
+        small(ffn_type="swiglu_clamped", swiglu_limit=0)
+    with pytest.raises(UserError, match=r"ffn_type='swiglu_clamped' has its own activation \(quick_gelu\)"):
+        small(ffn_type="swiglu_clamped", activation="silu")
 
 
 # The registry

@@ -467,6 +467,8 @@ def command_lines(draw) -> list[str]:
         "position_encoding": st.sampled_from(["learned_absolute", "rope", "alibi", "none"]),
         "rope_theta": st.floats(1e-3, 1e9),
         "attention_backend": st.sampled_from(["sdpa", "manual"]),
+        "attention_output_gate": st.sampled_from([None, "head", "element"]),
+        "value_residual": st.booleans(),
         "bias": st.booleans(),
         "weight_tying": st.booleans(),
         "dropout": rate,
@@ -491,13 +493,15 @@ def command_lines(draw) -> list[str]:
             keys["mamba_head_dim"] = 2
     if keys["arch_preset"] == "gemma2":
         keys.pop("attention_backend", None)  # sdpa has no cap
+    if keys.get("attention_backend") == "manual":
+        keys["attention_sinks"] = draw(st.booleans())
     width = draw(st.sampled_from(["d_ff", "ffn_expansion_ratio", "ffn_multiple_of", None]))
     if width is not None:
         keys[width] = draw(st.floats(0.01, 100) if width == "ffn_expansion_ratio" else small)
     if keys.get("position_encoding") == "rope" and draw(st.booleans()):
         keys["rope_scaling"] = {"rope_type": "linear", "factor": draw(st.floats(1, 100))}
     if keys.get("ffn_type") == "standard" and draw(st.booleans()):
-        keys["activation"] = draw(st.sampled_from(["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu"]))
+        keys["activation"] = draw(st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "silu", "relu_squared"]))
     return [f"--{name}={value}" for name, value in keys.items()]
 
 

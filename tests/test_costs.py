@@ -148,6 +148,9 @@ def architectures(draw) -> ModelArchitectureConfig:
         "bias": draw(st.booleans()),
         "weight_tying": draw(st.booleans()),
         "attention_backend": "manual",
+        "attention_sinks": draw(st.booleans()),
+        "attention_output_gate": draw(st.sampled_from([None, "head", "element"])),
+        "value_residual": draw(st.booleans()),
     }
     found = registry.spec("ffn_type", ffn_type)
     if found.name == "experts":

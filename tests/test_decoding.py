@@ -39,7 +39,15 @@ SMALL = {
     "attention_backend": "manual",
 }
 ONLY_IN = {  # what a model without such layers refuses
-    "AWU": ("n_head", "num_key_value_heads", "attention_backend", "qk_norm"),
+    "AWU": (
+        "n_head",
+        "num_key_value_heads",
+        "attention_backend",
+        "qk_norm",
+        "attention_output_gate",
+        "value_residual",
+        "attention_sinks",
+    ),
     "AW": ("rope_theta", "partial_rotary_factor"),
     "W": ("attention_window",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
@@ -90,8 +98,11 @@ def models(draw):
         "attention_window": draw(st.integers(1, BLOCK + 2)),
         "attention_backend": draw(st.sampled_from(["sdpa", "manual"])),
         "qk_norm": draw(st.sampled_from([False, True, "width"])) if attends else False,
+        "attention_output_gate": draw(st.sampled_from([None, "head", "element"])),
+        "value_residual": draw(st.booleans()),
         "mamba_d_conv": draw(st.integers(1, 4)) if set(pattern) & set("MS") else 4,
     }
+    keys["attention_sinks"] = keys["attention_backend"] == "manual" and draw(st.booleans())
     return pattern, keys
 
 
@@ -197,6 +208,8 @@ def test_bytes_by_hand():
     assert cache_bytes("M", 20) == cache_bytes("M", BLOCK) == mamba2
     assert cache_bytes("S", 20) == 4 * (3 * 64 + 64 * 8)
     assert cache_bytes("AMMW", 20) == 20 * token + 2 * mamba2 + 4 * token
+    options = {"attention_sinks": True, "attention_output_gate": "element", "value_residual": True}
+    assert cache_bytes("AMMW", 20, **options) == cache_bytes("AMMW", 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -239,14 +252,17 @@ BUILT = [letter for letter, mixer in registry.by_letter("mixer").items() if regi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys", [{}, {"attention_sinks": True, "attention_output_gate": "head", "value_residual": True}]
+)
 @pytest.mark.parametrize("letter", [letter for letter in BUILT if letter != "S"])
-def test_a_block_in_training_is_still_one_graph(letter):
+def test_a_block_in_training_is_still_one_graph(letter, keys):
     """Mamba-1's scan is excepted: it is kept out of the graph on purpose."""
-    config = small_model(letter).config
+    config = small_model(letter, **keys).config
     block = Block(config, config.last_layer).train()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 8, 32, requires_grad=True)
-    y, _ = compiled(x)
+    y, *_ = compiled(x)
     y.sum().backward()
     assert x.grad is not None
 

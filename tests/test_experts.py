@@ -25,6 +25,10 @@ SMALL = {"arch_preset": "llama3", "ffn_pattern": "E", "n_layer": 1, "n_head": 4,
          "vocab_size": 97, "expert_d_ff": 24}  # fmt: skip
 
 
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.silu(gate) * up
+
+
 def config_of(**keys):
     return resolve_architecture(SMALL | keys)
 
@@ -57,7 +61,7 @@ def given_rows(draw):
 
     stacks = stack(hidden, width), stack(hidden, width), stack(width, hidden)
     x, weights = (torch.randn(tokens, size).double().requires_grad_() for size in (width, met))
-    return x, weights, chosen, Expert(torch.nn.functional.silu, *stacks)
+    return x, weights, chosen, Expert(swiglu, *stacks)
 
 
 def with_gradients(backend: str, x, weights, chosen, expert) -> list[torch.Tensor]:
@@ -99,7 +103,7 @@ def test_the_fast_backends_are_as_near_to_the_truth_as_the_loop(backend, has_bia
         stacks = [(cast(a, of_master), cast(b, of_master)) for a, b in zip(masters, biases, strict=True)]
         leaves = cast(x, wide), weights.detach().to(of_master).requires_grad_()
         name = "loop" if wide == torch.float64 or of_master == dtype != torch.float32 else backend
-        return with_gradients(name, *leaves, chosen, Expert(torch.nn.functional.silu, *stacks))
+        return with_gradients(name, *leaves, chosen, Expert(swiglu, *stacks))
 
     true = in_dtype(torch.float64, torch.float64)
     mine = errors(in_dtype(dtype, torch.float32), true)
@@ -301,6 +305,7 @@ KINDS = [
     {"norm_topk_prob": False, "expert_type": "geglu"},
     {"router_scores": "sigmoid", "balance_over": "sequence", "router_z_loss": 0.1, "n_shared_experts": 1,
      "routed_scaling_factor": 2.5, "balance_bias": True, "n_group": 4, "topk_group": 2},
+    {"expert_type": "swiglu_clamped", "n_shared_experts": 1},
     {"n_shared_experts": 2, "shared_expert_gate": True, "balance_loss": 0.0},
 ]  # fmt: skip
 

@@ -405,6 +405,22 @@ def test_a_bamba_is_stepped_with_position_ids():
             "attention_bias='qkv' cannot .*: Qwen3ForCausalLM has 'none'",
         ),
         ({"head_dim": 6}, "head_dim=6 cannot be represented: BambaForCausalLM has 8"),
+        (
+            {"layer_pattern": "A", "attention_sinks": True, "attention_backend": "manual"},
+            "attention_sinks=True cannot be represented: LlamaForCausalLM has False",
+        ),
+        (
+            {"layer_pattern": "A", "ffn_type": "swiglu_clamped"},
+            "ffn_type='swiglu_clamped' cannot be represented: LlamaForCausalLM has 'swiglu'",
+        ),
+        (
+            {"layer_pattern": "A", "attention_output_gate": "element"},
+            "attention_output_gate='element' cannot be represented: LlamaForCausalLM has None",
+        ),
+        (
+            {"arch_preset": "gpt2", "num_key_value_heads": 4, "value_residual": True},
+            "value_residual=True cannot be represented: GPT2LMHeadModel has False",
+        ),
     ],
 )
 def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
@@ -436,7 +452,7 @@ def architectures(draw):
         "partial_rotary_factor": [0.25, 0.5],
         "attention_window": [5],
         "ffn_after": ["all", "attention", "mamba"],
-        "ffn_type": ["standard", "swiglu", "geglu", "geglu_tanh"],
+        "ffn_type": ["standard", "swiglu", "swiglu_clamped", "geglu", "geglu_tanh"],
         "normalization": ["layernorm", "layernorm_nobias", "rmsnorm", "rmsnorm_zero_centred"],
         "norm_position": ["pre", "post", "sandwich", "inside"],
         "embedding_multiplier": [None, 2.0],
@@ -458,6 +474,8 @@ def architectures(draw):
         "head_dim": [6],
         "attention_bias": ["none", "qkv", "all"],
         "qk_norm": [True, "width"],
+        "attention_output_gate": ["head", "element"],
+        "value_residual": [True],
         "mamba_bias": [False, True],
         "mamba_conv_bias": [False],
         "mamba_dt_rank": [3],

@@ -94,9 +94,20 @@ def test_the_parts_add_up():
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "manual"])
-@pytest.mark.parametrize("keys", [{}, {"layer_pattern": "AW", "attention_window": 5}, {"position_encoding": "alibi"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"layer_pattern": "AW", "attention_window": 5},
+        {"position_encoding": "alibi"},
+        {"attention_sinks": True},
+        {"attention_sinks": True, "position_encoding": "alibi", "value_residual": True},
+    ],
+)
 def test_documents_in_one_sequence_do_not_see_each_other(backend, keys):
     """With positions that depend on distance alone each is what it is by itself."""
+    if backend == "sdpa":
+        keys = {key: value for key, value in keys.items() if key != "attention_sinks"}  # which it has not
     config = resolve_architecture(TINY | {"position_encoding": "rope", "attention_backend": backend} | keys)
     model = build_model(config, seed=0).eval()
     tokens = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -122,14 +133,20 @@ def test_a_mixer_that_would_mix_documents_refuses_them():
 
 PATTERNS = """
 embedding.* position.* final_norm.* lm_head.* blocks.0.* blocks.1.* blocks.*.mixer.* *norm* blocks.*.ffn.down_proj.*
-blocks.1.mixer.q_proj.weight blocks.*.mixer_norm.*
+blocks.1.mixer.q_proj.weight blocks.*.mixer_norm.* blocks.*.mixer.gate_proj.*
+blocks.1.mixer.sinks.* blocks.*.mixer.value_weight.*
 """.split()
+
+OPTIONS = {"attention_sinks": True, "attention_output_gate": "head", "value_residual": True}
+OPTIONS |= {"attention_backend": "manual"}
 
 
 @settings(max_examples=60)
 @given(
     frozen=st.sets(st.sampled_from(PATTERNS), min_size=1, max_size=4),
-    keys=st.sampled_from([{}, {"weight_tying": False}, {"norm_position": "post"}, {"bias": True, "ffn_pattern": "F-"}]),
+    keys=st.sampled_from(
+        [{}, {"weight_tying": False}, {"norm_position": "post"}, {"bias": True, "ffn_pattern": "F-"}, OPTIONS]
+    ),
 )
 def test_flops_of_training_a_part_are_pytorchs(frozen, keys):
     """Twice forward for what is trained, once for what gradients pass through, nothing below."""
@@ -195,7 +212,7 @@ def test_memory_of_a_part_that_is_trained():
 @settings(max_examples=30)
 @given(
     frozen=st.sets(st.sampled_from(PATTERNS), min_size=1, max_size=4),
-    keys=st.sampled_from([{}, {"norm_position": "post"}, {"layer_pattern": "AM", "mamba_head_dim": 16}]),
+    keys=st.sampled_from([{}, {"norm_position": "post"}, {"layer_pattern": "AM", "mamba_head_dim": 16}, OPTIONS]),
 )
 def test_what_is_frozen_makes_autograd_keep_no_more(frozen, keys):
     """docs/memory.md: activations are counted as if everything were trained, which is the most that they can be."""

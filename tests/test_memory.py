@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from components import registry
-from components.ffns.gated.spec import GATES
 from components.heads import spec as head
 from components.mixers.mamba2.spec import hybrid_pattern
 from components.registry import PRESETS
@@ -33,7 +32,7 @@ SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size"
 OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "leaky_relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "leaky_relu")
 
 
 def autocast(dtype: str):
@@ -71,8 +70,13 @@ def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str, block: in
     x = 1 * torch.randn(batch_size, config.block_size, config.n_embd, requires_grad=True)  # autocast caches leaves
     chosen = model.blocks[block]
     shared = {name: make(config.block_size, x.device) for name, make in chosen.shared.items()}
-    with counting_kept_bytes(model, exclude=(x, *shared.get("rotation", ()))) as kept, autocast(dtype):
-        chosen(x, **shared)
+    handed = {}
+    with autocast(dtype):
+        if chosen.hands_on:  # and is no first one of its kind
+            handed = {name: one.detach() for name, one in chosen(x, **shared)[2].items()}
+    excluded = (x, *shared.get("rotation", ()), *handed.values())
+    with counting_kept_bytes(model, exclude=excluded) as kept, autocast(dtype):
+        chosen(x, **shared, **handed)
     return sum(size for size, _ in kept.values())
 
 
@@ -155,16 +159,19 @@ def micro_batches(draw):
         "bias": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.2])),
         "qk_norm": draw(st.sampled_from([False, True, "width"])),
+        "attention_output_gate": draw(st.sampled_from([None, "head", "element"])),
+        "value_residual": draw(st.booleans()),
     }
     keys["parallel_residual"] = keys["norm_position"] != "post" and draw(st.booleans())
     if keys["attention_backend"] == "manual":
         keys["attn_logit_softcapping"] = draw(st.sampled_from([None, 2.0]))
+        keys["attention_sinks"] = draw(st.booleans())
     if position == "rope":
         keys["partial_rotary_factor"] = draw(st.sampled_from([1.0, 4 / head_dim]))
     if draw(st.booleans()):
         keys |= draw(mixers(keys["n_layer"], keys["block_size"]))
-    ffn = draw(st.sampled_from(["swiglu", "geglu", *ACTIVATIONS]))
-    keys |= {"ffn_type": ffn} if ffn in GATES else {"activation": ffn}
+    ffn = draw(st.sampled_from(["swiglu", "swiglu_clamped", "geglu", *ACTIVATIONS]))
+    keys |= {"activation": ffn} if ffn in ACTIVATIONS else {"ffn_type": ffn}
     return resolve_architecture(keys), draw(st.integers(2, 5)), draw(st.sampled_from(DTYPES))
 
 
@@ -206,6 +213,49 @@ def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
     largest = max(kept_by_a_block(model, 3, dtype, block) for block in range(3))
     estimate = training_memory(config, 3, dtype, activation_checkpointing=True)["activations"]
     assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
+
+
+GATES_OF_OUTPUT = [None, "head", "element"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("position", ["learned_absolute", "rope", "alibi"])
+@pytest.mark.parametrize("backend", registered()["attention_backend"])
+def test_activations_of_gates_sinks_and_value_residuals_to_the_byte(backend, position, dropout, dtype):
+    """In layers of three kinds, with grouped queries; with checkpointing what is handed on is kept beside inputs."""
+    for gate, residual, sinks in itertools.product(GATES_OF_OUTPUT, [False, True], [False, backend == "manual"]):
+        keys = {"attention_output_gate": gate, "value_residual": residual, "attention_sinks": sinks}
+        keys |= {"num_key_value_heads": 2, "attention_backend": backend, "position_encoding": position}
+        pattern = {"layer_pattern": "WAU", "attention_window": 9, "dropout": dropout}
+        config = resolve_architecture(SMALL | {"arch_preset": "llama3"} | keys | pattern)
+        model = build_model(config, seed=0)
+        assert training_memory(config, 2, dtype)["activations"] == kept_by_model(model, 2, dtype), keys
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [{"ffn_type": "swiglu_clamped", "bias": True}, {"activation": "quick_gelu"}])
+def test_activations_of_gpt_osss_ffn_to_the_byte(keys, dtype):
+    config = resolve_architecture(SMALL | {"arch_preset": "custom", "d_ff": 88} | keys)
+    assert training_memory(config, 2, dtype)["activations"] == kept_by_model(build_model(config, seed=0), 2, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("pattern", "block"), [("AAAA", 1), ("MAMA", 0), ("MMMA", 0)])
+def test_what_a_block_hands_to_later_ones_is_kept_with_checkpointing(pattern, block, dtype):
+    """Once, beside the blocks' inputs; and nothing where there is no later one. `block` is the largest."""
+    keys = {"arch_preset": "llama3", "value_residual": True, "layer_pattern": pattern, "n_layer": 4}
+    config = resolve_architecture(SMALL | keys | ({"mamba_head_dim": 16} if "M" in pattern else {}))
+    model, handed = build_model(config, seed=0, activation_checkpointing=True), []
+    handles = [b.register_forward_hook(lambda m, args, output: handed.extend(output[2].values())) for b in model.blocks]
+    measured = kept_by_model(model, 2, dtype)
+    for handle in handles:
+        handle.remove()
+    (values,) = handed
+    assert values.nbytes == 2 * 48 * 64 * COMPUTE_BYTES[dtype]  # two sequences of 48 tokens, as wide as the stream
+    angles = 2 * 48 * 8 * 4  # keywords of a checkpointed function are held, but not by autograd: these, and the values
+    measured += angles + values.nbytes * (pattern.count("A") > 1) + kept_by_a_block(model, 2, dtype, block)
+    assert training_memory(config, 2, dtype, activation_checkpointing=True)["activations"] == measured
 
 
 # Peaks, by the allocator's own record

@@ -66,6 +66,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "relu": lambda x: x * (x > 0),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
     "relu_squared": lambda x: x**2 * (x > 0),
     "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
 }
@@ -124,7 +125,7 @@ def _observed_norm_position(model: LanguageModel) -> str:
 
     handles = [
         block.register_forward_pre_hook(lambda module, args: (1e4 * args[0],)),
-        block.mixer.register_forward_hook(lambda module, args, output: 1e4 * output),
+        block.mixer.register_forward_hook(lambda module, args, output: _times(1e4, output)),
         block.register_forward_hook(lambda module, args, output: tensors.update(stream=output[0])),
         block.mixer.register_forward_pre_hook(lambda module, args: tensors.update(read=args[0])),
         block.dropout.register_forward_pre_hook(lambda module, args: tensors.setdefault("added", args[0])),
@@ -138,6 +139,11 @@ def _observed_norm_position(model: LanguageModel) -> str:
     return {(True, False): "pre", (True, True): "sandwich", (False, True): "inside"}[
         is_normed("read"), is_normed("added")
     ]
+
+
+def _times(factor: float, output):
+    """What a mixer adds to the stream, which may be all that it returns, times this."""
+    return (factor * output[0], *output[1:]) if isinstance(output, tuple) else factor * output
 
 
 def _observed_factors(model: LanguageModel) -> dict:
@@ -176,12 +182,15 @@ def _observed_ffn(model: LanguageModel) -> dict:
     x = torch.linspace(-4, 4, 101)
     same = [name for name, formula in ACTIVATIONS.items() if torch.allclose(ffn.activation(x), formula(x), atol=1e-6)]
     activation = one_of(set(same))
-    gated = {activation: ffn_type for ffn_type, activation in GATES.items()}
-    return {
+    gated = {activation: ffn_type for ffn_type, activation in GATES.items()} | {"quick_gelu": "swiglu_clamped"}
+    found = {
         "d_ff": ffn.down_proj.in_features,
         "activation": activation,
         "ffn_type": gated[activation] if hasattr(ffn, "gate_proj") else "standard",
     }
+    if found["ffn_type"] == "swiglu_clamped":
+        found["swiglu_limit"] = round(ffn.gated(torch.tensor(1e6), torch.tensor(0.0)).item(), 3)
+    return found
 
 
 def _is_parallel(model: LanguageModel) -> bool:
@@ -189,7 +198,7 @@ def _is_parallel(model: LanguageModel) -> bool:
     block = next(block for block in model.blocks if hasattr(block, "ffn"))
     read: list[torch.Tensor] = []
     handle = block.ffn.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-    mixer = block.mixer.register_forward_hook(lambda module, args, output: output * len(read))
+    mixer = block.mixer.register_forward_hook(lambda module, args, output: _times(len(read), output))
     with torch.no_grad():
         for _ in range(2):
             model.eval()(random_tokens(2, 8))
@@ -236,18 +245,23 @@ def _observed_attention(model: LanguageModel) -> dict:
         names.add(attend.__name__)
 
         def recording(q, k, v, score_bias, dropout, window, attend=attend):
-            calls.add((*q.shape[1::2], k.shape[1], v.shape[1], score_bias is not None, dropout))
+            has_sinks = score_bias is not None and score_bias.shape[-1] > k.shape[2]
+            has_bias = score_bias is not None and bool(score_bias[..., : k.shape[2]].any())
+            calls.add((*q.shape[1::2], k.shape[1], v.shape[1], has_bias, has_sinks, dropout))
             windows.add(window)
             return attend(q, k, v, score_bias, dropout, window)
 
         block.mixer.attend = recording
     with torch.no_grad():
         model.train()(random_tokens(1, 2))
-    heads, head_dim, key_heads, value_heads, has_score_bias, dropout = one_of(calls)
+    heads, head_dim, key_heads, value_heads, has_score_bias, has_sinks, dropout = one_of(calls)
     assert key_heads == value_heads
     assert dropout == model.dropout.p
     attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
     observed = {"attention_multiplier": attention.multiplier, "attn_logit_softcapping": cap}
+    gates = None if attention.gate_proj is None else attention.gate_proj.out_features
+    observed |= {"attention_output_gate": {None: None, heads: "head", heads * head_dim: "element"}[gates]}
+    observed |= {"attention_sinks": has_sinks, "value_residual": _hands_on_values(model)}
     observed |= {"n_head": heads, "num_key_value_heads": key_heads, "attention_backend": one_of(names)}
     observed["attention_window"] = one_of(windows - {None} or {None})
     biases = {(False, False): "none", (True, False): "qkv", (True, True): "all"}
@@ -259,6 +273,19 @@ def _observed_attention(model: LanguageModel) -> dict:
     if has_score_bias:
         return observed | {"position_encoding": "alibi"}
     return observed | {"position_encoding": "learned_absolute" if list(model.position.parameters()) else "none"}
+
+
+def _hands_on_values(model: LanguageModel) -> bool:
+    """Whether one block, and no other, leaves values for later ones."""
+    given: list[str] = []
+    handles = [
+        block.register_forward_hook(lambda module, args, output: given.extend(output[2])) for block in model.blocks
+    ]
+    with torch.no_grad():
+        model(random_tokens(1, 2))
+    for handle in handles:
+        handle.remove()
+    return given == ["value_residual"]
 
 
 def _observed_norms_of_heads(attention: Attention, head_dim: int) -> bool | str:
@@ -315,12 +342,16 @@ OVERRIDES = {
     "attention_multiplier": (0.25, {}),
     "attn_logit_softcapping": ((None, 2.0), {"attention_backend": "manual"}),
     "activation": (tuple(ACTIVATIONS), {"ffn_type": "standard"}),
-    "ffn_type": (("standard", "swiglu", "geglu", "geglu_tanh"), {}),
+    "ffn_type": (("standard", "swiglu", "swiglu_clamped", "geglu", "geglu_tanh"), {}),
+    "swiglu_limit": (30.0, {"ffn_type": "swiglu_clamped"}),
     "position_encoding": (("learned_absolute", "rope", "alibi", "none"), {}),
     "rope_theta": (1230.0, {"position_encoding": "rope"}),
     "rope_scaling": (LINEAR_SCALING, {"position_encoding": "rope"}),
     "partial_rotary_factor": (0.75, {"position_encoding": "rope", "head_dim": 16}),
     "parallel_residual": ((True, False), {}),
+    "attention_sinks": (True, {"attention_backend": "manual"}),
+    "attention_output_gate": (("head", "element"), {}),
+    "value_residual": (True, {}),
     "attention_backend": ("manual", {}),
     "bias": ((True, False), {}),
     "weight_tying": ((True, False), {}),
@@ -447,7 +478,7 @@ def test_nanogpts_configs_give_nanogpts_parameter_counts(config, vocab_size, pri
 
 
 FFNS = [{"activation": name} for name in registered()["activation"] if name in ACTIVATIONS]
-FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name in GATES]
+FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name != "standard"]
 
 
 OTHER_CHOICES = (
@@ -596,7 +627,18 @@ def test_attention_dropout_drops_weights_and_rescales_the_rest(backend):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    "keys", [{}, {"position_encoding": "rope", "num_key_value_heads": 2}, {"position_encoding": "alibi"}]
+    "keys",
+    [
+        {},
+        {"position_encoding": "rope", "num_key_value_heads": 2},
+        {"position_encoding": "alibi"},
+        {
+            "attention_backend": "manual",
+            "attention_sinks": True,
+            "attention_output_gate": "head",
+            "value_residual": True,
+        },
+    ],
 )
 def test_checkpointing_changes_no_bit(keys, dropout, dtype):
     config = resolve_architecture(TINY | keys | {"dropout": dropout})

@@ -45,6 +45,7 @@ OVERRIDES = {
     "norm_position": ("post", {}),
     "activation": ("relu_squared", {"ffn_type": "standard", **BOTH}),
     "ffn_type": ("geglu", BOTH),
+    "swiglu_limit": (3.0, {"ffn_type": "swiglu_clamped", **BOTH}),
     "position_encoding": ("alibi", BOTH),
     "rope_theta": (12345.0, BOTH),
     "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"position_encoding": "rope", **BOTH}),
@@ -56,6 +57,9 @@ OVERRIDES = {
     "final_logit_softcapping": (3.0, {}),
     "attention_multiplier": (3.0, BOTH),
     "attn_logit_softcapping": (3.0, {"attention_backend": "manual", **BOTH}),
+    "attention_sinks": (True, {"attention_backend": "manual", **BOTH}),
+    "attention_output_gate": ("head", BOTH),
+    "value_residual": (True, BOTH),
     "attention_backend": ("manual", BOTH),
     "bias": (None, {}),  # the opposite of the preset's
     "weight_tying": (None, {}),
@@ -273,6 +277,15 @@ def test_d_ff_is_the_least_multiple_that_is_wide_enough(ratio, width, multiple):
         (
             {"layer_pattern": "WSMA", "attention_window": 8, "ffn_after": "mamba"},
             "12L-3A3W3M3S-12H-768D-AbsPos-LNnoBias-GELU-PreNorm",
+        ),
+        (
+            {"attention_sinks": True, "attention_backend": "manual", "num_key_value_heads": 2, "value_residual": True},
+            "12L-12H-768D-GQA2-Sinks-ValueResidual-AbsPos-LNnoBias-GELU-PreNorm",
+        ),
+        ({"attention_output_gate": "head"}, "12L-12H-768D-HeadGate-AbsPos-LNnoBias-GELU-PreNorm"),
+        (
+            {"attention_output_gate": "element", "ffn_type": "swiglu_clamped"},
+            "12L-12H-768D-ElementGate-AbsPos-LNnoBias-ClampedSwiGLU-PreNorm",
         ),
         ({"layer_pattern": "W", "attention_window": 8}, "12L-12W-12H-768D-AbsPos-LNnoBias-GELU-PreNorm"),
     ],

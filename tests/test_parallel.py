@@ -20,6 +20,7 @@ from setups import (
     LLAMA,
     ODD,
     OFFLOAD,
+    OPTIONS,
     POST_NORM,
     TENSOR,
     ZERO1,
@@ -126,13 +127,13 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
 
 # Micro-batches, for tensor parallel ranks, of which each takes a tenth of a second.
-GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2 = (
-    [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM)
+GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2 = (
+    [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM, OPTIONS)
 )
 
 Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
 CASES: list[Case] = [
-    *[(1, DDP, model) for model in (ODD, GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2)],
+    *[(1, DDP, model) for model in (ODD, GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2)],
     *[(1, DDP, [*model, dtype]) for model, dtype in ((GPT2, BF16), (LLAMA, BF16), (GPT2, F16))],
     *[(n, keys, model) for n in (1, 2, 4) for keys in (DDP, ZERO1, FSDP, ZERO2) for model in (GPT2, LLAMA)],
     *[(n, keys, ODD) for n in (2, 4) for keys in (ZERO1, FSDP)],
@@ -150,6 +151,9 @@ CASES: list[Case] = [
     (2, [*TENSOR, CHECKPOINTING], EXPERTS),
     (1, DDP, [*EXPERTS, BF16]),
     (2, FSDP, [*EXPERTS, BF16]),
+    *[(2, keys, OPTIONS_OF_2) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
+    *[(2, keys, OPTIONS_OF_2) for keys in (TENSOR, [*TENSOR, CHECKPOINTING])],
+    (4, [*TENSOR, *FSDP], OPTIONS_OF_2),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
     *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],

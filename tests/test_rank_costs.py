@@ -20,6 +20,7 @@ from setups import (
     LLAMA,
     ODD,
     OFFLOAD,
+    OPTIONS,
     POST_NORM,
     TENSOR,
     ZERO1,
@@ -91,6 +92,8 @@ CASES = [
     (4, ["--tensor_parallel=4", *GPT2]),
     *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
+    *[(2, [*strategy, *OPTIONS]) for strategy in (ZERO1, FSDP, TENSOR, [*TENSOR, CHECKPOINTING])],
+    (4, [*TENSOR, *FSDP, *OPTIONS]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 

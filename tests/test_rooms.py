@@ -27,7 +27,8 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 # test_decoding; ranks: test_parallel and test_rank_costs)
 
 LETTERS = [letter for letter, spec in registry.by_letter("mixer").items() if registry.has_module("mixer", spec.name)]
-TINY = {"n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53, "attention_window": 5, "mamba_head_dim": 8}
+TINY = {"n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53, "attention_window": 5, "mamba_head_dim": 8,
+        "attention_backend": "manual"}  # fmt: skip
 
 
 @st.composite
@@ -52,11 +53,15 @@ def architectures(draw) -> ModelArchitectureConfig:
         "qk_norm": draw(st.sampled_from([True, "width"])),
         "attention_bias": "qkv",
         "head_dim": 6,
+        "attention_sinks": True,
+        "attention_output_gate": draw(st.sampled_from(["head", "element"])),
+        "value_residual": True,
     }
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):
-        chosen["layer_values"] = {0: {"n_head": 8} if pattern[0] in "AWU" else {"mamba_expand": 3}}
+        of_attention = {"attention_output_gate": "head"} if "value_residual" in chosen else {"n_head": 8}
+        chosen["layer_values"] = {0: of_attention if pattern[0] in "AWU" else {"mamba_expand": 3}}
     fitting = {name: value for name, value in {**TINY, **keys, **chosen}.items() if _is_of(name, pattern, keys)}
     return resolve_architecture(fitting)
 

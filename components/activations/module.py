@@ -18,6 +18,21 @@ def gelu_tanh(config: ModelArchitectureConfig) -> nn.Module:
     return nn.GELU(approximate="tanh")
 
 
+@register_module("activation", "quick_gelu")
+class QuickGELU(nn.Module):
+    """Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2: another approximation."""
+
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quick_gelu(x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 @register_module("activation", "silu")
 def silu(config: ModelArchitectureConfig) -> nn.Module:
     return nn.SiLU()

@@ -6,6 +6,7 @@ from components.spec import Activation, MicroBatch
 LABELS = {
     "gelu": "GELU",
     "gelu_tanh": "GELUtanh",
+    "quick_gelu": "QuickGELU",
     "silu": "SiLU",
     "leaky_relu": "LeakyReLU",
     "relu": "ReLU",
@@ -26,6 +27,17 @@ class Smooth(_Labelled):
     def kept(self, batch: MicroBatch) -> int:
         """The input."""
         return batch.tokens * batch.config.d_ff * batch.e
+
+
+@register_spec
+class QuickGELU(_Labelled):
+    """Hendrycks and Gimpel 2016, Gaussian Error Linear Units: x sigmoid(1.702 x)."""
+
+    names = ("quick_gelu",)
+
+    def kept(self, batch: MicroBatch) -> int:
+        """The input and the sigmoid."""
+        return 2 * batch.tokens * batch.config.d_ff * batch.e
 
 
 @register_spec

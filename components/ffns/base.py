@@ -25,7 +25,7 @@ class DenseFFN(FFN):
     )
     activation: str | None = key(
         None,
-        "of the standard FFN: gelu (exact; the default), gelu_tanh, silu, relu, relu_squared, leaky_relu; "
+        "of the standard FFN: gelu (exact; the default), gelu_tanh, quick_gelu, silu, relu, relu_squared, leaky_relu; "
         "a gated FFN has its own",
     )
 

@@ -64,7 +64,7 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
     mesh = mesh_of(run, world_size)
     own = parameters(config, run.frozen_names).of_tensor_rank(mesh.tensor)
     step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
-    exchanges = [*_tensor_parallel(step), *_norm_gradients(step)]
+    exchanges = [*_tensor_parallel(step), *_partial_gradients(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
@@ -145,12 +145,13 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     return [dataclasses.replace(one, payload=step.micro_batches * one.payload) for one in exchanges]
 
 
-def _norm_gradients(step: Step) -> list[Exchange]:
-    """A norm sees part of the sequence on each tensor-parallel rank, a router a part of each expert: its gradient is
-    summed, once a step, or before FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
-    norms = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided == "sequence")
+def _partial_gradients(step: Step) -> list[Exchange]:
+    """A norm sees part of the sequence on each tensor-parallel rank, a mixer's whole vector part of the heads, a router
+    part of each expert: the gradient is summed, once a step, or before FSDP, which has a part in data parallelism too,
+    takes it: after every micro-batch."""
+    whole = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided in ("sequence", "heads"))
     times = 1 if step.mesh.data == 1 else step.micro_batches
-    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
+    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * whole)]
 
 
 def _small(step: Step) -> list[Exchange]:

@@ -11,10 +11,11 @@ an element), and attention with dropout (fused, without T x T scores).
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
-from common.arrays import larger
+from common.arrays import larger, product
 from components.heads.spec import loss_bytes
 from components.spec import MicroBatch
 from flops_parameter_counting.costs.model_cost import places_of, places_outside
@@ -78,11 +79,21 @@ def _position_bytes(batch: MicroBatch) -> int:
     return sum(position.kept(batch.of_layer(config.of(layer))) for layer in alike.values())
 
 
+def _handed_bytes(batch: MicroBatch) -> int:
+    """Bytes that the first mixer which hands something on hands to later ones, where there are any."""
+    config, counts, sizes = batch.config, dict[str, Any](), dict[str, Any]()
+    for layer, count in config.layer_counts.items():
+        for name, factors in layer.mixer_spec.hands_on(config.of(layer)).items():
+            counts[name] = counts.get(name, 0) + count
+            sizes[name] = batch.tokens * product(factors.values()) * batch.e // batch.tensor
+    return sum(size * (counts[name] > 1) for name, size in sizes.items())
+
+
 def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     """Bytes that are kept at the end of the forward pass: token ids, positions, blocks, final norm.
 
-    With checkpointing, of the blocks only their inputs, and then the larger of what one of them keeps while it is
-    computed again and the cast weights of all, which autocast holds until the loss is there.
+    With checkpointing, of the blocks only their inputs and what one hands to others, and then the larger of what one of
+    them keeps while it is computed again and the cast weights of all, which autocast holds until the loss is there.
     """
     config = batch.config
     outside = 8 * batch.tokens + batch.dropout_mask(batch.stream_part, 4)
@@ -97,6 +108,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     inputs = config.n_layer * 4 * batch.stream_part
     if config.component("position_encoding").biases_scores:
         inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
+    inputs += _handed_bytes(batch)
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
     again = again - (4 * batch.stream_part if config.norms_before or batch.e == 4 else 0)

@@ -89,7 +89,7 @@ class Parameter:
     rows: int
     width: int = 1
     copies: int = 1
-    divided: str = ""  # by tensor parallelism: rows, columns, sequence (whole, with a part of the gradient), or nothing
+    divided: str = ""  # by tensor parallelism: rows, columns, sequence or heads (all, but part of the gradient), or not
     trained: bool = True  # with a gradient, and the optimizer's state
 
     @property

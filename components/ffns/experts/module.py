@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.ffns.experts.products import BACKENDS, Expert, counts_of
-from components.ffns.gated.spec import GATES
+from components.ffns.gated.module import clamped_swiglu
+from components.ffns.gated.spec import CLAMPED, CLAMPED_GATE, GATES
 from components.parts import own_part, ranks_of
 from components.precision import wide
 from components.registry import module, register_module
@@ -69,7 +70,9 @@ class Experts(nn.Module):
         self.register_buffer("balance_bias", torch.empty(count) if config.balance_bias else None)
         self.gate_proj, self.up_proj = (StackedLinear(count, hidden, width, config.expert_bias) for _ in range(2))
         self.down_proj = StackedLinear(count, width, hidden, config.expert_bias)
-        self.activation = module("activation", GATES[config.expert_type])(config)
+        self.is_clamped, self.limit = config.expert_type == CLAMPED, config.swiglu_limit
+        gate = CLAMPED_GATE if self.is_clamped else GATES[config.expert_type]
+        self.activation = module("activation", gate)(config)
         self.backend = config.experts_backend
         self.balance_loss, self.z_loss = config.balance_loss, config.router_z_loss
         self.by_sequence, self.has_shared = config.balance_over == "sequence", config.n_shared_experts > 0
@@ -99,16 +102,22 @@ class Experts(nn.Module):
         balance_bias = None if self.balance_bias is None else own_part(self.balance_bias)
         scores, chosen, weights = self.routing(logits, balance_bias)
         load = counts_of(chosen, scores.shape[1]) / chosen.numel()  # (E,)
-        expert = Expert(self.activation, _parts(self.gate_proj), _parts(self.up_proj), _summand(self.down_proj))
+        expert = Expert(self._gated, _parts(self.gate_proj), _parts(self.up_proj), _summand(self.down_proj))
         compute = tokens.to(_compute_dtype(tokens))
         y = BACKENDS[self.backend](compute, weights, chosen, expert)
         if self.has_shared:
             y = y + self._shared(tokens, compute)
         return y.view(x.shape), self._added(logits, scores, chosen, x.shape[0]), load
 
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Elementwise."""
+        if self.is_clamped:
+            return clamped_swiglu(gate, up, self.limit, self.activation)
+        return self.activation(gate) * up
+
     def _shared(self, tokens: Tensor, compute: Tensor) -> Tensor:
         gate, up = (F.linear(compute, *_parts(layer)) for layer in (self.shared_gate_proj, self.shared_up_proj))
-        y = F.linear(self.activation(gate) * up, *_summand(self.shared_down_proj))
+        y = F.linear(self._gated(gate, up), *_summand(self.shared_down_proj))
         return y if self.shared_expert_gate is None else y * in_float32(tokens, self.shared_expert_gate).sigmoid()
 
     def _added(self, logits: Tensor, scores: Tensor, chosen: Tensor, batch: int) -> dict[str, Tensor]:

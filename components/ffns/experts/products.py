@@ -23,13 +23,10 @@ Stack = tuple[Tensor, Tensor | None]  # matrices (E, rows, columns), and biases 
 class Expert:
     """The gated FFN that every expert is, with the matrices of all."""
 
-    activation: Callable[[Tensor], Tensor]
+    gated: Callable[[Tensor, Tensor], Tensor]  # of what gate and up give, elementwise
     gate: Stack  # (E, F, D)
     up: Stack
     down: Stack  # (E, D, F)
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.activation(gate) * up
 
 
 def loop(x: Tensor, weights: Tensor, chosen: Tensor, expert: Expert) -> Tensor:

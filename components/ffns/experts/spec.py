@@ -8,16 +8,16 @@ from typing import Any
 
 from common.errors import UserError
 from common.keys import key
-from components.ffns.gated.spec import GATES
+from components.ffns.gated.spec import CLAMPED, GATES, Clamps
 from components.registry import register_spec
-from components.spec import FFN, Config, MicroBatch, Weights, matrices, vectors
+from components.spec import Config, MicroBatch, Weights, matrices, vectors
 
 OWN_RATIO = 8 / 3  # of the hidden width of all experts that a token meets to n_embd, unless a key says otherwise
 OWN_MULTIPLE = 8  # the rows of grouped products begin at multiples of 16 bytes
 
 
 @register_spec
-class Experts(FFN):
+class Experts(Clamps):
     name, label, letter = "experts", "MoE", "E"
     what = "experts"
     divides = ("expert_d_ff",)
@@ -32,7 +32,7 @@ class Experts(FFN):
     expert_expansion_ratio: float | None = key(
         None, "expert_d_ff over n_embd; None: 8/3 over the number of experts that a token meets", above=0, below=1000
     )
-    expert_type: str = key("swiglu", "the gated FFN that an expert is", choices=tuple(GATES))
+    expert_type: str = key("swiglu", "the gated FFN that an expert is", choices=(*GATES, CLAMPED))
     expert_bias: bool = key(False, "biases in the router and in all experts but shared ones")
     shared_expert_gate: bool = key(False, "what shared experts give is multiplied by sigmoid(x . w)")
     router_scores: str = key("softmax", "of a token's logits over all experts", choices=("softmax", "sigmoid"))
@@ -159,7 +159,7 @@ class Experts(FFN):
             routed = self._kept_by_loop(batch)
         else:
             routed = 2 * choices * config.expert_d_ff * batch.e
-        shared = 4 * batch.tokens * config.n_shared_experts * config.expert_d_ff * batch.e
+        shared = _between(config) * batch.tokens * config.n_shared_experts * config.expert_d_ff * batch.e
         if config.shared_expert_gate:  # its output, and what it multiplies
             shared += batch.tokens * (4 + config.n_embd * batch.e)
         return self.whole(batch) + routed + shared
@@ -168,7 +168,7 @@ class Experts(FFN):
         """For each choice the expert's input, its two products, the activation and what they make, and its output; this
         times the weight, in float32, and the weight; and the places of the row and of the choice."""
         config = batch.config
-        numbers = batch.e * (2 * config.n_embd + 4 * config.expert_d_ff) + 4 * (config.n_embd + 1)
+        numbers = batch.e * (2 * config.n_embd + _between(config) * config.expert_d_ff) + 4 * (config.n_embd + 1)
         return batch.tokens * config.n_experts_per_token * (numbers + 2 * 8)
 
     def whole(self, batch: MicroBatch) -> int:
@@ -188,3 +188,9 @@ class Experts(FFN):
         z_loss = 4 * tokens * (config.n_experts + 1)
         added = balance * (config.balance_loss > 0) + z_loss * (config.router_z_loss > 0)
         return inputs + router + scores + chosen + weights + added
+
+
+def _between(config: Config) -> int:
+    """How often the hidden width is kept between the products of a gated FFN: what they give, the activation and what
+    it multiplies, and their product; clamped, also the two before, and the sigmoid in the activation."""
+    return 7 if config.expert_type == CLAMPED else 4

@@ -1,5 +1,7 @@
 """Gated FFNs: (B, T, D) -> (B, T, D)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from components.registry import module, register_module
@@ -18,4 +20,24 @@ class GatedFFN(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Elementwise, (..., F)."""
+        return self.activation(gate) * up
+
+
+@register_module("ffn_type", "swiglu_clamped")
+class ClampedSwiGLU(GatedFFN):
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__(config)
+        self.limit = config.swiglu_limit
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return clamped_swiglu(gate, up, self.limit, self.activation)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """gpt-oss's (OpenAI 2025), elementwise: (up + 1) activation(gate), with gate at most `limit` and up within +-limit;
+    its activation is quick_gelu."""
+    return (up.clamp(-limit, limit) + 1) * activation(gate.clamp(max=limit))

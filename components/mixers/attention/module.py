@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from model_config import ModelArchitectureConfig
 # ---------------------------------------------------------------------------------------------------------------------
 # Backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over the last
 # `window` keys, its own included (None: over all). The queries are those of the last T keys. `score_bias`, (H or 1, T,
-# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing).
+# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing). For
+# backends that have sinks it may have a further column, of scores of no key: they take part in the softmax only.
 
 
 @register_module("attention_backend", "sdpa")
@@ -74,11 +76,22 @@ def _weights(
     scores: Tensor, score_bias: Tensor | None, dropout: float, window: int | None, dtype: torch.dtype
 ) -> Tensor:
     """(B, H, T, S + T) scores -> what each key's value counts, of those that a query may see."""
-    if score_bias is not None:
-        scores = scores + score_bias
     queries, keys = scores.shape[-2:]
-    scores = scores.masked_fill(_unseen(queries, keys, scores.device, window), -torch.inf)
-    return F.dropout(wide(scores).softmax(dim=-1).to(dtype), dropout)
+    if score_bias is not None:
+        scores = scores + score_bias[..., :keys]
+    scores = wide(scores.masked_fill(_unseen(queries, keys, scores.device, window), -torch.inf))
+    if score_bias is not None and score_bias.shape[-1] > keys:
+        scores = torch.cat((scores, score_bias[..., keys:].expand(*scores.shape[:-1], 1)), dim=-1)
+    return F.dropout(scores.softmax(dim=-1)[..., :keys].to(dtype), dropout)
+
+
+def with_sinks(score_bias: Tensor | None, sinks: Tensor, keys: int) -> Tensor:
+    """A bias of scores, or none, with the column of sinks (H,): (H, 1, S + T + 1), or as the bias is beside it."""
+    column = sinks[:, None, None]
+    if score_bias is None:
+        return F.pad(column, (keys, 0))
+    shape = (*score_bias.shape[:-3], len(sinks), *score_bias.shape[-2:])
+    return torch.cat((score_bias.expand(shape), column.expand(*shape[:-1], 1)), dim=-1)
 
 
 def _unseen(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
@@ -117,9 +130,30 @@ class AttentionCache:
         return k, v
 
 
+class Numbers(nn.Module):
+    """() -> (n,) learned numbers, all of which start at `initial`. Of a module of their own ranks may have a part."""
+
+    def __init__(self, count: int, initial: float):
+        super().__init__()
+        self.weight, self.initial = nn.Parameter(torch.empty(count)), initial
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.initial)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
 @register_module("mixer", "attention")
 class Attention(nn.Module):
-    """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention."""
+    """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention.
+
+    Sinks are gpt-oss's (OpenAI 2025): a learned score of no key for each head. At 0, where they start, they are the 1
+    in the denominator of Miller 2023, Attention Is Off By One; transformers draws them from a normal of 0.02. Output
+    gates are G1 of Qiu et al. 2025, Gated Attention for Large Language Models. A value residual is that of Zhou et al.
+    2024, Value Residual Learning, in the form of modded-nanogpt: one weight a layer, which starts at the paper's fixed
+    1/2, in the first layer too, where it mixes values with themselves and changes nothing.
+    """
 
     window: int | None = None
 
@@ -138,6 +172,15 @@ class Attention(nn.Module):
             norm = ZeroCentredRMSNorm if is_centred else WideRMSNorm
             self.q_norm, self.k_norm = (norm(size, eps=config.norm_eps) for size in widths)
         self.o_proj = nn.Linear(width, config.n_embd, bias=of_output)
+        self.gate_proj = self.sinks = self.value_weight = None
+        if config.attention_output_gate is not None:
+            gates = config.n_head if config.attention_output_gate == "head" else width
+            self.gate_proj = nn.Linear(config.n_embd, gates, bias=of_inputs)
+        if config.attention_sinks:
+            self.sinks = Numbers(config.n_head, 0.0)
+        if config.value_residual:
+            self.value_weight = Numbers(1, 0.5)
+        self.hands_on = ("value_residual",) if config.value_residual else ()
         self.attend = module("attention_backend", config.attention_backend)
         if config.attn_logit_softcapping is not None:
             self.attend = capped(config.attn_logit_softcapping)
@@ -158,10 +201,17 @@ class Attention(nn.Module):
         score_bias: Tensor | None = None,
         hidden: Tensor | None = None,
         cache: AttentionCache | None = None,
-    ) -> Tensor:
+        value_residual: Tensor | None = None,
+    ) -> Any:
+        """(B, T, D), and from the first of the layers with a value residual its values (B, T, K h), for the others."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H h), (B, T, K h) twice
         if self.qk_norm == "width":
             q, k = self.q_norm(q), self.k_norm(k)
+        handed = {}
+        if self.value_weight is not None:
+            if value_residual is None:
+                handed["value_residual"] = value_residual = v
+            v = v.lerp(value_residual, self.value_weight().type_as(v))
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         if self.qk_norm is True:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -174,11 +224,16 @@ class Attention(nn.Module):
         if hidden is not None:
             score_bias = q.new_zeros(1, 1, 1) if score_bias is None else score_bias
             score_bias = score_bias.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
+        if self.sinks is not None:
+            score_bias = with_sinks(score_bias, self.sinks(), k.shape[2])
         dropout = self.dropout if self.training else 0.0
         if self.multiplier is not None:  # in place of the 1 / sqrt(h) that backends multiply by
             q = q * (self.multiplier * math.sqrt(self.head_dim))
-        y = self.attend(q, k, v, score_bias, dropout, self.window)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        y = self.attend(q, k, v, score_bias, dropout, self.window).transpose(1, 2)  # (B, T, H, h)
+        if self.gate_proj is not None:
+            y = y * self.gate_proj(x).sigmoid().unflatten(-1, (y.shape[2], -1))  # (B, T, H, 1 or h)
+        y = self.o_proj(y.flatten(2))
+        return (y, handed) if handed else y
 
 
 @register_module("mixer", "sliding_attention")

@@ -19,10 +19,11 @@ class Backend(Spec):
     kind = "attention_backend"
     is_fused = False  # its output is laid out like the queries, and is kept
     has_cap = False
+    has_sinks = False
 
     def check(self, config: Config) -> None:
-        for name, is_there in (("attn_logit_softcapping", self.has_cap),):
-            if config[name] is not None and not is_there:
+        for name, is_there in (("attn_logit_softcapping", self.has_cap), ("attention_sinks", self.has_sinks)):
+            if config[name] and not is_there:
                 raise UserError(
                     f"attention_backend={self.name!r} has no {name}={config[name]!r}: take attention_backend='manual'"
                 )
@@ -42,7 +43,9 @@ class Heads(Mixer):
 
     n_head: int = key(12, "query heads of each attention", at_least=1, group="Architecture: attention")
     attention_bias: str | None = key(
-        None, "biases of attention's projections: none, qkv or all; None: as bias", choices=(None, "none", "qkv", "all")
+        None,
+        "biases of attention's projections: none, qkv (and of an output gate) or all; None: as bias",
+        choices=(None, "none", "qkv", "all"),
     )
 
     def function(self, config: Config) -> dict[str, Any]:
@@ -66,6 +69,19 @@ class _AttentionKeys(Heads):
     )
     attn_logit_softcapping: float | None = key(
         None, "c: scores are bounded to +-c, as c tanh(score / c); None: not. Backend manual only", above=0
+    )
+    attention_sinks: bool = key(
+        False,
+        "each query head has a learned score of no key, which takes its share of every softmax. Backend manual only",
+    )
+    attention_output_gate: str | None = key(
+        None,
+        "attention's output times sigmoid(gate_proj(x)) before the output projection: a number a head, or an element",
+        choices=(None, "head", "element"),
+    )
+    value_residual: bool = key(
+        False,
+        "values are (1 - w) times the layer's own and w times the first such layer's; w is learned, one a layer",
     )
     attention_backend: str = key(
         "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
@@ -106,7 +122,19 @@ class Attention(_AttentionKeys):
     def suffix(self, config: Config) -> list[str]:
         grouped = "MQA" if config.kv_heads == 1 else f"GQA{config.kv_heads}"
         norms = {False: [], True: ["QKNorm"], "width": ["WideQKNorm"]}
-        return [grouped] * (config.kv_heads < config.n_head) + norms[config.qk_norm]
+        gates = {None: [], "head": ["HeadGate"], "element": ["ElementGate"]}
+        return [
+            *[grouped] * (config.kv_heads < config.n_head),
+            *norms[config.qk_norm],
+            *["Sinks"] * config.attention_sinks,
+            *gates[config.attention_output_gate],
+            *["ValueResidual"] * config.value_residual,
+        ]
+
+    def hands_on(self, config: Config) -> dict[str, dict[str, Any]]:
+        """The values of the first layer with a value residual (Zhou et al. 2024, ResFormer)."""
+        shape = {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
+        return {"value_residual": shape} if config.value_residual else {}
 
     def window(self, config: Config, length: int) -> int:
         """Keys that a query meets at most, in sequences of `length` tokens."""
@@ -119,13 +147,18 @@ class Attention(_AttentionKeys):
         width, kv_width = config.n_head * config.head_dim, config.kv_heads * config.head_dim
         of_inputs, of_output = biases(config)
         normed = zip(("q_norm.weight", "k_norm.weight"), _normed_widths(config), strict=False)
-        norms = [found for name, size in normed for found in vectors(name, size, part="norms")]
-        return [
+        found = [
             *matrices("q_proj", width, config.n_embd, of_inputs, "rows"),
             *matrices(("k_proj", "v_proj"), kv_width, config.n_embd, of_inputs, "rows"),
-            *matrices("o_proj", config.n_embd, width, of_output, "columns", writes=True),
-            *norms,
         ]
+        found += [norm for name, size in normed for norm in vectors(name, size, part="norms")]
+        if config.attention_output_gate is not None:
+            found += matrices("gate_proj", _gates(config), config.n_embd, of_inputs, "rows")
+        if config.attention_sinks:
+            found += vectors("sinks.weight", config.n_head, divided="rows")
+        if config.value_residual:
+            found += vectors("value_weight.weight", 1, divided="heads")
+        return [*found, *matrices("o_proj", config.n_embd, width, of_output, "columns", writes=True)]
 
     def products(self, config: Config, length: int) -> list[Product]:
         """Q K^T and its product with V. Of the length x keys pairs, a triangle of keys x keys / 2 lies in the future or
@@ -135,19 +168,21 @@ class Attention(_AttentionKeys):
         return [Product("attention_scores", scores, masked=scores * keys // (2 * length))]
 
     def kept(self, batch: MicroBatch) -> int:
-        """The input of the three projections, what norms and the backend keep, and the input of the output projection,
-        unless that is the fused kernel's output: its layout follows the queries', and rotated ones lie head by head,
-        which is no other layout for a single head."""
+        """The input of the three projections and of a gate's, what norms, a value residual, the backend and a gate
+        keep, and the input of the output projection, unless that is the fused kernel's output: its layout follows the
+        queries', and rotated ones lie head by head, which is no other layout for a single head."""
         config = batch.config
         backend = spec("attention_backend", config.attention_backend)
-        fused = backend.is_fused and not config.dropout
+        fused, gated = backend.is_fused and not config.dropout, config.attention_output_gate is not None
         rotates = spec("position_encoding", config.position_encoding).rotates
-        is_copied = not fused or (rotates and config.n_head > 1)
+        is_copied = not fused or gated or (rotates and config.n_head > 1)
         return (
-            batch.linear_inputs(config.n_embd, layers=3)
+            batch.linear_inputs(config.n_embd, layers=3 + gated)
             + _kept_by_norms(batch)
+            + _kept_by_value_residual(batch)
             + backend.kept(batch)
             + self._mask(batch)
+            + _kept_by_gate(batch, fused)
             + batch.tokens * _query_width(config) * batch.e * is_copied
         )
 
@@ -184,6 +219,26 @@ def _kept_by_norms(batch: MicroBatch) -> int:
     is_centred = spec("normalization", config.normalization).is_zero_centred
     factors = sum(_normed_widths(config)) if is_centred else 0  # 1 + weight
     return 4 * (batch.tokens * numbers + factors)
+
+
+def _gates(config: Config) -> Any:
+    """Numbers that the output of attention is multiplied by."""
+    return config.n_head if config.attention_output_gate == "head" else _query_width(config)
+
+
+def _kept_by_gate(batch: MicroBatch, fused: bool) -> int:
+    """The sigmoid, and what it multiplies, where the fused kernel does not keep that itself."""
+    if batch.config.attention_output_gate is None:
+        return 0
+    return batch.tokens * (_gates(batch.config) + _query_width(batch.config) * (not fused)) * batch.e
+
+
+def _kept_by_value_residual(batch: MicroBatch) -> int:
+    """The layer's own values, of which the first layer's are those that all mix with; and a cast of the weight."""
+    config = batch.config
+    if not config.value_residual:
+        return 0
+    return batch.tokens * config.kv_heads * config.head_dim * batch.e + (batch.e if batch.e < 4 else 0)
 
 
 @register_spec
@@ -260,17 +315,18 @@ class Manual(Backend):
     """The formula, with the whole matrix of scores."""
 
     name = "manual"
-    has_cap = True
+    has_cap = has_sinks = True
 
     def kept(self, batch: MicroBatch) -> int:
-        """Queries, keys and values of every query head; the float32 softmax, where that is not the weights themselves;
-        the weights; dropout's mask; and of a cap what it bounds to 1."""
+        """Queries, keys and values of every query head; the float32 softmax, with a column of sinks; the weights, where
+        they are not the softmax itself; dropout's mask; and of a cap what it bounds to 1."""
         config, e = batch.config, batch.e
-        scores = batch.tokens * config.n_head * config.block_size
-        softmax = scores * 4 if e < 4 or config.dropout else 0
-        weights = scores * e + batch.dropout_mask(scores, e)
+        rows = batch.tokens * config.n_head
+        scores = rows * config.block_size
+        softmax = 4 * (scores + rows * config.attention_sinks)
+        weights = scores * e if e < 4 or config.dropout else 0
         capped = scores * e if config.attn_logit_softcapping is not None else 0
-        return 3 * batch.tokens * _query_width(config) * e + softmax + weights + capped
+        return 3 * batch.tokens * _query_width(config) * e + softmax + weights + batch.dropout_mask(scores, e) + capped
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """(T, T), the keys that are not seen."""
