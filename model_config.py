@@ -65,14 +65,14 @@ class _Core:
     layer_pattern: str | None = key(
         None,
         "the mixer of each layer: A attention, W attention within attention_window, U attention without positions, "
-        "M Mamba-2, S Mamba-1, C latent attention (counted only); a shorter pattern is repeated; None: A, or what "
-        "writes it in another way",
+        "M Mamba-2, S Mamba-1, C latent attention (counted only); a shorter pattern is repeated, but for what stands "
+        "before a comma; None: A, or what writes it in another way",
         group="Architecture: layers",
     )
     ffn_pattern: str | None = key(
         None,
-        "the FFN of each layer: F what ffn_type says, - none, E experts; a shorter pattern is "
-        "repeated; None: by ffn_after",
+        "the FFN of each layer: F what ffn_type says, - none, E experts; a shorter pattern is repeated, but for what "
+        "stands before a comma, as in FFF,E; None: by ffn_after",
     )
     ffn_after: str = key("all", "which layers have an FFN", choices=("all", "attention", "mamba"))
     layer_values: dict | None = key(
@@ -368,10 +368,12 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
 
 
 def _preset_layers(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's pattern goes on, or ends, with the layers; its values are for those of them that are there."""
+    """A preset's patterns go on, or end, with the layers; its values are for those of them that are there."""
     n_layer = given.get("n_layer", _known_keys()["n_layer"].default)
-    if (pattern := values.get("layer_pattern")) is not None:
-        values = values | {"layer_pattern": (pattern * n_layer)[:n_layer]}
+    for key_name in ("layer_pattern", "ffn_pattern"):
+        if (pattern := values.get(key_name)) is not None:
+            once, _, again = pattern.rpartition(",")
+            values = values | {key_name: (once + again * n_layer)[:n_layer]}
     if (own := values.get("layer_values")) is not None:
         letters = given.get("layer_pattern") or values.get("layer_pattern") or registry.default_letter()
         values = values | {"layer_values": {which: one for which, one in own.items() if which in letters} or None}
@@ -414,12 +416,16 @@ def _ffn_letters() -> dict[str, str]:
 
 
 def _whole_pattern(key_name: str, pattern: str, n_layer: int, meanings: Mapping[str, str]) -> str:
-    if set(pattern) - set(meanings):
+    once, _, again = pattern.rpartition(",")
+    if set(once + again) - set(meanings) or not again:
         meant = ", ".join(f"{letter} {meaning}" for letter, meaning in meanings.items())
         raise UserError(f"{key_name}={pattern!r} must be made of the letters {meant}")
-    if n_layer % len(pattern):
-        raise UserError(f"{key_name} has {len(pattern)} letters, which do not divide n_layer={n_layer}")
-    return pattern * (n_layer // len(pattern))
+    if len(once) > n_layer:
+        raise UserError(f"{key_name} has {len(once)} letters before its comma, more than n_layer={n_layer}")
+    if (n_layer - len(once)) % len(again):
+        of_rest = f"the {n_layer - len(once)} layers after the first {len(once)}" if once else f"n_layer={n_layer}"
+        raise UserError(f"{key_name} has {len(again)} letters, which do not divide {of_rest}")
+    return once + again * ((n_layer - len(once)) // len(again))
 
 
 def _with_checked_layer_values(

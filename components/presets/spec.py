@@ -47,3 +47,24 @@ register_preset("gemma3", {**_GEMMA, **_GEMMA3, "rope_theta": 1e6, "layer_values
 # OLMo Team 2024, 2 OLMo 2 Furious
 _OLMO2 = {"norm_position": "inside", "norm_eps": 1e-6, "qk_norm": "width", "rope_theta": 5e5}
 register_preset("olmo2", {**_LLAMA, **_OLMO2, "ffn_expansion_ratio": 2.6875, "weight_tying": False})
+
+# Jiang et al. 2024, Mixtral of Experts
+_MIXTRAL = {"rope_theta": 1e6, "ffn_pattern": "E", "expert_expansion_ratio": 3.5, "weight_tying": False}
+register_preset("mixtral", {**_LLAMA, **_MIXTRAL, "balance_loss": 0.02})
+
+# Qwen Team 2025, Qwen3 Technical Report: Qwen3-30B-A3B
+_QWEN3_EXPERTS = {"ffn_pattern": "E", "n_experts": 128, "n_experts_per_token": 8, "expert_expansion_ratio": 0.375}
+_QWEN3_MOE = {key: value for key, value in _QWEN3.items() if key != "ffn_expansion_ratio"}
+register_preset("qwen3_moe", {**_LLAMA, **_QWEN3_MOE, **_QWEN3_EXPERTS, "balance_loss": 0.001, "weight_tying": False})
+
+# Muennighoff et al. 2024, OLMoE
+_OLMOE_EXPERTS = {"ffn_pattern": "E", "n_experts": 64, "n_experts_per_token": 8, "expert_expansion_ratio": 0.5}
+_OLMOE = {"qk_norm": "width", "norm_topk_prob": False, "balance_loss": 0.01, "router_z_loss": 0.001}
+register_preset("olmoe", {**_LLAMA, **_OLMOE_EXPERTS, **_OLMOE, "weight_tying": False})
+
+# OpenAI 2025, gpt-oss-120b & gpt-oss-20b Model Card: the smaller one, with its first context of 4096
+_GPT_OSS = {"layer_pattern": "WA", "attention_window": 128, "rope_theta": 150000.0, "attention_bias": "all"}
+_SINKS = {"attention_sinks": True, "attention_backend": "manual", "head_dim": 64, "weight_tying": False}
+_CLAMPED = {"expert_type": "swiglu_clamped", "expert_bias": True, "expert_expansion_ratio": 1.0}
+_GPT_OSS_EXPERTS = {"ffn_pattern": "E", "n_experts": 32, "n_experts_per_token": 4, **_CLAMPED}
+register_preset("gpt_oss", {**_LLAMA, **_GPT_OSS, **_SINKS, **_GPT_OSS_EXPERTS})
