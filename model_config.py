@@ -317,6 +317,9 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     superseded: set[str] = set()
     if given.get("d_ff") is not None:
         superseded |= {"ffn_expansion_ratio", "ffn_multiple_of"}
+    for one, other in (("expert_d_ff", "expert_expansion_ratio"), ("expert_expansion_ratio", "expert_d_ff")):
+        if given.get(one) is not None and given.get(other) is None:
+            superseded.add(other)
     forms = {"layer_pattern", *pattern_forms()}
     if any(given.get(form) is not None for form in forms):
         superseded |= {form for form in forms if given.get(form) is None}

@@ -204,12 +204,18 @@ def test_the_default_search_compares_itself_with_the_published_one(command):
     assert "16 layers x 2560, 40 heads" in out and "predicted 2.29186" in out
 
 
+EXPERTS = ("n_experts", "n_experts_per_token", "n_shared_experts", "expert_d_ff")
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
 
 
+WITH_EXPERTS = [
+    arch for arch in ARCHITECTURES if "expert_d_ff" in resolve_architecture({"arch_preset": arch}).layer_keys
+]
+
+
 @st.composite
-def small_spaces(draw):
-    arch = draw(st.sampled_from(ARCHITECTURES))
+def small_spaces(draw, archs=ARCHITECTURES):
+    arch = draw(st.sampled_from(archs))
     mamba2 = arch in ("mamba2", "hybrid")
     sizes = {
         "head_dims": [8, 16],
@@ -218,6 +224,13 @@ def small_spaces(draw):
     }
     if arch in ("mamba1", "mamba2"):
         sizes = {"head_dims": [], "kv_heads": None, "ffn_expansion_ratio": 0.0}
+    if arch in WITH_EXPERTS:
+        sizes |= {
+            "n_experts": draw(SIZES),
+            "n_experts_per_token": [1, *draw(SIZES)],
+            "n_shared_experts": draw(st.sampled_from([(0,), (1,), (0, 2)])),
+            "granularity": draw(st.sampled_from([(0.5,), (1.0,), (3.0,), (0.1, 1.0), (0.05, 0.5)])),
+        }
     return SearchSpace(
         arch=arch,
         vocab_size=draw(st.integers(1, 300)),
@@ -239,11 +252,24 @@ def architectures(space: SearchSpace):
     for width, head_dim, layers in itertools.product(space.hidden_sizes, space.head_dims, space.layers):
         for kv in space.kv_heads or (width // head_dim,):
             if width % head_dim == 0 and width // head_dim % kv == 0:
-                yield resolve_architecture(
-                    shared
-                    | {"n_layer": layers, "n_embd": width, "n_head": width // head_dim}
-                    | {"num_key_value_heads": kv, "d_ff": ffn_width(space.ffn_expansion_ratio, width)}
-                )
+                heads = {"n_head": width // head_dim, "num_key_value_heads": kv}
+                if space.arch in ("gpt_oss",):  # whose preset has a head_dim of its own
+                    heads["head_dim"] = head_dim
+                for ffn in ffns(space, width):
+                    yield resolve_architecture(shared | {"n_layer": layers, "n_embd": width} | heads | ffn)
+
+
+def ffns(space: SearchSpace, width: int):
+    """The FFNs of a width, as keys of a configuration: one that is dense, or experts that a token can meet."""
+    if space.arch not in WITH_EXPERTS:
+        yield {"d_ff": ffn_width(space.ffn_expansion_ratio, width)}
+        return
+    choices = space.n_experts, space.n_experts_per_token, space.n_shared_experts, space.granularity
+    for count, met, shared, granularity in itertools.product(*map(set, choices)):
+        if met <= count:
+            exact = Fraction(space.ffn_expansion_ratio).limit_denominator(10) * width / Fraction(granularity)
+            keys = {"n_experts": count, "n_experts_per_token": met, "n_shared_experts": shared}
+            yield keys | {"expert_d_ff": 8 * math.ceil(exact / 8)}
 
 
 def ffn_width(ratio: float, width: int) -> int:
@@ -262,8 +288,9 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         tokens = int(budget) // cost.training_flops()
         if tokens >= space.sequence_length:
             heads = (config.n_head, config.kv_heads) if config.layers_with("AW") else (0, 0)
-            sizes = (config.n_layer, config.n_embd, *heads)
-            losses[sizes] = float(LAWS[law].loss(cost.n_params, tokens, unique))
+            experts = [config[name] for name in EXPERTS] if space.arch in WITH_EXPERTS else [0] * 4
+            sizes = (config.n_layer, config.n_embd, *heads, *experts)
+            losses[sizes] = float(LAWS[law].loss(cost.n_active, tokens, unique))
     search = Search(budget, LAWS[law], space, unique_tokens=unique)
     if not losses:
         with pytest.raises(UserError, match="nothing is feasible"):
@@ -276,7 +303,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
     assert found[0].loss == pytest.approx(min(losses.values()), rel=1e-12)
     assert [c.loss for c in found] == pytest.approx(sorted(losses.values()), rel=1e-12)
     for c in found:
-        sizes = (c.n_layer, c.n_embd, c.n_head, c.num_key_value_heads)
+        sizes = (c.n_layer, c.n_embd, c.n_head, c.num_key_value_heads, *(getattr(c, name) for name in EXPERTS))
         assert c.loss == pytest.approx(losses[sizes], rel=1e-12)
         assert 0 <= int(budget) - c.flops < c.flops_per_token, "the budget is met to a token, and never exceeded"
 
@@ -290,7 +317,7 @@ def test_a_preset_whose_layers_repeat():
         )
         space = default_space(1e18, "repeating")
         found = grid_search.grid_search(Search(1e18, LAWS["besiroglu"], space)).candidates(10_000)
-        assert {candidate.n_layer for candidate in found} == {n for n in space.layers if n % 6 == 0}
+        assert {candidate.n_layer for candidate in found} == set(space.layers), "patterns end with the layers"
         for candidate in found:
             config = candidate.config(space)
             sizes = {name: getattr(candidate, name) for name in ("n_layer", "n_embd", "n_head", "d_ff")}
@@ -298,8 +325,27 @@ def test_a_preset_whose_layers_repeat():
             assert config == resolve_architecture({"arch_preset": "repeating", **shared, **sizes})
             cost = model_cost(config)
             assert (candidate.n_params, candidate.flops_per_token) == (cost.n_params, cost.training_flops())
-        with pytest.raises(UserError, match="layers: repeating repeats 6 layers: take multiples of them"):
-            dataclasses.replace(space, layers=[4, 8])
+
+
+def test_a_preset_that_begins_with_dense_layers():
+    """Two dense FFNs, then experts; and its config, written out, is that of as many layers."""
+    with registry.kept():
+        preset = {"ffn_pattern": "FF,E", "layer_pattern": "AAW", "attention_window": 100, "position_encoding": "rope"}
+        registry.register_preset("begins_dense", preset | {"ffn_type": "swiglu", "ffn_expansion_ratio": 3.0})
+        space = dataclasses.replace(default_space(1e18, "begins_dense"), layers=range(1, 12), kv_heads=None)
+        assert (space.ffn_expansion_ratio, space.granularity) == (3.0, (3.0 / (8 / 3 / 2),))
+        found = grid_search.grid_search(Search(1e18, LAWS["besiroglu"], space)).candidates(10_000)
+        assert {candidate.n_layer for candidate in found} == set(range(3, 12))
+        shared = {"vocab_size": space.vocab_size, "block_size": space.sequence_length, "weight_tying": True}
+        for candidate in found[::17]:
+            config = candidate.config(space)
+            sizes = {name: getattr(candidate, name) for name in ("n_layer", "n_embd", "n_head", "d_ff", "expert_d_ff")}
+            assert config == resolve_architecture({"arch_preset": "begins_dense", **shared, **sizes})
+            cost = model_cost(config)
+            assert (candidate.n_params, candidate.n_active) == (cost.n_params, cost.n_active)
+            assert candidate.flops_per_token == cost.training_flops()
+        with pytest.raises(UserError, match="layers: begins_dense begins with 2 that come once: take more of them"):
+            dataclasses.replace(space, layers=[1, 2])
 
 
 @settings(max_examples=30)
@@ -335,10 +381,29 @@ def test_every_budget_has_a_default_space_with_an_answer(arch, exponent):
     search = Search(budget, LAWS["besiroglu"], default_space(budget, arch), aspect_ratio=default_aspect_ratio(budget))
     result = grid_search.grid_search(search)
     best = result.candidates(1)[0]
-    few = arch in ("mamba2", "hybrid") and exponent < 12  # whose heads of 64 leave the smallest widths few steps
+    few = arch in ("mamba2", "hybrid", "gpt_oss") and exponent < 12  # heads of 64, or biases of many experts
     assert result.passed_flops >= (8 if few else 20)
     if exponent >= 13:
         assert 5 < best.tokens_per_parameter < 100, "the law's optimum lies inside of the space"
+
+
+def test_the_memory_of_all_experts_binds_and_the_flops_of_the_active_ones(command):
+    """More experts cost no FLOPs but their router's, and memory for each: a device of half the memory has fewer."""
+    device = "--peak_flops 1e14 --days 1 --mfu 0.4 --arch mixtral --n_experts 2,4,8,16,32,64 --top_k 100000"
+    largest = {}
+    for gigabytes in (4, 8, 16):
+        _, found = command("--grid_search", *device.split(), "--device_memory", str(gigabytes))
+        rows = found["candidates"]
+        assert all(row["memory_per_device"] <= gigabytes * 1e9 for row in rows)
+        largest[gigabytes] = max(row["n_params"] for row in rows)
+        for row in rows:
+            router = 6 * row["n_layer"] * row["n_experts"] * row["n_embd"]
+            experts = 18 * row["n_layer"] * 2 * row["n_embd"] * row["expert_d_ff"]
+            attention = 24 * row["n_layer"] * row["n_embd"] ** 2 + 12 * row["n_layer"] * 1024 * row["n_embd"]
+            assert row["flops_per_token"] == router + experts + attention + 6 * 50304 * row["n_embd"]
+    assert largest[4] < largest[8] < largest[16]
+    # 16 bytes a parameter, every expert's too, and what a batch keeps
+    assert all(0.5 < largest[gigabytes] * 16 / 1e9 / gigabytes < 1 for gigabytes in largest)
 
 
 def test_the_result_does_not_depend_on_the_chunks(monkeypatch):
@@ -674,6 +739,17 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search 1e20 --head_dims 63", "RoPE rotates pairs, so 63 cannot be a head dimension"),
         ("--grid_search 1e20 --hidden_sizes 100 --head_dims 64", "the space is empty"),
         ("--grid_search 1e20 --no_gqa --kv_heads 8", "contradict each other"),
+        ("--grid_search 1e20 --n_experts 8", "n_experts: llama3 has no experts: drop it, or take another --arch"),
+        ("--grid_search 1e20 --granularity 2", "granularity: llama3 has no experts"),
+        (
+            "--grid_search 1e20 --arch mixtral --n_experts 2 --n_experts_per_token 4",
+            "n_experts_per_token=4 is more than",
+        ),
+        ("--grid_search 1e20 --arch mixtral --n_experts 0", "holds no size of 1 or more"),
+        ("--grid_search 1e20 --arch mixtral --n_shared_experts -1", "no option takes a number below 0"),
+        ("--grid_search 1e20 --arch mixtral --n_shared_experts one", "'one' is neither a size nor first:end:step"),
+        ("--grid_search 1e20 --arch mixtral --granularity 0", "'0' is not a number above 0"),
+        ("--grid_search 1e20 --arch mixtral --n_experts 1:2000000", "choices of experts are more than 1,000,000"),
         ("--grid_search 1e20 --vocab_size 0", "'0' is not a whole number above 0"),
         ("--grid_search 1e20 --sequence_length 10.5", "'10.5' is not a whole number above 0"),
         ("--grid_search 1e20 --top_k 0", "'0' is not a whole number above 0"),

@@ -10,7 +10,7 @@ import textwrap
 from typing import Any
 
 from common.errors import UserError
-from components.registry import OWN_PRESETS
+from components.registry import OWN_PRESETS, PRESETS
 from data.facts import UNPREPARED, Facts, known
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting
@@ -25,6 +25,7 @@ from flops_parameter_counting.laws.scaling_laws import (
     on_state_spaces,
 )
 from flops_parameter_counting.planner.search import Candidate, Search, memory_of
+from flops_parameter_counting.planner.space import EXPERT_SIZES
 from model_config import ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
@@ -131,11 +132,12 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
     per_token, n = cost.training_flops(), count_parameters(cost, law.N)
     predicted = law.loss(n, sizes.tokens, search.unique_tokens)
     parts = " + ".join(f"{count:,} {part}" for part, count in cost.parameters.items() if count)
+    active = "" if cost.n_active == cost.n_params else f", of which a token meets {cost.n_active:,}"
     flops = sizes.tokens * per_token
     lines = [
         f"{model.name}: what a budget of {search.budget:.4g} FLOPs buys. Made by",
         f"  {command}",
-        f"Parameters: {parts} = {cost.n_params:,}",
+        f"Parameters: {parts} = {cost.n_params:,}{active}",
         f"FLOPs per token: {per_token:,} (training, full attention, with logits)",
         f"FLOPs of the run: {sizes.tokens:,} tokens x {per_token:,} = {flops:.4e},",
         f"  {_of_budget(flops, search)}",
@@ -183,11 +185,14 @@ def _architecture(model: ModelArchitectureConfig) -> str:
     keys = model.layer_keys
     if "n_head" in keys:
         lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
+    if "head_dim" in PRESETS[model.arch_preset]:
+        lines.append(f"head_dim = {model.head_dim}")
     if "num_key_value_heads" in keys:
         lines.append(f"num_key_value_heads = {model.kv_heads}")
     lines.append(f"n_embd = {model.n_embd}")
     if "d_ff" in keys:
         lines.append(f"d_ff = {model.d_ff}")
+    lines += [f"{name} = {model[name]}" for name in EXPERT_SIZES if name in keys]
     lines.append(f"weight_tying = {model.weight_tying}")
     return "\n".join(lines)
 
@@ -210,6 +215,8 @@ def _data(dataset: DatasetChoice, model: ModelArchitectureConfig, sizes: RunSize
 
 
 def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rules: list[RuleValue]) -> str:
+    cost = model_cost(model)
+    met = "" if cost.n_active == cost.n_params else " that a token meets"
     low, high = min(rule.batch_tokens for rule in rules), max(rule.batch_tokens for rule in rules)
     lines = [
         f"# {sizes.gradient_accumulation_steps} x {sizes.batch_size} x {sizes.block_size:,} = "
@@ -220,7 +227,7 @@ def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rule
         f"block_size = {sizes.block_size}",
         "",
         f"# {sizes.max_iters:,} steps x {sizes.tokens_per_step:,} = {sizes.tokens:,} tokens, "
-        f"{sizes.tokens / model_cost(model).n_params:.2f} a parameter",
+        f"{sizes.tokens / cost.n_active:.2f} a parameter{met}",
         f"max_iters = {sizes.max_iters}",
     ]
     return "\n".join(lines)

@@ -28,7 +28,7 @@ from flops_parameter_counting.planner.search import (
     deciding,
     grid_search,
 )
-from flops_parameter_counting.planner.space import PUBLISHED_BUDGET, default_space
+from flops_parameter_counting.planner.space import EXPERT_SIZES, PUBLISHED_BUDGET, default_space
 from flops_parameter_counting.planner.space import published as as_published
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"
@@ -118,7 +118,11 @@ def compare_with_published(budget: float) -> dict[str, Any] | None:
 def as_dict(candidate: Candidate) -> dict[str, Any]:
     """For JSON."""
     ratio = candidate.tokens_per_parameter
-    return dataclasses.asdict(candidate) | {"tokens_per_parameter": ratio, "chinchilla_ratio": ratio / 20}
+    values = dataclasses.asdict(candidate)
+    if not candidate.n_experts:
+        for name in ("n_active", *EXPERT_SIZES):
+            del values[name]
+    return values | {"tokens_per_parameter": ratio, "chinchilla_ratio": ratio / 20}
 
 
 def as_json(found: Report) -> dict[str, Any]:
@@ -132,6 +136,9 @@ def as_json(found: Report) -> dict[str, Any]:
             values["within_noise"] = bool(uncertain.within_noise[index])
     law = {name: getattr(search.law, name) for name in ("name", "E", "A", "B", "alpha", "beta", "N", "source")}
     space = dataclasses.asdict(search.space)
+    if not search.space.family.has_experts:
+        for name in (*EXPERT_SIZES[:3], "granularity"):
+            del space[name]
     return {
         "budget": search.budget,
         "flops_formula": search.flops_formula,
@@ -173,29 +180,45 @@ def as_text(found: Report) -> str:
 
 def _assumed(found: Report) -> str:
     search = found.result.search
-    law, space = search.law, search.space
+    space = search.space
     kv = "as many as heads" if space.kv_heads is None else _sizes(space.kv_heads)
     heads = f"head dims {_sizes(space.head_dims)}; key and value heads {kv}; " if space.family.has_heads else ""
     d_ff = f"d_ff {space.ffn_expansion_ratio:g} x; " if space.family.has_d_ff else ""
     lines = [
-        f"Budget:         {search.budget:.4e} FLOPs" + _inference(search),
-        f"Law:            {law.name}: {law.E:.4f} + {law.A:.2f} / N^{law.alpha:.4f} + {law.B:.2f} / D^{law.beta:.4f}",
-        f"                {law.source}; N: {N_MEANINGS[law.N]}",
-        f"FLOPs:          {_formula(search)}",
+        *assumed_of_law(search),
         f"Space:          {space.arch}, vocabulary {space.vocab_size:,}, {space.sequence_length:,} tokens a sequence",
         f"                hidden sizes {_sizes(space.hidden_sizes)}; layers {_sizes(space.layers)}",
         f"                {heads}{d_ff}{'tied' if space.weight_tying else 'untied'} head",
     ]
+    if space.family.has_experts:
+        of_dense = ", ".join(f"{granularity:g}" for granularity in space.granularity)
+        lines.append(
+            f"                experts {_sizes(space.n_experts)}, of which a token meets "
+            f"{_sizes(space.n_experts_per_token)}; {_sizes(space.n_shared_experts)} shared; an expert is "
+            f"{space.ffn_expansion_ratio:g} x over {of_dense} wide (granularity)"
+        )
     if search.aspect_ratio is not None:
         lines.append("                n_embd / n_layer {:g} to {:g}".format(*search.aspect_ratio))
     if search.unique_tokens is not None:
         lines.append(f"Unique tokens:  {search.unique_tokens:.4g}; further ones are repetitions")
     if search.training is not None:
-        lines.append(f"Memory:         {_memory(search.training)}")
+        lines.append(f"Memory:         {memory_in_words(search.training)}")
     return "\n".join(lines)
 
 
-def _memory(training: Setting) -> str:
+def assumed_of_law(search: Search) -> list[str]:
+    """The budget, the law and how FLOPs are counted, as lines."""
+    law = search.law
+    return [
+        f"Budget:         {search.budget:.4e} FLOPs" + _inference(search),
+        f"Law:            {law.name}: {law.E:.4f} + {law.A:.2f} / N^{law.alpha:.4f} + {law.B:.2f} / D^{law.beta:.4f}",
+        f"                {law.source}; N: {N_MEANINGS[law.N]}",
+        f"FLOPs:          {_formula(search)}",
+    ]
+
+
+def memory_in_words(training: Setting) -> str:
+    """Of what, and what bounds it."""
     limit = "not bounded" if training.device_memory is None else f"at most {training.device_memory / 1e9:,g} GB"
     on = "the one device" if training.devices == 1 else f"each of {training.devices:,} devices, {training.strategy}"
     checkpointing = ", activation checkpointing" if training.activation_checkpointing else ""
@@ -234,14 +257,18 @@ def _best(found: Report) -> str:
     family = search.space.family
     heads = f", {best.n_head} heads, {best.num_key_value_heads} KV heads" if family.has_heads else ""
     d_ff = f", d_ff {best.d_ff}" if family.has_d_ff else ""
+    d_ff += f", {best.n_experts} experts of {best.expert_d_ff}" if family.has_experts else ""
+    active, of_active = "", ""
+    if best.n_active != best.n_params:
+        active, of_active = f", of which a token meets {best.n_active:,}", " (of those that a token meets)"
     lines = [
         "BEST CONFIG",
         f"  Architecture     {best.config(search.space).name}",
         f"                   {best.n_layer} layers x {best.n_embd}{heads}{d_ff}",
         _headline(found) + interval["loss"],
-        f"  N                {best.n_params:,}{interval['n']}",
+        f"  N                {best.n_params:,}{active}{interval['n']}",
         f"  D                {_number(best.tokens)}{interval['d']}",
-        f"  D/N              {best.tokens_per_parameter:.2f}   D/(20N) {best.tokens_per_parameter / 20:.3f}",
+        f"  D/N              {best.tokens_per_parameter:.2f}   D/(20N) {best.tokens_per_parameter / 20:.3f}{of_active}",
     ]
     if search.is_published:
         lines.append(f"  FLOPs            {best.flops:.4e} by the published formula ({_share(best.flops, search)})")
@@ -289,6 +316,7 @@ def _table(found: Report) -> str:
         f"TOP {len(found.candidates)}",
         f"   #      loss  {'N (' + n_letter + ')':>9}  {'D (' + d_letter + ')':>10}       D/N  D/(20N)"
         "  layers   width  heads   KV    d_ff       FLOPs"
+        + (f"  {'active (' + n_letter + ')':>10}  {'experts':>16}" if found.best.n_experts else "")
         + ("" if found.best.memory_per_device is None else "  GB/device")
         + ("" if sure is None else "  P(best)    regret  noise"),
     ]
@@ -299,6 +327,10 @@ def _table(found: Report) -> str:
             f"{ratio:>8.2f}  {ratio / 20:>7.3f}  {row.n_layer:>6}  {row.n_embd:>6}  {row.n_head:>5}  "
             f"{row.num_key_value_heads:>3}  {row.d_ff:>6}  {row.flops:.4e}"
         )
+        if row.n_experts:
+            shared = f"+{row.n_shared_experts}" if row.n_shared_experts else ""
+            experts = f"{row.n_experts_per_token}of{row.n_experts}{shared} x {row.expert_d_ff}"
+            line += f"  {row.n_active / n_unit:>10.3f}  {experts:>16}"
         if row.memory_per_device is not None:
             line += f"  {row.memory_per_device / 1e9:>9,.2f}"
         if sure is not None:

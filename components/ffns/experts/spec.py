@@ -22,6 +22,7 @@ class Experts(Clamps):
     what = "experts"
     divides = ("expert_d_ff",)
     sums_parts = True
+    own_ratio, own_multiple = OWN_RATIO, OWN_MULTIPLE
 
     n_experts: int = key(8, "experts of a layer", at_least=1, group="Architecture: experts")
     n_experts_per_token: int = key(2, "experts that a token meets", at_least=1)
