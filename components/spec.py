@@ -224,7 +224,7 @@ class Position(Spec):
     biases_scores: ClassVar[bool] = False
 
     def check_heads(self, config: Config) -> None:
-        """Raises UserError for heads of a head_dim that it cannot act in."""
+        """Raises UserError for heads of a head_dim that it cannot act in: a mixer gives its own width as one."""
 
 
 class Half(Spec):
@@ -273,6 +273,10 @@ class Mixer(Half):
     def counts(self, n_layer: Any, value: Any) -> dict[str, Any]:
         """How often each letter is in `pattern`, for arrays of layers too."""
         raise NotImplementedError
+
+    def position_width(self, config: Config) -> Any:
+        """The width, of a head, that a position encoding acts in, where it `uses_positions`."""
+        return config.head_dim
 
     def width_step(self, config: Config) -> int:
         """Every n_embd that it can have is a multiple of this."""

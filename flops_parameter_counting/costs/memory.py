@@ -11,6 +11,7 @@ an element), and attention with dropout (fused, without T x T scores).
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -73,16 +74,25 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
 
 
 def _position_bytes(batch: MicroBatch) -> int:
-    """Bytes that the position encoding keeps: where it acts in mixers, once for all layers with equal values."""
+    """Bytes that the position encoding keeps: where it acts in mixers, once for all layers with equal values and heads
+    of one width."""
     config, position = batch.config, batch.config.component("position_encoding")
     if position.acts_in != "mixers":
         return position.kept(batch)
-    alike = {
-        Values({name: value for name, value in layer.values.items() if name in position.depends_on}): layer
-        for layer in config.layer_counts
-        if layer.mixer_spec.uses_positions
-    }
-    return sum(position.kept(batch.of_layer(config.of(layer))) for layer in alike.values())
+    turned: list[tuple[Values, Any]] = []
+    kept: Any = 0
+    for layer in config.layer_counts:
+        if not layer.mixer_spec.uses_positions:
+            continue
+        own = config.of(layer)
+        values = Values({name: value for name, value in layer.values.items() if name in position.depends_on})
+        width = layer.mixer_spec.position_width(own)
+        is_other = 1
+        for others, other_width in turned:
+            is_other = is_other * (other_width != width) if others == values else is_other
+        turned.append((values, width))
+        kept = kept + is_other * position.kept(batch.of_layer(own.replace(head_dim=width)))
+    return kept
 
 
 def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
