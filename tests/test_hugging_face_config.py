@@ -366,7 +366,7 @@ def test_what_is_built_of_a_file_has_the_parameters_of_transformers_model(family
     keys = {**SMALL[family], **keys}
     with torch.device("meta"):
         if family.startswith("deepseek"):
-            with pytest.raises(UserError, match="mixer='latent_attention' can be counted, but no module computes"):
+            with pytest.raises(UserError, match="ffn_type='experts' can be counted, but no module computes"):
                 LanguageModel(read({"model_type": family, **keys}))
             return
         ours, theirs = LanguageModel(read({"model_type": family, **keys})), build(family, keys)

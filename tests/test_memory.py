@@ -117,12 +117,21 @@ def test_activations_of_the_presets(preset, backend, dtype, dropout):
 
 
 @st.composite
+def latent_sizes(draw):
+    """Values narrower than keys, as wide, or wider."""
+    sizes = {name: draw(st.integers(1, 20)) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
+    return sizes | {"q_lora_rank": draw(st.sampled_from([None, 11])), "qk_rope_head_dim": draw(st.sampled_from([4, 8]))}
+
+
+@st.composite
 def mixers(draw, n_layer, block_size):
     """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
-    pattern = draw(st.text("AWUMS", min_size=n_layer - 1, max_size=n_layer - 1))
+    pattern = draw(st.text("AWUMSC", min_size=n_layer - 1, max_size=n_layer - 1))
     keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
     if "W" in pattern:
         keys["attention_window"] = draw(st.integers(1, block_size))
+    if "C" in pattern:
+        keys |= draw(latent_sizes()) | {"partial_rotary_factor": 1.0}
     if "M" in pattern:
         groups = draw(st.integers(1, 2))
         keys |= {"mamba_head_dim": draw(st.sampled_from([1, 2])), "mamba_n_groups": groups}
@@ -206,6 +215,27 @@ def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
     largest = max(kept_by_a_block(model, 3, dtype, block) for block in range(3))
     estimate = training_memory(config, 3, dtype, activation_checkpointing=True)["activations"]
     assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
+
+
+@settings(max_examples=60)
+@given(latent_sizes(), st.integers(1, 3), st.sampled_from(registered()["position_encoding"]), st.data())
+def test_activations_of_latent_attention_to_the_byte(sizes, heads, position, data):
+    """Of both backends, in float32 and bfloat16, with and without dropout, for one head, too; and beside a layer of
+    attention that turns as many numbers, or other ones."""
+    keys = {
+        "normalization": data.draw(st.sampled_from(["rmsnorm", "rmsnorm_zero_centred"])),
+        "attention_backend": data.draw(st.sampled_from(registered()["attention_backend"])),
+        "dropout": data.draw(st.sampled_from([0.0, 0.1])),
+        "bias": data.draw(st.booleans()),
+        "layer_pattern": data.draw(st.sampled_from(["C", "CCA"])),
+    }
+    if "A" in keys["layer_pattern"]:
+        keys |= {"head_dim": 8, "num_key_value_heads": heads, "dropout": 0.0}
+    shape = {"n_layer": 3, "n_head": heads, "n_embd": 32, "block_size": 21, "vocab_size": 29}
+    config = resolve_architecture({"arch_preset": "custom", "position_encoding": position, **shape, **keys, **sizes})
+    for dtype in DTYPES:
+        estimate = training_memory(config, 2, dtype)["activations"]
+        assert estimate == kept_by_model(build_model(config, seed=0), 2, dtype)
 
 
 # Peaks, by the allocator's own record
@@ -341,7 +371,7 @@ def grids(draw):
     """Architectures of the same components: their configurations, and the same as arrays."""
     config, batch_size, _ = draw(micro_batches())
     shapes = draw(st.lists(st.tuples(st.integers(2, 9), *[st.integers(1, 9)] * 4), min_size=1, max_size=4))
-    pattern = draw(st.sampled_from(["A", "W", "M", "S"]))
+    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C"]))
     ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
     sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
     config = config.replace(**sizes, layer_pattern=pattern, n_layer=1)

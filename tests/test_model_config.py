@@ -152,7 +152,7 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
-        gated |= {"phi3": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
+        gated |= {"phi3": 2048, "deepseek_dense": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "hybrid_attention_ratio":
         assert model.layer_pattern == hybrid_pattern(12, value) and model.hybrid_attention_ratio is None

@@ -28,6 +28,7 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 
 LETTERS = [letter for letter, spec in registry.by_letter("mixer").items() if registry.has_module("mixer", spec.name)]
 TINY = {"n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53, "attention_window": 5, "mamba_head_dim": 8}
+TINY |= {"kv_lora_rank": 10, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
 
 
 @st.composite
@@ -40,7 +41,7 @@ def architectures(draw) -> ModelArchitectureConfig:
         "layer_pattern": pattern,
         "n_layer": len(pattern),
         "ffn_pattern": draw(st.text("F-", min_size=len(pattern), max_size=len(pattern))),
-        "position_encoding": draw(st.sampled_from(built["position_encoding"])) if "A" in pattern else "none",
+        "position_encoding": draw(st.sampled_from(built["position_encoding"])) if set(pattern) & set("AC") else "none",
         "normalization": draw(st.sampled_from(built["normalization"])),
         "norm_position": draw(st.sampled_from(["pre", "post", "sandwich", "inside"])),
         "ffn_type": draw(st.sampled_from(built["ffn_type"])),
@@ -52,11 +53,12 @@ def architectures(draw) -> ModelArchitectureConfig:
         "qk_norm": draw(st.sampled_from([True, "width"])),
         "attention_bias": "qkv",
         "head_dim": 6,
+        "q_lora_rank": 9,
     }
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):
-        chosen["layer_values"] = {0: {"n_head": 8} if pattern[0] in "AWU" else {"mamba_expand": 3}}
+        chosen["layer_values"] = {0: {"n_head": 8} if pattern[0] in "AWUC" else {"mamba_expand": 3}}
     fitting = {name: value for name, value in {**TINY, **keys, **chosen}.items() if _is_of(name, pattern, keys)}
     return resolve_architecture(fitting)
 
@@ -89,7 +91,7 @@ def test_every_parameter_is_stated_by_a_spec_under_its_name_and_shape(config):
 @pytest.mark.parametrize("kind", ["mixer", "ffn_type"])
 def test_what_writes_into_the_residual_stream_starts_smaller(kind):
     """One matrix of every half of a block, and with it every expert's."""
-    config = resolve_architecture({**TINY, "n_layer": 4, "layer_pattern": "AWMS"})
+    config = resolve_architecture({**TINY, "n_layer": 5, "layer_pattern": "AWMSC"})
     for spec in registry.specs(kind).values():
         writing = [weights for weights in spec.all_weights(config.replace(d_ff=8, activation="silu")) if weights.writes]
         assert writing and all(weights.multiplies for weights in writing), spec.name

@@ -47,3 +47,7 @@ register_preset("gemma3", {**_GEMMA, **_GEMMA3, "rope_theta": 1e6, "layer_values
 # OLMo Team 2024, 2 OLMo 2 Furious
 _OLMO2 = {"norm_position": "inside", "norm_eps": 1e-6, "qk_norm": "width", "rope_theta": 5e5}
 register_preset("olmo2", {**_LLAMA, **_OLMO2, "ffn_expansion_ratio": 2.6875, "weight_tying": False})
+
+# The latent attention of DeepSeek-AI 2024, DeepSeek-V2, with DeepSeek LLM's dense FFNs in every layer
+_DEEPSEEK = {"layer_pattern": "C", "norm_eps": 1e-6, "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256}
+register_preset("deepseek_dense", {**_LLAMA, **_DEEPSEEK, "weight_tying": False})

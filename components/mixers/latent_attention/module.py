@@ -102,8 +102,9 @@ class LatentAttention(nn.Module):
     def continued(self, q: Tensor, latents: Tensor, score_bias: Tensor | None) -> Tensor:
         """Queries (B, H, T, r + p) of the last T of S tokens, whose cache is (B, S, l + r) -> (B, H, T, w).
 
-        What expands latent vectors into keys and values may as well be multiplied into queries and outputs ("absorbed"):
-        which of the two takes fewer FLOPs is done. Latent vectors are expanded block by block, never all at once.
+        What expands latent vectors into keys and values may as well be multiplied into queries and outputs
+        ("absorbed"): of the two is done what takes fewer FLOPs. Latent vectors are expanded block by block, never all
+        at once.
         """
         latent, values, queries = self.config.kv_lora_rank, self.config.v_head_dim, q.shape[2]
         q = q * self.width**-0.5

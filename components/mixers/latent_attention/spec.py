@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.keys import key
 from components.mixers.attention.spec import Heads, Sizes, biases
 from components.positions.spec import rotated
-from components.registry import register_preset, register_spec, spec
+from components.registry import register_spec, spec
 from components.spec import Config, MicroBatch, Product, Remembered, Spec, Weights, matrices, vectors
 
 
@@ -28,8 +28,8 @@ class LatentAttention(Heads):
     v_head_dim: int = key(128, "of latent attention: width of a head's values", at_least=1)
 
     def check(self, config: Config) -> None:
-        position = spec("position_encoding", config.position_encoding)
-        if position.rotates and (rotated(config, config.qk_rope_head_dim) % 2 or config.qk_rope_head_dim == 1):
+        position, width = spec("position_encoding", config.position_encoding), rotated(config, config.qk_rope_head_dim)
+        if position.rotates and (width % 2 or not width):
             share = config.partial_rotary_factor
             of = "" if share == 1 else f" times partial_rotary_factor={share}"
             raise UserError(
@@ -127,9 +127,9 @@ def _kept_by_norms(batch: MicroBatch) -> int:
 
 def _kept_beside_the_backend(batch: MicroBatch, is_fused: bool) -> Any:
     """Numbers of a head and token. The input of the output projection, unless that is the backend's output itself: so
-    of a fused kernel where its layout is the projections' (rotated and padded queries lie head by head), and of a single
-    head, whose padding it then keeps. And the keys before the rotary part joins them, which came out of one product with
-    the values, where nothing copies these for the backend."""
+    of a fused kernel where its layout is the projections' (rotated and padded queries lie head by head), and of a
+    single head, whose padding it then keeps. And the keys before the rotary part joins them, which came out of one
+    product with the values, where nothing copies these for the backend."""
     config, is_single = batch.config, batch.config.n_head == 1
     width, values = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     fused = is_fused and not config.dropout  # with dropout the formula takes the place of the kernel
@@ -158,13 +158,3 @@ def score_factor(config: Config) -> float:
     scaling = config.rope_scaling or {}
     weight, factor = scaling.get("mscale_all_dim"), scaling.get("factor", 1.0)
     return (0.1 * weight * math.log(factor) + 1.0) ** 2 if weight and factor > 1 else 1.0
-
-
-# Its attention with the blocks of DeepSeek-AI 2024, DeepSeek LLM, whose FFNs are dense
-register_preset(
-    "deepseek_dense",
-    {
-        **{"layer_pattern": "C", "position_encoding": "rope", "normalization": "rmsnorm", "norm_eps": 1e-6},
-        **{"ffn_type": "swiglu", "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256, "weight_tying": False},
-    },
-)
