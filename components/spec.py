@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.keys import key, keys_of
 
 Config = Any
+GRADIENT_IN_PART = ("sequence", "heads")  # of Weights.divided: ranks have all of them, and add up their gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Weights:
     matrices (copies, rows, columns).
 
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
-    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, but of other parts of the
-    `sequence`; "": all. `writes`: their product is added to the residual stream, for which they start smaller.
+    `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, but for other parts of the
+    `sequence`, or for other `heads`, and then each a part of the gradient; "": all. `writes`: their product is added to the residual stream, for which they start smaller.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -60,7 +61,7 @@ def matrices(
     names = (names,) if isinstance(names, str) else names
     found = [Weights(tuple(f"{name}.weight" for name in names), (rows, columns), True, divided=divided, **more)]
     if bias:
-        of_bias = {**more, "writes": False, "divided": divided if divided == "rows" else ""}
+        of_bias = {**more, "writes": False, "divided": "" if divided == "columns" else divided}
         found.append(Weights(tuple(f"{name}.bias" for name in names), (rows,), **of_bias))
     return found
 
@@ -237,7 +238,9 @@ class Half(Spec):
         gradient: the biases of divided matrices are divided, or added once, with them."""
         weights = self.weights(config)
         modules = {name.rpartition(".")[0] for one in weights if one.multiplies for name in one.names}
-        vectors = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
+        vectors = {
+            name.rpartition(".")[0] for one in weights if not (one.multiplies or one.divided) for name in one.names
+        }
         divided = all(one.divided for one in weights if one.multiplies)
         return super().is_shared(config) and divided and vectors <= modules
 

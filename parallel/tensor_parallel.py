@@ -8,9 +8,9 @@ residual stream along the sequence (Korthikanti et al. 2022).
       └─ final norm ─ gather ─ head (rows of the vocabulary) ─ loss of all rows
 """
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -41,6 +41,38 @@ class Replicated(ParallelStyle):
             ),
             output_fn=lambda _, output, mesh: output.to_local(),
         )
+
+
+class OfOwnHeads(ParallelStyle):
+    """A module that every rank computes whole, for its own heads: so the gradient of what comes out, and with it those
+    of its parameters and its input, are parts of sums. To DTensor that is a module whose input has other rows on every
+    rank."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return distribute_module(
+            module,
+            device_mesh,
+            input_fn=lambda _, inputs, mesh: DTensor.from_local(_of_own_heads(inputs[0]), mesh, [Shard(0)]),  # type: ignore[arg-type]
+            output_fn=lambda _, output, mesh: output.to_local(),
+        )
+
+
+class RowsOfOwnHeads(ColwiseParallel):
+    """A linear layer whose rows are divided; the gradient of an input that is this rank's alone stays a part of a sum."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def as_whole(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if isinstance(inputs[0], DTensor):
+                return None
+            return (DTensor.from_local(inputs[0], device_mesh, [WHOLE], grad_placements=[Partial()]),)
+
+        module.register_forward_pre_hook(as_whole)
+        return super()._apply(module, device_mesh)
+
+
+def _of_own_heads(x: Tensor) -> Tensor:
+    """What the ranks have whole, with the part of its gradient that each has."""
+    return x.to_local(grad_placements=[Partial()]) if isinstance(x, DTensor) else x
 
 
 def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
@@ -76,14 +108,15 @@ def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, Para
 
 def _half_plan(spec: Spec, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
     """The linear layers whose rows are divided compute a part of the heads or of the hidden width; those whose columns
-    are, a part of the sum, which is added up and divided along the sequence."""
-    matrices = {
-        name.removesuffix(".weight"): weights.divided
-        for weights in spec.all_weights(config)
-        for name in weights.names
-        if weights.multiplies
+    are, a part of the sum, which is added up and divided along the sequence. What is before the heads is whole."""
+    styles = {
+        "rows": RowsOfOwnHeads,
+        "heads": OfOwnHeads,
+        "columns": lambda: RowwiseParallel(output_layouts=BY_SEQUENCE),
     }
     return {
-        name: ColwiseParallel() if divided == "rows" else RowwiseParallel(output_layouts=BY_SEQUENCE)
-        for name, divided in matrices.items()
+        name.removesuffix(".weight"): styles[weights.divided]()
+        for weights in spec.all_weights(config)
+        for name in weights.names
+        if weights.divided and name.endswith(".weight")
     }

@@ -4,6 +4,8 @@ GPT2 = ["--arch_preset=gpt2"]  # biases, learned positions, a tied head
 LLAMA = ["--arch_preset=llama3", "--num_key_value_heads=2"]  # RoPE, RMSNorm, SwiGLU, an untied head
 POST_NORM = ["--norm_position=post", "--bias=True", "--position_encoding=none"]
 ODD = ["--arch_preset=llama3", "--vocab_size=257", "--d_ff=67", "--n_head=3", "--n_embd=30", "--weight_tying=True"]
+LATENT = "--arch_preset=deepseek_dense --d_ff=96 --attention_bias=all".split()
+LATENT += "--q_lora_rank=12 --kv_lora_rank=10 --qk_nope_head_dim=6 --qk_rope_head_dim=4 --v_head_dim=8".split()
 
 DDP: list[str] = []
 ZERO1 = ["--use_zero1=True"]

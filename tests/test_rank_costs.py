@@ -9,7 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import (
+    BF16,
+    CHECKPOINTING,
+    DDP,
+    FSDP,
+    GPT2,
+    HYBRID,
+    LATENT,
+    LLAMA,
+    ODD,
+    OFFLOAD,
+    POST_NORM,
+    TENSOR,
+    ZERO1,
+    ZERO2,
+)
 from test_memory import micro_batches
 from torch.profiler import ProfilerActivity, profile
 
@@ -72,6 +87,8 @@ CASES = [
     (4, [*HYBRID, BF16, "--fsdp_reduce_dtype=bfloat16", *LLAMA]),
     *[(4, [*TENSOR, *model]) for model in (GPT2, LLAMA)],
     (4, ["--tensor_parallel=4", *GPT2]),
+    *[(2, [*keys, *LATENT]) for keys in (FSDP, TENSOR, [*TENSOR, BF16, CHECKPOINTING])],
+    (4, [*TENSOR, *FSDP, *LATENT]),
     *[(4, [*TENSOR, *FSDP, *model]) for model in (GPT2, LLAMA)],
     (4, [*TENSOR, *ZERO2, BF16, *LLAMA]),
 ]

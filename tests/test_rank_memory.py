@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from ranks import on_ranks
-from setups import BF16, CHECKPOINTING, FSDP, GPT2, HYBRID, LLAMA, ODD, POST_NORM, TENSOR, ZERO1, ZERO2
+from setups import BF16, CHECKPOINTING, FSDP, GPT2, HYBRID, LATENT, LLAMA, ODD, POST_NORM, TENSOR, ZERO1, ZERO2
 from test_memory import allocation_peak, counting_kept_bytes
 from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
@@ -23,7 +23,7 @@ BIG = ["--n_embd=64", "--block_size=48", "--batch_size=3"]
 ACTIVATIONS = [
     [*TENSOR, *dtype, *model]
     for dtype in ([], [BF16])
-    for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL)
+    for model in (GPT2, LLAMA, POST_NORM, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL, LATENT)
 ]
 
 

@@ -15,6 +15,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 
 import dataclasses
 
+from components.spec import GRADIENT_IN_PART
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import gradients
 from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
@@ -64,7 +65,7 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
     mesh = mesh_of(run, world_size)
     own = parameters(config, run.frozen_names).of_tensor_rank(mesh.tensor)
     step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
-    exchanges = [*_tensor_parallel(step), *_norm_gradients(step)]
+    exchanges = [*_tensor_parallel(step), *_partial_gradients(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
@@ -145,12 +146,13 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     return [dataclasses.replace(one, payload=step.micro_batches * one.payload) for one in exchanges]
 
 
-def _norm_gradients(step: Step) -> list[Exchange]:
-    """A norm sees part of the sequence on each tensor-parallel rank: its gradient is summed, once a step, or before
-    FSDP, which has a part in data parallelism too, takes it: after every micro-batch."""
-    norms = elements(parameter for parameter in of_trained(step.own.root) if parameter.divided == "sequence")
+def _partial_gradients(step: Step) -> list[Exchange]:
+    """A norm sees part of the sequence on each tensor-parallel rank, and what heads share is there for its heads alone:
+    their gradients are summed, once a step, or before FSDP, which has a part in data parallelism too, takes them: after
+    every micro-batch."""
+    in_part = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided in GRADIENT_IN_PART)
     times = 1 if step.mesh.data == 1 else step.micro_batches
-    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * norms)]
+    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * in_part)]
 
 
 def _small(step: Step) -> list[Exchange]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.arrays import larger
 from components.heads.spec import loss_bytes
-from components.spec import MicroBatch
+from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import Place, places_of, places_outside
 from flops_parameter_counting.costs.sharding import (
     Kind,
@@ -60,7 +60,7 @@ def block_bytes(batch: MicroBatch, layer: Layer) -> int:
 
 
 def _inputs(place: Place) -> int:
-    """Matrices that read the residual stream: those that tensor parallelism divides by rows."""
+    """Matrices that read the residual stream: those that tensor parallelism divides by rows, or one before each."""
     weights = place.spec.weights(place.config)
     return sum(len(found.names) for found in weights if found.multiplies and found.divided == "rows")
 
@@ -69,8 +69,9 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     """Bytes of what autocast casts the matrices of a block to."""
     if batch.e == 4 or (batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e):
         return 0
-    weights = [found for spec in layer.specs for found in spec.all_weights(batch.config)]
-    return batch.e * sum(found.size for found in weights if found.multiplies) // batch.tensor
+    weights = [one for spec in layer.specs for one in spec.all_weights(batch.config) if one.multiplies]
+    whole = sum(one.size for one in weights if one.divided in GRADIENT_IN_PART)
+    return batch.e * (whole + (sum(one.size for one in weights) - whole) // batch.tensor)
 
 
 def _position_bytes(batch: MicroBatch) -> int:

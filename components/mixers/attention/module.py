@@ -22,8 +22,8 @@ from model_config import ModelArchitectureConfig
 # ---------------------------------------------------------------------------------------------------------------------
 # Backends: causal attention of q (B, H, T, h) over k (B, K, S + T, h) and v (B, K, S + T, w) -> (B, H, T, w), of every
 # query over the last `window` keys, its own included (None: over all). The queries are those of the last T keys.
-# `score_bias`, (H or 1, T, S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either
-# (None: nothing).
+# `score_bias`, (H or 1, T, S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met
+# either (None: nothing).
 
 
 @register_module("attention_backend", "sdpa")

@@ -18,6 +18,7 @@ class LatentAttention(Heads):
     name, label, letter, title = "latent_attention", "Latent", "C", "latent attention"
     what = "latent attention"
     takes_documents = True
+    divides = ("n_head",)
 
     q_lora_rank: int | None = key(
         None, "of latent attention: width that queries come out of; None: that of the stream", at_least=1
@@ -56,19 +57,19 @@ class LatentAttention(Heads):
         of_latent, of_output = biases(config)
         rank, latent = config.q_lora_rank, config.kv_lora_rank
         if rank is None:
-            of_queries = matrices("q_proj", queries, config.n_embd)
+            of_queries = matrices("q_proj", queries, config.n_embd, divided="rows")
         else:
             of_queries = [
-                *matrices("q_a_proj", rank, config.n_embd, of_latent),
-                *vectors("q_a_norm.weight", rank, part="norms"),
-                *matrices("q_b_proj", queries, rank),
+                *matrices("q_a_proj", rank, config.n_embd, of_latent, "heads"),
+                *vectors("q_a_norm.weight", rank, part="norms", divided="heads"),
+                *matrices("q_b_proj", queries, rank, divided="rows"),
             ]
         return [
             *of_queries,
-            *matrices("kv_a_proj", latent + config.qk_rope_head_dim, config.n_embd, of_latent),
-            *vectors("kv_a_norm.weight", latent, part="norms"),
-            *matrices("kv_b_proj", config.n_head * config.qk_nope_head_dim + values, latent),
-            *matrices("o_proj", config.n_embd, values, of_output, writes=True),
+            *matrices("kv_a_proj", latent + config.qk_rope_head_dim, config.n_embd, of_latent, "heads"),
+            *vectors("kv_a_norm.weight", latent, part="norms", divided="heads"),
+            *matrices("kv_b_proj", config.n_head * config.qk_nope_head_dim + values, latent, divided="rows"),
+            *matrices("o_proj", config.n_embd, values, of_output, "columns", writes=True),
         ]
 
     def products(self, config: Config, length: int) -> list[Product]:
@@ -85,11 +86,14 @@ class LatentAttention(Heads):
             batch.linear_inputs(config.n_embd, layers=2)
             + _kept_by_norms(batch)
             + backend.kept_of(batch, Sizes(config.n_head, config.n_head, width, values))
-            + self.whole(batch)
+            + self._mask(batch)
             + batch.tokens * batch.e * config.n_head * _kept_beside_the_backend(batch, backend.is_fused)
         )
 
     def whole(self, batch: MicroBatch) -> int:
+        return self._mask(batch) + _kept_by_norms(batch)
+
+    def _mask(self, batch: MicroBatch) -> int:
         return spec("attention_backend", batch.config.attention_backend).mask(batch, False)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
