@@ -7,8 +7,9 @@ from torch import Tensor
 
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.spec import biases
-from interop.configurations import DROPOUTS, FULL, LAYER_TYPES, SLIDING
 from interop.family import Family, Place, places, their_activation, their_rotary
+from interop.keys.base import FULL, LAYER_TYPES, SLIDING
+from interop.keys.gpt2 import DROPOUTS
 from model_config import ModelArchitectureConfig
 
 LAYER_TYPES_OF = {ours: theirs for theirs, ours in LAYER_TYPES.items()} | {"U": FULL}

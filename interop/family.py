@@ -1,5 +1,5 @@
 """What there is to say of the tensors of a family of Hugging Face's models, so that both directions read it off one
-table, and how its configuration is written. interop/configurations.py says how it is read."""
+table, and how its configuration is written. interop/keys says how it is read."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from interop.configurations import ACTIVATIONS
+from interop.keys.base import ACTIVATIONS
 from model_config import ModelArchitectureConfig
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from components.mixers.attention.spec import biases
 from components.registry import spec
 from interop.attention_models import LLAMA_ATTENTION
-from interop.configurations import ANY_STEP
 from interop.family import Family, Place, places, their_rotary
+from interop.keys.state_space import ANY_STEP
 from model_config import ModelArchitectureConfig
 
 

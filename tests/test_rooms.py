@@ -121,7 +121,7 @@ LEVELS = (
     ("runs.folder",),
     ("flops_parameter_counting.costs.*",),
     ("flops_parameter_counting.laws.*",),
-    ("data.facts", "interop.configurations", "interop.known_keys", "interop.model_files",
+    ("data.facts", "interop.configurations", "interop.keys.*", "interop.known_keys", "interop.model_files",
      "interop.sources"),
     ("flops_parameter_counting.planner.*",),
     ("components.*",),
