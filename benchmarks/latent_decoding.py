@@ -1,5 +1,5 @@
-"""A decoding step of latent attention beside the same layer in transformers (DeepseekV3Attention with its DynamicCache),
-of equal weights and equal caches, in turn in one run.
+"""A decoding step of latent attention beside the same layer in transformers (DeepseekV3Attention, with its
+DynamicCache), of equal weights and equal caches, in turn in one run.
 
     python benchmarks/latent_decoding.py
     python benchmarks/latent_decoding.py --contexts 1024 8192 32768 --device cuda
@@ -43,7 +43,9 @@ def main() -> None:
         f"float32, {device}, {options.threads} threads, batch {options.batch}, transformers' {options.attention}; "
         f"medians of {options.rounds} rounds of {options.tokens} tokens, and quartiles of the ratios\n"
     )
-    print(f"{'context':>9s}{'ours':>12s}{'theirs':>12s}{'ratio':>8s}{'quartiles':>16s}{'cache':>12s}{'difference':>12s}")
+    print(
+        f"{'context':>9s}{'ours':>12s}{'theirs':>12s}{'ratio':>8s}{'quartiles':>16s}{'cache':>12s}{'difference':>12s}"
+    )
     for context in options.contexts:
         print(compare(architecture(options, context), context, device, options), flush=True)
 
@@ -136,8 +138,9 @@ def their_layer(config: ModelArchitectureConfig, attention: str) -> Any:
         from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
     except ImportError:
         raise UserError("transformers is not installed: it is what the benchmark compares with") from None
-    written = architecture_to_hugging_face(config)
-    return DeepseekV3Attention(DeepseekV3Config(**written, attn_implementation=attention), layer_idx=0).eval()
+    theirs = DeepseekV3Config(**architecture_to_hugging_face(config))
+    theirs._attn_implementation = attention
+    return DeepseekV3Attention(theirs, layer_idx=0).eval()
 
 
 def load_weights(ours: LatentAttention, theirs: Any, config: ModelArchitectureConfig) -> None:

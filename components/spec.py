@@ -30,8 +30,9 @@ class Weights:
 
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
     `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, but for other parts of the
-    `sequence`, or for other `heads`, and then each a part of the gradient; "": all. `writes`: their product is added to the residual stream, for which they start smaller.
-    `part`: what they are counted under, if not under their component's part.
+    `sequence`, or for other `heads`, and then each a part of the gradient; "": all. `writes`: their product is added to
+    the residual stream, for which they start smaller. `part`: what they are counted under, if not under their
+    component's part.
     """
 
     names: tuple[str, ...]

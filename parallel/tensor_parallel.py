@@ -8,6 +8,8 @@ residual stream along the sequence (Korthikanti et al. 2022).
       └─ final norm ─ gather ─ head (rows of the vocabulary) ─ loss of all rows
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
@@ -49,16 +51,21 @@ class OfOwnHeads(ParallelStyle):
     rank."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def with_own_rows(_: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> DTensor:
+            x = inputs[0].to_local(grad_placements=[Partial()]) if isinstance(inputs[0], DTensor) else inputs[0]
+            return DTensor.from_local(x, mesh, [Shard(0)])
+
         return distribute_module(
             module,
             device_mesh,
-            input_fn=lambda _, inputs, mesh: DTensor.from_local(_of_own_heads(inputs[0]), mesh, [Shard(0)]),  # type: ignore[arg-type]
+            input_fn=with_own_rows,  # type: ignore[arg-type]
             output_fn=lambda _, output, mesh: output.to_local(),
         )
 
 
 class RowsOfOwnHeads(ColwiseParallel):
-    """A linear layer whose rows are divided; the gradient of an input that is this rank's alone stays a part of a sum."""
+    """A linear layer whose rows are divided. The gradient of an input that came out of one OfOwnHeads stays a part of a
+    sum."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def as_whole(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -68,11 +75,6 @@ class RowsOfOwnHeads(ColwiseParallel):
 
         module.register_forward_pre_hook(as_whole)
         return super()._apply(module, device_mesh)
-
-
-def _of_own_heads(x: Tensor) -> Tensor:
-    """What the ranks have whole, with the part of its gradient that each has."""
-    return x.to_local(grad_placements=[Partial()]) if isinstance(x, DTensor) else x
 
 
 def shard_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
@@ -109,7 +111,7 @@ def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, Para
 def _half_plan(spec: Spec, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
     """The linear layers whose rows are divided compute a part of the heads or of the hidden width; those whose columns
     are, a part of the sum, which is added up and divided along the sequence. What is before the heads is whole."""
-    styles = {
+    styles: dict[str, Callable[[], ParallelStyle]] = {
         "rows": RowsOfOwnHeads,
         "heads": OfOwnHeads,
         "columns": lambda: RowwiseParallel(output_layouts=BY_SEQUENCE),

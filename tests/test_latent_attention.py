@@ -1,6 +1,6 @@
-"""Latent attention: DeepSeek-V2's and V3's as transformers computes it, and its two ways through the compressed cache."""
-
-import itertools
+"""Latent attention: its two ways through the compressed cache, what they cost, and its keys. That it computes what
+DeepSeek-V2's and V3's does is in tests/test_hugging_face.py.
+"""
 
 import pytest
 import torch
@@ -187,25 +187,12 @@ def test_the_name_says_the_ranks():
 def test_biases_are_the_streams_projections(which, biased):
     """DeepSeek's attention_bias is `all`: tests/test_hugging_face.py."""
     mixer = build_model(small(attention_bias=which, q_lora_rank=6)).blocks[0].mixer
-    assert {name for name, _ in mixer.named_parameters() if name.endswith("bias")} == {f"{name}.bias" for name in biased}
+    assert {name for name, _ in mixer.named_parameters() if name.endswith("bias")} == {
+        f"{name}.bias" for name in biased
+    }
 
 
 def test_yarn_makes_scores_larger_where_mscale_all_dim_says_so():
     scaling = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 16}
     assert score_factor(small(rope_scaling=scaling)) == 1.0
     assert score_factor(small(rope_scaling=scaling | {"mscale_all_dim": 0.707})) == pytest.approx(1.5896, abs=1e-3)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# transformers
-
-
-YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
-SCALINGS = {
-    "default": {"rope_type": "default"},
-    "linear": {"rope_type": "linear", "factor": 2.0},
-    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16},
-    "yarn": YARN,
-    "yarn, mscale": YARN | {"mscale": 0.7, "mscale_all_dim": 0.9},
-    "yarn, mscale alike": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
-}
