@@ -118,8 +118,8 @@ def test_activations_of_the_presets(preset, backend, dtype, dropout):
 
 @st.composite
 def latent_sizes(draw):
-    """Values narrower than keys, as wide, or wider."""
-    sizes = {name: draw(st.integers(1, 20)) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
+    """Values narrower than keys, as wide, or wider; not of one number, which lies in any order."""
+    sizes = {name: draw(st.integers(2, 20)) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
     return sizes | {"q_lora_rank": draw(st.sampled_from([None, 11])), "qk_rope_head_dim": draw(st.sampled_from([4, 8]))}
 
 
