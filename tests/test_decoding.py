@@ -135,13 +135,14 @@ LONGER = {
 }
 
 
+@pytest.mark.parametrize("pattern", ["AWA", "CA"])
 @pytest.mark.parametrize("kind", LONGER)
 @torch.no_grad()
-def test_tokens_that_turn_anew_in_a_longer_text(kind):
+def test_tokens_that_turn_anew_in_a_longer_text(kind, pattern):
     """Beyond the original context of 9: each step's logits are those of the text so far, read at once, also of texts
     that leave the batch and join it."""
     scaling = {"rope_type": kind, "original_max_position_embeddings": 9, **LONGER[kind]}
-    model = small_model("AWA", position_encoding="rope", rope_scaling=scaling)
+    model = small_model(pattern, position_encoding="rope", rope_scaling=scaling, qk_rope_head_dim=8)
     tokens = torch.randint(61, (3, BLOCK), generator=torch.Generator().manual_seed(0))
     caches, other = model.empty_caches(2, BLOCK), model.empty_caches(2, BLOCK)
     model.hidden(tokens[:2, :5], caches), model.hidden(tokens[1:, :5], other)
