@@ -182,7 +182,7 @@ def _architecture(model: ModelArchitectureConfig) -> str:
     lines += [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
     keys = model.layer_keys
     if "n_head" in keys:
-        lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
+        lines.append(f"n_head = {model.n_head}" + f"  # of {model.head_dim}" * ("head_dim" in keys))
     if "num_key_value_heads" in keys:
         lines.append(f"num_key_value_heads = {model.kv_heads}")
     lines.append(f"n_embd = {model.n_embd}")
