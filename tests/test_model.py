@@ -302,7 +302,7 @@ def _hands_on_values(model: LanguageModel) -> bool:
     """Whether one block, and no other, leaves values for later ones."""
     given: list[str] = []
     handles = [
-        block.register_forward_hook(lambda module, args, output: given.extend(output[2])) for block in model.blocks
+        block.register_forward_hook(lambda module, args, output: given.extend(output[3])) for block in model.blocks
     ]
     with torch.no_grad():
         model(random_tokens(1, 2))
