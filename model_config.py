@@ -65,8 +65,8 @@ class _Core:
     layer_pattern: str | None = key(
         None,
         "the mixer of each layer: A attention, W attention within attention_window, U attention without positions, "
-        "M Mamba-2, S Mamba-1, C latent attention (counted only); a shorter pattern is repeated, but for what stands "
-        "before a comma; None: A, or what writes it in another way",
+        "M Mamba-2, S Mamba-1, C latent attention; a shorter pattern is repeated, but for what stands before a "
+        "comma; None: A, or what writes it in another way",
         group="Architecture: layers",
     )
     ffn_pattern: str | None = key(
@@ -315,17 +315,17 @@ def preset_values(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if preset == "legacy" and not given.get("bias", False):
         values["normalization"] = "layernorm_nobias"  # nanoGPT's `bias` speaks of its norms too
     superseded: set[str] = set()
-    if given.get("d_ff") is not None:
-        superseded |= {"ffn_expansion_ratio", "ffn_multiple_of"}
-    for one, other in (("expert_d_ff", "expert_expansion_ratio"), ("expert_expansion_ratio", "expert_d_ff")):
-        if given.get(one) is not None and given.get(other) is None:
-            superseded.add(other)
+    for found in (*registry.specs("mixer").values(), *registry.specs("ffn_type").values()):
+        for name, others in found.replaces.items():
+            superseded |= set(others) if given.get(name) is not None else set()
     forms = {"layer_pattern", *pattern_forms()}
     if any(given.get(form) is not None for form in forms):
         superseded |= {form for form in forms if given.get(form) is None}
-    for one, other in (("ffn_pattern", "ffn_after"), ("ffn_after", "ffn_pattern")):
-        if given.get(one) is not None and given.get(other) is None:
-            superseded.add(other)
+    if given.get("ffn_pattern") is not None and given.get("ffn_after") is None:
+        superseded.add("ffn_after")
+    is_another_form = set(values.get("ffn_pattern", "")) <= {DENSE_FFN, NO_FFN}  # otherwise it says which FFN, too
+    if given.get("ffn_after") is not None and given.get("ffn_pattern") is None and is_another_form:
+        superseded.add("ffn_pattern")
     if given.get("norm_position") == "post":
         superseded.add("parallel_residual")  # which has no such form
     preset_type = values.get("ffn_type", "standard")

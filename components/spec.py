@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.keys import key, keys_of
 
 Config = Any
+GRADIENT_IN_PART = ("sequence", "heads")  # of Weights.divided: ranks have all of them, and add up their gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,13 +228,15 @@ class Position(Spec):
     biases_scores: ClassVar[bool] = False
 
     def check_heads(self, config: Config) -> None:
-        """Raises UserError for heads of a head_dim that it cannot act in."""
+        """Raises UserError for heads of a head_dim that it cannot act in: a mixer gives its own width as one."""
 
 
 class Half(Spec):
     """A half of a block: a mixer or an FFN."""
 
     divides: ClassVar[tuple[str, ...] | None] = None
+    # Keys that a preset's values of others give way to
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {}
     sums_parts: ClassVar[bool] = False  # tensor-parallel ranks call it whole, with their parts of its parameters, and
     # add up what it returns: components/parts.py
 
@@ -283,6 +286,10 @@ class Mixer(Half):
     def counts(self, n_layer: Any, value: Any) -> dict[str, Any]:
         """How often each letter is in `pattern`, for arrays of layers too."""
         raise NotImplementedError
+
+    def position_width(self, config: Config) -> Any:
+        """The width, of a head, that a position encoding acts in, where it `uses_positions`."""
+        return config.head_dim
 
     def width_step(self, config: Config) -> int:
         """Every n_embd that it can have is a multiple of this."""

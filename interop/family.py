@@ -41,6 +41,11 @@ class Family:
     may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
     older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of modules, in files -> today's
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
+    variant: Callable[[Mapping[str, Any]], "Family"] | None = None  # by keys that decide how tensors lie, and no more
+
+    def of(self, config: Mapping[str, Any]) -> "Family":
+        """The family with its tensors as this configuration has them."""
+        return self if self.variant is None else self.variant(config)
 
     def by_todays_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a file holds, as today's class names it."""

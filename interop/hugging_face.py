@@ -34,6 +34,7 @@ from interop.attention_models import (
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
 from interop.family import Family, Place
+from interop.latent_models import DEEPSEEK_V2, DEEPSEEK_V3
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
 from model_config import Layer, ModelArchitectureConfig, architecture_keys
@@ -53,6 +54,8 @@ FAMILIES = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "granite": GRANITE,
+    "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v2": DEEPSEEK_V2,
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "bamba": BAMBA,
@@ -105,6 +108,8 @@ def _model_types(config: ModelArchitectureConfig) -> list[str]:
         what = "Mamba-2 with FFNs and without attention"
     elif found:
         return found
+    elif "C" in letters:
+        what = "latent attention beside other mixers"
     else:
         what = "attention within a window" if "W" in letters else "Mamba-1 beside other mixers"
     raise UserError(f"layer_pattern={config.pattern!r}: no class of Hugging Face's known here has {what}")
@@ -178,7 +183,7 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
     names are carried over as well as weights. Of tied matrices one suffices, whichever it is. Raises UserError for a
     tensor that is unknown, missing or misshapen, and for a head that is not the embedding although they are tied.
     """
-    architecture, family = architecture_from_hugging_face(config), FAMILIES[config["model_type"]]
+    architecture, family = architecture_from_hugging_face(config), FAMILIES[config["model_type"]].of(config)
     expected = _parameters(architecture)
     weights: dict[str, Tensor] = {}
     known = {
@@ -226,7 +231,8 @@ def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitec
     Dtypes and devices stay; what is no concatenation shares memory with what was given, each tensor contiguous.
     Raises UserError for an architecture without a class, and for a tensor that is unknown, missing or misshapen.
     """
-    family = FAMILIES[architecture_to_hugging_face(config)["model_type"]]
+    written = architecture_to_hugging_face(config)
+    family = FAMILIES[written["model_type"]].of(written)
     _check_complete(weights, _parameters(config))
     found: dict[str, Tensor] = {}
     for theirs, ours, place in _modules(family, config.pattern):

@@ -8,11 +8,12 @@ residual stream along the sequence (Korthikanti et al. 2022).
       └─ final norm ─ gather ─ head (rows of the vocabulary) ─ loss of all rows
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -45,23 +46,56 @@ class Replicated(ParallelStyle):
         )
 
 
-class Numbers(ParallelStyle):
-    """A module that returns its one vector, of which each rank has a part; or all of it, for its own heads, so that its
-    gradient is a part of the sum."""
-
-    def __init__(self, divided: str):
-        self.own: Placement = Shard(0) if divided == "rows" else Replicate()
-        self.gradient: Placement = Shard(0) if divided == "rows" else Partial()
+class RowsOfVector(ParallelStyle):
+    """A module that returns its one vector, of which each rank has a part."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, self._divide, output_fn=self._local)  # type: ignore[arg-type]
+        def divide(_: str, module: nn.Module, mesh: DeviceMesh) -> None:
+            for name, vector in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, nn.Parameter(distribute_tensor(vector, mesh, [Shard(0)])))
 
-    def _divide(self, _: str, module: nn.Module, mesh: DeviceMesh) -> None:
-        for name, vector in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(distribute_tensor(vector, mesh, [self.own])))
+        return distribute_module(
+            module,
+            device_mesh,
+            divide,
+            output_fn=lambda _, vector, mesh: vector.to_local(),
+        )
 
-    def _local(self, _: nn.Module, vector: DTensor, mesh: DeviceMesh) -> Tensor:
-        return vector.to_local(grad_placements=[self.gradient])
+
+class OfOwnHeads(ParallelStyle):
+    """A module that every rank computes whole, for its own heads: so the gradient of what comes out, and with it those
+    of its parameters and its input, are parts of sums. To DTensor that is a module whose input has other rows on every
+    rank; one without an input gives its parameter."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def with_own_rows(_: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> Any:
+            if not inputs:
+                return inputs
+            x = inputs[0].to_local(grad_placements=[Partial()]) if isinstance(inputs[0], DTensor) else inputs[0]
+            return DTensor.from_local(x, mesh, [Shard(0)])
+
+        return distribute_module(
+            module,
+            device_mesh,
+            input_fn=with_own_rows,
+            output_fn=lambda _, output, mesh: output.to_local(
+                grad_placements=[Partial() if one.is_replicate() else one for one in output.placements]
+            ),
+        )
+
+
+class RowsOfOwnHeads(ColwiseParallel):
+    """A linear layer whose rows are divided. The gradient of an input that came out of one OfOwnHeads stays a part of a
+    sum."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def as_whole(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if isinstance(inputs[0], DTensor):
+                return None
+            return (DTensor.from_local(inputs[0], device_mesh, [WHOLE], grad_placements=[Partial()]),)
+
+        module.register_forward_pre_hook(as_whole)
+        return super()._apply(module, device_mesh)
 
 
 class Summand(ParallelStyle):
@@ -133,15 +167,19 @@ def _block_plan(layer: Layer, config: ModelArchitectureConfig) -> dict[str, Para
 
 def _half_plan(spec: Spec, config: ModelArchitectureConfig) -> dict[str, ParallelStyle]:
     """The linear layers whose rows are divided compute a part of the heads or of the hidden width; those whose columns
-    are, a part of the sum, which is added up and divided along the sequence. Vectors that are no biases are in modules
-    of their own."""
+    are, a part of the sum, which is added up and divided along the sequence. What is before the heads is whole. Vectors
+    that are no biases are in modules of their own."""
+    styles: dict[str, Callable[[], ParallelStyle]] = {
+        "rows": RowsOfOwnHeads,
+        "heads": OfOwnHeads,
+        "columns": lambda: RowwiseParallel(output_layouts=BY_SEQUENCE),
+    }
     plan: dict[str, ParallelStyle] = {}
     for weights in spec.all_weights(config):
-        for name in weights.names:
-            module = name.rpartition(".")[0]
+        for name in weights.names if weights.divided else ():
             if weights.multiplies:
-                by_rows = weights.divided == "rows"
-                plan[module] = ColwiseParallel() if by_rows else RowwiseParallel(output_layouts=BY_SEQUENCE)
-            elif weights.divided:
-                plan.setdefault(module, Numbers(weights.divided))  # unless a bias, whose matrix stands before it
+                plan[name.removesuffix(".weight")] = styles[weights.divided]()
+            elif name.endswith(".weight"):
+                own_rows = weights.divided == "rows"
+                plan[name.removesuffix(".weight")] = RowsOfVector() if own_rows else styles[weights.divided]()
     return plan

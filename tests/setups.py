@@ -8,6 +8,8 @@ EXPERTS = [*LLAMA, *"--ffn_pattern=FE --n_experts=5 --expert_d_ff=12 --n_shared_
 EXPERTS += (
     "--router_scores=sigmoid --balance_bias=True --router_z_loss=0.01 --shared_expert_gate=True --bias=True".split()
 )
+LATENT = "--arch_preset=deepseek_dense --d_ff=96 --attention_bias=all".split()
+LATENT += "--q_lora_rank=12 --kv_lora_rank=10 --qk_nope_head_dim=6 --qk_rope_head_dim=4 --v_head_dim=8".split()
 
 DDP: list[str] = []
 ZERO1 = ["--use_zero1=True"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import command
 
-from benchmarks import decoding, distributed, hybrid_training, mamba, train_throughput
+from benchmarks import decoding, distributed, hybrid_training, latent_decoding, mamba, train_throughput
 from benchmarks.mamba import CONTESTANTS, inputs
 
 COUNT = "'0' is not a whole number of 1 or more"
@@ -41,6 +41,9 @@ COUNT = "'0' is not a whole number of 1 or more"
         (decoding, "--n_layer 1", "--n_layer=1: the hybrid has both attention and Mamba-2, and takes 2 or more"),
         (decoding, "--n_embd 64", "--n_embd=64 must be a multiple of 128"),
         (decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
+        (latent_decoding, "--contexts 0", COUNT),
+        (latent_decoding, "--attention fused", "invalid choice: 'fused'"),
+        (latent_decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
         (decoding, "--device cuda", "device='cuda' needs an NVIDIA GPU that PyTorch sees"),
     ],
 )
@@ -72,3 +75,16 @@ def test_a_hybrid_beside_a_transformer_of_equal_parameters_on_a_cpu():
     transformer, hybrid = (int(line[2].split()[0].replace(",", "")) for line in found[:2])
     assert abs(transformer - hybrid) <= 4 * 3 * 64 * 96 / 2  # half of a step of the FFN's width in four layers
     assert all(re.search(r"[1-9]\d* tokens/s", " ".join(line)) for line in found)
+
+
+def test_a_step_of_latent_attention_beside_transformers():
+    """The same outputs, from caches of 512 and 64 numbers a token."""
+    pytest.importorskip("transformers")
+    sizes = "--n_embd 32 --n_head 2 --q_lora_rank 8 --kv_lora_rank 16 --contexts 3 90 --tokens 2 --rounds 2 --threads 1"
+    done = command(latent_decoding.main, *sizes.split())
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r" {1,}", line.strip()) for line in done.stdout.splitlines()[-2:]]
+    for row, context in zip(rows, (3, 90), strict=True):
+        assert row[0] == str(context) and all(float(found) > 0 for found in (row[1], row[3], row[5]))
+        assert float(row[-3]) == pytest.approx(4 * context * (16 + 64) / 1e6, abs=0.005)
+        assert float(row[-1]) < 1e-5

@@ -487,7 +487,7 @@ def command_lines(draw) -> list[str]:
         "compile": st.sampled_from([True, False, "auto"]),
     }
     keys |= draw(st.fixed_dictionaries({}, optional=optional))
-    if draw(st.booleans()) or keys["arch_preset"] in ("mamba1", "mamba2", "hybrid"):
+    if draw(st.booleans()) or keys["arch_preset"] in ("mamba1", "mamba2", "hybrid", "deepseek_dense"):
         keys |= {"n_layer": 2 * draw(st.integers(1, 20)), "layer_pattern": draw(st.sampled_from(["AM", "MA", "A"]))}
         if "M" in keys["layer_pattern"]:
             keys["mamba_head_dim"] = 2

@@ -37,18 +37,16 @@ SMALL = {
     "num_key_value_heads": 2,
     "rope_theta": 100.0,
     "attention_backend": "manual",
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
 }
 ONLY_IN = {  # what a model without such layers refuses
-    "AWU": (
-        "n_head",
-        "num_key_value_heads",
-        "attention_backend",
-        "qk_norm",
-        "attention_output_gate",
-        "value_residual",
-        "attention_sinks",
-    ),
-    "AW": ("rope_theta", "partial_rotary_factor"),
+    "AWUC": ("n_head", "attention_backend"),
+    "AWU": ("num_key_value_heads", "qk_norm", "attention_output_gate", "value_residual", "attention_sinks"),
+    "AWC": ("rope_theta", "partial_rotary_factor"),
+    "C": ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
     "W": ("attention_window",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
     "MS": ("mamba_d_state",),
@@ -80,9 +78,9 @@ def in_pieces(model, tokens, cuts):
 
 @st.composite
 def models(draw):
-    pattern = draw(st.text("AMSWU", min_size=1, max_size=4))
+    pattern = draw(st.text("AMSWUC", min_size=1, max_size=4))
     attends = set(pattern) & set("AWU")
-    places = set(pattern) & set("AW")
+    places = set(pattern) & set("AWC")
     keys = {
         "position_encoding": draw(
             st.sampled_from(["learned_absolute", "none"] + (["rope", "alibi"] if places else []))
@@ -91,7 +89,7 @@ def models(draw):
         "ffn_after": draw(st.sampled_from(["all", "attention", "mamba"])),
         "parallel_residual": draw(st.booleans()),
         "final_logit_softcapping": draw(st.sampled_from([None, 8.0])),
-        "partial_rotary_factor": draw(st.sampled_from([0.25, 0.5, 1.0])),
+        "partial_rotary_factor": draw(st.sampled_from([0.5, 1.0] if "C" in pattern else [0.25, 0.5, 1.0])),
         "normalization": draw(st.sampled_from(["layernorm", "rmsnorm", "rmsnorm_zero_centred"])),
         "bias": draw(st.booleans()),
         "num_key_value_heads": draw(st.sampled_from([1, 2, 4])),
@@ -100,6 +98,7 @@ def models(draw):
         "qk_norm": draw(st.sampled_from([False, True, "width"])) if attends else False,
         "attention_output_gate": draw(st.sampled_from([None, "head", "element"])),
         "value_residual": draw(st.booleans()),
+        "q_lora_rank": draw(st.sampled_from([None, 7])),
         "mamba_d_conv": draw(st.integers(1, 4)) if set(pattern) & set("MS") else 4,
     }
     keys["attention_sinks"] = keys["attention_backend"] == "manual" and draw(st.booleans())
@@ -124,8 +123,8 @@ def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_token_by_token_as_in_one(position, norm_position, dtype):
-    """All four mixers; beyond the window of 5, and with a prompt of 3."""
-    model = small_model("AMWS", dtype, position_encoding=position, norm_position=norm_position)
+    """All mixers that know places; beyond the window of 5, and with a prompt of 3."""
+    model = small_model("AMWSC", dtype, position_encoding=position, norm_position=norm_position)
     tokens = torch.randint(61, (3, BLOCK), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(tokens)
@@ -139,13 +138,14 @@ LONGER = {
 }
 
 
+@pytest.mark.parametrize("pattern", ["AWA", "CA"])
 @pytest.mark.parametrize("kind", LONGER)
 @torch.no_grad()
-def test_tokens_that_turn_anew_in_a_longer_text(kind):
+def test_tokens_that_turn_anew_in_a_longer_text(kind, pattern):
     """Beyond the original context of 9: each step's logits are those of the text so far, read at once, also of texts
     that leave the batch and join it."""
     scaling = {"rope_type": kind, "original_max_position_embeddings": 9, **LONGER[kind]}
-    model = small_model("AWA", position_encoding="rope", rope_scaling=scaling)
+    model = small_model(pattern, position_encoding="rope", rope_scaling=scaling, qk_rope_head_dim=8)
     tokens = torch.randint(61, (3, BLOCK), generator=torch.Generator().manual_seed(0))
     caches, other = model.empty_caches(2, BLOCK), model.empty_caches(2, BLOCK)
     model.hidden(tokens[:2, :5], caches), model.hidden(tokens[1:, :5], other)
@@ -177,7 +177,7 @@ def without_caches(model, start, how, count, generator):
     return tokens[len(start) :]
 
 
-@pytest.mark.parametrize("pattern", ["A", "MA", "SWM"])
+@pytest.mark.parametrize("pattern", ["A", "MA", "SWM", "C"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("prompt", [1, 9, BLOCK, BLOCK + 5])
 def test_the_text_is_the_same_as_without_caches(pattern, temperature, prompt):
@@ -204,6 +204,7 @@ def test_bytes_by_hand():
     assert cache_bytes("A", 20) == 20 * token
     assert cache_bytes("W", 20) == (5 - 1) * token  # the window less the query's own token
     assert cache_bytes("W", 3) == 3 * token
+    assert cache_bytes("C", 20) == 20 * (8 + 4) * 4  # the latent vector and the rotary key, whatever the heads
     mamba2 = 4 * (3 * (64 + 2 * 2 * 8) + 64 * 8)
     assert cache_bytes("M", 20) == cache_bytes("M", BLOCK) == mamba2
     assert cache_bytes("S", 20) == 4 * (3 * 64 + 64 * 8)
@@ -213,7 +214,7 @@ def test_bytes_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pattern", ["A", "W", "M", "S", "AMMS", "AMMW"])
+@pytest.mark.parametrize("pattern", ["A", "W", "M", "S", "C", "AMMS", "AMMW"])
 def test_the_caches_are_as_large_as_the_planner_says(pattern, dtype):
     model = Model("test", "config file", small_model(pattern).config)
     for length in (3, 5, 20):  # within the window, it, and beyond it

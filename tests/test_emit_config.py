@@ -55,6 +55,7 @@ def planned(path) -> tuple[Configuration, RunPlan]:
         "1e13 --arch mamba1",
         "1e19 --arch mamba2",
         "1e13 --arch hybrid",
+        "1e13 --arch deepseek_dense",
         "1.36e21 --arch hybrid --hidden_sizes 2048,2560 --layers 24,32 --vocab_size 128256",
         "--device H100-SXM --devices 8 --days 1 --mfu 0.4 --arch hybrid",
         "1e17 --arch gpt_oss",
@@ -87,7 +88,7 @@ def test_the_plan_is_the_promise(emit, tmp_path, arguments):
     )
     assert arguments in text, "the command that made it"
     model = configuration.model
-    heads = (model.n_head, model.kv_heads) if "A" in model.pattern else (0, 0)
+    heads = (model.n_head, model.kv_heads) if set(model.pattern) & set("AC") else (0, 0)
     assert (model.n_layer, model.n_embd, *heads, model.d_ff or 0) == tuple(
         best[key] for key in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")
     )
@@ -141,9 +142,10 @@ def test_the_startup_report_shows_the_same_figures(emit, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_budget_really_trains(emit, tmp_path, data_dir):
-    """The whole run that 1e10 FLOPs buy, with nothing changed but the machine."""
-    emit("1e10", "--dataset=tiny", f"--data_dir={data_dir}")
+@pytest.mark.parametrize("budget", ["1e10", "2e11 --arch deepseek_dense --hidden_sizes 16,32"])
+def test_a_small_budget_really_trains(emit, tmp_path, data_dir, budget):
+    """The whole run that so many FLOPs buy, with nothing changed but the machine."""
+    emit(*budget.split(), "--dataset=tiny", f"--data_dir={data_dir}")
     _, plan = planned(tmp_path / "made.py")
     keys = ["--device=cpu", "--dtype=float32", "--out_dir=run", "--eval_iters=1"]
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "made.py"), *keys]

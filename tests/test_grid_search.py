@@ -222,6 +222,8 @@ def small_spaces(draw, archs=ARCHITECTURES):
         "kv_heads": draw(st.sampled_from([None, (1,), (1, 2)])),
         "ffn_expansion_ratio": draw(st.sampled_from([1.0, 8 / 3, 3.5, 4.0])),
     }
+    if arch == "deepseek_dense":
+        sizes["kv_heads"] = None
     if arch in ("mamba1", "mamba2"):
         sizes = {"head_dims": [], "kv_heads": None, "ffn_expansion_ratio": 0.0}
     if arch in WITH_EXPERTS:
@@ -252,7 +254,8 @@ def architectures(space: SearchSpace):
     for width, head_dim, layers in itertools.product(space.hidden_sizes, space.head_dims, space.layers):
         for kv in space.kv_heads or (width // head_dim,):
             if width % head_dim == 0 and width // head_dim % kv == 0:
-                heads = {"n_head": width // head_dim, "num_key_value_heads": kv}
+                heads = {"n_head": width // head_dim}
+                heads |= {} if space.arch == "deepseek_dense" else {"num_key_value_heads": kv}
                 if space.arch in ("gpt_oss",):  # whose preset has a head_dim of its own
                     heads["head_dim"] = head_dim
                 for ffn in ffns(space, width):
@@ -287,7 +290,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
         cost = model_cost(config)
         tokens = int(budget) // cost.training_flops()
         if tokens >= space.sequence_length:
-            heads = (config.n_head, config.kv_heads) if config.layers_with("AW") else (0, 0)
+            heads = (config.n_head, config.kv_heads) if config.layers_with("AWC") else (0, 0)
             experts = [config[name] for name in EXPERTS] if space.arch in WITH_EXPERTS else [0] * 4
             sizes = (config.n_layer, config.n_embd, *heads, *experts)
             losses[sizes] = float(LAWS[law].loss(cost.n_active, tokens, unique))

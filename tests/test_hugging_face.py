@@ -17,6 +17,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BambaConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -98,6 +100,10 @@ LONGROPE = {
 SMOLLM3 = {**LLAMA, "num_hidden_layers": 4, "num_key_value_heads": 2, "pad_token_id": None}
 NEOX = {**LLAMA}
 GEMMA = {**LLAMA, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5, "pad_token_id": None}
+DEEPSEEK = {**LLAMA, "num_key_value_heads": 4, "first_k_dense_replace": 2, "kv_lora_rank": 12,
+            "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14, "pad_token_id": None}  # fmt: skip
+DEEPSEEK_YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16,
+                 "beta_fast": 4.0}  # fmt: skip
 WINDOWS_WITHOUT_POSITIONS = {"use_sliding_window": True, "sliding_window": 5, "num_key_value_heads": 2,
                              "num_hidden_layers": 4}  # fmt: skip
 OLD_BAMBA_ROPE = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}  # of transformers 4
@@ -182,6 +188,22 @@ MODELS = {
     "granite": GraniteConfig(
         **LLAMA, num_key_value_heads=2, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.2,
         logits_scaling=1.7
+    ),
+    "deepseek v2": DeepseekV2Config(**DEEPSEEK, q_lora_rank=None, num_experts_per_tok=2),
+    "deepseek v2, ranks of queries, biases": DeepseekV2Config(
+        **DEEPSEEK, q_lora_rank=11, num_experts_per_tok=2, attention_bias=True, mlp_bias=True, hidden_act="gelu",
+        rope_parameters=DEEPSEEK_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+    ),
+    "deepseek v2, yarn": DeepseekV2Config(
+        **DEEPSEEK, q_lora_rank=None, num_experts_per_tok=2, rope_parameters=DEEPSEEK_YARN
+    ),
+    "deepseek v3": DeepseekV3Config(**DEEPSEEK, q_lora_rank=11),
+    "deepseek v3, biases, dynamic": DeepseekV3Config(
+        **DEEPSEEK, q_lora_rank=None, attention_bias=True, tie_word_embeddings=True, rms_norm_eps=0.1,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    ),
+    "deepseek v3, yarn, a third scale": DeepseekV3Config(
+        **DEEPSEEK, q_lora_rank=11, rope_parameters=DEEPSEEK_YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}
     ),
     "mamba": MambaConfig(**MAMBA),
     "mamba, other sizes": MambaConfig(
@@ -310,6 +332,29 @@ def test_there_and_back_is_the_same(name, tmp_path):
     assert gradients.keys() == expected.keys()
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[parameter], **TOLERANCE)
+
+
+@pytest.mark.parametrize("rank", [None, 11])
+def test_pairs_that_lie_apart_are_the_same_function_in_another_order(rank, tmp_path):
+    """Without rope_interleave; written, they lie beside one another."""
+    yarn = DEEPSEEK_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}
+    theirs = original(DeepseekV3Config(**DEEPSEEK, q_lora_rank=rank, rope_interleave=False, rope_parameters=yarn))
+    config, tokens = theirs.config.to_dict(), torch.randint(101, (BATCH, LENGTH + 1))
+    ours = build_model(architecture_from_hugging_face(config)).eval()
+    ours.load_state_dict(weights_from_hugging_face(theirs.state_dict(), config))
+    again = loaded_by_transformers(tmp_path, ours.state_dict(), ours.config)
+    assert again.config.rope_interleave and not theirs.config.rope_interleave
+    expected_loss, expected = loss_and_gradients(theirs, tokens)
+    expected = weights_from_hugging_face(expected, config)
+    loss = ours(tokens[:, :-1], tokens[:, 1:]).mean
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected_loss, **TOLERANCE)
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], **TOLERANCE)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, **TOLERANCE)
+        torch.testing.assert_close(again(tokens).logits, theirs(tokens).logits, **TOLERANCE)
+    assert_same_greedy_text(ours, theirs, length=40)
 
 
 def random_model(**keys):

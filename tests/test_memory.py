@@ -73,7 +73,7 @@ def kept_by_a_block(model: LanguageModel, batch_size: int, dtype: str, block: in
     handed = {}
     with autocast(dtype):
         if chosen.hands_on:  # and is no first one of its kind
-            handed = {name: one.detach() for name, one in chosen(x, **shared)[2].items()}
+            handed = {name: one.detach() for name, one in chosen(x, **shared)[3].items()}
     excluded = (x, *shared.get("rotation", ()), *handed.values())
     with counting_kept_bytes(model, exclude=excluded) as kept, autocast(dtype):
         chosen(x, **shared, **handed)
@@ -114,19 +114,28 @@ def test_activations_of_llamas_relatives_are_those_of_transformers_models(family
 def test_activations_of_the_presets(preset, backend, dtype, dropout):
     keys = {"arch_preset": preset, "attention_backend": backend, "dropout": dropout}
     if backend == "sdpa":
-        keys["attn_logit_softcapping"] = None
+        keys |= {"attn_logit_softcapping": None, "attention_sinks": False}
     config = resolve_architecture(SMALL | keys | OF_MAMBAS.get(preset, {}))
     estimate = training_memory(config, 3, dtype)["activations"]
     assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), 3, dtype), rel=0.05)
 
 
 @st.composite
+def latent_sizes(draw):
+    """Values narrower than keys, as wide, or wider; not of one number, which lies in any order."""
+    sizes = {name: draw(st.integers(2, 20)) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
+    return sizes | {"q_lora_rank": draw(st.sampled_from([None, 11])), "qk_rope_head_dim": draw(st.sampled_from([4, 8]))}
+
+
+@st.composite
 def mixers(draw, n_layer, block_size):
     """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
-    pattern = draw(st.text("AWUMS", min_size=n_layer - 1, max_size=n_layer - 1))
+    pattern = draw(st.text("AWUMSC", min_size=n_layer - 1, max_size=n_layer - 1))
     keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
     if "W" in pattern:
         keys["attention_window"] = draw(st.integers(1, block_size))
+    if "C" in pattern:
+        keys |= draw(latent_sizes()) | {"partial_rotary_factor": 1.0}
     if "M" in pattern:
         groups = draw(st.integers(1, 2))
         keys |= {"mamba_head_dim": draw(st.sampled_from([1, 2])), "mamba_n_groups": groups}
@@ -247,7 +256,7 @@ def test_what_a_block_hands_to_later_ones_is_kept_with_checkpointing(pattern, bl
     keys = {"arch_preset": "llama3", "value_residual": True, "layer_pattern": pattern, "n_layer": 4}
     config = resolve_architecture(SMALL | keys | ({"mamba_head_dim": 16} if "M" in pattern else {}))
     model, handed = build_model(config, seed=0, activation_checkpointing=True), []
-    handles = [b.register_forward_hook(lambda m, args, output: handed.extend(output[2].values())) for b in model.blocks]
+    handles = [b.register_forward_hook(lambda m, args, output: handed.extend(output[3].values())) for b in model.blocks]
     measured = kept_by_model(model, 2, dtype)
     for handle in handles:
         handle.remove()
@@ -256,6 +265,27 @@ def test_what_a_block_hands_to_later_ones_is_kept_with_checkpointing(pattern, bl
     angles = 2 * 48 * 8 * 4  # keywords of a checkpointed function are held, but not by autograd: these, and the values
     measured += angles + values.nbytes * (pattern.count("A") > 1) + kept_by_a_block(model, 2, dtype, block)
     assert training_memory(config, 2, dtype, activation_checkpointing=True)["activations"] == measured
+
+
+@settings(max_examples=60)
+@given(latent_sizes(), st.integers(1, 3), st.sampled_from(registered()["position_encoding"]), st.data())
+def test_activations_of_latent_attention_to_the_byte(sizes, heads, position, data):
+    """Of both backends, in float32 and bfloat16, with and without dropout, for one head, too; and beside a layer of
+    attention that turns as many numbers, or other ones."""
+    keys = {
+        "normalization": data.draw(st.sampled_from(["rmsnorm", "rmsnorm_zero_centred"])),
+        "attention_backend": data.draw(st.sampled_from(registered()["attention_backend"])),
+        "dropout": data.draw(st.sampled_from([0.0, 0.1])),
+        "bias": data.draw(st.booleans()),
+        "layer_pattern": data.draw(st.sampled_from(["C", "CCA"])),
+    }
+    if "A" in keys["layer_pattern"]:
+        keys |= {"head_dim": 8, "num_key_value_heads": heads, "dropout": 0.0}
+    shape = {"n_layer": 3, "n_head": heads, "n_embd": 32, "block_size": 21, "vocab_size": 29}
+    config = resolve_architecture({"arch_preset": "custom", "position_encoding": position, **shape, **keys, **sizes})
+    for dtype in DTYPES:
+        estimate = training_memory(config, 2, dtype)["activations"]
+        assert estimate == kept_by_model(build_model(config, seed=0), 2, dtype)
 
 
 # Peaks, by the allocator's own record
@@ -391,7 +421,7 @@ def grids(draw):
     """Architectures of the same components: their configurations, and the same as arrays."""
     config, batch_size, _ = draw(micro_batches())
     shapes = draw(st.lists(st.tuples(st.integers(2, 9), *[st.integers(1, 9)] * 4), min_size=1, max_size=4))
-    pattern = draw(st.sampled_from(["A", "W", "M", "S"]))
+    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C"]))
     ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
     sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
     config = config.replace(**sizes, layer_pattern=pattern, n_layer=1)

@@ -11,6 +11,7 @@ from common.keys import keys_of
 from components import registry
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.module import Attention, SlidingAttention, UnplacedAttention
+from components.mixers.latent_attention.module import LatentAttention
 from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2
@@ -77,7 +78,7 @@ def observed_keys(model: LanguageModel) -> dict:
     mixers = _observed_mixers(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
     blocks = {"parallel_residual": _is_parallel(model)} | _observed_factors(model)
-    return sizes | mixers | blocks | _observed_attention(model)
+    return sizes | mixers | blocks | _observed_attention(model) | _observed_latent_attention(model)
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -208,13 +209,14 @@ def _is_parallel(model: LanguageModel) -> bool:
 
 
 LETTERS = {Attention: "A", SlidingAttention: "W", UnplacedAttention: "U", Mamba2: "M", Mamba1: "S"}
+LETTERS |= {LatentAttention: "C"}
 
 
 def _observed_mixers(model: LanguageModel) -> dict:
     """Letter by letter; and of Mamba-2 its sizes, by the shapes of its weights where they tell."""
     letters = "".join(LETTERS[type(block.mixer)] for block in model.blocks)
     with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
-    after = {("A", "W", "U"): "attention", ("M", "S"): "mamba"}
+    after = {("A", "W", "U", "C"): "attention", ("M", "S"): "mamba"}
     found = {"layer_pattern": None if set(letters) == {"A"} else letters}
     if set(letters) == {"A"} and not all(hasattr(block, "ffn") for block in model.blocks):
         return found | {"ffn_pattern": "".join("F" if hasattr(block, "ffn") else "-" for block in model.blocks)}
@@ -236,11 +238,32 @@ def _observed_mixers(model: LanguageModel) -> dict:
     return found
 
 
+def _observed_latent_attention(model: LanguageModel) -> dict:
+    """What the backend is called with, what comes out of it, and what is turned."""
+    found, width = {}, model.embedding.embedding_dim
+    for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, LatentAttention)):
+        seen = []
+        attend = mixer.attend
+        mixer.attend = lambda q, k, v, *more: seen.append((q.shape, k.shape, v.shape)) or attend(q, k, v, *more)  # noqa: B023
+        with torch.no_grad():
+            mixer(torch.randn(1, 2, width))
+        ((q, k, v),) = seen
+        assert q == k
+        read = next(m for name, m in mixer.named_modules() if name in ("q_b_proj", "q_proj")).in_features
+        found["q_lora_rank"] = None if read == width else read
+        latents = mixer.empty_cache(1, 1).latents.shape[-1]
+        found["kv_lora_rank"] = mixer.kv_b_proj.in_features
+        found["qk_rope_head_dim"] = latents - found["kv_lora_rank"]
+        found |= {"qk_nope_head_dim": q[-1] - found["qk_rope_head_dim"], "v_head_dim": v[-1]}
+    return found
+
+
 def _observed_attention(model: LanguageModel) -> dict:
     """What the attention backend of every block is called with."""
     calls, names, windows = set(), set(), set()
-    cap = one_of({_observed_cap(block.mixer.attend) for block in model.blocks if hasattr(block.mixer, "attend")})
-    for block in (block for block in model.blocks if hasattr(block.mixer, "attend")):
+    attending = [block for block in model.blocks if isinstance(block.mixer, Attention)]
+    cap = one_of({_observed_cap(block.mixer.attend) for block in attending})
+    for block in attending:
         attend = block.mixer.attend
         names.add(attend.__name__)
 
@@ -257,7 +280,7 @@ def _observed_attention(model: LanguageModel) -> dict:
     heads, head_dim, key_heads, value_heads, has_score_bias, has_sinks, dropout = one_of(calls)
     assert key_heads == value_heads
     assert dropout == model.dropout.p
-    attention = next(block.mixer for block in model.blocks if hasattr(block.mixer, "attend"))
+    attention = attending[0].mixer
     observed = {"attention_multiplier": attention.multiplier, "attn_logit_softcapping": cap}
     gates = None if attention.gate_proj is None else attention.gate_proj.out_features
     observed |= {"attention_output_gate": {None: None, heads: "head", heads * head_dim: "element"}[gates]}
@@ -279,7 +302,7 @@ def _hands_on_values(model: LanguageModel) -> bool:
     """Whether one block, and no other, leaves values for later ones."""
     given: list[str] = []
     handles = [
-        block.register_forward_hook(lambda module, args, output: given.extend(output[2])) for block in model.blocks
+        block.register_forward_hook(lambda module, args, output: given.extend(output[3])) for block in model.blocks
     ]
     with torch.no_grad():
         model(random_tokens(1, 2))
@@ -316,6 +339,8 @@ def one_of(values: set):
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
 MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
+MIXED_PRESETS["deepseek_dense"] = {"layer_pattern": "A"}  # whose keys these are, for the most part
+LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
@@ -364,6 +389,11 @@ OVERRIDES = {
     "mamba_bias": ((True, False), MIXED),
     "mamba_dt_rank": (3, {"layer_pattern": "AS", "mamba_head_dim": 64}),
     "attention_window": (5, {"layer_pattern": "WM", "mamba_head_dim": 16}),
+    "q_lora_rank": ((None, 24), LATENT),
+    "kv_lora_rank": (20, LATENT),
+    "qk_nope_head_dim": (12, LATENT),
+    "qk_rope_head_dim": (16, LATENT),
+    "v_head_dim": (10, LATENT),
     "mamba_d_state": (24, MIXED),
     "mamba_expand": (3, MIXED),
     "mamba_d_conv": (2, MIXED),

@@ -57,7 +57,7 @@ OVERRIDES = {
     "final_logit_softcapping": (3.0, {}),
     "attention_multiplier": (3.0, BOTH),
     "attn_logit_softcapping": (3.0, {"attention_backend": "manual", **BOTH}),
-    "attention_sinks": (True, {"attention_backend": "manual", **BOTH}),
+    "attention_sinks": (None, {"attention_backend": "manual", **BOTH}),
     "attention_output_gate": ("head", BOTH),
     "value_residual": (True, BOTH),
     "attention_backend": ("manual", BOTH),
@@ -87,10 +87,10 @@ OVERRIDES = {
     "expert_d_ff": (24, EXPERTS),
     "expert_expansion_ratio": (0.25, EXPERTS),
     "expert_type": ("geglu", EXPERTS),
-    "expert_bias": (True, EXPERTS),
+    "expert_bias": (None, EXPERTS),
     "shared_expert_gate": (True, EXPERTS | {"n_shared_experts": 1}),
     "router_scores": ("sigmoid", EXPERTS),
-    "norm_topk_prob": (False, EXPERTS),
+    "norm_topk_prob": (None, EXPERTS),
     "routed_scaling_factor": (2.5, EXPERTS),
     "n_group": (4, EXPERTS),
     "topk_group": (2, EXPERTS | {"n_group": 2}),
@@ -98,7 +98,7 @@ OVERRIDES = {
     "balance_rate": (0.01, EXPERTS),
     "balance_loss": (0.5, EXPERTS),
     "balance_over": ("sequence", EXPERTS),
-    "router_z_loss": (0.001, EXPERTS),
+    "router_z_loss": (0.002, EXPERTS),
     "experts_backend": ("loop", EXPERTS),
     "mamba_head_dim": (32, BOTH),
     "mamba_n_groups": (4, BOTH),
@@ -106,9 +106,11 @@ OVERRIDES = {
     "mamba_backend": ("chunked", BOTH),
 }
 
+OF_DENSE_FFNS = ("d_ff", "ffn_expansion_ratio", "ffn_multiple_of", "activation", "ffn_type", "swiglu_limit")
+
 # What else an override may change, because it is derived from it.
 FOLLOWERS = {
-    "n_layer": {"layer_pattern"},
+    "n_layer": {"layer_pattern", "ffn_pattern"},
     # the Mambas' had none
     "hybrid_attention_ratio": {
         "layer_pattern",
@@ -154,8 +156,12 @@ def users_components(monkeypatch):
 def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     value, needed = OVERRIDES[key]
     needed = needed | {"arch_preset": preset}
-    if (preset, key) == ("gemma2", "attention_backend"):  # whose other one has no cap
-        value, needed = "sdpa", needed | {"attn_logit_softcapping": None}
+    if preset in ("gemma2", "gpt_oss") and key == "attention_backend":  # whose other one has neither
+        value, needed = "sdpa", needed | {"attn_logit_softcapping": None, "attention_sinks": False}
+    if PRESETS[preset].get("ffn_pattern") == "E" and key in OF_DENSE_FFNS:
+        needed |= {"ffn_pattern": "F"}
+    if PRESETS[preset].get("ffn_pattern") == "E" and key == "ffn_after":
+        needed |= {"ffn_pattern": None}
     baseline = load([f"--{k}={v}" for k, v in needed.items()]).model
     if value is None:
         value = not getattr(baseline, key)
@@ -174,7 +180,8 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
     elif key == "ffn_multiple_of":
         assert model.d_ff % 100 == 0
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
-        gated |= {"phi3": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
+        gated |= dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_dense"), 2048)
+        gated |= {"phi3": 2048, "deepseek_dense": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "expert_expansion_ratio":
         assert model.expert_d_ff == 192
@@ -441,6 +448,7 @@ def test_refused_mixers(keys, message):
 )
 def test_every_mixture_loads_as_it_was_saved(pattern, after, preset):
     keys = {"arch_preset": preset, "layer_pattern": pattern, "ffn_after": after, "position_encoding": "none"}
+    keys |= {"ffn_pattern": None} if "E" in PRESETS[preset].get("ffn_pattern", "") else {}
     model = resolve_architecture(keys | ({"attention_window": 7} if "W" in pattern else {}))
     assert from_dict(model.as_dict()) == model
     assert resolve_architecture(model.as_dict()).name == model.name

@@ -178,8 +178,8 @@ def test_what_train_cannot_build_has_its_state_and_no_activations():
     assert found["memory"]["not_known"] and found["memory"]["fits"] is None
     text = as_text(found)
     assert "MEMORY OF TRAINING at least" in text and " GB\n  fits" not in text
-    assert "activations and logits are not counted here: the memory of mixer='latent_attention' is not known" in text
-    with pytest.raises(UserError, match="does not know how ranks share mixer='latent_attention': take use_fsdp"):
+    assert "activations and logits are not counted here: the memory of ffn_type='experts' is not known" in text
+    with pytest.raises(UserError, match="does not know how ranks share ffn_type='experts': take use_fsdp"):
         describe(deepseek, Setting(devices=4, tensor_parallel=2))
 
 

@@ -17,6 +17,7 @@ from setups import (
     FSDP,
     GPT2,
     HYBRID,
+    LATENT,
     LLAMA,
     ODD,
     OFFLOAD,
@@ -60,6 +61,7 @@ IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 GEMMA = "--arch_preset=gemma2 --attention_window=5 --n_layer=2 --num_key_value_heads=2 --logits_scaling=0.5".split()
 NEOX = "--arch_preset=neox --partial_rotary_factor=0.5 --residual_multiplier=0.5".split()
+LATENT_OF_STREAM = [*LATENT, "--q_lora_rank=None", "--attention_backend=manual"]
 OLMO = "--arch_preset=olmo2 --num_key_value_heads=2".split()  # norms within mixers, which FSDP gathers with them
 
 
@@ -154,6 +156,10 @@ CASES: list[Case] = [
     *[(2, keys, OPTIONS_OF_2) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     *[(2, keys, OPTIONS_OF_2) for keys in (TENSOR, [*TENSOR, CHECKPOINTING])],
     (4, [*TENSOR, *FSDP], OPTIONS_OF_2),
+    *[(1, DDP, model) for model in (LATENT, LATENT_OF_STREAM)],
+    *[(2, keys, LATENT) for keys in (DDP, ZERO1, FSDP, [*TENSOR, CHECKPOINTING])],
+    (2, TENSOR, LATENT_OF_STREAM),
+    (4, [*TENSOR, *FSDP], LATENT),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
     *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],

@@ -12,6 +12,7 @@ from setups import (
     FSDP,
     GPT2,
     HYBRID,
+    LATENT,
     LLAMA,
     ODD,
     OPTIONS,
@@ -37,7 +38,7 @@ BIG = ["--n_embd=64", "--block_size=48", "--batch_size=3"]
 ACTIVATIONS = [
     [*TENSOR, *dtype, *model]
     for dtype in ([], [BF16])
-    for model in (GPT2, LLAMA, POST_NORM, EXPERTS, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL, OPTIONS)
+    for model in (GPT2, LLAMA, POST_NORM, EXPERTS, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL, LATENT, OPTIONS)
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 from checkpoints import last_checkpoint, same, tensors
 from commands import command
 from conftest import small_run
+from setups import LATENT
 
 import train as train_command
 from runs.logs import read_run
@@ -193,6 +194,19 @@ def test_resume_refuses_another_architecture_and_names_the_keys(train, tmp_path)
     assert refused.returncode == 2
     assert "n_layer: 2 -> 3" in refused.stderr and "position_encoding: 'learned_absolute' -> 'rope'" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_latent_attention_continues_bit_for_bit(train, tmp_path):
+    keys = [*LATENT, *KEYS, "--decay_lr=False"]
+    assert train(*keys, "--out_dir=whole").returncode == 0
+    assert train(*keys, "--max_iters=4").returncode == 0
+    resumed = train(*keys, "--init_from=resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = curve(tmp_path / "whole/log.jsonl")
+    assert {step: curve(tmp_path / "run/log.jsonl")[step] for step in range(4, 10)} == {
+        n: whole[n] for n in range(4, 10)
+    }
+    assert same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_what_changes_speed_alone_may_change_on_resume(train, tmp_path):

@@ -53,7 +53,10 @@ def unchanged(part: str, folder: Path) -> None:
 
 
 def differences(before: Any, now: Any, tolerance: float, place: str = "") -> Iterator[str]:
-    """Every number, text and list that is another now; what is said besides is none."""
+    """Every number, text and list that is another now; what is said besides is none, nor is why something was not
+    known."""
+    if place.endswith("> not_known"):
+        return
     if isinstance(before, dict) and isinstance(now, dict):
         for key, value in before.items():
             inner = f"{place} > {key}" if place else key

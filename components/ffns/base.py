@@ -1,7 +1,7 @@
 """What the dense FFNs have in common, without PyTorch: keys, width, activation. F is d_ff."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from common.errors import UserError
 from common.keys import key
@@ -13,6 +13,7 @@ class DenseFFN(FFN):
     """An FFN that every token meets whole."""
 
     divides = ("d_ff",)
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {"d_ff": ("ffn_expansion_ratio", "ffn_multiple_of")}
     own_ratio: float  # of d_ff to n_embd, unless a key says otherwise
     own_multiple: int = 1
 

@@ -57,7 +57,7 @@ class Rotary(_Position):
     name, label = "rope", "RoPE"
     acts_in = "mixers"
     rotates = True
-    depends_on = ("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor")
+    depends_on = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
     rope_theta: float = key(10000.0, "base of the rotary frequencies", above=0, group="Architecture: positions")
     rope_scaling: dict | None = key(

@@ -68,3 +68,6 @@ _SINKS = {"attention_sinks": True, "attention_backend": "manual", "head_dim": 64
 _CLAMPED = {"expert_type": "swiglu_clamped", "expert_bias": True, "expert_expansion_ratio": 1.0}
 _GPT_OSS_EXPERTS = {"ffn_pattern": "E", "n_experts": 32, "n_experts_per_token": 4, **_CLAMPED}
 register_preset("gpt_oss", {**_LLAMA, **_GPT_OSS, **_SINKS, **_GPT_OSS_EXPERTS})
+# The latent attention of DeepSeek-AI 2024, DeepSeek-V2, with DeepSeek LLM's dense FFNs in every layer
+_DEEPSEEK = {"layer_pattern": "C", "norm_eps": 1e-6, "ffn_expansion_ratio": 8 / 3, "ffn_multiple_of": 256}
+register_preset("deepseek_dense", {**_LLAMA, **_DEEPSEEK, "weight_tying": False})

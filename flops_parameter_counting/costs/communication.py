@@ -15,6 +15,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 
 import dataclasses
 
+from components.spec import GRADIENT_IN_PART
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import gradients
 from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
@@ -146,12 +147,12 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
 
 
 def _partial_gradients(step: Step) -> list[Exchange]:
-    """A norm sees part of the sequence on each tensor-parallel rank, a mixer's whole vector part of the heads, a router
-    part of each expert: the gradient is summed, once a step, or before FSDP, which has a part in data parallelism too,
-    takes it: after every micro-batch."""
-    whole = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided in ("sequence", "heads"))
+    """A norm sees part of the sequence on each tensor-parallel rank, what heads share is there for its heads alone, and
+    a router for part of each expert: their gradients are summed, once a step, or before FSDP, which has a part in data
+    parallelism too, takes them: after every micro-batch."""
+    in_part = elements(parameter for parameter in of_trained(step.own.all) if parameter.divided in GRADIENT_IN_PART)
     times = 1 if step.mesh.data == 1 else step.micro_batches
-    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * whole)]
+    return [Exchange("gradients", "all_reduce", step.mesh.tensor, times * 4 * in_part)]
 
 
 def _small(step: Step) -> list[Exchange]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.arrays import larger, product
 from components.heads.spec import loss_bytes
-from components.spec import MicroBatch
+from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import places_of, places_outside
 from flops_parameter_counting.costs.sharding import (
     Kind,
@@ -62,21 +62,32 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     """Bytes of what autocast casts the matrices of a block to."""
     if batch.e == 4 or (batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e):
         return 0
-    weights = [found for spec in layer.specs for found in spec.all_weights(batch.config)]
-    return batch.e * sum(found.size for found in weights if found.multiplies and not found.in_float32) // batch.tensor
+    found = [one for spec in layer.specs for one in spec.all_weights(batch.config)]
+    weights = [one for one in found if one.multiplies and not one.in_float32]
+    whole = sum(one.size for one in weights if one.divided in GRADIENT_IN_PART)
+    return batch.e * (whole + (sum(one.size for one in weights) - whole) // batch.tensor)
 
 
 def _position_bytes(batch: MicroBatch) -> int:
-    """Bytes that the position encoding keeps: where it acts in mixers, once for all layers with equal values."""
+    """Bytes that the position encoding keeps: where it acts in mixers, once for all layers with equal values and heads
+    of one width."""
     config, position = batch.config, batch.config.component("position_encoding")
     if position.acts_in != "mixers":
         return position.kept(batch)
-    alike = {
-        Values({name: value for name, value in layer.values.items() if name in position.depends_on}): layer
-        for layer in config.layer_counts
-        if layer.mixer_spec.uses_positions
-    }
-    return sum(position.kept(batch.of_layer(config.of(layer))) for layer in alike.values())
+    turned: list[tuple[Values, Any]] = []
+    kept: Any = 0
+    for layer in config.layer_counts:
+        if not layer.mixer_spec.uses_positions:
+            continue
+        own = config.of(layer)
+        values = Values({name: value for name, value in layer.values.items() if name in position.depends_on})
+        width = layer.mixer_spec.position_width(own)
+        is_other = 1
+        for others, other_width in turned:
+            is_other = is_other * (other_width != width) if others == values else is_other
+        turned.append((values, width))
+        kept = kept + is_other * position.kept(batch.of_layer(own.replace(head_dim=width)))
+    return kept
 
 
 def _handed_bytes(batch: MicroBatch) -> int:

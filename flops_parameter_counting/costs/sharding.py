@@ -89,7 +89,7 @@ class Parameter:
     rows: int
     width: int = 1
     copies: int = 1
-    divided: str = ""  # by tensor parallelism: rows, columns, sequence or heads (all, but part of the gradient), or not
+    divided: str = ""  # by tensor parallelism, as components.spec.Weights has it
     trained: bool = True  # with a gradient, and the optimizer's state
 
     @property

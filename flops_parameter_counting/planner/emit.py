@@ -184,7 +184,7 @@ def _architecture(model: ModelArchitectureConfig) -> str:
     lines += [f'arch_preset = "{model.arch_preset}"', f"n_layer = {model.n_layer}{pattern}"]
     keys = model.layer_keys
     if "n_head" in keys:
-        lines.append(f"n_head = {model.n_head}  # of {model.head_dim}")
+        lines.append(f"n_head = {model.n_head}" + f"  # of {model.head_dim}" * ("head_dim" in keys))
     if "head_dim" in PRESETS[model.arch_preset]:
         lines.append(f"head_dim = {model.head_dim}")
     if "num_key_value_heads" in keys:

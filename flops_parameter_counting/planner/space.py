@@ -236,11 +236,7 @@ class SearchSpace:
             raise UserError(f"layers: {self.arch} has {kinds} kinds of layers: take {kinds} or more")
         if not self.depths:
             raise UserError(f"layers: {self.arch} begins with {self.family.once} that come once: take more of them")
-        odd = [size for size in self.head_dims if size % 2]
-        if odd and self.template.component("position_encoding").rotates:
-            raise UserError(f"head_dims: RoPE rotates pairs, so {odd[0]} cannot be a head dimension; take even ones")
-        for size in self.head_dims if self.template.uses_positions else ():
-            self.template.component("position_encoding").check_heads(self.template.replace(head_dim=size))
+        self._check_positions()
 
     @functools.cached_property
     def family(self) -> Family:
@@ -266,16 +262,29 @@ class SearchSpace:
         if family.has_experts and not self.experts_of:
             raise UserError(self._why_no_experts())
 
+    def _check_positions(self) -> None:
+        """Where heads are as wide as n_embd / n_head, and not as a key of their mixer says."""
+        position = self.template.component("position_encoding")
+        if not self.template.uses_positions or "head_dim" not in self.family.keys:
+            return
+        odd = [size for size in self.head_dims if size % 2]
+        if odd and position.rotates:
+            raise UserError(f"head_dims: RoPE rotates pairs, so {odd[0]} cannot be a head dimension; take even ones")
+        for size in self.head_dims:
+            position.check_heads(self.template.replace(head_dim=size))
+
     def _bound_on_flops(self) -> float:
         """FLOPs per token that no model of the space exceeds, whichever formula counts them."""
         width: Any = np.float64(max(self.hidden_sizes))
         n_layer = np.float64(max(self.layers))
-        sizes = {"n_layer": n_layer, "n_embd": width, "n_head": 1.0, "num_key_value_heads": 1.0, "head_dim": width}
+        head_dim = min(self.head_dims or [width])
+        heads = width // head_dim + 1
+        sizes = {"n_layer": n_layer, "n_embd": width, "n_head": heads, "num_key_value_heads": heads}
+        sizes |= {"head_dim": np.float64(head_dim), "d_ff": self.d_ff(width)}
         if self.family.has_experts:
             sizes |= {name: max(getattr(self, name)) for name in EXPERT_SIZES[:3]}
             sizes["expert_d_ff"] = self.expert_d_ff(width, min(self.granularity))
-        largest = Grid(self.family.counts(n_layer), **{**self.template.as_dict(), **sizes, "d_ff": self.d_ff(width)})
-        heads = width // min(self.head_dims or [width]) + 1
+        largest = Grid(self.family.counts(n_layer), **{**self.template.as_dict(), **sizes})
         published = with_backward(2 * n_layer * heads * self.sequence_length * width)
         return model_cost(largest).training_flops() + published
 

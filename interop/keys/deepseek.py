@@ -11,6 +11,9 @@ from interop.keys.base import (
     Values,
     agree,
     biases_of,
+    divides,
+    gated_ffn,
+    rotary,
     transformer,
 )
 
@@ -44,6 +47,29 @@ def _deepseek(values: Values) -> Keys:
     return found
 
 
+def _details(values: Values) -> Keys:
+    """What dense layers need: the keys of experts say nothing of a model without them. Whether pairs to be rotated lie
+    beside one another (rope_interleave) is an order of rows: interop/latent_models.py."""
+    count, dense = values["num_hidden_layers"], values["first_k_dense_replace"]
+    if dense < count:
+        raise UserError(
+            f"first_k_dense_replace={dense} leaves experts in {count - dense} of num_hidden_layers={count}, which "
+            "cannot be represented yet; dense layers can"
+        )
+    return gated_ffn(values) | rotary(values)
+
+
+def _v2_details(values: Values) -> Keys:
+    divides(values, "hidden_size", "num_attention_heads")  # which their class asks for
+    return _details(values)
+
+
+def _v3_details(values: Values) -> Keys:
+    if not isinstance(interleaved := values["rope_interleave"], bool | None):
+        raise UserError(f"rope_interleave={interleaved!r}: expected true or false")
+    return _details(values)
+
+
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
@@ -68,6 +94,7 @@ FAMILIES: dict[str, FamilyKeys] = {
         fixed=WHOLE_HEADS,
         same=TRANSFORMER_SAME,
         read=_deepseek,
+        details=_v2_details,
         aliases={"num_experts": "n_routed_experts"},
     ),
     "deepseek_v3": FamilyKeys(
@@ -77,10 +104,11 @@ FAMILIES: dict[str, FamilyKeys] = {
             "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
             "max_position_embeddings": 4096, "num_nextn_predict_layers": 1,
         },
-        function=_DEEPSEEKS_FUNCTION,
+        function=_DEEPSEEKS_FUNCTION | {"rope_interleave": True},
         fixed=WHOLE_HEADS,
         same=TRANSFORMER_SAME,
         read=_deepseek,
+        details=_v3_details,
         aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     ),
 }  # fmt: skip

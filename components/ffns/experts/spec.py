@@ -4,7 +4,7 @@
 N tokens, E experts, of which a token meets k, each of hidden width F.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from common.errors import UserError
 from common.keys import key
@@ -21,6 +21,7 @@ class Experts(Clamps):
     name, label, letter = "experts", "MoE", "E"
     what = "experts"
     divides = ("expert_d_ff",)
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {"expert_d_ff": ("expert_expansion_ratio",)}
     sums_parts = True
     own_ratio, own_multiple = OWN_RATIO, OWN_MULTIPLE
 

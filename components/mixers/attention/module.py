@@ -21,10 +21,11 @@ from components.registry import module, register_module
 from model_config import ModelArchitectureConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backends: causal attention of q (B, H, T, h) over k, v (B, K, S + T, h) -> (B, H, T, h), of every query over the last
-# `window` keys, its own included (None: over all). The queries are those of the last T keys. `score_bias`, (H or 1, T,
-# S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met either (None: nothing). For
-# backends that have sinks it may have a further column, of scores of no key: they take part in the softmax only.
+# Backends: causal attention of q (B, H, T, h) over k (B, K, S + T, h) and v (B, K, S + T, w) -> (B, H, T, w), of every
+# query over the last `window` keys, its own included (None: over all). The queries are those of the last T keys.
+# `score_bias`, (H or 1, T, S + T) or (B, H or 1, T, S + T), is added to the scores: what is -inf there is not met
+# either (None: nothing). For backends that have sinks it may have a further column, of scores of no key: they take part
+# in the softmax only.
 
 
 @register_module("attention_backend", "sdpa")
@@ -38,9 +39,17 @@ def sdpa(
         mask = bias.masked_fill(_unseen(queries, keys, q.device, window), -torch.inf).to(q.dtype)
         mask = mask if mask.dim() == 4 else mask[None]  # (B or 1, H or 1, T, S + T): no fused kernel takes three
     causal = mask is None and queries == keys  # one query after a cache meets every key
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1]
+    width, value_width = q.shape[-1], v.shape[-1]
+    q, k, v = (_as_wide_as(max(width, value_width), x) for x in (q, k, v))  # fused kernels take one width
+    y = F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, causal, scale=1 / math.sqrt(width), enable_gqa=k.shape[1] < q.shape[1]
     )
+    return y if y.shape[-1] == value_width else y[..., :value_width]
+
+
+def _as_wide_as(width: int, x: Tensor) -> Tensor:
+    """(..., w) -> (..., width), with zeros behind, which add nothing to a product."""
+    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
 
 
 @register_module("attention_backend", "manual")

@@ -4,13 +4,25 @@ window (Beltagy et al. 2020, Longformer, section 3.1), and the backends that com
 h is the width of a head, H the query heads, K the key-value heads.
 """
 
+import dataclasses
 from typing import Any
 
-from common.arrays import smaller
+from common.arrays import larger, smaller
 from common.errors import UserError
 from common.keys import key
 from components.registry import register_spec, spec
 from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Spec, Weights, matrices, vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a backend is given: heads of queries, heads of keys and values, and how wide one is of queries and keys, and
+    of values."""
+
+    heads: Any
+    kv_heads: Any
+    width: Any
+    value_width: Any
 
 
 class Backend(Spec):
@@ -27,6 +39,14 @@ class Backend(Spec):
                 raise UserError(
                     f"attention_backend={self.name!r} has no {name}={config[name]!r}: take attention_backend='manual'"
                 )
+
+    def kept(self, batch: MicroBatch) -> int:
+        config = batch.config
+        return self.kept_of(batch, Sizes(config.n_head, config.kv_heads, config.head_dim, config.head_dim))
+
+    def kept_of(self, batch: MicroBatch, sizes: Sizes) -> int:
+        """The bytes that it keeps of heads of these sizes. Raises UserError where nobody has written that down."""
+        return super().kept(batch)
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """Bytes of what it keeps that is no smaller for a part of the heads."""
@@ -46,6 +66,9 @@ class Heads(Mixer):
         None,
         "biases of attention's projections: none, qkv (and of an output gate) or all; None: as bias",
         choices=(None, "none", "qkv", "all"),
+    )
+    attention_backend: str = key(
+        "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
     )
 
     def function(self, config: Config) -> dict[str, Any]:
@@ -82,9 +105,6 @@ class _AttentionKeys(Heads):
     value_residual: bool = key(
         False,
         "values are (1 - w) times the layer's own and w times the first such layer's; w is learned, one a layer",
-    )
-    attention_backend: str = key(
-        "sdpa", "sdpa (PyTorch's fused kernels) or manual (the readable reference)", changes="speed"
     )
 
 
@@ -290,19 +310,20 @@ class Fused(Backend):
     name = "sdpa"
     is_fused = True
 
-    def kept(self, batch: MicroBatch) -> int:
-        """Queries, keys, values, output, and the log of each query's normalizer; the mask of a score bias.
+    def kept_of(self, batch: MicroBatch, sizes: Sizes) -> int:
+        """Queries, keys, values, output, all as wide as the widest, and the log of each query's normalizer; the mask of
+        a score bias.
 
         With dropout PyTorch has no fused kernel on the CPU and takes the formula, in float32.
         """
-        config, e = batch.config, batch.e
-        scores = batch.tokens * config.n_head * config.block_size
+        config, e, width = batch.config, batch.e, larger(sizes.width, sizes.value_width)
+        scores = batch.tokens * sizes.heads * config.block_size
         if config.dropout:  # softmax, dropout's mask, dropped weights
-            return 3 * batch.tokens * 4 * _query_width(config) + 3 * scores * 4
+            return 3 * batch.tokens * 4 * sizes.heads * width + 3 * scores * 4
         biased = spec("position_encoding", config.position_encoding).biases_scores
-        mask = config.n_head * config.block_size**2 * e if biased else 0
-        q_and_out, k_and_v = 2 * _query_width(config), 2 * config.kv_heads * config.head_dim
-        return batch.tokens * (q_and_out + k_and_v) * e + batch.tokens * config.n_head * 4 + mask
+        mask = sizes.heads * config.block_size**2 * e if biased else 0
+        vectors = 2 * (sizes.heads + sizes.kv_heads) * width
+        return batch.tokens * vectors * e + batch.tokens * sizes.heads * 4 + mask
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """(T, T) of a window, unless it lies in the score bias, which every head has of its own."""
@@ -317,16 +338,17 @@ class Manual(Backend):
     name = "manual"
     has_cap = has_sinks = True
 
-    def kept(self, batch: MicroBatch) -> int:
+    def kept_of(self, batch: MicroBatch, sizes: Sizes) -> int:
         """Queries, keys and values of every query head; the float32 softmax, with a column of sinks; the weights, where
         they are not the softmax itself; dropout's mask; and of a cap what it bounds to 1."""
         config, e = batch.config, batch.e
-        rows = batch.tokens * config.n_head
+        rows = batch.tokens * sizes.heads
         scores = rows * config.block_size
         softmax = 4 * (scores + rows * config.attention_sinks)
         weights = scores * e if e < 4 or config.dropout else 0
         capped = scores * e if config.attn_logit_softcapping is not None else 0
-        return 3 * batch.tokens * _query_width(config) * e + softmax + weights + batch.dropout_mask(scores, e) + capped
+        vectors = sizes.heads * (2 * sizes.width + sizes.value_width)
+        return batch.tokens * vectors * e + softmax + weights + batch.dropout_mask(scores, e) + capped
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
         """(T, T), the keys that are not seen."""
