@@ -273,7 +273,8 @@ def add_search_arguments(built: ArgumentParser) -> None:
     )
     add(
         "--law",
-        help=f"{', '.join(LAWS)}, or a fitted law's JSON file (default: {DEFAULT_LAW}; published: {PUBLISHED_LAW})",
+        help=f"{', '.join(LAWS)} (kumar:8: of training in 8 bits), or a fitted law's JSON file (default: "
+        f"{DEFAULT_LAW}; published: {PUBLISHED_LAW})",
     )
     add(
         "--flops_formula",

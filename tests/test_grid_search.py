@@ -23,7 +23,7 @@ from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, describe
 from flops_parameter_counting.laws import fitting as law_fitting
-from flops_parameter_counting.laws.scaling_laws import LAWS, Law
+from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters
 from flops_parameter_counting.planner import search as grid_search
 from flops_parameter_counting.planner.search import Search, uncertainty
 from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space
@@ -293,7 +293,7 @@ def test_the_best_is_that_of_a_loop_over_configurations(space, budget, law, uniq
             heads = (config.n_head, config.kv_heads) if config.layers_with("AWC") else (0, 0)
             experts = [config[name] for name in EXPERTS] if space.arch in WITH_EXPERTS else [0] * 4
             sizes = (config.n_layer, config.n_embd, *heads, *experts)
-            losses[sizes] = float(LAWS[law].loss(cost.n_active, tokens, unique))
+            losses[sizes] = float(LAWS[law].of(cost).loss(count_parameters(cost, LAWS[law].N), tokens, unique))
     search = Search(budget, LAWS[law], space, unique_tokens=unique)
     if not losses:
         with pytest.raises(UserError, match="nothing is feasible"):
@@ -407,6 +407,29 @@ def test_the_memory_of_all_experts_binds_and_the_flops_of_the_active_ones(comman
     assert largest[4] < largest[8] < largest[16]
     # 16 bytes a parameter, every expert's too, and what a batch keeps
     assert all(0.5 < largest[gigabytes] * 16 / 1e9 / gigabytes < 1 for gigabytes in largest)
+
+
+def test_where_laws_of_experts_disagree_the_report_shows_each(command):
+    """Each one's own best is that of a search by it; what is said of the best above is that law's loss of it."""
+    space = "1e20 --arch mixtral --n_experts 8,64 --n_experts_per_token 1,2,8 --n_shared_experts 0,1".split()
+    out, found = command("--grid_search", *space)
+    rows = {row["law"]: row for row in found["by_laws_of_experts"]}
+    assert set(rows) == {"ludziejewski", "tian", "abnar"}
+    best = found["candidates"][0]
+    sizes = {name: best[name] for name in ("n_layer", "n_embd", "n_head", *EXPERTS)}
+    cost = model_cost(
+        resolve_architecture({"arch_preset": "mixtral", "vocab_size": 50304, "block_size": 1024, **sizes})
+    )
+    for name, row in rows.items():
+        own = command("--grid_search", *space, f"--law={name}", "--top_k=1")[1]["candidates"][0]
+        assert row["best"] == own
+        law = LAWS[name].of(cost)
+        assert row["loss_of_this_search"] == pytest.approx(law.loss(count_parameters(cost, law.N), best["tokens"]))
+        assert own["loss"] <= row["loss_of_this_search"]
+    met = {(row["best"]["n_experts_per_token"], row["best"]["n_shared_experts"]) for row in rows.values()}
+    assert ("They disagree on" in out) == (len(met) > 1 or len({row["best"]["n_experts"] for row in rows.values()}) > 1)
+    out, found = command("--grid_search", "1e20", "--arch=mixtral")
+    assert "BY EACH LAW" not in out and "by_laws_of_experts" not in found, "there is no choice of experts"
 
 
 def test_the_result_does_not_depend_on_the_chunks(monkeypatch):
@@ -731,6 +754,8 @@ def test_besiroglu_gets_no_interval_and_the_reason(command):
         ("--grid_search --device V100 --days 3 --mfu 0.4", "V100 does not compute in 'bfloat16'; it has float16"),
         ("--grid_search --device A100 --days 3 --mfu 45", "--mfu=45 is more than the device can do"),
         ("--grid_search 1e20 --law hofman", "did you mean 'hoffmann'?"),
+        ("--grid_search 1e20 --law kumar:3", "bits are a whole number from 4 to 16"),
+        ("--grid_search 1e20 --law besiroglu:8", "law 'besiroglu:8' is none of"),
         ("--grid_search 1e20 --law gone.json", "gone.json: cannot read it"),
         ("--grid_search 1e20 --arch Mamba-2", "(did you mean 'mamba2'?)"),
         ("--grid_search 1e20 --flops_formula approximate", "is none of: exact, published"),

@@ -16,10 +16,10 @@ from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
     CONSTANTS,
-    LAWS,
     Law,
     RuleValue,
     count_parameters,
+    is_published,
     knows_nothing,
     on_experts,
     on_state_spaces,
@@ -130,7 +130,7 @@ def config_text(
 def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, command: str) -> str:
     cost, law = model_cost(model), search.law
     per_token, n = cost.training_flops(), count_parameters(cost, law.N)
-    predicted = law.loss(n, sizes.tokens, search.unique_tokens)
+    predicted = law.of(cost).loss(n, sizes.tokens, search.unique_tokens)
     parts = " + ".join(f"{count:,} {part}" for part, count in cost.parameters.items() if count)
     active = "" if cost.n_active == cost.n_params else f", of which a token meets {cost.n_active:,}"
     flops = sizes.tokens * per_token
@@ -144,10 +144,10 @@ def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, co
         f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
         f"  ({law.name}: {law.source})",
     ]
-    lines += [f"  {line}" for line in on_experts(cost)]
+    lines += [f"  {line}" for line in on_experts(law, cost)]
     if model.has_constant_state:
         lines += [f"  {line}" for line in on_state_spaces(law)]
-    lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
+    lines += [f"  {line}" for line in law.of(cost).outside_range(n, sizes.tokens)]
     if search.training is not None:
         training = dataclasses.replace(search.training, micro_batch=sizes.batch_size)
         lines.append(f"Memory: {memory_of(model, training) / 1e9:,.2f} GB{_devices(training)}")
@@ -260,9 +260,10 @@ def _prediction(sizes: RunSizes, model: ModelArchitectureConfig, search: Search)
     is a ranking and no prediction."""
     cost, tokens = model_cost(model), sizes.tokens
     law: Law | None = search.law
-    loss: float | None = float(search.law.loss(count_parameters(cost, search.law.N), tokens, search.unique_tokens))
+    n = count_parameters(cost, search.law.N)
+    loss: float | None = float(search.law.of(cost).loss(n, tokens, search.unique_tokens))
     heading = "What the run's log holds its outcome against"
-    if search.law.name in LAWS:
+    if is_published(search.law):
         heading += f"; {search.law.name}, of other data and another tokenizer, ranks and does not foretell the loss"
         if loss is not None and knows_nothing(loss, search.space.vocab_size):
             law = loss = None
@@ -287,7 +288,7 @@ def prediction_keys(law: Law | None, loss: float | None, flops: str, seconds: fl
 
 def _law_value(law: Law) -> str:
     """Python source."""
-    if LAWS.get(law.name) == law:
+    if is_published(law):
         return f'"{law.name}"'
     return "\n".join(["{", *(f"    {key!r}: {value!r}," for key, value in law_as_dict(law).items()), "}"])
 

@@ -301,7 +301,7 @@ class Result:
             tokens = (int(search.budget) - search.inference_tokens * forward) // with_backward(forward)
         n = count_parameters(cost, search.law.N)
         return Candidate(
-            loss=float(search.law.loss(n, tokens, search.unique_tokens)),
+            loss=float(search.law.of(cost).loss(n, tokens, search.unique_tokens)),
             tokens=tokens,
             flops=with_backward(forward) * tokens,
             true_flops=cost.training_flops() * tokens,
@@ -383,7 +383,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
         "n_params": n_params[rows, 0],
         "forward": forward[rows, 0],
     }
-    found["loss"] = search.law.loss(n_law, found["tokens"], search.unique_tokens)
+    found["loss"] = search.law.of(cost, rows).loss(n_law, found["tokens"], search.unique_tokens)
     return found | {name: _of_each(grid[name], len(n_params))[rows] for name in search.space.sizes}
 
 

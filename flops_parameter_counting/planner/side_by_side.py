@@ -10,14 +10,10 @@ from typing import Any
 from common.errors import UserError
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting
+from flops_parameter_counting.laws.scaling_laws import Law
 from flops_parameter_counting.planner.report import Report, as_json, assumed_of_law, memory_in_words
 from flops_parameter_counting.planner.search import memory_of
 from flops_parameter_counting.planner.space import Family
-
-CAVEAT = (
-    "the law knows a model by its N and its D: between these architectures it compares how many parameters and tokens "
-    "the budget buys, not how well their layers learn; runs at equal cost tell that (ladder.py)"
-)
 
 
 def arch_names(text: str) -> list[str]:
@@ -70,6 +66,15 @@ def _row(found: Report) -> Row:
     )
 
 
+def caveat(law: Law) -> str:
+    """What a law cannot tell of architectures."""
+    knows = "its N, its D and its experts" if law.is_of_experts else "its N and its D"
+    return (
+        f"the law knows a model by {knows}: between these architectures it compares how many parameters and tokens the "
+        "budget buys, not how well their layers learn; runs at equal cost tell that (ladder.py)"
+    )
+
+
 def notes(reports: Sequence[Report]) -> list[str]:
     """The caveat; what is to be said of all of them; and what of some, with their names."""
     of: dict[str, list[str]] = {}
@@ -78,7 +83,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
             of.setdefault(note, []).append(found.result.search.space.arch)
     shared = [note for note, archs in of.items() if len(archs) == len(reports)]
     others = [f"{', '.join(archs)}: {note}" for note, archs in of.items() if len(archs) < len(reports)]
-    return [CAVEAT, *shared, *others]
+    return [caveat(reports[0].result.search.law), *shared, *others]
 
 
 def as_data(reports: Sequence[Report]) -> dict[str, Any]:

@@ -230,12 +230,12 @@ class SearchSpace:
                 continue
             if sizes is not None and (not 0 < len(sizes) <= MOST_SIZES or min(sizes) < 1):
                 raise UserError(f"{name} must hold 1 to {MOST_SIZES:,} sizes, each 1 or more")
+        if not self.depths:
+            raise UserError(f"layers: {self.arch} begins with {self.family.once} that come once: take more of them")
         if self._bound_on_flops() >= 2**62:
             raise UserError("the space's largest model is beyond 64-bit arithmetic: take smaller sizes")
         if self.family.form is not None and min(self.layers) < (kinds := len(self.family.example.layer_counts)):
             raise UserError(f"layers: {self.arch} has {kinds} kinds of layers: take {kinds} or more")
-        if not self.depths:
-            raise UserError(f"layers: {self.arch} begins with {self.family.once} that come once: take more of them")
         self._check_positions()
 
     @functools.cached_property
@@ -389,7 +389,7 @@ class SearchSpace:
 
     def __len__(self) -> int:
         """Architectures."""
-        return self._of_a_kind * len(self._kinds)
+        return self._of_a_kind * len(self.kinds)
 
     @property
     def _of_a_kind(self) -> int:
@@ -397,21 +397,21 @@ class SearchSpace:
         return len(self.shapes[0]) * len(self.depths)
 
     @functools.cached_property
-    def _kinds(self) -> list[tuple[dict[str, int], float | None]]:
+    def kinds(self) -> list[tuple[dict[str, int], float | None]]:
         """Every choice of experts, with every granularity."""
         granularities: list[float | None] = [*sorted(set(self.granularity))] or [None]
         return [(experts, granularity) for experts in self.experts_of for granularity in granularities]
 
     def chunks(self, chunk: int) -> int:
         """How many grids there are of so many architectures at most."""
-        return math.ceil(self._of_a_kind / chunk) * len(self._kinds)
+        return math.ceil(self._of_a_kind / chunk) * len(self.kinds)
 
     def grids(self, chunk: int) -> Iterator[Grid]:
         """All architectures, at most `chunk` at a time, in a fixed order. Those of a grid have equal experts, but for
         their width."""
         n_embd, n_head, kv = self.shapes
         layers, shared = np.array(self.depths, np.int64), self.template.as_dict()
-        for experts, granularity in self._kinds:
+        for experts, granularity in self.kinds:
             for start in range(0, self._of_a_kind, chunk):
                 index = np.arange(start, min(start + chunk, self._of_a_kind))
                 shape, layer = np.divmod(index, len(layers))
