@@ -208,6 +208,7 @@ EXPERTS = ("n_experts", "n_experts_per_token", "n_shared_experts", "expert_d_ff"
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
 
 
+LATENT = ("deepseek_dense", "deepseek_v3")  # which have no key and value heads
 WITH_EXPERTS = [
     arch for arch in ARCHITECTURES if "expert_d_ff" in resolve_architecture({"arch_preset": arch}).layer_keys
 ]
@@ -222,13 +223,13 @@ def small_spaces(draw, archs=ARCHITECTURES):
         "kv_heads": draw(st.sampled_from([None, (1,), (1, 2)])),
         "ffn_expansion_ratio": draw(st.sampled_from([1.0, 8 / 3, 3.5, 4.0])),
     }
-    if arch == "deepseek_dense":
+    if arch in LATENT:
         sizes["kv_heads"] = None
     if arch in ("mamba1", "mamba2"):
         sizes = {"head_dims": [], "kv_heads": None, "ffn_expansion_ratio": 0.0}
     if arch in WITH_EXPERTS:
         sizes |= {
-            "n_experts": draw(SIZES),
+            "n_experts": [size * (8 if arch == "deepseek_v3" else 1) for size in draw(SIZES)],  # which has 8 groups
             "n_experts_per_token": [1, *draw(SIZES)],
             "n_shared_experts": draw(st.sampled_from([(0,), (1,), (0, 2)])),
             "granularity": draw(st.sampled_from([(0.5,), (1.0,), (3.0,), (0.1, 1.0), (0.05, 0.5)])),
@@ -238,7 +239,7 @@ def small_spaces(draw, archs=ARCHITECTURES):
         vocab_size=draw(st.integers(1, 300)),
         sequence_length=draw(st.integers(1, 64)),
         hidden_sizes=[(32 if mamba2 else 16) * size for size in draw(SIZES)],
-        layers=[size + (arch == "hybrid") for size in draw(SIZES)],
+        layers=[size + {"hybrid": 1, "deepseek_v3": 3}.get(arch, 0) for size in draw(SIZES)],
         **sizes,
         weight_tying=draw(st.booleans()),
     )
@@ -255,7 +256,7 @@ def architectures(space: SearchSpace):
         for kv in space.kv_heads or (width // head_dim,):
             if width % head_dim == 0 and width // head_dim % kv == 0:
                 heads = {"n_head": width // head_dim}
-                heads |= {} if space.arch == "deepseek_dense" else {"num_key_value_heads": kv}
+                heads |= {} if space.arch in LATENT else {"num_key_value_heads": kv}
                 if space.arch in ("gpt_oss",):  # whose preset has a head_dim of its own
                     heads["head_dim"] = head_dim
                 for ffn in ffns(space, width):
@@ -269,9 +270,11 @@ def ffns(space: SearchSpace, width: int):
         return
     choices = space.n_experts, space.n_experts_per_token, space.n_shared_experts, space.granularity
     for count, met, shared, granularity in itertools.product(*map(set, choices)):
-        if met <= count:
+        if met <= (count // 2 if space.arch == "deepseek_v3" else count):  # of whose 8 groups a token's are of 4
             exact = Fraction(space.ffn_expansion_ratio).limit_denominator(10) * width / Fraction(granularity)
             keys = {"n_experts": count, "n_experts_per_token": met, "n_shared_experts": shared}
+            if space.arch == "deepseek_v3":
+                keys["d_ff"] = ffn_width(space.ffn_expansion_ratio, width)
             yield keys | {"expert_d_ff": 8 * math.ceil(exact / 8)}
 
 
@@ -385,8 +388,9 @@ def test_every_budget_has_a_default_space_with_an_answer(arch, exponent):
     result = grid_search.grid_search(search)
     best = result.candidates(1)[0]
     few = arch in ("mamba2", "hybrid", "gpt_oss") and exponent < 12  # heads of 64, or biases of many experts
-    assert result.passed_flops >= (8 if few else 20)
-    if exponent >= 13:
+    smallest = 15 if arch == "deepseek_v3" else 13  # whose ranks are those of the large model at every width
+    assert result.passed_flops >= (1 if arch == "deepseek_v3" and exponent < 12 else 8 if few else 20)
+    if exponent >= smallest:
         assert 5 < best.tokens_per_parameter < 100, "the law's optimum lies inside of the space"
 
 
