@@ -181,7 +181,7 @@ def _again(gated: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, list[T
 
 
 def _through(hidden: Tensor, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
-    """The gradients of what `_again` was given. (Not autograd.grad: PyTorch's FLOP counter cannot follow that here.)"""
+    """The gradients of what `_again` was given. (PyTorch's FLOP counter cannot follow autograd.grad here.)"""
     torch.autograd.backward(hidden, gradient)
     return [cast(Tensor, one.grad) for one in inputs]
 
