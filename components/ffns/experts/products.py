@@ -126,13 +126,13 @@ class _Segments(torch.autograd.Function):
         for whole, e in itertools.product(found, [e for e, count in enumerate(ctx.counts) if not count]):
             if whole is not None:
                 whole[e].zero_()
-        dx, dweight = torch.zeros_like(x, dtype=dy.dtype), torch.empty_like(weight)
+        dx, dweight, dy_in_dtype = torch.zeros_like(x, dtype=dy.dtype), torch.empty_like(weight), dy.to(x.dtype)
         for e, own in _segments(ctx.counts):
             count, share = own.stop - own.start, _padded(weight[own], like=x)
-            xs, dmet = (_padded(one.index_select(0, tokens[own]), like=x) for one in (x, dy))
-            dweighted = (share * dmet).to(x.dtype)
+            xs, dmet = (_padded(one.index_select(0, tokens[own])) for one in (x, dy_in_dtype))
+            dweighted = torch.mul(dmet, share, out=torch.empty_like(dmet))
             hidden, inputs = _again(ctx.gated, _padded(gate[own]), _padded(up[own]))
-            dhidden = dmet.to(x.dtype) @ down_of[e]
+            dhidden = dmet @ down_of[e]
             dweight[own] = (dhidden * hidden.detach())[:count].sum(-1, keepdim=True, dtype=dweight.dtype)
             if biases[2] is not None:
                 dweight[own] += (dmet[:count] * biases[2][e]).sum(-1, keepdim=True)
