@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,6 +45,7 @@ from common.errors import UserError
 from interop.hugging_face import (
     architecture_from_hugging_face,
     architecture_to_hugging_face,
+    as_in_files,
     as_stored,
     weights_from_hugging_face,
     weights_to_hugging_face,
@@ -923,3 +924,42 @@ def test_weights_of_a_hybrid_that_do_not_fit_are_refused(damage, message):
     damage(state)
     with pytest.raises(UserError, match=message):
         weights_from_hugging_face(state, theirs.config.to_dict())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of models with experts
+
+IN_FILES = ["mixtral", "qwen 3 with experts in some layers", "olmoe", "gpt-oss", "deepseek v3, experts"]
+
+
+@pytest.mark.parametrize("name", IN_FILES)
+def test_files_have_each_experts_matrices_as_save_pretrained_writes_them(name, tmp_path):
+    """And what they hold is read as what the class holds is."""
+    theirs = original(MODELS[name])
+    theirs.save_pretrained(tmp_path)
+    config, files = theirs.config.to_dict(), load_file(tmp_path / "model.safetensors")
+    weights, of_class = (weights_from_hugging_face(tensors, config) for tensors in (files, theirs.state_dict()))
+    assert weights.keys() == of_class.keys() and all(torch.equal(weights[key], of_class[key]) for key in weights)
+    architecture = architecture_from_hugging_face(config)
+    written = as_in_files(weights_to_hugging_face(weights, architecture), architecture_to_hugging_face(architecture))
+    assert written.keys() == files.keys() and all(torch.equal(written[key], files[key]) for key in files)
+
+
+def test_a_matrix_of_an_expert_that_is_missing_is_named(tmp_path):
+    theirs = original(MODELS["mixtral"])
+    theirs.save_pretrained(tmp_path)
+    files = load_file(tmp_path / "model.safetensors")
+    del files["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
+    with pytest.raises(UserError, match=r"layers\.1\.block_sparse_moe\.experts\.0\.w1\.weight' has no place"):
+        weights_from_hugging_face(files, theirs.config.to_dict())
+
+
+def test_layers_that_predict_further_tokens_are_left_out():
+    """DeepSeek-V3's files have one, after the last; transformers does not load it either."""
+    theirs = original(MODELS["deepseek v3, experts"])
+    config = theirs.config.to_dict() | {"num_nextn_predict_layers": 1}
+    further = {"model.layers.2.eh_proj.weight": torch.ones(2, 2), "model.layers.2.mlp.gate.weight": torch.ones(2, 2)}
+    weights = weights_from_hugging_face({**theirs.state_dict(), **further}, config)
+    assert weights.keys() == weights_from_hugging_face(theirs.state_dict(), config).keys()
+    with pytest.raises(UserError, match="eh_proj"):
+        weights_from_hugging_face({**theirs.state_dict(), **further}, config | {"num_nextn_predict_layers": 0})
