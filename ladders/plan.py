@@ -25,11 +25,12 @@ from common.errors import UserError
 from common.fields import check_fields
 from common.files import open_text
 from common.units import unit_of
-from components.registry import OWN_PRESETS
+from components.registry import OWN_PRESETS, PRESETS
 from data.dataset import Dataset
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
 from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
+from flops_parameter_counting.planner.space import EXPERT_SIZES
 from ladders.sizes import Choice, isoflop_search, largest_power_of_two, planners_choice, sizes_around
 from model_config import ModelArchitectureConfig
 
@@ -261,9 +262,9 @@ def _evaluable(sizes: RunSizes, evaluated: int) -> RunSizes:
 
 def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
     """The model's keys beside those of its preset."""
-    sizes = [
-        name for name in ("n_head", "num_key_value_heads", "n_embd", "d_ff") if name in {*model.layer_keys, "n_embd"}
-    ]
+    own = ("head_dim",) if "head_dim" in PRESETS[model.arch_preset] else ()
+    sizes = ["n_head", *own, "num_key_value_heads", "n_embd", "d_ff", *EXPERT_SIZES]
+    sizes = [name for name in sizes if name in {*model.layer_keys, "n_embd"}]
     names = ["arch_preset", "n_layer", *sizes, "weight_tying", "vocab_size", "block_size"]
     folder = {"components": str(OWN_PRESETS[model.arch_preset])} if model.arch_preset in OWN_PRESETS else {}
     return folder | {name: model.kv_heads if name == "num_key_value_heads" else getattr(model, name) for name in names}

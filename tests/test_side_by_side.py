@@ -6,11 +6,13 @@ import sys
 import pytest
 from conftest import ROOT
 
+import ladder
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import Setting, memory_per_device
 from flops_parameter_counting.laws.scaling_laws import LAWS, count_parameters
+from ladders.plan import read_plan
 from model_config import presets, resolve_architecture
 from training.plan import plan_run
 
@@ -112,3 +114,32 @@ def test_bad_input_is_one_line(search, tmp_path, arguments, message):
     code, out, err, found = search("1e17", *arguments.format(tmp=tmp_path, arch="{arch}").split())
     assert (code, out, found) == (2, "", None) and message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ladders_config_of_experts_is_the_model_that_was_chosen(data_dir, tmp_path, monkeypatch):
+    """Of a preset with a head_dim of its own too, which the chosen model need not have."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ladder.py", *LADDER, f"--data_dir={data_dir}"])
+    with pytest.raises(SystemExit) as end:
+        ladder.main()
+    assert not end.value.code
+    plan = read_plan(tmp_path / "x")
+    assert {run.arch for run in plan.runs} == {"mixtral", "gpt_oss"}
+    for run in plan.runs:
+        configuration = load([str(tmp_path / f"x/configs/{run.name}.py")])
+        cost = model_cost(configuration.model)
+        assert (configuration.model.name, cost.n_params) == (run.model, run.n_params)
+        assert cost.training_flops() == run.flops_per_token
+
+
+LADDER = (
+    "plan --budget 1e12 --arch mixtral,gpt_oss --seeds 1 --dataset tiny --block_size 32 --device cpu --out x".split()
+)
+
+
+def test_a_ladder_is_planned_by_laws_of_n_and_d(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ladder.py", *LADDER, "--law=abnar"])
+    with pytest.raises(SystemExit) as end:
+        ladder.main()
+    assert end.value.code == 2 and "--law=abnar sees more of a model than N and D" in capsys.readouterr().err
