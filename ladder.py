@@ -91,8 +91,8 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
     add("--tune", metavar="lr=RATE,...", help="try these learning rates first, for each architecture")
     add(
         "--law", default=DEFAULT_LAW,
-        help=f"by which sizes are chosen: {', '.join(name for name in LAWS if LAWS[name].is_of_n_and_d)}, or a fitted law's file, which also predicts the losses "
-        f"(default: {DEFAULT_LAW})",
+        help=f"by which sizes are chosen: {', '.join(name for name in LAWS if LAWS[name].is_of_n_and_d)}, or a fitted "
+        f"law's file, which also predicts the losses (default: {DEFAULT_LAW})",
     )  # fmt: skip
     add("--n_meaning", default="total", help=f"the N of laws fitted to the ladder: {', '.join(N_MEANINGS)}")
     add("--device", default="auto", help="as the config key (default: auto)")
