@@ -104,7 +104,7 @@ def test_validate_audits_every_family(capsys):
     for family in FAMILIES:
         assert f"audit of a small {family}: parameters" in printed and f"audit of a small {family}: FLOPs" in printed
     for name in WITH_ROOM:
-        assert f"audit of {name}'s size: FLOPs" in printed
+        assert f"audit of {name}, {validate.LAYERS} layers: FLOPs" in printed
     assert "FAIL" not in printed
 
 
