@@ -24,7 +24,7 @@ def _write_gpt2(config: ModelArchitectureConfig) -> dict[str, Any]:
     }
 
 
-def _write_relative(config: ModelArchitectureConfig) -> dict[str, Any]:
+def write_relative(config: ModelArchitectureConfig) -> dict[str, Any]:
     """What Llama and the families that came of it share."""
     return {
         "num_key_value_heads": config.kv_heads,
@@ -36,21 +36,21 @@ def _write_relative(config: ModelArchitectureConfig) -> dict[str, Any]:
 
 
 def _write_llama(config: ModelArchitectureConfig) -> dict[str, Any]:
-    return _write_relative(config) | {"attention_bias": all(biases(config))}
+    return write_relative(config) | {"attention_bias": all(biases(config))}
 
 
 def _write_mistral(config: ModelArchitectureConfig) -> dict[str, Any]:
-    return _write_relative(config) | {"sliding_window": config.attention_window}
+    return write_relative(config) | {"sliding_window": config.attention_window}
 
 
 def _write_qwen2(config: ModelArchitectureConfig) -> dict[str, Any]:
     """Without a width of heads, which is always that of the stream over their number."""
-    written = _write_relative(config) | _their_windows(config) | {"use_sliding_window": "W" in config.pattern}
+    written = write_relative(config) | their_windows(config) | {"use_sliding_window": "W" in config.pattern}
     return {key: value for key, value in written.items() if key != "head_dim"}
 
 
 def _write_qwen3(config: ModelArchitectureConfig) -> dict[str, Any]:
-    windows = _their_windows(config) | {"use_sliding_window": "W" in config.pattern}
+    windows = their_windows(config) | {"use_sliding_window": "W" in config.pattern}
     return _write_llama(config) | windows
 
 
@@ -73,7 +73,7 @@ def _write_gemma2(config: ModelArchitectureConfig) -> dict[str, Any]:
     written = {key: value for key, value in _write_llama(config).items() if key != "hidden_act"}
     scale = config.attention_multiplier or config.head_dim**-0.5
     return written | {
-        **_their_windows(config),
+        **their_windows(config),
         "hidden_activation": "gelu_pytorch_tanh" if gate == "gelu_tanh" else their_activation(gate),
         "query_pre_attn_scalar": max(1, round(scale**-2)),
         "attn_logit_softcapping": config.attn_logit_softcapping,
@@ -95,7 +95,7 @@ def _write_olmo2(config: ModelArchitectureConfig) -> dict[str, Any]:
 
 
 def _write_olmo3(config: ModelArchitectureConfig) -> dict[str, Any]:
-    return _write_olmo2(config) | _their_windows(config) | {"rope_parameters": _their_rotary_by_kind(config)}
+    return _write_olmo2(config) | their_windows(config) | {"rope_parameters": _their_rotary_by_kind(config)}
 
 
 def _write_granite(config: ModelArchitectureConfig) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _write_gpt_neox(config: ModelArchitectureConfig) -> dict[str, Any]:
     }
 
 
-def _their_windows(config: ModelArchitectureConfig) -> dict[str, Any]:
+def their_windows(config: ModelArchitectureConfig) -> dict[str, Any]:
     types = [LAYER_TYPES_OF[letter] for letter in config.pattern]
     return {"sliding_window": config.attention_window, "layer_types": types}
 
@@ -178,7 +178,13 @@ LLAMA = Family(
 
 _WITH_WINDOWS = {"A": LLAMA_ATTENTION, "W": LLAMA_ATTENTION}
 _NORMS_OF_HEADS = places({f"self_attn.{name}_norm": f"mixer.{name}_norm" for name in "qk"})
-_WITH_NORMS = dict.fromkeys("AW", LLAMA_ATTENTION | _NORMS_OF_HEADS)
+
+
+def with_norms_of_heads(letters: str) -> dict[str, dict[str, Place]]:
+    return dict.fromkeys(letters, LLAMA_ATTENTION | _NORMS_OF_HEADS)
+
+
+_WITH_NORMS = with_norms_of_heads("AW")
 
 MISTRAL = dataclasses.replace(
     LLAMA, model_class="MistralForCausalLM", write=_write_mistral, mixers=_WITH_WINDOWS, buffers=()

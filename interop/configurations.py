@@ -8,7 +8,7 @@ says; `notes` names what was passed over.
 """
 
 from common.errors import UserError
-from interop.keys import deepseek, gemma_olmo, gpt2, llama, state_space
+from interop.keys import deepseek, experts, gemma_olmo, gpt2, llama, state_space
 from interop.keys.base import (
     ANOTHER_NETWORK,
     FIXED_EVERYWHERE,
@@ -24,9 +24,8 @@ from interop.keys.base import (
 from interop.known_keys import check_is_language_model, check_unknown, unknown_to
 from model_config import ModelArchitectureConfig, resolve_architecture
 
-FAMILIES: dict[str, FamilyKeys] = {
-    name: family for room in (gpt2, llama, gemma_olmo, state_space, deepseek) for name, family in room.FAMILIES.items()
-}
+_GROUPS = (gpt2, llama, gemma_olmo, experts, deepseek, state_space)
+FAMILIES: dict[str, FamilyKeys] = {name: family for group in _GROUPS for name, family in group.FAMILIES.items()}
 
 
 def with_model_type(config: Values) -> Keys:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
+from interop.file_names import InFiles
 from interop.keys.base import ACTIVATIONS
 from model_config import ModelArchitectureConfig
 
@@ -38,9 +39,11 @@ class Family:
     outside: Mapping[str, Place]  # the blocks
     within: Mapping[str, Place]  # each block, its mixer apart
     mixers: Mapping[str, Mapping[str, Place]]  # by its letter in layer_pattern
+    experts: Mapping[str, Place] | None = None  # of a layer with these, in place of what an FFN has
     may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
     older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of modules, in files -> today's
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
+    in_files: InFiles | None = None  # where files name tensors otherwise than today's class does
     variant: Callable[[Mapping[str, Any]], "Family"] | None = None  # by keys that decide how tensors lie, and no more
 
     def of(self, config: Mapping[str, Any]) -> "Family":
@@ -49,15 +52,19 @@ class Family:
 
     def by_todays_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a file holds, as today's class names it."""
+        state_dict = state_dict if self.in_files is None else self.in_files.stacked(state_dict)
         found = ((name, name.rpartition("."), tensor) for name, tensor in state_dict.items())
         return {
             f"{self.older_names[module]}.{kind}" if module in self.older_names else name: tensor
             for name, (module, _, kind), tensor in found
         }
 
-    def block(self, letter: str) -> dict[str, Place]:
-        """What a block with this mixer has."""
-        return {**self.within, **self.mixers[letter]}
+    def block(self, letter: str, has_experts: bool = False) -> dict[str, Place]:
+        """What a block with this mixer has, and with an FFN or experts."""
+        if not has_experts:
+            return {**self.within, **self.mixers[letter]}
+        others = {name: place for name, place in self.within.items() if not place.modules[0].startswith("ffn.")}
+        return {**others, **self.mixers[letter], **(self.experts or {})}
 
 
 def their_activation(name: str | None) -> str:

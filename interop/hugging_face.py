@@ -33,6 +33,7 @@ from interop.attention_models import (
 )
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
+from interop.expert_models import GPT_OSS, MIXTRAL, OLMOE, QWEN3_MOE
 from interop.family import Family, Place
 from interop.latent_models import DEEPSEEK_V2, DEEPSEEK_V3
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
@@ -54,6 +55,10 @@ FAMILIES = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "granite": GRANITE,
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN3_MOE,
+    "olmoe": OLMOE,
+    "gpt_oss": GPT_OSS,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v2": DEEPSEEK_V2,
     "mamba": MAMBA,
@@ -188,11 +193,12 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
     weights: dict[str, Tensor] = {}
     known = {
         f"{theirs.removeprefix(family.prefix)}{kind}": ([f"{module}{kind}" for module in ours], place)
-        for theirs, ours, place in _modules(family, architecture.pattern)
+        for theirs, ours, place in _modules(family, architecture)
         for kind in _KINDS
     }
+    beyond = _layers_beyond(family, config, architecture.n_layer)
     for name, tensor in family.by_todays_names(state_dict).items():
-        if name.endswith(family.buffers):
+        if name.endswith(family.buffers) or name.startswith(beyond):
             continue
         if (bare := name.removeprefix(family.prefix)) not in known:
             raise UserError(f"tensor {name!r} has no place in a LanguageModel made of this {family.model_class}")
@@ -206,6 +212,12 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
         )
     _check_complete(weights, expected)
     return weights
+
+
+def _layers_beyond(family: Family, config: Mapping[str, Any], n_layer: int) -> tuple[str, ...]:
+    """What the tensors begin with that predict further tokens (DeepSeek-V3), which transformers leaves out, too."""
+    further = config.get("num_nextn_predict_layers") or 0
+    return tuple(f"{family.prefix}{family.blocks}.{n_layer + index}." for index in range(further))
 
 
 def as_stored(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitec
     family = FAMILIES[written["model_type"]].of(written)
     _check_complete(weights, _parameters(config))
     found: dict[str, Tensor] = {}
-    for theirs, ours, place in _modules(family, config.pattern):
+    for theirs, ours, place in _modules(family, config):
         for kind in _KINDS:
             parts = [weights[f"{module}{kind}"] for module in ours if f"{module}{kind}" in weights]
             if parts:
@@ -244,19 +256,26 @@ def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitec
     return found
 
 
+def as_in_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`weights_to_hugging_face` under the names that public files of the family have."""
+    in_files = FAMILIES[config["model_type"]].in_files
+    return dict(tensors) if in_files is None else in_files.apart(tensors)
+
+
 def _parameters(config: ModelArchitectureConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         return LanguageModel(config).state_dict()
 
 
-def _modules(family: Family, pattern: str) -> Iterator[tuple[str, tuple[str, ...], Place]]:
+def _modules(family: Family, config: ModelArchitectureConfig) -> Iterator[tuple[str, tuple[str, ...], Place]]:
     """Every module's name there, its names here, and the way between."""
     for name, place in family.outside.items():
         yield name if name == _HEAD else f"{family.prefix}{name}", place.modules, place
-    for layer, letter in enumerate(pattern):
-        for name, place in family.block(letter).items():
-            ours = tuple(f"blocks.{layer}.{module}" for module in place.modules)
-            yield f"{family.prefix}{family.blocks}.{layer}.{name}", ours, place
+    for index, layer in enumerate(config.layers):
+        has_experts = layer.ffn_spec is not None and layer.ffn_spec.loads(config) > 0
+        for name, place in family.block(layer.mixer_spec.letter, has_experts).items():
+            ours = tuple(f"blocks.{index}.{module}" for module in place.modules)
+            yield f"{family.prefix}{family.blocks}.{index}.{name}", ours, place
 
 
 def _split(name: str, names: list[str], tensor: Tensor, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,18 +16,19 @@ from typing import Any
 
 from common.errors import UserError, did_you_mean
 
-# Of transformers' classes: names of tokens and labels, of initialisation, of which implementation runs, and
-# state-spaces' names that transformers keeps and does not read. In bfloat16, residual_in_fp32 rounds elsewhere than a
-# LanguageModel does. The dtype of a checkpoint's tensors is not asked here: --dtype says it. Where a family counts a
-# key of this name, it does.
+# Of transformers' classes: names of tokens and labels, of initialisation, of which implementation runs, of what a
+# router adds to the loss in training, and state-spaces' names that transformers keeps and does not read. In bfloat16,
+# residual_in_fp32 rounds elsewhere than a LanguageModel does. The dtype of a checkpoint's tensors is not asked here:
+# --dtype says it. Where a family counts a key of this name, it does.
 HARMLESS = frozenset(
     """
-    _name_or_path _sliding_window_pattern architectures bos_token_id chunk_size_feed_forward classifier_dropout
-    dtype eos_token_id id2label initializer_range label2id num_logits_to_keep output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type rescale_prenorm_residual residual_in_fp32
-    return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    time_step_floor time_step_init_scheme time_step_max time_step_min time_step_rank time_step_scale torch_dtype
-    transformers_version use_associative_scan use_cache use_mambapy
+    _name_or_path _sliding_window_pattern architectures aux_loss_alpha bos_token_id chunk_size_feed_forward
+    classifier_dropout dtype eos_token_id id2label initializer_range label2id num_logits_to_keep output_attentions
+    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type rescale_prenorm_residual
+    residual_in_fp32 return_dict router_aux_loss_coef seq_aux summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj time_step_floor time_step_init_scheme time_step_max
+    time_step_min time_step_rank time_step_scale torch_dtype transformers_version use_associative_scan use_cache
+    use_mambapy
     """.split()
 )
 
@@ -36,15 +37,14 @@ HARMLESS = frozenset(
 # auto_map names code beside a checkpoint, which is never executed.
 OF_OTHERS = frozenset(
     """
-    attn_rotary_emb auto_map bad_words_ids cache_implementation begin_suppress_tokens decoder_start_token_id
-    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size ep_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id fused_add_norm
-    gradient_checkpointing is_decoder is_llama_config length_penalty mamba_dt_rank max_length max_new_tokens
-    min_length model_max_length n_special no_repeat_ngram_size norm_before_gate num_beam_groups num_beams
-    num_labels num_return_sequences output_scores pad_vocab_size_multiple predict_special_tokens prefix
-    remove_invalid_values repetition_penalty return_dict_in_generate rms_norm rope_interleaved sep_token_id
-    suppress_tokens task_specific_params temperature tokenizer_class top_k top_p torchscript typical_p
-    unsloth_fixed unsloth_version use_bfloat16 use_mamba_kernels
+    attn_rotary_emb auto_map bad_words_ids begin_suppress_tokens cache_implementation decoder_start_token_id
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size ep_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id fused_add_norm gradient_checkpointing initial_context_length
+    is_decoder is_llama_config length_penalty mamba_dt_rank max_length max_new_tokens min_length model_max_length
+    n_special no_repeat_ngram_size norm_before_gate num_beam_groups num_beams num_labels num_return_sequences
+    output_scores pad_vocab_size_multiple predict_special_tokens prefix remove_invalid_values repetition_penalty
+    return_dict_in_generate rms_norm rope_interleaved sep_token_id suppress_tokens task_specific_params temperature
+    tokenizer_class top_k top_p torchscript typical_p unsloth_fixed unsloth_version use_bfloat16 use_mamba_kernels
     """.split()
 )
 

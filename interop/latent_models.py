@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3 (DeepSeek-AI 2024): latent attention. Without experts, as yet.
+"""DeepSeek-V2 and V3 (DeepSeek-AI 2024): latent attention, and experts in all layers but the first few.
 
 Their heads have what is rotated last, ours first; and in all of V2's, and in V3's with rope_interleave, the two numbers
 of a pair lie beside one another, where ours are half of the rotated width apart.
@@ -14,28 +14,48 @@ from torch import Tensor
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.spec import biases
 from interop.attention_models import LLAMA
+from interop.expert_models import ROUTER, STACKED
 from interop.family import Family, Place, places, their_activation, their_rotary
+from interop.file_names import InFiles
 from model_config import ModelArchitectureConfig
 
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 def _write(config: ModelArchitectureConfig) -> dict[str, Any]:
-    """All layers are dense, and no further tokens are predicted."""
+    """No further tokens are predicted."""
+    ffns = [layer.ffn for layer in config.layers]
+    dense = ffns.index("experts") if "experts" in ffns else config.n_layer
     return {
         **{name: config[name] for name in _LATENT},
         "num_key_value_heads": config.n_head,
-        "hidden_act": their_activation(GATES.get(config.ffn_type, "silu")),
+        "hidden_act": their_activation(GATES.get(config.ffn_type if dense else config.expert_type, "silu")),
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": their_rotary(config),
         "attention_bias": all(biases(config)),
-        "first_k_dense_replace": config.n_layer,
+        "first_k_dense_replace": dense,
         "num_nextn_predict_layers": 0,
+        **(_write_experts(config) if "experts" in ffns else {}),
+    }
+
+
+def _write_experts(config: ModelArchitectureConfig) -> dict[str, Any]:
+    return {
+        "intermediate_size": config.d_ff or config.expert_d_ff,
+        "n_routed_experts": config.n_experts,
+        "num_experts_per_tok": config.n_experts_per_token,
+        "n_shared_experts": config.n_shared_experts,
+        "moe_intermediate_size": config.expert_d_ff,
+        "routed_scaling_factor": config.routed_scaling_factor,
+        "norm_topk_prob": config.norm_topk_prob,
+        "n_group": config.n_group,
+        "topk_group": config.topk_group,
     }
 
 
 def _write_v2(config: ModelArchitectureConfig) -> dict[str, Any]:
-    return _write(config) | {"mlp_bias": config.bias, "num_experts_per_tok": 1}
+    method = "greedy" if config.n_group in (1, None) else "group_limited_greedy"
+    return {"num_experts_per_tok": 1, **_write(config), "mlp_bias": config.bias, "topk_method": method}
 
 
 Order = Callable[[Tensor], Tensor]  # of the rows (..., r, columns or none) that are rotated
@@ -118,7 +138,22 @@ def _of_v3(config: Mapping[str, Any]) -> Family:
     return DEEPSEEK_V3 if config.get("rope_interleave", True) else dataclasses.replace(DEEPSEEK_V3, mixers=_HALVES)
 
 
+_SHARED = places({f"mlp.shared_experts.{name}_proj": f"ffn.shared_{name}_proj" for name in ("gate", "up", "down")})
+_EXPERTS = ROUTER | STACKED | _SHARED
+
 DEEPSEEK_V2 = dataclasses.replace(
-    LLAMA, model_class="DeepseekV2ForCausalLM", write=_write_v2, mixers=_PAIRS, buffers=()
+    LLAMA,
+    model_class="DeepseekV2ForCausalLM",
+    write=_write_v2,
+    mixers=_PAIRS,
+    experts=_EXPERTS,
+    in_files=InFiles(),
+    buffers=(),
 )
-DEEPSEEK_V3 = dataclasses.replace(DEEPSEEK_V2, model_class="DeepseekV3ForCausalLM", write=_write, variant=_of_v3)
+DEEPSEEK_V3 = dataclasses.replace(
+    DEEPSEEK_V2,
+    model_class="DeepseekV3ForCausalLM",
+    write=_write,
+    experts=_EXPERTS | places({"mlp.gate.e_score_correction_bias": "ffn.balance_bias"}),
+    variant=_of_v3,
+)

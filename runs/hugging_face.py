@@ -15,7 +15,7 @@ from configurator import Configuration
 from data.tokenizers import Tokenizer
 from inference.loading import configuration_of, find_tokenizer, load
 from interop.folders import GENERATION, copy_beside, read_model, write_json, write_model
-from interop.hugging_face import SPECIAL_TOKENS, architecture_to_hugging_face, weights_to_hugging_face
+from interop.hugging_face import SPECIAL_TOKENS, architecture_to_hugging_face, as_in_files, weights_to_hugging_face
 from interop.parity import NotCompared, measure
 from interop.tokenizer_files import write_tokenizer
 from model_builder import LanguageModel, build_model
@@ -81,7 +81,8 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
     tokens = _special_tokens(kept, tokenizer)
     config = architecture_to_hugging_face(saved.model, tokens) | {"dtype": "float32"}
     with folder_written_aside(folder) as new:
-        write_model(new, config, weights_to_hugging_face(model.state_dict(), saved.model), shard_bytes)
+        tensors = as_in_files(weights_to_hugging_face(model.state_dict(), saved.model), config)
+        write_model(new, config, tensors, shard_bytes)
         beside = copy_beside(kept, new)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, saved.model.block_size, new, notes)

@@ -89,15 +89,15 @@ OVERRIDES = {
     "expert_type": ("geglu", EXPERTS),
     "expert_bias": (None, EXPERTS),
     "shared_expert_gate": (True, EXPERTS | {"n_shared_experts": 1}),
-    "router_scores": ("sigmoid", EXPERTS),
+    "router_scores": ({"softmax": "sigmoid", "sigmoid": "softmax"}, EXPERTS),
     "norm_topk_prob": (None, EXPERTS),
-    "routed_scaling_factor": (2.5, EXPERTS),
+    "routed_scaling_factor": (1.5, EXPERTS),
     "n_group": (4, EXPERTS),
-    "topk_group": (2, EXPERTS | {"n_group": 2}),
-    "balance_bias": (True, EXPERTS),
+    "topk_group": (2, EXPERTS | {"n_group": 4}),
+    "balance_bias": (None, EXPERTS),
     "balance_rate": (0.01, EXPERTS),
     "balance_loss": (0.5, EXPERTS),
-    "balance_over": ("sequence", EXPERTS),
+    "balance_over": ({"batch": "sequence", "sequence": "batch"}, EXPERTS),
     "router_z_loss": (0.002, EXPERTS),
     "experts_backend": ("loop", EXPERTS),
     "mamba_head_dim": (32, BOTH),
@@ -120,6 +120,7 @@ FOLLOWERS = {
         "activation",
         "attention_window",
         "layer_values",
+        "q_lora_rank",
     },
     "norm_position": {"parallel_residual"},  # which has no such form
     "n_head": {"num_key_value_heads", "head_dim"},
@@ -160,11 +161,13 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
         value, needed = "sdpa", needed | {"attn_logit_softcapping": None, "attention_sinks": False}
     if PRESETS[preset].get("ffn_pattern") == "E" and key in OF_DENSE_FFNS:
         needed |= {"ffn_pattern": "F"}
-    if PRESETS[preset].get("ffn_pattern") == "E" and key == "ffn_after":
+    if "E" in PRESETS[preset].get("ffn_pattern", "") and key == "ffn_after":
         needed |= {"ffn_pattern": None}
     baseline = load([f"--{k}={v}" for k, v in needed.items()]).model
     if value is None:
         value = not getattr(baseline, key)
+    elif isinstance(value, dict) and key != "layer_values":  # whichever it is not
+        value = value.get(getattr(baseline, key), value)
     chosen = needed | {key: value}
     if source == "file":
         file = tmp_path / "chosen.py"
@@ -181,7 +184,14 @@ def test_a_preset_never_swallows_an_override(preset, key, source, tmp_path):
         assert model.d_ff % 100 == 0
         gated = {"llama": 2048, "team": 2048, "hybrid": 2048, "llama3": 2688, "mistral": 2688, "qwen3": 2304}
         gated |= dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_dense"), 2048)
-        gated |= {"phi3": 2048, "deepseek_dense": 2048, "smollm3": 4128, "gemma3": 4608, "olmo2": 2064}
+        gated |= {
+            "deepseek_v3": 1975,
+            "phi3": 2048,
+            "deepseek_dense": 2048,
+            "smollm3": 4128,
+            "gemma3": 4608,
+            "olmo2": 2064,
+        }
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "expert_expansion_ratio":
         assert model.expert_d_ff == 192

@@ -152,7 +152,6 @@ CASES: list[Case] = [
     ],
     (2, [*TENSOR, CHECKPOINTING], EXPERTS),
     (1, DDP, [*EXPERTS, BF16]),
-    (2, FSDP, [*EXPERTS, BF16]),
     *[(2, keys, OPTIONS_OF_2) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     *[(2, keys, OPTIONS_OF_2) for keys in (TENSOR, [*TENSOR, CHECKPOINTING])],
     (4, [*TENSOR, *FSDP], OPTIONS_OF_2),

@@ -97,3 +97,14 @@ register_preset(
     {**_LLAMA, **_DEEPSEEK, "weight_tying": False},
     "The latent attention of DeepSeek-AI 2024, DeepSeek-V2, with DeepSeek LLM's dense FFNs in every layer",
 )
+
+_V3_LAYERS = {"layer_pattern": "C", "ffn_pattern": "FFF,E", "norm_eps": 1e-6, "q_lora_rank": 1536}
+_V3_SIZES = {"ffn_expansion_ratio": 18432 / 7168, "expert_expansion_ratio": 2048 / 7168}
+_V3_EXPERTS = {"n_experts": 256, "n_experts_per_token": 8, "n_shared_experts": 1, "n_group": 8, "topk_group": 4}
+_V3_ROUTER = {"router_scores": "sigmoid", "routed_scaling_factor": 2.5, "balance_bias": True, "balance_rate": 0.001}
+_V3_BALANCE = {"balance_loss": 1e-4, "balance_over": "sequence", "weight_tying": False}
+register_preset(
+    "deepseek_v3",
+    {**_LLAMA, **_V3_LAYERS, **_V3_SIZES, **_V3_EXPERTS, **_V3_ROUTER, **_V3_BALANCE},
+    "DeepSeek-AI 2024, DeepSeek-V3 Technical Report: its experts, and FFNs in its first three layers",
+)

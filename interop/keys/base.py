@@ -80,6 +80,7 @@ _MAY_BE_NULL = (
     "attn_logit_softcapping",
 )  # fmt: skip
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
+_LISTS = ("layer_types", "attn_layer_indices", "no_rope_layers", "mlp_only_layers")
 
 
 def check_counted(key: str, value: Any, default: Any) -> None:
@@ -92,7 +93,7 @@ def check_counted(key: str, value: Any, default: Any) -> None:
     elif key == "ssm_cfg":
         if value not in (None, {}):
             raise UserError(f"ssm_cfg={value!r} beside a model_type is not known here")
-    elif key in ("layer_types", "attn_layer_indices", "no_rope_layers"):
+    elif key in _LISTS:
         if value is not None and not isinstance(value, list):
             raise UserError(f"{key}={value!r}: expected a list")
     elif value is not None or (isinstance(default, int) and key not in _MAY_BE_NULL):

@@ -11,6 +11,7 @@ from interop.keys.base import (
     Values,
     agree,
     biases_of,
+    check_size,
     divides,
     gated_ffn,
     rotary,
@@ -48,26 +49,57 @@ def _deepseek(values: Values) -> Keys:
 
 
 def _details(values: Values) -> Keys:
-    """What dense layers need: the keys of experts say nothing of a model without them. Whether pairs to be rotated lie
-    beside one another (rope_interleave) is an order of rows: interop/latent_models.py."""
-    count, dense = values["num_hidden_layers"], values["first_k_dense_replace"]
-    if dense < count:
-        raise UserError(
-            f"first_k_dense_replace={dense} leaves experts in {count - dense} of num_hidden_layers={count}, which "
-            "cannot be represented yet; dense layers can"
-        )
-    return gated_ffn(values) | rotary(values)
+    """Whether pairs to be rotated lie beside one another (rope_interleave) is an order of rows:
+    interop/latent_models.py."""
+    found = gated_ffn(values) | rotary(values)
+    gate, dense = found["ffn_type"], values["first_k_dense_replace"]
+    if dense == 0:
+        del found["ffn_type"]
+    return found | ({"expert_type": gate} if dense < values["num_hidden_layers"] else {})
+
+
+def _has_experts(values: Values) -> bool:
+    return values["first_k_dense_replace"] < values["num_hidden_layers"]
 
 
 def _v2_details(values: Values) -> Keys:
+    """Scores are a softmax, and are not divided by their sum, whatever norm_topk_prob says."""
     divides(values, "hidden_size", "num_attention_heads")  # which their class asks for
-    return _details(values)
+    if not _has_experts(values):
+        return _details(values)
+    method, scores = values["topk_method"] or "greedy", values["scoring_func"] or "softmax"
+    if method not in ("greedy", "group_limited_greedy"):
+        raise UserError(f"topk_method={method!r} is none of: greedy, group_limited_greedy")
+    if scores != "softmax":
+        raise UserError(f"scoring_func={scores!r} cannot be represented; only 'softmax' can")
+    groups = _groups(values, None, None) if method == "group_limited_greedy" else {}
+    scaling = {"routed_scaling_factor": _factor(values, 1.0)}
+    return _details(values) | {"norm_topk_prob": False, **scaling, **groups}
 
 
 def _v3_details(values: Values) -> Keys:
     if not isinstance(interleaved := values["rope_interleave"], bool | None):
         raise UserError(f"rope_interleave={interleaved!r}: expected true or false")
-    return _details(values)
+    if not _has_experts(values):
+        return _details(values)
+    for key, only in (("topk_method", "noaux_tc"), ("scoring_func", "sigmoid")):
+        if values[key] not in (None, only):
+            raise UserError(f"{key}={values[key]!r} cannot be represented; only {only!r} can")
+    normed = True if values["norm_topk_prob"] is None else values["norm_topk_prob"]
+    chosen = {"router_scores": "sigmoid", "balance_bias": True, "norm_topk_prob": normed}
+    return _details(values) | chosen | {"routed_scaling_factor": _factor(values, 2.5)} | _groups(values, 8, 4)
+
+
+def _factor(values: Values, default: float) -> float:
+    given = values["routed_scaling_factor"]
+    return default if given is None else given
+
+
+def _groups(values: Values, count: int | None, met: int | None) -> Keys:
+    found = {"n_group": values["n_group"] or count, "topk_group": values["topk_group"] or met}
+    for key, value in found.items():
+        check_size(key, value)
+    return found
 
 
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -78,8 +110,7 @@ _DEEPSEEKS_COUNTED: Keys = {
     "tie_word_embeddings": False, "attention_bias": False, "head_dim": None, "qk_head_dim": None,
 }  # fmt: skip
 _DEEPSEEKS_FUNCTION: Keys = LLAMAS_FUNCTION | dict.fromkeys(
-    """aux_loss_alpha n_group norm_topk_prob output_router_logits rope_interleave routed_scaling_factor scoring_func
-    seq_aux topk_group topk_method""".split()
+    "n_group norm_topk_prob rope_interleave routed_scaling_factor scoring_func topk_group topk_method".split()
 )
 
 FAMILIES: dict[str, FamilyKeys] = {

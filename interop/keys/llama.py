@@ -50,15 +50,15 @@ def _mistral(values: Values) -> Keys:
 
 def _qwen2(values: Values) -> Keys:
     """Biases of Q, K and V, and of nothing else."""
-    return transformer(values) | heads(values) | _qwen_layers(values) | {"attention_bias": "qkv"}
+    return transformer(values) | heads(values) | qwen_layers(values) | {"attention_bias": "qkv"}
 
 
 def _qwen3(values: Values) -> Keys:
-    shared = transformer(values) | heads(values) | _qwen_layers(values)
+    shared = transformer(values) | heads(values) | qwen_layers(values)
     return shared | {"attention_bias": biases_of(values), "qk_norm": True}
 
 
-def _qwen_layers(values: Values) -> Keys:
+def qwen_layers(values: Values) -> Keys:
     """Sliding windows where they are used at all: from layer max_window_layers on, unless layer_types says where."""
     count, window = values["num_hidden_layers"], values["sliding_window"] if values["use_sliding_window"] else None
     full = min(count, values["max_window_layers"]) if window is not None else count

@@ -5,6 +5,7 @@ R = N k rows, a row for each choice; the fast forms have them sorted by expert.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -104,7 +105,7 @@ class _Segments(torch.autograd.Function):
         tokens, weight = order.tokens, _weights_of(order, weights)
         for e, own in _segments(ctx.counts):
             count, bias = own.stop - own.start, [None if one is None else one[e] for one in biases]
-            xs = _padded(x[tokens[own]])
+            xs = _padded(x.index_select(0, tokens[own]))
             inputs = F.linear(xs, gate_of[e], bias[0]), F.linear(xs, up_of[e], bias[1])
             met = F.linear(expert.gated(*inputs), down_of[e], bias[2])
             gate[own], up[own] = (one[:count] for one in inputs)
@@ -119,16 +120,19 @@ class _Segments(torch.autograd.Function):
         order, needed = Order(rows, torch.tensor(ctx.counts), weights.shape[1]), ctx.needs_input_grad[4:]
         tokens, weight = order.tokens, _weights_of(order, weights)
         found = [
-            torch.zeros(stack.shape, dtype=dtype, device=x.device) if is_needed else None
+            torch.empty(stack.shape, dtype=dtype, device=x.device) if is_needed else None
             for stack, dtype, is_needed in zip((gate_of, up_of, down_of, *biases), ctx.dtypes, needed, strict=True)
         ]
-        dx, dweight = torch.zeros_like(x, dtype=dy.dtype), torch.empty_like(weight)
+        for whole, e in itertools.product(found, [e for e, count in enumerate(ctx.counts) if not count]):
+            if whole is not None:
+                whole[e].zero_()
+        dx, dweight, dy_in_dtype = torch.zeros_like(x, dtype=dy.dtype), torch.empty_like(weight), dy.to(x.dtype)
         for e, own in _segments(ctx.counts):
             count, share = own.stop - own.start, _padded(weight[own], like=x)
-            xs, dmet = _padded(x[tokens[own]]), _padded(dy[tokens[own]], like=x)
-            dweighted = (share * dmet).to(x.dtype)
+            xs, dmet = (_padded(one.index_select(0, tokens[own])) for one in (x, dy_in_dtype))
+            dweighted = torch.mul(dmet, share, out=torch.empty_like(dmet))
             hidden, inputs = _again(ctx.gated, _padded(gate[own]), _padded(up[own]))
-            dhidden = dmet.to(x.dtype) @ down_of[e]
+            dhidden = dmet @ down_of[e]
             dweight[own] = (dhidden * hidden.detach())[:count].sum(-1, keepdim=True, dtype=dweight.dtype)
             if biases[2] is not None:
                 dweight[own] += (dmet[:count] * biases[2][e]).sum(-1, keepdim=True)
@@ -165,7 +169,8 @@ def _padded(rows: Tensor, like: Tensor | None = None) -> Tensor:
     if rows.is_cuda or dtype in (torch.float32, torch.float64):
         return rows
     step = max(1, 2 ** (count.bit_length() - 5))
-    return F.pad(rows, (0, 0, 0, -count % step))
+    more = -count % step
+    return torch.cat((rows, rows.new_zeros(more, rows.shape[1]))) if more else rows
 
 
 def _again(gated: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -176,7 +181,7 @@ def _again(gated: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, list[T
 
 
 def _through(hidden: Tensor, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
-    """The gradients of what `_again` was given. (Not autograd.grad: PyTorch's FLOP counter cannot follow that here.)"""
+    """The gradients of what `_again` was given. (PyTorch's FLOP counter cannot follow autograd.grad here.)"""
     torch.autograd.backward(hidden, gradient)
     return [cast(Tensor, one.grad) for one in inputs]
 

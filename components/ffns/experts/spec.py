@@ -72,6 +72,12 @@ class Experts(Clamps):
         changes="speed",
     )
 
+    def function(self, config: Config) -> dict[str, Any]:
+        """Without a limit that clamps nothing, and groups of which all are met; ffn_type is of other layers."""
+        own = super().function(config) | {"expert_expansion_ratio": None, "ffn_type": self.name}
+        own |= {"n_group": 1, "topk_group": 1} if config.topk_group == config.n_group else {}
+        return own if config.expert_type == CLAMPED else own | {"swiglu_limit": None}
+
     def derived(self, config: Config) -> dict[str, Any]:
         """expert_d_ff, after which the ratio has done its work."""
         given, ratio = config.expert_d_ff, config.expert_expansion_ratio
