@@ -69,7 +69,8 @@ def trace(values: Mapping[str, Any], sequence_length: int | None = None) -> Trac
     active = {part: count - idle.get(part, 0) for part, count in parameters.items()}
     unlike = ("scan",) if _recurrences(model) else ()
     notes = tuple(_notes(model, length, parameters, active))
-    return Traced(type(model).__name__, length, dict(parameters), active, dict(flops), unlike, notes)
+    in_order = dict(sorted(flops.items()))  # the counter's is that of a set
+    return Traced(type(model).__name__, length, dict(parameters), active, in_order, unlike, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
