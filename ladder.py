@@ -19,7 +19,7 @@ from data.dataset import dataset_folder, open_dataset
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.fit_scaling_law import draw
-from flops_parameter_counting.laws.scaling_laws import LAWS, N_MEANINGS, find_law
+from flops_parameter_counting.laws.scaling_laws import LAWS, N_MEANINGS, find_law, is_published
 from flops_parameter_counting.planner.emit import law_as_dict
 from flops_parameter_counting.planner.search import DEFAULT_LAW
 from flops_parameter_counting.planner.space import default_space
@@ -186,6 +186,8 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         )
     asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
     law = find_law(given.law)
+    if not law.is_of_n_and_d:
+        raise UserError(f"--law={given.law} sees more of a model than N and D, by which alone a ladder is planned")
     block_size = given.block_size or default_space(min(asked), archs[0]).sequence_length
     if given.batch_tokens is not None and given.batch_tokens % block_size:
         raise UserError(f"--batch_tokens={given.batch_tokens} is not a multiple of the block size, {block_size}")
@@ -203,7 +205,7 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         layers=given.layers,
         tune=() if given.tune is None else tuple(rates(given.tune)),
         law=law_as_dict(law),
-        predicts=LAWS.get(law.name) != law,
+        predicts=not is_published(law),
         n_meaning=check_meaning(given.n_meaning),
         device=given.device,
     )

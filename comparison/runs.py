@@ -275,7 +275,11 @@ def _law_only_ranks(log: RunLog) -> bool:
     """Whether the run's predicted loss is a published law's (as training.plan.Prediction.only_ranks). A fitted law
     stands in the configuration as a file or with its constants."""
     law = (log.run.get("config") or {}).get("scaling_law")
-    return isinstance(law, str) and law in LAWS and (log.run.get("prediction") or {}).get("loss") is not None
+    return (
+        isinstance(law, str)
+        and law.partition(":")[0] in LAWS
+        and (log.run.get("prediction") or {}).get("loss") is not None
+    )
 
 
 def mfu_in_words(runs: Sequence[Run]) -> str:

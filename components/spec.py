@@ -128,6 +128,16 @@ class MicroBatch:
         return self.tokens * self.config.n_embd // self.tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """The experts of a layer: how many a token meets, shared ones among them, of how many, and the width of one over
+    n_embd. Numbers, or arrays of a search's grid."""
+
+    met: Any
+    of: Any
+    width: Any
+
+
 class Spec:
     """What every component states. Class attributes that are made by `common.keys.key` are its own keys."""
 
@@ -332,6 +342,10 @@ class FFN(Half):
     def loads(self, config: Config) -> int:
         """Of how many experts it says how often they are chosen."""
         return 0
+
+    def routing(self, config: Config) -> Routing | None:
+        """Its experts, as laws of experts see them; None where every token meets all of it."""
+        return None
 
     def words(self, config: Config) -> str:
         """What it is called in the name of an architecture."""

@@ -9,6 +9,8 @@ runs unchanged.
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e13 --emit config/mine.py
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1.36e21 --law hoffmann --enforce_chinchilla
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search --device H100-SXM --days 10 --mfu 0.45
+  python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e19 --arch llama3,mamba2,hybrid \\
+      --emit config/best_{arch}.py
   python flops_parameter_counting/detailed_cost_analysis.py --backward_config config/backward_h100.jsonc
 
 Sizes are given as 64,128 or as first:end:step, without the end. What a search is not given follows from its budget.
@@ -35,16 +37,25 @@ from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRAT
 from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
 from flops_parameter_counting.planner.emit import choose_dataset, config_text
 from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_LAW
-from flops_parameter_counting.planner.report import as_json, report
+from flops_parameter_counting.planner.report import Report, as_json, report
 from flops_parameter_counting.planner.report import as_text as search_as_text
 from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
-from flops_parameter_counting.planner.space import SearchSpace, default_aspect_ratio, default_space, without
+from flops_parameter_counting.planner.side_by_side import arch_names, as_data
+from flops_parameter_counting.planner.side_by_side import as_text as side_by_side_as_text
+from flops_parameter_counting.planner.space import (
+    SearchSpace,
+    default_aspect_ratio,
+    default_space,
+    default_tokens,
+    without,
+)
 from flops_parameter_counting.planner.space import published as as_published
 from model_config import presets
 from runs.config import RunConfig
 
 FROM_HARDWARE = "from the hardware"
 TOP_K = 10
+DEFAULT_ARCH = "llama3"
 DEFAULT_DTYPE = Setting.dtype
 
 
@@ -313,7 +324,8 @@ def add_search_arguments(built: ArgumentParser) -> None:
     )
     add(
         "--law",
-        help=f"{', '.join(LAWS)}, or a fitted law's JSON file (default: {DEFAULT_LAW}; published: {PUBLISHED_LAW})",
+        help=f"{', '.join(LAWS)} (kumar:8: of training in 8 bits), or a fitted law's JSON file (default: "
+        f"{DEFAULT_LAW}; published: {PUBLISHED_LAW})",
     )
     add(
         "--flops_formula",
@@ -330,7 +342,12 @@ def add_search_arguments(built: ArgumentParser) -> None:
 
     group = built.add_argument_group("the space of architectures")
     add = group.add_argument
-    add("--arch", help=f"{', '.join(presets())} (default: llama3)")
+    add(
+        "--arch",
+        metavar="NAMES",
+        help=f"{', '.join(presets())} (default: llama3); several, with commas between them, are searched one by one, "
+        "and their bests stand side by side",
+    )
     add(
         "--components",
         type=Path,
@@ -342,13 +359,27 @@ def add_search_arguments(built: ArgumentParser) -> None:
     add("--head_dims", type=sizes, metavar="SIZES")
     add("--kv_heads", type=sizes, metavar="SIZES", help="key and value heads")
     add("--no_gqa", action="store_true", default=None, help="as many key and value heads as heads")
-    add("--ffn_expansion_ratio", type=positive, help="d_ff over n_embd")
+    add(
+        "--ffn_expansion_ratio",
+        type=positive,
+        help="d_ff over n_embd; where all FFNs are experts, of the dense FFN that --granularity divides (default: as "
+        "wide as all that a token meets in the preset)",
+    )
+    add("--n_experts", type=sizes, metavar="SIZES", help="routed experts of a layer (default: the preset's)")
+    add("--n_experts_per_token", type=sizes, metavar="SIZES", help="of which a token meets so many (likewise)")
+    add("--n_shared_experts", type=counts, metavar="SIZES", help="that it meets besides (likewise; may be 0)")
+    add("--granularity", type=numbers, metavar="NUMBERS", help="d_ff of a dense FFN over an expert's (likewise)")
     add("--weight_tying", type=boolean, metavar="BOOL", nargs="?", const=True)
     add("--aspect_ratio", type=interval, metavar="LOW:HIGH", help="n_embd / n_layer; 0:inf bounds nothing")
 
     group = built.add_argument_group("the config file")
     add = group.add_argument
-    add("--emit", type=Path, metavar="FILE.py", help="write the best candidate as a config file")
+    add(
+        "--emit",
+        type=Path,
+        metavar="FILE.py",
+        help="write the best candidate as a config file; of several --arch, {arch} in its name stands for each one's",
+    )
     add("--dataset", help="its dataset (default: python_stdlib for bytes, openwebtext for GPT-2's vocabulary)")
     add("--data_dir", metavar="DIR", help="where datasets lie, as the config key (default: the repository's data)")
     add("--force", action="store_true", default=None, help="overwrite it")
@@ -356,47 +387,78 @@ def add_search_arguments(built: ArgumentParser) -> None:
 
 def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Search, write what was asked for, and print; nothing is written when anything is wrong."""
-    check_outputs(arguments)
+    check_emit_options(arguments)
+    check_target("json", arguments.json)
     if arguments.components is not None:
         load_rooms(arguments.components)
-    search, notes = search_from(arguments)
-    emits, top_k, text = arguments.emit is not None, arguments.top_k or TOP_K, ""
-    dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size) if emits else None
-    result = grid_search(search, keep=max(top_k, KEPT))
-    found = report(result, uncertainty(result), top_k, notes)
-    if dataset is not None:
-        text = config_text(found.best, search, found.rules, dataset, command(argv))
+    names = arch_names(arguments.arch or DEFAULT_ARCH)
+    targets = emit_targets(arguments, names)
+    budget, training, notes = budget_from(arguments)
+    several = len(names) > 1
+    each = [of_several(arguments, name, budget) for name in names] if several else [arguments]
+    searches = [search_with(own, training, budget) for own in each]
+    reports, texts = zip(*(best_of(arguments, search, notes, command(argv)) for search in searches), strict=True)
     if arguments.json is not None:
-        write_json(arguments.json, as_json(found))
-    if emits:
-        write_whole(arguments.emit, text.encode())
-    print(search_as_text(found))
-    if emits:
-        print(f"\nwrote {arguments.emit}: python train.py {arguments.emit} --dry_run shows what it will do")
+        write_json(arguments.json, as_data(reports) if several else as_json(reports[0]))
+    for target, text in zip(targets, texts, strict=False):
+        write_whole(target, text.encode())
+    print(side_by_side_as_text(reports) if several else search_as_text(reports[0]))
+    for index, target in enumerate(targets):
+        newline = "" if index else "\n"
+        print(f"{newline}wrote {target}: python train.py {target} --dry_run shows what it will do")
     return 0
 
 
-def check_outputs(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a file that cannot be written, before anything is computed."""
+def best_of(arguments: argparse.Namespace, search: Search, notes: list[str], made_by: str) -> tuple[Report, str]:
+    """What one search finds, and its config file, empty where none is asked for."""
+    emits, top_k = arguments.emit is not None, arguments.top_k or TOP_K
+    dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size) if emits else None
+    result = grid_search(search, keep=max(top_k, KEPT))
+    found = report(result, uncertainty(result), top_k, notes)
+    return found, "" if dataset is None else config_text(found.best, search, found.rules, dataset, made_by)
+
+
+def of_several(arguments: argparse.Namespace, arch: str, budget: float) -> argparse.Namespace:
+    """The arguments for one of several architectures, with what all of them share."""
+    vocab_size, sequence_length = default_tokens(budget)
+    shared = {
+        "arch": arch,
+        "vocab_size": arguments.vocab_size or vocab_size,
+        "sequence_length": arguments.sequence_length or sequence_length,
+    }
+    return argparse.Namespace(**(vars(arguments) | shared))
+
+
+def check_emit_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options of a config file that is not asked for."""
     if arguments.emit is None:
         for option in ("dataset", "data_dir", "force"):
             if getattr(arguments, option) is not None:
                 raise UserError(f"--{option} is for the config file: give --emit too")
-    check_target("emit", arguments.emit, ".py", bool(arguments.force))
-    check_target("json", arguments.json)
 
 
-def search_from(arguments: argparse.Namespace) -> tuple[Search, list[str]]:
-    """The search that the arguments describe, and what must be said about its budget."""
-    budget, training, notes = budget_from(arguments)
-    return search_with(arguments, training, budget), notes
+def emit_targets(arguments: argparse.Namespace, names: list[str]) -> list[Path]:
+    """The config file of each architecture; none where none is asked for. Raises UserError for one that cannot be
+    written, before anything is computed."""
+    if arguments.emit is None:
+        return []
+    pattern = str(arguments.emit)
+    if len(names) > 1 and "{arch}" not in arguments.emit.name:
+        raise UserError(
+            f"--emit={pattern} is one file, and --arch names {len(names)}: write {{arch}} in its name, as in "
+            f"{arguments.emit.stem}_{{arch}}.py"
+        )
+    targets = [Path(pattern.replace("{arch}", name)) for name in names]
+    for target in targets:
+        check_target("emit", target, ".py", bool(arguments.force))
+    return targets
 
 
 def search_with(arguments: argparse.Namespace, training: Setting | None, budget: float) -> Search:
     """With this budget, which also decides what the arguments leave open."""
     flops_formula = arguments.flops_formula or "exact"
     published = flops_formula == "published"
-    space = space_from(arguments, default_space(budget, arguments.arch or "llama3"))
+    space = space_from(arguments, default_space(budget, arguments.arch or DEFAULT_ARCH))
     aspect_ratio = arguments.aspect_ratio
     if aspect_ratio is None and not published:
         aspect_ratio = default_aspect_ratio(budget)
@@ -584,6 +646,18 @@ def sizes(text: str) -> tuple[int, ...] | range:
     """`64,128`, `1024:8192:256` (as Python's range, without the end), or both: `64,128:512:128`."""
     parts = [size_range(part) for part in text.split(",")]
     return parts[0] if len(parts) == 1 else tuple(size for part in parts for size in part)
+
+
+@converter
+def counts(text: str) -> tuple[int, ...]:
+    """As `sizes`, but 0 is one."""
+    return tuple(size for part in text.split(",") for size in ([0] if part.strip() == "0" else size_range(part)))
+
+
+@converter
+def numbers(text: str) -> tuple[float, ...]:
+    """`1,2.5,8`."""
+    return tuple(number(part, "a number above 0") for part in text.split(","))
 
 
 def size_range(text: str) -> range:

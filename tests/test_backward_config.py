@@ -114,7 +114,7 @@ def test_a_dataset_that_is_not_seen_twice_changes_nothing(ask):
 @settings(max_examples=60)
 @given(
     st.floats(1, 1e6),
-    st.sampled_from(sorted(LAWS)),
+    st.sampled_from([name for name, law in sorted(LAWS.items()) if law.N != "non_embedding"]),
     st.none() | st.tuples(st.integers(10**6, 10**13), st.floats(0.5, 40)),
 )
 def test_the_optimum_is_that_of_a_minimiser_and_never_worse(tmp_path_factory, hours, law, data):
@@ -211,7 +211,7 @@ def test_experts_count_as_many_as_a_token_meets(ask):
     model = found["model"]
     assert model["n_of_law"] == model["n_active"] == model["n_params"] - 4 * 14 * 3 * 512 * 256
     assert any("experts" in note for note in found["notes"])
-    assert all(memory["fits"] is None and memory["not_known"] for memory in found["memory"])
+    assert all(memory["not_known"] is None for memory in found["memory"])
 
 
 def test_another_sequence_length_costs_other_scores(ask):

@@ -58,6 +58,13 @@ def planned(path) -> tuple[Configuration, RunPlan]:
         "1e13 --arch deepseek_dense",
         "1.36e21 --arch hybrid --hidden_sizes 2048,2560 --layers 24,32 --vocab_size 128256",
         "--device H100-SXM --devices 8 --days 1 --mfu 0.4 --arch hybrid",
+        "1e17 --arch gpt_oss",
+        "1e19 --arch qwen3_moe --n_experts 8:65:8 --n_experts_per_token 1,2,4 --n_shared_experts 0,1 --granularity 2,4",
+        "--device H100-SXM --days 1 --mfu 0.4 --arch mixtral --n_experts 8,256 --activation_checkpointing",
+        "1e19 --arch mixtral --n_experts 8,64 --n_experts_per_token 1,2 --law ludziejewski",
+        "1e19 --arch mixtral --n_experts 8,64 --n_experts_per_token 1,2 --law tian",
+        "1e19 --arch mixtral --n_experts 8,64 --n_experts_per_token 1,2 --law abnar",
+        "1e17 --law kumar:8",
     ],
 )
 def test_the_plan_is_the_promise(emit, tmp_path, arguments):
@@ -73,7 +80,9 @@ def test_the_plan_is_the_promise(emit, tmp_path, arguments):
     assert plan.flops_per_token["full"] == best["flops_per_token"]
     assert 0 <= best["tokens"] - plan.tokens < plan.tokens_per_step
     assert plan.flops("full") + best["inference_flops"] <= found["budget"]
-    assert f"= {plan.cost.n_params:,} FLOPs per token" in text
+    met = f", of which a token meets {plan.cost.n_active:,}" if "n_active" in best else ""
+    assert plan.cost.n_active == best.get("n_active", best["n_params"])
+    assert f"= {plan.cost.n_params:,}{met} FLOPs per token" in text
     assert f"FLOPs per token: {plan.flops_per_token['full']:,} " in text
     assert f"{plan.tokens:,} tokens x {plan.flops_per_token['full']:,} = {plan.flops('full'):.4e}" in text
     assert f"{plan.length:,} steps x {plan.tokens_per_step:,} = {plan.tokens:,} tokens" in text
@@ -81,6 +90,8 @@ def test_the_plan_is_the_promise(emit, tmp_path, arguments):
     assert stated == pytest.approx(best["loss"], rel=2e-2) and stated >= best["loss"] - 1e-5, (
         "fewer tokens, no less loss"
     )
+    if configuration.run.predicted_loss is not None:
+        assert plan.expected_loss(plan.tokens) == pytest.approx(stated, abs=1e-5) or "unique_tokens" in arguments
     assert arguments in text, "the command that made it"
     model = configuration.model
     heads = (model.n_head, model.kv_heads) if set(model.pattern) & set("AC") else (0, 0)

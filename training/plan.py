@@ -13,7 +13,7 @@ from data.dataset import Dataset
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, parameter_names, training_flops
 from flops_parameter_counting.costs.sharding import check_mesh
-from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters, find_law, law_from
+from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, find_law, is_published, law_from
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 from training.schedule import run_length
@@ -34,7 +34,7 @@ class Prediction:
     @property
     def only_ranks(self) -> bool:
         """Whether the loss is a published law's, of other data and another tokenizer."""
-        return self.law is not None and LAWS.get(self.law.name) == self.law
+        return self.law is not None and is_published(self.law)
 
     def as_dict(self) -> dict[str, Any]:
         """For the log, with the law's name."""
@@ -75,7 +75,9 @@ class RunPlan:
     def expected_loss(self, tokens: int) -> float | None:
         """The law's loss of a run that ends after so many tokens; None without a law, or without tokens."""
         law = self.prediction and self.prediction.law
-        return float(law.loss(count_parameters(self.cost, law.N), tokens)) if law and tokens else None
+        if not law or not tokens:
+            return None
+        return float(law.of(self.cost).loss(count_parameters(self.cost, law.N), tokens))
 
     @property
     def is_the_predicted_run(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from components import registry
-from components.spec import Spec, Weights
+from components.spec import Routing, Spec, Weights
 from model_config import Layer, ModelArchitectureConfig
 
 CONVENTIONS = ("full", "causal")
@@ -176,6 +176,7 @@ class ModelCost:
     active: dict[str, int]
     flops: dict[str, int]
     masked: dict[str, int]
+    routing: Routing | None = None  # the mean of the layers that have experts
 
     @functools.cached_property
     def n_params(self) -> int:
@@ -250,4 +251,19 @@ def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = No
     parameters["lm_head"] = parameters.pop("lm_head", 0)
     flops["lm_head"] = 2 * tables(config)[0].size
     active = {part: count - idle.get(part, 0) for part, count in parameters.items()} if idle else parameters
-    return ModelCost(parameters, active, flops, masked)
+    return ModelCost(parameters, active, flops, masked, _routing(config))
+
+
+def _routing(config: ModelArchitectureConfig) -> Routing | None:
+    found = [
+        (count, routing)
+        for layer, count in config.layer_counts.items()
+        if layer.ffn_spec is not None and (routing := layer.ffn_spec.routing(config.of(layer))) is not None
+    ]
+    if not found:
+        return None
+    layers = sum(count for count, _ in found)
+    met, of, width = (
+        sum(count * getattr(routing, name) for count, routing in found) / layers for name in ("met", "of", "width")
+    )
+    return Routing(met, of, width)

@@ -2,6 +2,7 @@
 
 A law is L(N, D) = E + A / N^alpha + B / D^beta, in nats per token of the tokenizer it was fitted with: losses of
 different tokenizers do not compare. Each law and each rule names the N that it means (`count_parameters` converts).
+A law of experts or of precision sees more of a model than its N: `Law.of` gives the law of one model (experts.py).
 """
 
 import dataclasses
@@ -14,7 +15,9 @@ import numpy as np
 
 from common.errors import UserError, did_you_mean
 from common.json_files import read_json
+from components.spec import Routing
 from flops_parameter_counting.costs.model_cost import ModelCost, with_backward
+from flops_parameter_counting.laws import experts
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
@@ -23,13 +26,17 @@ N_MEANINGS = {
     "total": "all parameters",
     "non_embedding": "parameters without token and position embeddings and without the head",
     "non_embedding_with_head": "parameters without token and position embeddings, with the head",
+    "active": "parameters that a token meets",
+    "with_all_experts": "all parameters, those of every expert among them",
 }
 
 
 def count_parameters(cost: ModelCost, meaning: str) -> Any:
-    """The parameters of a model (or int64 array of a grid) as a law or a rule means them. All laws here are of dense
-    models: of experts those count that a token meets."""
-    if meaning == "total":
+    """The parameters of a model (or int64 array of a grid) as a law or a rule means them. Of experts those count that a
+    token meets, unless a law of experts means all."""
+    if meaning == "with_all_experts":
+        return cost.n_params
+    if meaning in ("total", "active"):
         return cost.n_active
     blocks = cost.n_active - cost.parameters["embedding"] - cost.parameters["position"] - cost.parameters["lm_head"]
     head = cost.flops["lm_head"] // 2  # its matrix, tied or not: 2 FLOPs a weight
@@ -69,6 +76,29 @@ class Law:
     standard_errors: dict[str, float] | None = None
     draws: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     repeats: Repeats | None = None
+
+    @property
+    def is_of_experts(self) -> bool:
+        """Whether it tells models apart by their experts."""
+        return False
+
+    @property
+    def is_of_n_and_d(self) -> bool:
+        """Whether it sees nothing of a model but its N, and of a run but its D."""
+        return type(self) is Law
+
+    @property
+    def formula(self) -> str:
+        """In words for the console."""
+        return f"{self.E:.4f} + {self.A:.2f} / N^{self.alpha:.4f} + {self.B:.2f} / D^{self.beta:.4f}"
+
+    def of(self, cost: ModelCost, rows: Any = None) -> "Law":
+        """The law of a model, or of an int64 array of `rows` of a grid's: itself, where it sees N and D alone."""
+        return self
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in ("name", *CONSTANTS, "N", "source")}
 
     def loss(self, n: Any, d: Any, unique_tokens: float | None = None) -> Any:
         """Nats per token of models with `n` parameters, as this law means them, trained on `d` tokens.
@@ -120,8 +150,186 @@ def _diminished(total: Any, fresh: Any, r_star: float) -> Any:
     return fresh + fresh * r_star * -np.expm1(-repetitions / r_star)
 
 
+def _of_rows(value: Any, rows: Any) -> Any:
+    """Those of an array's elements that `rows` names, where it is one."""
+    return value if rows is None or np.ndim(value) == 0 else value[rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertLaw(Law):
+    """A law that tells models apart by their experts. As it stands in LAWS it is that of dense models; `of` gives the
+    law of one model: `routing` says of its experts, None where it is dense; `flops` are its training FLOPs per token
+    (full) over its N, as this law means it."""
+
+    routing: Routing | None = None
+    flops: Any = 6.0
+
+    @property
+    def is_of_experts(self) -> bool:
+        return True
+
+    def of(self, cost: ModelCost, rows: Any = None) -> "Law":
+        found = cost.routing
+        if found is not None:
+            found = Routing(*(_of_rows(value, rows) for value in (found.met, found.of, found.width)))
+        flops = cost.training_flops() / count_parameters(cost, self.N)
+        return self._with(dataclasses.replace(self, routing=found, flops=_of_rows(flops, rows)))
+
+    def _with(self, law: Any) -> "Law":
+        """`law`, which has the experts of a model, with what follows from them."""
+        return law
+
+    @property
+    def share(self) -> Any:
+        """Of the experts, how much a token meets, shared ones among them."""
+        return 1.0 if self.routing is None else self.routing.met / self.routing.of
+
+    def as_data(self) -> dict[str, Any]:
+        return {"name": self.name, "formula": self.formula, "N": self.N, "source": self.source}
+
+    def outside_range(self, n: float, d: float) -> list[str]:
+        found = [] if self.n_range is None else super().outside_range(n, d)
+        return found + [
+            f"{what} = {value:.3g} lies outside the {low:.3g} to {high:.3g} that {self.name} was fitted on"
+            for what, value, (low, high) in self._checks(self.flops * n * d)
+            if not low <= value <= high
+        ]
+
+    def _checks(self, flops: float) -> list[tuple[str, float, tuple[float, float]]]:
+        """What else the law was fitted on: in words, this model's value, and the bounds."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class JointLaw(ExpertLaw):
+    """Ludziejewski et al. 2025: L = a e^delta N^(alpha + gamma ln e) + b e^omega D^(beta + zeta ln e) + c, of dense
+    models and of E experts as wide as a dense FFN, of which a token meets one (experts.joint_constants has constants
+    and source). N: active, embedding and head among them. Fitted on N of 79 million to 2.7 billion, D of 0.5 to 80
+    billion, and E of 1 to 32. Of experts that are narrower, or of which a token meets several, E is taken as all
+    experts over those that a token meets."""
+
+    @property
+    def formula(self) -> str:
+        return (
+            f"{experts.JOINT_C} + {experts.JOINT_A} e^{experts.JOINT_DELTA} N^({experts.JOINT_ALPHA} + "
+            f"{experts.JOINT_GAMMA} ln e) + {experts.JOINT_B} e^{experts.JOINT_OMEGA} D^({experts.JOINT_BETA} - "
+            f"{-experts.JOINT_ZETA} ln e), e of E experts"
+        )
+
+    def _with(self, law: Any) -> Law:
+        return dataclasses.replace(law, **experts.joint_constants(1 / law.share))
+
+    def outside_range(self, n: float, d: float) -> list[str]:
+        found = super().outside_range(n, d)
+        if self.routing is not None and self.routing.met > 1:
+            found.append(
+                f"{self.name} was fitted on layers of which a token meets one expert: here it meets "
+                f"{self.routing.met:g}, and E is taken as all experts over these"
+            )
+        return found
+
+    def _checks(self, flops: float) -> list[tuple[str, float, tuple[float, float]]]:
+        return [("E", 1 / self.share, experts.JOINT_EXPERTS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityLaw(ExpertLaw):
+    """Abnar et al. 2025, equation 6: L = E + A / N^alpha + B / D^beta + c / (1 - S)^lambda + d / ((1 - S)^delta
+    N^gamma), S the share of the experts that a token does not meet (experts.sparsity_terms has constants and source).
+    N: all parameters, every expert's. Fitted on S of 0 to 0.98, the last held out, and on 3e19 to 1e21 FLOPs; which N
+    and D that were, its text does not say in numbers."""
+
+    @property
+    def formula(self) -> str:
+        return (
+            f"{self.E} + {self.A} / N^{self.alpha} + {self.B} / D^{self.beta} + {experts.SPARSITY_C} "
+            f"(1 - S)^{-experts.SPARSITY_LAMBDA} + {experts.SPARSITY_D} / ((1 - S)^{experts.SPARSITY_DELTA} "
+            f"N^{experts.SPARSITY_GAMMA}), S of sparsity"
+        )
+
+    def loss(self, n: Any, d: Any, unique_tokens: float | None = None) -> Any:
+        if unique_tokens is not None:
+            n, d = self.effective(n, d, unique_tokens)
+        return super().loss(n, d) + experts.sparsity_terms(n, 1 - self.share)
+
+    def _checks(self, flops: float) -> list[tuple[str, float, tuple[float, float]]]:
+        return [("S", 1 - self.share, experts.SPARSITY_LEVELS), ("C", flops, experts.SPARSITY_FLOPS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeverageLaw(ExpertLaw):
+    """Tian et al. 2025: a model of experts reaches the loss of a dense one of EL times its FLOPs a token, on the same
+    tokens (section 3; experts.leverage has constants and source). They fit no loss: here N times EL stands in the place
+    of the N of Besiroglu et al., whose constants these are. N: active. Fitted on models of which a token meets 0.8 to
+    100 % of the experts, of 2 n_embd / expert_d_ff of 2 to 16, and on 3e18 to 3e20 FLOPs."""
+
+    @property
+    def formula(self) -> str:
+        return (
+            f"besiroglu's of N x EL, EL = (A + {experts.LEVERAGE_START})^({experts.LEVERAGE_A} - "
+            f"{-experts.LEVERAGE_D} log10 C + {experts.LEVERAGE_GAMMA} log2(G)^2 - {-experts.LEVERAGE_BETA} log2 G)"
+        )
+
+    def leverage(self, flops: Any) -> Any:
+        """EL of this model, trained with so many FLOPs; 1 of a dense one."""
+        if self.routing is None:
+            return 1.0
+        return experts.leverage(self.share, 2 / self.routing.width, flops)
+
+    def loss(self, n: Any, d: Any, unique_tokens: float | None = None) -> Any:
+        return super().loss(n * self.leverage(self.flops * n * d), d, unique_tokens)
+
+    def _checks(self, flops: float) -> list[tuple[str, float, tuple[float, float]]]:
+        if self.routing is None:
+            return []
+        return [
+            ("A", self.share, experts.LEVERAGE_SHARES),
+            ("G", 2 / self.routing.width, experts.LEVERAGE_GRANULARITIES),
+            ("C", flops, experts.LEVERAGE_FLOPS),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionLaw(Law):
+    """Kumar et al. 2024, equation 3 with equation 4: A / (N f(P))^alpha in the place of A / N^alpha, f the share of the
+    parameters that training leaves with weights, activations and KV cache of P bits (experts.parameters_left has
+    constants and source). N: without embeddings and head. Fitted on N of 30 to 220 million, D of 1.5 to 26 billion, and
+    integers of 3 to 12 bits; what quantizing a trained model costs is not included (docs/scaling_laws.md)."""
+
+    bits: int = 16
+
+    @property
+    def formula(self) -> str:
+        left = experts.parameters_left(self.bits)
+        return (
+            f"{self.E} + {self.A:.0f} / (N x {left:.4f})^{self.alpha} + {self.B:.0f} / D^{self.beta}, of training in "
+            f"{self.bits} bits"
+        )
+
+    def in_bits(self, text: str) -> "PrecisionLaw":
+        """The law of training in so many bits. Raises UserError."""
+        low, high = experts.PRECISION_BITS
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise UserError(f"law {self.name + ':' + text!r}: bits are a whole number from {low} to {high}")
+        return dataclasses.replace(self, name=f"{self.name}:{int(text)}", bits=int(text))
+
+    def loss(self, n: Any, d: Any, unique_tokens: float | None = None) -> Any:
+        return super().loss(n * experts.parameters_left(self.bits), d, unique_tokens)
+
+    def outside_range(self, n: float, d: float) -> list[str]:
+        found = super().outside_range(n, d)
+        if self.bits < experts.PRECISION_BITS[1]:
+            found.append(f"{self.name} is of training in integers of {self.bits} bits, which train.py does not do")
+        return found
+
+    def as_data(self) -> dict[str, Any]:
+        return super().as_data() | {"bits": self.bits, "formula": self.formula}
+
+
 # Hoffmann et al. trained from 70M to over 16B parameters on 5B to over 500B tokens (their abstract and figure 2).
 _CHINCHILLA_RANGE: dict[str, Any] = {"n_range": (70e6, 16e9), "d_range": (5e9, 500e9)}
+
+_BESIROGLU: dict[str, Any] = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 
 LAWS = {
     law.name: law
@@ -137,8 +345,9 @@ LAWS = {
             **_CHINCHILLA_RANGE,
         ),
         Law(
-            "besiroglu", 1.8172, 482.01, 2085.43, 0.3478, 0.3658,
-            "Besiroglu et al. 2024, a new fit to the data of Hoffmann et al.",
+            "besiroglu",
+            source="Besiroglu et al. 2024, a new fit to the data of Hoffmann et al.",
+            **_BESIROGLU,
             standard_errors={"E": 0.03, "A": 124.58, "B": 1293.23, "alpha": 0.02, "beta": 0.02},
             **_CHINCHILLA_RANGE,
         ),
@@ -148,17 +357,47 @@ LAWS = {
             n_range=(7e6, 9e9), d_range=(100e6, 900e9),
             repeats=MUENNIGHOFF_REPEATS,
         ),
+        JointLaw(
+            "ludziejewski", N="active",
+            source="Ludziejewski et al. 2025, Joint MoE Scaling Laws, equation 6 and table 3",
+            n_range=(79e6, 2.7e9), d_range=(0.5e9, 80e9), **experts.joint_constants(1.0),
+        ),
+        LeverageLaw(
+            "tian", N="active",
+            source="Tian et al. 2025, Towards Greater Leverage, equation 13 and table 2",
+            **_BESIROGLU,
+        ),
+        SparsityLaw(
+            "abnar", 0.94, 16612.50, 5455.67, 0.5962, 0.3954, N="with_all_experts",
+            source="Abnar et al. 2025, Parameters vs FLOPs, equation 6 and table 3",
+        ),
+        PrecisionLaw(
+            "kumar", 2.7648, 4.299e3, 1.806e4, 0.4965, 0.4965, N="non_embedding",
+            source="Kumar et al. 2024, Scaling Laws for Precision, equation 4 and table 2",
+            n_range=(30e6, 220e6), d_range=(1.5e9, 26e9),
+        ),
     )
 }  # fmt: skip
 
 
 def find_law(name: str) -> Law:
-    """A published law by its name, or a fitted one from a file `*.json`. Raises UserError."""
+    """A published law by its name, with `:8` after that of a law of precision the bits, or a fitted one from a file
+    `*.json`. Raises UserError."""
     if name.endswith(".json"):
         return read_law(Path(name))
+    first, _, bits = name.partition(":")
+    if bits and isinstance(law := LAWS.get(first), PrecisionLaw):
+        return law.in_bits(bits)
     if name not in LAWS:
         raise UserError(f"law {name!r} is none of: {', '.join(LAWS)}, or a law file *.json{did_you_mean(name, LAWS)}")
     return LAWS[name]
+
+
+def is_published(law: Law) -> bool:
+    """Whether it is one of LAWS, in any number of bits."""
+    if isinstance(law, PrecisionLaw):
+        law = dataclasses.replace(law, name=law.name.partition(":")[0], bits=PrecisionLaw.bits)
+    return LAWS.get(law.name) == law
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,9 +560,9 @@ def training_rules(cost: ModelCost, tokens: float) -> list[RuleValue]:
     return values
 
 
-def on_experts(cost: ModelCost) -> list[str]:
+def on_experts(law: Law, cost: ModelCost) -> list[str]:
     """What must be said where a token does not meet all parameters."""
-    if cost.n_active == cost.n_params:
+    if cost.n_active == cost.n_params or law.is_of_experts:
         return []
     return ["the law is one of dense models: of experts its N counts those that a token meets"]
 
@@ -331,6 +570,6 @@ def on_experts(cost: ModelCost) -> list[str]:
 def on_state_spaces(law: Law) -> list[str]:
     """What must be said of a published law about a model with Mamba layers; what a law of one's own was fitted to, its
     owner knows."""
-    if law.name not in LAWS:
+    if not is_published(law):
         return []
     return [f"{law.name} was fitted to transformers: of models with Mamba layers it may be wrong"]

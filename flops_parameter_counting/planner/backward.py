@@ -255,6 +255,8 @@ def backward(question: Question) -> dict[str, Any]:
         section = "dataset_constraints" if str(error).startswith("--sequence_length") else "architecture"
         raise UserError(f"{section}: {str(error).removeprefix('--')}") from None
     per_token, length = cost["flops_per_token"]["training"], cost["sequence_length"]
+    law = question.law.of(model_cost(question.model.architecture, length))
+    question = dataclasses.replace(question, law=law)
     n = law_parameters(question.model.architecture, question.law)
     tokens = _tokens(question, per_token, length)
     loss = _loss(question, n, tokens["D"])
@@ -405,7 +407,7 @@ def _notes(question: Question, n: int, tokens: int, loss: float) -> list[str]:
     config, law, unique = question.model.architecture, question.law, question.unique_tokens
     assert config.vocab_size is not None
     notes = [*question.model.notes, *law.outside_range(n, tokens)]
-    notes += on_experts(model_cost(config))
+    notes += on_experts(law, model_cost(config))
     if config.has_constant_state:
         notes += on_state_spaces(law)
     return notes + notes_on_law(law, loss, config.vocab_size, None if unique is None or tokens <= unique else unique)

@@ -10,21 +10,22 @@ import textwrap
 from typing import Any
 
 from common.errors import UserError
-from components.registry import OWN_PRESETS
+from components.registry import OWN_PRESETS, PRESETS
 from data.facts import UNPREPARED, Facts, known
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.costs.report import STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
     CONSTANTS,
-    LAWS,
     Law,
     RuleValue,
     count_parameters,
+    is_published,
     knows_nothing,
     on_experts,
     on_state_spaces,
 )
 from flops_parameter_counting.planner.search import Candidate, Search, memory_of
+from flops_parameter_counting.planner.space import EXPERT_SIZES
 from model_config import ModelArchitectureConfig
 
 MICRO_BATCH_TOKENS = 16_384
@@ -129,23 +130,24 @@ def config_text(
 def _purpose(sizes: RunSizes, model: ModelArchitectureConfig, search: Search, command: str) -> str:
     cost, law = model_cost(model), search.law
     per_token, n = cost.training_flops(), count_parameters(cost, law.N)
-    predicted = law.loss(n, sizes.tokens, search.unique_tokens)
+    predicted = law.of(cost).loss(n, sizes.tokens, search.unique_tokens)
     parts = " + ".join(f"{count:,} {part}" for part, count in cost.parameters.items() if count)
+    active = "" if cost.n_active == cost.n_params else f", of which a token meets {cost.n_active:,}"
     flops = sizes.tokens * per_token
     lines = [
         f"{model.name}: what a budget of {search.budget:.4g} FLOPs buys. Made by",
         f"  {command}",
-        f"Parameters: {parts} = {cost.n_params:,}",
+        f"Parameters: {parts} = {cost.n_params:,}{active}",
         f"FLOPs per token: {per_token:,} (training, full attention, with logits)",
         f"FLOPs of the run: {sizes.tokens:,} tokens x {per_token:,} = {flops:.4e},",
         f"  {_of_budget(flops, search)}",
         f"Predicted loss: {predicted:.5f} nats per token of the law's own tokenizer and data",
         f"  ({law.name}: {law.source})",
     ]
-    lines += [f"  {line}" for line in on_experts(cost)]
+    lines += [f"  {line}" for line in on_experts(law, cost)]
     if model.has_constant_state:
         lines += [f"  {line}" for line in on_state_spaces(law)]
-    lines += [f"  {line}" for line in law.outside_range(n, sizes.tokens)]
+    lines += [f"  {line}" for line in law.of(cost).outside_range(n, sizes.tokens)]
     if search.training is not None:
         training = dataclasses.replace(search.training, micro_batch=sizes.batch_size)
         lines.append(f"Memory: {memory_of(model, training) / 1e9:,.2f} GB{_devices(training)}")
@@ -183,11 +185,14 @@ def _architecture(model: ModelArchitectureConfig) -> str:
     keys = model.layer_keys
     if "n_head" in keys:
         lines.append(f"n_head = {model.n_head}" + f"  # of {model.head_dim}" * ("head_dim" in keys))
+    if "head_dim" in PRESETS[model.arch_preset]:
+        lines.append(f"head_dim = {model.head_dim}")
     if "num_key_value_heads" in keys:
         lines.append(f"num_key_value_heads = {model.kv_heads}")
     lines.append(f"n_embd = {model.n_embd}")
     if "d_ff" in keys:
         lines.append(f"d_ff = {model.d_ff}")
+    lines += [f"{name} = {model[name]}" for name in EXPERT_SIZES if name in keys]
     lines.append(f"weight_tying = {model.weight_tying}")
     return "\n".join(lines)
 
@@ -210,6 +215,8 @@ def _data(dataset: DatasetChoice, model: ModelArchitectureConfig, sizes: RunSize
 
 
 def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rules: list[RuleValue]) -> str:
+    cost = model_cost(model)
+    met = "" if cost.n_active == cost.n_params else " that a token meets"
     low, high = min(rule.batch_tokens for rule in rules), max(rule.batch_tokens for rule in rules)
     lines = [
         f"# {sizes.gradient_accumulation_steps} x {sizes.batch_size} x {sizes.block_size:,} = "
@@ -220,7 +227,7 @@ def _steps(sizes: RunSizes, search: Search, model: ModelArchitectureConfig, rule
         f"block_size = {sizes.block_size}",
         "",
         f"# {sizes.max_iters:,} steps x {sizes.tokens_per_step:,} = {sizes.tokens:,} tokens, "
-        f"{sizes.tokens / model_cost(model).n_params:.2f} a parameter",
+        f"{sizes.tokens / cost.n_active:.2f} a parameter{met}",
         f"max_iters = {sizes.max_iters}",
     ]
     return "\n".join(lines)
@@ -253,9 +260,10 @@ def _prediction(sizes: RunSizes, model: ModelArchitectureConfig, search: Search)
     is a ranking and no prediction."""
     cost, tokens = model_cost(model), sizes.tokens
     law: Law | None = search.law
-    loss: float | None = float(search.law.loss(count_parameters(cost, search.law.N), tokens, search.unique_tokens))
+    n = count_parameters(cost, search.law.N)
+    loss: float | None = float(search.law.of(cost).loss(n, tokens, search.unique_tokens))
     heading = "What the run's log holds its outcome against"
-    if search.law.name in LAWS:
+    if is_published(search.law):
         heading += f"; {search.law.name}, of other data and another tokenizer, ranks and does not foretell the loss"
         if loss is not None and knows_nothing(loss, search.space.vocab_size):
             law = loss = None
@@ -280,7 +288,7 @@ def prediction_keys(law: Law | None, loss: float | None, flops: str, seconds: fl
 
 def _law_value(law: Law) -> str:
     """Python source."""
-    if LAWS.get(law.name) == law:
+    if is_published(law):
         return f'"{law.name}"'
     return "\n".join(["{", *(f"    {key!r}: {value!r}," for key, value in law_as_dict(law).items()), "}"])
 

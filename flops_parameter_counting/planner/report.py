@@ -28,7 +28,7 @@ from flops_parameter_counting.planner.search import (
     deciding,
     grid_search,
 )
-from flops_parameter_counting.planner.space import PUBLISHED_BUDGET, default_space
+from flops_parameter_counting.planner.space import EXPERT_SIZES, PUBLISHED_BUDGET, default_space
 from flops_parameter_counting.planner.space import published as as_published
 
 CONVENTION = "multiply-add 2, backward twice forward, attention in full, logits included"
@@ -44,6 +44,7 @@ class Report:
     rules: list[RuleValue]  # learning rate and batch of the best candidate
     notes: list[str]
     comparison: dict[str, Any] | None  # with the published search at the same budget
+    by_law: list[dict[str, Any]]  # what each law of experts would choose, where the space has a choice of experts
 
     @property
     def best(self) -> Candidate:
@@ -56,10 +57,27 @@ def report(result: Result, uncertainty: Uncertainty | None, top_k: int, notes: l
     best = candidates[0]
     cost = model_cost(best.config(search.space))
     n = count_parameters(cost, search.law.N)
-    notes = notes + on_experts(cost) + search.law.outside_range(n, best.tokens)
+    notes = notes + on_experts(search.law, cost) + search.law.of(cost).outside_range(n, best.tokens)
     notes += at_the_edge(result, best) + deciding(result, best) + _assumptions(result)
     comparison = None if search.is_published or search.space.arch != "llama3" else compare_with_published(search.budget)
-    return Report(result, candidates, uncertainty, training_rules(cost, best.tokens), notes, comparison)
+    rules = training_rules(cost, best.tokens)
+    return Report(result, candidates, uncertainty, rules, notes, comparison, by_laws_of_experts(result, best))
+
+
+def by_laws_of_experts(result: Result, best: Candidate) -> list[dict[str, Any]]:
+    """The best of the same space by each law of experts, and what that law says of `best`: where they disagree, nobody
+    knows better."""
+    search = result.search
+    if len(search.space.kinds) < 2:
+        return []
+    cost, found = model_cost(best.config(search.space)), []
+    for law in (law for law in LAWS.values() if law.is_of_experts):
+        own = best
+        if law != search.law:
+            own = grid_search(dataclasses.replace(search, law=law, with_budget=None), keep=1).candidates(1)[0]
+        of_best = law.of(cost).loss(count_parameters(cost, law.N), best.tokens, search.unique_tokens)
+        found.append({"law": law.name, "best": as_dict(own), "loss_of_this_search": float(of_best)})
+    return found
 
 
 def _assumptions(result: Result) -> list[str]:
@@ -118,7 +136,11 @@ def compare_with_published(budget: float) -> dict[str, Any] | None:
 def as_dict(candidate: Candidate) -> dict[str, Any]:
     """For JSON."""
     ratio = candidate.tokens_per_parameter
-    return dataclasses.asdict(candidate) | {"tokens_per_parameter": ratio, "chinchilla_ratio": ratio / 20}
+    values = dataclasses.asdict(candidate)
+    if not candidate.n_experts:
+        for name in ("n_active", *EXPERT_SIZES):
+            del values[name]
+    return values | {"tokens_per_parameter": ratio, "chinchilla_ratio": ratio / 20}
 
 
 def as_json(found: Report) -> dict[str, Any]:
@@ -130,13 +152,15 @@ def as_json(found: Report) -> dict[str, Any]:
             values["p_best"] = float(uncertain.p_best[index])
             values["regret"] = float(uncertain.regret[index])
             values["within_noise"] = bool(uncertain.within_noise[index])
-    law = {name: getattr(search.law, name) for name in ("name", "E", "A", "B", "alpha", "beta", "N", "source")}
     space = dataclasses.asdict(search.space)
+    if not search.space.family.has_experts:
+        for name in (*EXPERT_SIZES[:3], "granularity"):
+            del space[name]
     return {
         "budget": search.budget,
         "flops_formula": search.flops_formula,
         "convention": CONVENTION,
-        "law": law,
+        "law": search.law.as_data(),
         "space": {name: list(value) if isinstance(value, range) else value for name, value in space.items()},
         "candidates": candidates,
         "statistics": {
@@ -149,6 +173,7 @@ def as_json(found: Report) -> dict[str, Any]:
         "intervals": uncertain and {name: getattr(uncertain, name) for name in ("loss", "n_params", "tokens")},
         "training_rules": [dataclasses.asdict(rule) for rule in found.rules],
         "comparison": found.comparison,
+        **({"by_laws_of_experts": found.by_law} if found.by_law else {}),
         "notes": found.notes,
     }
 
@@ -168,34 +193,52 @@ def as_text(found: Report) -> str:
     paragraphs = [_assumed(found), _best(found), _table(found), _statistics(found), _rules(found)]
     if found.comparison is not None:
         paragraphs.append(_comparison(found))
+    if found.by_law:
+        paragraphs.append(_by_law(found.by_law))
     return "\n\n".join([*paragraphs, "\n".join(f"note: {note}" for note in found.notes)])
 
 
 def _assumed(found: Report) -> str:
     search = found.result.search
-    law, space = search.law, search.space
+    space = search.space
     kv = "as many as heads" if space.kv_heads is None else _sizes(space.kv_heads)
     heads = f"head dims {_sizes(space.head_dims)}; key and value heads {kv}; " if space.family.has_heads else ""
     d_ff = f"d_ff {space.ffn_expansion_ratio:g} x; " if space.family.has_d_ff else ""
     lines = [
-        f"Budget:         {search.budget:.4e} FLOPs" + _inference(search),
-        f"Law:            {law.name}: {law.E:.4f} + {law.A:.2f} / N^{law.alpha:.4f} + {law.B:.2f} / D^{law.beta:.4f}",
-        f"                {law.source}; N: {N_MEANINGS[law.N]}",
-        f"FLOPs:          {_formula(search)}",
+        *assumed_of_law(search),
         f"Space:          {space.arch}, vocabulary {space.vocab_size:,}, {space.sequence_length:,} tokens a sequence",
         f"                hidden sizes {_sizes(space.hidden_sizes)}; layers {_sizes(space.layers)}",
         f"                {heads}{d_ff}{'tied' if space.weight_tying else 'untied'} head",
     ]
+    if space.family.has_experts:
+        of_dense = ", ".join(f"{granularity:g}" for granularity in space.granularity)
+        lines.append(
+            f"                experts {_sizes(space.n_experts)}, of which a token meets "
+            f"{_sizes(space.n_experts_per_token)}; {_sizes(space.n_shared_experts)} shared; an expert is "
+            f"{space.ffn_expansion_ratio:g} x over {of_dense} wide (granularity)"
+        )
     if search.aspect_ratio is not None:
         lines.append("                n_embd / n_layer {:g} to {:g}".format(*search.aspect_ratio))
     if search.unique_tokens is not None:
         lines.append(f"Unique tokens:  {search.unique_tokens:.4g}; further ones are repetitions")
     if search.training is not None:
-        lines.append(f"Memory:         {_memory(search.training)}")
+        lines.append(f"Memory:         {memory_in_words(search.training)}")
     return "\n".join(lines)
 
 
-def _memory(training: Setting) -> str:
+def assumed_of_law(search: Search) -> list[str]:
+    """The budget, the law and how FLOPs are counted, as lines."""
+    law = search.law
+    return [
+        f"Budget:         {search.budget:.4e} FLOPs" + _inference(search),
+        f"Law:            {law.name}: {law.formula}",
+        f"                {law.source}; N: {N_MEANINGS[law.N]}",
+        f"FLOPs:          {_formula(search)}",
+    ]
+
+
+def memory_in_words(training: Setting) -> str:
+    """Of what, and what bounds it."""
     limit = "not bounded" if training.device_memory is None else f"at most {training.device_memory / 1e9:,g} GB"
     on = "the one device" if training.devices == 1 else f"each of {training.devices:,} devices, {training.strategy}"
     checkpointing = ", activation checkpointing" if training.activation_checkpointing else ""
@@ -234,14 +277,18 @@ def _best(found: Report) -> str:
     family = search.space.family
     heads = f", {best.n_head} heads, {best.num_key_value_heads} KV heads" if family.has_heads else ""
     d_ff = f", d_ff {best.d_ff}" if family.has_d_ff else ""
+    d_ff += f", {best.n_experts} experts of {best.expert_d_ff}" if family.has_experts else ""
+    active, of_active = "", ""
+    if best.n_active != best.n_params:
+        active, of_active = f", of which a token meets {best.n_active:,}", " (of those that a token meets)"
     lines = [
         "BEST CONFIG",
         f"  Architecture     {best.config(search.space).name}",
         f"                   {best.n_layer} layers x {best.n_embd}{heads}{d_ff}",
         _headline(found) + interval["loss"],
-        f"  N                {best.n_params:,}{interval['n']}",
+        f"  N                {best.n_params:,}{active}{interval['n']}",
         f"  D                {_number(best.tokens)}{interval['d']}",
-        f"  D/N              {best.tokens_per_parameter:.2f}   D/(20N) {best.tokens_per_parameter / 20:.3f}",
+        f"  D/N              {best.tokens_per_parameter:.2f}   D/(20N) {best.tokens_per_parameter / 20:.3f}{of_active}",
     ]
     if search.is_published:
         lines.append(f"  FLOPs            {best.flops:.4e} by the published formula ({_share(best.flops, search)})")
@@ -289,6 +336,7 @@ def _table(found: Report) -> str:
         f"TOP {len(found.candidates)}",
         f"   #      loss  {'N (' + n_letter + ')':>9}  {'D (' + d_letter + ')':>10}       D/N  D/(20N)"
         "  layers   width  heads   KV    d_ff       FLOPs"
+        + (f"  {'active (' + n_letter + ')':>10}  {'experts':>16}" if found.best.n_experts else "")
         + ("" if found.best.memory_per_device is None else "  GB/device")
         + ("" if sure is None else "  P(best)    regret  noise"),
     ]
@@ -299,6 +347,8 @@ def _table(found: Report) -> str:
             f"{ratio:>8.2f}  {ratio / 20:>7.3f}  {row.n_layer:>6}  {row.n_embd:>6}  {row.n_head:>5}  "
             f"{row.num_key_value_heads:>3}  {row.d_ff:>6}  {row.flops:.4e}"
         )
+        if row.n_experts:
+            line += f"  {row.n_active / n_unit:>10.3f}  {_experts(dataclasses.asdict(row)):>16}"
         if row.memory_per_device is not None:
             line += f"  {row.memory_per_device / 1e9:>9,.2f}"
         if sure is not None:
@@ -306,6 +356,38 @@ def _table(found: Report) -> str:
             line += f"  {sure.p_best[index]:>7.3f}  {sure.regret[index]:>8.5f}  {within:>5}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _by_law(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "BY EACH LAW OF EXPERTS, its own best of this space, and what it says of the best above",
+        "  law                loss  of the above        experts      N (M)  active (M)       D (M)  layers   width",
+    ]
+    for row in found:
+        own = row["best"]
+        lines.append(
+            f"  {row['law']:<13}  {own['loss']:.6f}      {row['loss_of_this_search']:.6f}  {_experts(own):>13}  "
+            f"{own['n_params'] / 1e6:>9,.0f}  {own['n_active'] / 1e6:>10,.0f}  {own['tokens'] / 1e6:>10,.0f}  "
+            f"{own['n_layer']:>6}  {own['n_embd']:>6}"
+        )
+    shares = {row["law"]: _share_met(row["best"]) for row in found}
+    if len(set(shares.values())) == 1:
+        lines.append(f"  They agree that a token should meet {100 * next(iter(shares.values())):.3g} % of the experts.")
+    else:
+        each = ", ".join(f"{law} {100 * share:.3g} %" for law, share in shares.items())
+        lines.append(f"  They disagree on how much of the experts a token should meet: {each}.")
+    return "\n".join(lines)
+
+
+def _experts(own: dict[str, Any]) -> str:
+    """`2of8+1 x 768`."""
+    shared = f"+{own['n_shared_experts']}" if own["n_shared_experts"] else ""
+    return f"{own['n_experts_per_token']}of{own['n_experts']}{shared} x {own['expert_d_ff']}"
+
+
+def _share_met(own: dict[str, Any]) -> float:
+    shared = own["n_shared_experts"]
+    return (own["n_experts_per_token"] + shared) / (own["n_experts"] + shared)
 
 
 def _statistics(found: Report) -> str:

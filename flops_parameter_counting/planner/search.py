@@ -82,6 +82,7 @@ class Bound:
     high: float
     advice: Callable[["Bound"], str]  # for when it leaves nothing
     without: dict[str, Any]  # what a search says that does not have it
+    sizes: tuple[str, ...] = SIZES  # of the architectures
     entered: int = 0
     passed: int = 0
     smallest: float = math.inf
@@ -94,7 +95,7 @@ class Bound:
         if met.size and met.min() < self.smallest:
             self.smallest = float(met.min())
             row = np.nonzero(alive & (values == self.smallest))[0][0]
-            self.sizes_of_smallest = {name: int(getattr(grid, name)[row]) for name in SIZES}
+            self.sizes_of_smallest = {name: int(_of_each(grid[name], len(alive))[row]) for name in self.sizes}
         if met.size:
             self.largest = max(self.largest, float(met.max()))
         alive = alive & (values >= self.low) & (values <= self.high)
@@ -141,6 +142,8 @@ def _bounds(search: Search) -> dict[str, Bound]:
     if search.is_published:
         tolerance = published_formula.TOLERANCE
         bounds["flops"] = Bound("FLOPs / budget", 1 - tolerance, 1 + tolerance, _advise_on_flops, {})
+    for bound in bounds.values():
+        bound.sizes = search.space.sizes
     return bounds
 
 
@@ -150,7 +153,7 @@ def _advise_on_aspect(bound: Bound) -> str:
 
 def _advise_on_params(search: Search, bound: Bound) -> str:
     """The fewest parameters of what is feasible without the bound."""
-    smaller = "take smaller --hidden_sizes and --layers"
+    smaller = f"take smaller --hidden_sizes and --layers{_or_fewer_experts(search)}"
     found = _search(dataclasses.replace(search, max_params=None), KEPT)
     if isinstance(found, Bound):
         return smaller
@@ -181,7 +184,12 @@ def _advise_on_memory(search: Search, bound: Bound) -> str:
         if fits(**together, devices=factor * devices):
             more = f" on {factor} times the --devices for 1/{factor} of the --days" if factor > 1 else ""
             return f"{config.name}, the lightest, fits with {' '.join(remedies)}{more}"
-    return "take smaller --hidden_sizes, --layers or --vocab_size, or a shorter --sequence_length"
+    smaller = f"take smaller --hidden_sizes, --layers or --vocab_size{_or_fewer_experts(search)}"
+    return f"{smaller}, or a shorter --sequence_length"
+
+
+def _or_fewer_experts(search: Search) -> str:
+    return ", or fewer --n_experts" if search.space.family.has_experts else ""
 
 
 def _advise_on_tokens(search: Search, bound: Bound) -> str:
@@ -251,13 +259,19 @@ class Candidate:
     num_key_value_heads: int
     d_ff: int
     memory_per_device: int | None
+    n_active: int  # parameters that a token meets
+    n_experts: int = 0
+    n_experts_per_token: int = 0
+    n_shared_experts: int = 0
+    expert_d_ff: int = 0
 
     @property
     def tokens_per_parameter(self) -> float:
-        return self.tokens / self.n_params
+        """Of those that a token meets."""
+        return self.tokens / self.n_active
 
     def config(self, space: SearchSpace) -> ModelArchitectureConfig:
-        return space.config({name: getattr(self, name) for name in SIZES})
+        return space.config({name: getattr(self, name) for name in space.sizes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +292,7 @@ class Result:
 
     def _candidate(self, index: int) -> Candidate:
         search = self.search
-        sizes: dict[str, Any] = {name: int(self.best[name][index]) for name in SIZES}
+        sizes: dict[str, Any] = {name: int(self.best[name][index]) for name in search.space.sizes}
         n_params, forward = int(self.best["n_params"][index]), int(self.best["forward"][index])
         config = search.space.config(sizes)
         cost = model_cost(config)
@@ -287,7 +301,7 @@ class Result:
             tokens = (int(search.budget) - search.inference_tokens * forward) // with_backward(forward)
         n = count_parameters(cost, search.law.N)
         return Candidate(
-            loss=float(search.law.loss(n, tokens, search.unique_tokens)),
+            loss=float(search.law.of(cost).loss(n, tokens, search.unique_tokens)),
             tokens=tokens,
             flops=with_backward(forward) * tokens,
             true_flops=cost.training_flops() * tokens,
@@ -297,6 +311,7 @@ class Result:
             n_params=n_params,
             **sizes,
             memory_per_device=None if search.training is None else memory_of(config, search.training),
+            n_active=cost.n_active,
         )
 
 
@@ -325,7 +340,7 @@ def _search(search: Search, keep: int) -> Result | Bound:
     grid = published_formula.token_grid(search.tokens_min, search.tokens_max) if search.is_published else None
     chunk = max(1, CHUNK // (1 if grid is None else len(grid)))
     kept = _Kept(keep)
-    chunks, candidates = math.ceil(len(search.space) / chunk), len(search.space) * (1 if grid is None else len(grid))
+    chunks, candidates = search.space.chunks(chunk), len(search.space) * (1 if grid is None else len(grid))
     for architectures in _with_progress(search.space.grids(chunk), chunks, "chunk", candidates):
         kept.add(_evaluate(search, architectures, grid, bounds))
     for bound in bounds.values():
@@ -353,7 +368,7 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
         "params": lambda: np.broadcast_to(n_params, tokens.shape),
         "memory": lambda: np.broadcast_to(_gigabytes(search, grid)[:, None], tokens.shape),
         "tokens": lambda: tokens,
-        "chinchilla": lambda: tokens / (20 * n_params),
+        "chinchilla": lambda: tokens / (20 * np.asarray(cost.n_active)[:, None]),
         "flops": lambda: forward * (with_backward(tokens) + search.inference_tokens) / search.budget,
     }
     alive = np.ones(tokens.shape, bool)
@@ -368,8 +383,13 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
         "n_params": n_params[rows, 0],
         "forward": forward[rows, 0],
     }
-    found["loss"] = search.law.loss(n_law, found["tokens"], search.unique_tokens)
-    return found | {name: getattr(grid, name)[rows] for name in SIZES}
+    found["loss"] = search.law.of(cost, rows).loss(n_law, found["tokens"], search.unique_tokens)
+    return found | {name: _of_each(grid[name], len(n_params))[rows] for name in search.space.sizes}
+
+
+def _of_each(value: Any, count: int) -> np.ndarray:
+    """A size of so many architectures, (architectures,), where it may be the same for all."""
+    return value if isinstance(value, np.ndarray) else np.full(count, value)
 
 
 def _select(grid: Grid, mask: np.ndarray) -> Grid:
@@ -472,13 +492,22 @@ def uncertainty(result: Result) -> Uncertainty | None:
     )
 
 
+EDGES = {
+    "hidden_sizes": "n_embd",
+    "layers": "n_layer",
+    **{name: name for name in ("n_experts", "n_experts_per_token", "n_shared_experts")},
+}
+
+
 def at_the_edge(result: Result, candidate: Candidate) -> list[str]:
     """The sizes in which a candidate is the smallest or largest of its space, as readable lines."""
     space, lines = result.search.space, []
-    for option, name in (("hidden_sizes", "n_embd"), ("layers", "n_layer")):
+    for option, name in EDGES.items():
         sizes, value = getattr(space, option), getattr(candidate, name)
+        if len(set(sizes)) < 2 or (name == "n_shared_experts" and value == 0):
+            continue
         for end, word in ((min(sizes), "smallest"), (max(sizes), "largest")):
-            if value == end and len(set(sizes)) > 1:
+            if value == end:
                 lines.append(f"{name} = {value} is the {word} of the space: a wider --{option} may hold a better one")
     return lines
 

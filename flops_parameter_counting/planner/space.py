@@ -6,6 +6,7 @@ integers, so that one formula serves one model and millions.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, same_name
+from common.keys import keys_of
 from components.registry import default_letter
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
-SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what the architectures of a space differ in
+SIZES = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "d_ff")  # what the architectures of a space differ in,
+EXPERT_SIZES = ("n_experts", "n_experts_per_token", "n_shared_experts", "expert_d_ff")  # and with experts in these too
 MOST_SIZES = 1_000_000  # of one kind
 SMALL_BUDGET = 1e16  # below it bytes and the embedded dataset; above it that would be passed over more than 10 times
 PUBLISHED_WIDTH_STEP = 256
@@ -75,14 +78,25 @@ class Family:
         return next(((spec, self.values[key]) for key, spec in forms if self.values.get(key) is not None), None)
 
     @functools.cached_property
+    def _parts(self) -> list[tuple[int, int]]:
+        """(letters that come once, letters that are repeated after them) of each pattern."""
+        written = [(self.values.get(key) or "-").rpartition(",") for key in ("layer_pattern", "ffn_pattern")]
+        return [(len(once), len(again)) for once, _, again in written]
+
+    @functools.cached_property
+    def once(self) -> int:
+        """Layers before those that the patterns repeat."""
+        return max(once for once, _ in self._parts)
+
+    @functools.cached_property
     def period(self) -> int:
         """Layers after which the patterns begin anew."""
-        return math.lcm(*(len(self.values.get(key) or "-") for key in ("layer_pattern", "ffn_pattern")))
+        return math.lcm(*(again for _, again in self._parts))
 
     @functools.cached_property
     def example(self) -> ModelArchitectureConfig:
         """One of the family, with all of its different layers."""
-        small = {"n_layer": self.period} if self.form is None else {}
+        small = {"n_layer": self.once + self.period} if self.form is None else {}
         return resolve_architecture({"arch_preset": self.arch, **small})
 
     @functools.cached_property
@@ -103,12 +117,38 @@ class Family:
         return "d_ff" in self.keys
 
     @property
+    def has_experts(self) -> bool:
+        return "expert_d_ff" in self.keys
+
+    def spec_with(self, key: str) -> Any:
+        """The spec of a layer that has the key."""
+        specs = (spec for layer in self.example.layer_counts for spec in layer.specs)
+        return next(spec for spec in specs if key in keys_of(type(spec)))
+
+    @property
     def ffn_expansion_ratio(self) -> float:
-        """d_ff over n_embd as the preset has it; 0 without d_ff."""
-        if not self.has_d_ff:
-            return 0.0
-        dense = next(spec for layer in self.example.layer_counts for spec in layer.specs if hasattr(spec, "own_ratio"))
-        return self.values.get("ffn_expansion_ratio") or dense.own_ratio
+        """d_ff over n_embd as the preset has it; of experts alone, of a dense FFN as wide as all that a token meets; 0
+        without either."""
+        if self.has_d_ff:
+            return self.values.get("ffn_expansion_ratio") or self.spec_with("d_ff").own_ratio
+        return self._met * self._expert_ratio if self.has_experts else 0.0
+
+    @property
+    def granularity(self) -> float:
+        """ffn_expansion_ratio over the ratio of an expert, as the preset has them."""
+        return self.ffn_expansion_ratio / self._expert_ratio
+
+    @property
+    def _met(self) -> int:
+        """Experts that a token meets."""
+        return self.example.n_experts_per_token + self.example.n_shared_experts
+
+    @property
+    def _expert_ratio(self) -> float:
+        """expert_d_ff over n_embd as the preset has it."""
+        if self.values.get("expert_d_ff") is not None:
+            return self.values["expert_d_ff"] / self.example.n_embd
+        return self.values.get("expert_expansion_ratio") or self.spec_with("expert_d_ff").own_ratio / self._met
 
     @property
     def width_step(self) -> int:
@@ -120,18 +160,24 @@ class Family:
         """How many of each different layer the architectures of so many layers have."""
         layers = self.example.layer_counts
         if self.form is None:
+            again = (n_layer - self.once) * (n_layer > self.once)  # layers after those that come once
+            first = n_layer - again // self.period * self.period
             return {
-                layer: n_layer // self.period * count + self._in_the_first(n_layer % self.period, layer)
-                for layer, count in layers.items()
+                layer: self._in_the_first(first, layer) + again // self.period * self._in_a_period(layer)
+                for layer in layers
             }
         spec, value = self.form
         by_letter = {layer.mixer_spec.letter: layer for layer in layers}
         return {by_letter[letter]: count for letter, count in spec.counts(n_layer, value).items()}
 
     def _in_the_first(self, count: Any, layer: Layer) -> Any:
-        """How many of the first layers of a period are such a one."""
+        """How many of the first layers, not more than the example has, are such a one."""
         counts = np.cumsum([0, *(one == layer for one in self.example.layers)])
         return counts[count.astype(np.int64)] if np.ndim(count) else int(counts[int(count)])
+
+    def _in_a_period(self, layer: Layer) -> int:
+        """How many of the layers that are repeated are such a one."""
+        return sum(one == layer for one in self.example.layers[self.once :])
 
     def patterns(self, n_layer: int) -> dict[str, str | None]:
         """layer_pattern and ffn_pattern of so many layers."""
@@ -139,7 +185,9 @@ class Family:
             spec, value = self.form
             return {"layer_pattern": spec.pattern(n_layer, value)}
         written = {key: self.example[key] for key in ("layer_pattern", "ffn_pattern")}
-        return {key: pattern and (pattern * n_layer)[:n_layer] for key, pattern in written.items()}
+        return {
+            key: pattern and (pattern + pattern[self.once :] * n_layer)[:n_layer] for key, pattern in written.items()
+        }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,6 +202,9 @@ class SearchSpace:
     not whole, or with `d_ff_step` down to a multiple of it. An architecture without heads has no `head_dims` (empty) or
     `kv_heads` (None), one without a dense FFN the ratio 0, and these sizes are 0. Which layers have which mixer follows
     from their number, as the preset says.
+
+    With experts, an expert is d_ff / granularity wide, up to a multiple that they want; `experts_of` are the
+    combinations of the other three that can work. Without them these four are empty.
     """
 
     arch: str
@@ -166,6 +217,10 @@ class SearchSpace:
     ffn_expansion_ratio: float
     weight_tying: bool
     d_ff_step: int | None = None
+    n_experts: Sequence[int] = ()
+    n_experts_per_token: Sequence[int] = ()
+    n_shared_experts: Sequence[int] = ()
+    granularity: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         self._check_keys()
@@ -175,12 +230,12 @@ class SearchSpace:
                 continue
             if sizes is not None and (not 0 < len(sizes) <= MOST_SIZES or min(sizes) < 1):
                 raise UserError(f"{name} must hold 1 to {MOST_SIZES:,} sizes, each 1 or more")
+        if not self.depths:
+            raise UserError(f"layers: {self.arch} begins with {self.family.once} that come once: take more of them")
         if self._bound_on_flops() >= 2**62:
             raise UserError("the space's largest model is beyond 64-bit arithmetic: take smaller sizes")
         if self.family.form is not None and min(self.layers) < (kinds := len(self.family.example.layer_counts)):
             raise UserError(f"layers: {self.arch} has {kinds} kinds of layers: take {kinds} or more")
-        if not self.depths:
-            raise UserError(f"layers: {self.arch} repeats {self.family.period} layers: take multiples of them")
         self._check_positions()
 
     @functools.cached_property
@@ -188,14 +243,24 @@ class SearchSpace:
         return Family(self.arch)
 
     def _check_keys(self) -> None:
+        family = self.family
         given = {
-            "head_dims": (self.head_dims, self.family.has_heads),
-            "kv_heads": (self.kv_heads, self.family.has_kv_heads),
-            "ffn_expansion_ratio": (self.ffn_expansion_ratio, self.family.has_d_ff),
+            "head_dims": (self.head_dims, family.has_heads, without(family)),
+            "kv_heads": (self.kv_heads, family.has_kv_heads, without(family)),
+            "ffn_expansion_ratio": (self.ffn_expansion_ratio, family.has_d_ff or family.has_experts, without(family)),
         }
-        for name, (value, is_there) in given.items():
+        of_experts = (*EXPERT_SIZES[:3], "granularity")
+        given |= {name: (getattr(self, name), family.has_experts, "no experts") for name in of_experts}
+        for name, (value, is_there, what) in given.items():
             if value and not is_there:
-                raise UserError(f"{name}: {self.arch} has {without(self.family)}: drop it, or take another --arch")
+                raise UserError(f"{name}: {self.arch} has {what}: drop it, or take another --arch")
+        for name in of_experts if family.has_experts else ():
+            if not getattr(self, name):
+                raise UserError(f"{name} must hold a size or more: {self.arch} has experts")
+        if (choices := math.prod(len(getattr(self, name)) for name in of_experts)) > MOST_SIZES:
+            raise UserError(f"{choices:,} choices of experts are more than {MOST_SIZES:,}: take fewer of each")
+        if family.has_experts and not self.experts_of:
+            raise UserError(self._why_no_experts())
 
     def _check_positions(self) -> None:
         """Where heads are as wide as n_embd / n_head, and not as a key of their mixer says."""
@@ -216,6 +281,9 @@ class SearchSpace:
         heads = width // head_dim + 1
         sizes = {"n_layer": n_layer, "n_embd": width, "n_head": heads, "num_key_value_heads": heads}
         sizes |= {"head_dim": np.float64(head_dim), "d_ff": self.d_ff(width)}
+        if self.family.has_experts:
+            sizes |= {name: max(getattr(self, name)) for name in EXPERT_SIZES[:3]}
+            sizes["expert_d_ff"] = self.expert_d_ff(width, min(self.granularity))
         largest = Grid(self.family.counts(n_layer), **{**self.template.as_dict(), **sizes})
         published = with_backward(2 * n_layer * heads * self.sequence_length * width)
         return model_cost(largest).training_flops() + published
@@ -228,14 +296,42 @@ class SearchSpace:
 
     @functools.cached_property
     def depths(self) -> list[int]:
-        """Numbers of layers that the patterns can have: a layer_pattern goes on, or ends, with them."""
-        period = self.family.period if self.family.values.get("ffn_pattern") else 1
-        return sorted({n_layer for n_layer in self.layers if n_layer % period == 0})
+        """Numbers of layers that the patterns can have, which go on, or end, with them."""
+        return sorted({n_layer for n_layer in self.layers if n_layer > self.family.once})
+
+    @functools.cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """The names of what its architectures differ in."""
+        return SIZES + EXPERT_SIZES if self.family.has_experts else SIZES
+
+    @functools.cached_property
+    def experts_of(self) -> list[dict[str, int]]:
+        """The combinations of EXPERT_SIZES but the width that can work; one that says nothing without experts."""
+        if not self.family.has_experts:
+            return [{}]
+        names = EXPERT_SIZES[:3]
+        each = itertools.product(*(sorted(set(getattr(self, name))) for name in names))
+        found = [dict(zip(names, sizes, strict=True)) for sizes in each]
+        return [sizes for sizes in found if self._refused(sizes) is None]
+
+    def _refused(self, experts: Mapping[str, int]) -> str | None:
+        """Why so many experts cannot work; None where they can."""
+        try:
+            self.family.spec_with("expert_d_ff").check(self.template.replace(**experts))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _why_no_experts(self) -> str:
+        first = {name: min(getattr(self, name)) for name in EXPERT_SIZES[:3]}
+        first["n_experts"] = max(self.n_experts)
+        return f"the space is empty: {self._refused(first)}"
 
     def config(self, sizes: Mapping[str, int]) -> ModelArchitectureConfig:
-        """The architecture of the space with these SIZES."""
+        """The architecture of the space with these sizes."""
         own: dict[str, Any] = {"n_layer": sizes["n_layer"], "n_embd": sizes["n_embd"]}
-        own |= {name: sizes[name] for name in ("n_head", "num_key_value_heads", "d_ff") if name in self.family.keys}
+        named = ("n_head", "num_key_value_heads", "d_ff", *EXPERT_SIZES)
+        own |= {name: sizes[name] for name in named if name in self.family.keys}
         if "head_dim" in self.family.keys:
             own["head_dim"] = sizes["n_embd"] // sizes["n_head"]
         patterns = self.family.patterns(sizes["n_layer"])
@@ -253,6 +349,12 @@ class SearchSpace:
         whole = np.floor(exact + 1e-9)
         rounded_up = np.ceil(exact / FFN_STEP) * FFN_STEP
         return np.where(exact - whole > 1e-9, rounded_up, whole).astype(np.int64)
+
+    def expert_d_ff(self, n_embd: Any, granularity: float) -> Any:
+        """An expert's width for an n_embd, or an array of them."""
+        step = self.family.spec_with("expert_d_ff").own_multiple
+        exact = np.round(self.ffn_expansion_ratio / granularity * n_embd, 6)
+        return np.maximum(1, np.ceil(exact / step).astype(np.int64)) * step
 
     @functools.cached_property
     def shapes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -287,26 +389,45 @@ class SearchSpace:
 
     def __len__(self) -> int:
         """Architectures."""
+        return self._of_a_kind * len(self.kinds)
+
+    @property
+    def _of_a_kind(self) -> int:
+        """Architectures with the same experts."""
         return len(self.shapes[0]) * len(self.depths)
 
+    @functools.cached_property
+    def kinds(self) -> list[tuple[dict[str, int], float | None]]:
+        """Every choice of experts, with every granularity."""
+        granularities: list[float | None] = [*sorted(set(self.granularity))] or [None]
+        return [(experts, granularity) for experts in self.experts_of for granularity in granularities]
+
+    def chunks(self, chunk: int) -> int:
+        """How many grids there are of so many architectures at most."""
+        return math.ceil(self._of_a_kind / chunk) * len(self.kinds)
+
     def grids(self, chunk: int) -> Iterator[Grid]:
-        """All architectures, at most `chunk` at a time, in a fixed order."""
+        """All architectures, at most `chunk` at a time, in a fixed order. Those of a grid have equal experts, but for
+        their width."""
         n_embd, n_head, kv = self.shapes
         layers, shared = np.array(self.depths, np.int64), self.template.as_dict()
-        for start in range(0, len(self), chunk):
-            index = np.arange(start, min(start + chunk, len(self)))
-            shape, layer = np.divmod(index, len(layers))
-            n_layer = layers[layer]
-            sizes = {"n_layer": n_layer, "n_embd": n_embd[shape], "n_head": n_head[shape]}
-            sizes |= {"num_key_value_heads": kv[shape], "d_ff": self.d_ff(n_embd[shape])}
-            if "head_dim" in self.family.keys:
-                sizes["head_dim"] = sizes["n_embd"] // sizes["n_head"]
-            yield Grid(self.family.counts(n_layer), **(shared | sizes))
+        for experts, granularity in self.kinds:
+            for start in range(0, self._of_a_kind, chunk):
+                index = np.arange(start, min(start + chunk, self._of_a_kind))
+                shape, layer = np.divmod(index, len(layers))
+                n_layer = layers[layer]
+                sizes = {"n_layer": n_layer, "n_embd": n_embd[shape], "n_head": n_head[shape]}
+                sizes |= {"num_key_value_heads": kv[shape], "d_ff": self.d_ff(n_embd[shape])}
+                if "head_dim" in self.family.keys:
+                    sizes["head_dim"] = sizes["n_embd"] // sizes["n_head"]
+                if granularity is not None:
+                    sizes["expert_d_ff"] = self.expert_d_ff(sizes["n_embd"], granularity)
+                yield Grid(self.family.counts(n_layer), **(shared | experts | sizes))
 
 
 def without(family: Family) -> str:
     """What a family does not have, in words."""
-    if not (family.has_heads or family.has_d_ff):
+    if not (family.has_heads or family.has_d_ff or family.has_experts):
         return "neither attention nor FFNs"
     return "no FFNs" if family.has_heads else "no attention heads"
 
@@ -320,9 +441,7 @@ def default_space(budget: float, arch: str) -> SearchSpace:
     family, step = Family(arch), _width_step(budget)
     is_large = step >= PUBLISHED_WIDTH_STEP
     scale = step / PUBLISHED_WIDTH_STEP
-    vocab_size, sequence_length = (128256, 2048) if arch == "llama3" and is_large else (50304, 1024)
-    if budget < SMALL_BUDGET:
-        vocab_size, sequence_length = 256, 256
+    vocab_size, sequence_length = (128256, 2048) if arch == "llama3" and is_large else default_tokens(budget)
     layers = range(max(2, int(16 * scale)), max(16, int(64 * scale)))
     if is_large:
         layers = range(16, int(64 * scale), int(2 * scale))
@@ -338,7 +457,21 @@ def default_space(budget: float, arch: str) -> SearchSpace:
         kv_heads=(8,) if grouped and is_large else None,
         ffn_expansion_ratio=family.ffn_expansion_ratio,
         weight_tying=family.values.get("weight_tying", True),
+        **_experts_of_preset(family),
     )
+
+
+def _experts_of_preset(family: Family) -> dict[str, Any]:
+    """The experts that the preset has, whatever the budget."""
+    if not family.has_experts:
+        return {}
+    found: dict[str, Any] = {name: (family.example[name],) for name in EXPERT_SIZES[:3]}
+    return found | {"granularity": (family.granularity,)}
+
+
+def default_tokens(budget: float) -> tuple[int, int]:
+    """Vocabulary and tokens of a sequence, of any architecture."""
+    return (256, 256) if budget < SMALL_BUDGET else (50304, 1024)
 
 
 def default_aspect_ratio(budget: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.keys import key
 from components.ffns.gated.spec import CLAMPED, GATES, Clamps
 from components.registry import register_spec
-from components.spec import Config, MicroBatch, Weights, matrices, vectors
+from components.spec import Config, MicroBatch, Routing, Weights, matrices, vectors
 
 OWN_RATIO = 8 / 3  # of the hidden width of all experts that a token meets to n_embd, unless a key says otherwise
 OWN_MULTIPLE = 8  # the rows of grouped products begin at multiples of 16 bytes
@@ -23,6 +23,7 @@ class Experts(Clamps):
     divides = ("expert_d_ff",)
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {"expert_d_ff": ("expert_expansion_ratio",)}
     sums_parts = True
+    own_ratio, own_multiple = OWN_RATIO, OWN_MULTIPLE
 
     n_experts: int = key(8, "experts of a layer", at_least=1, group="Architecture: experts")
     n_experts_per_token: int = key(2, "experts that a token meets", at_least=1)
@@ -121,6 +122,11 @@ class Experts(Clamps):
 
     def loads(self, config: Config) -> int:
         return config.n_experts
+
+    def routing(self, config: Config) -> Routing:
+        shared = config.n_shared_experts
+        width = config.expert_d_ff / config.n_embd
+        return Routing(config.n_experts_per_token + shared, config.n_experts + shared, width)
 
     def is_shared(self, config: Config) -> bool:
         """Every rank has a part of each expert's hidden width, and the whole router."""
