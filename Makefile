@@ -25,6 +25,7 @@ test-slow: .venv/installed-dev
 
 docs: .venv/installed
 	$(BIN)/python configurator.py > docs/configuration.md
+	$(BIN)/python -m components.reference > docs/reference/components.md
 
 # torch first: what depends on it then keeps the build that was chosen.
 .venv/installed: requirements.txt

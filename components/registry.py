@@ -24,6 +24,7 @@ OWN = "own_components"  # the package that the user's folders are below
 SPECS: dict[str, dict[str, Any]] = {}
 MODULES: dict[str, dict[str, Any]] = {}
 PRESETS: dict[str, dict[str, Any]] = {}
+PRESET_SOURCES: dict[str, str] = {}
 OWN_PRESETS: dict[str, Path] = {}  # those that a folder of the user's registered, and the folder
 CHOICES: list[Callable[..., "Choice"]] = []
 _KEYS: dict[str, Key] = {}
@@ -87,11 +88,12 @@ def register_module(kind: str, *names: str) -> Any:
     return store
 
 
-def register_preset(name: str, values: Mapping[str, Any]) -> None:
-    """A value of `arch_preset`, and what it says beyond the defaults. Raises UserError for a name that exists."""
+def register_preset(name: str, values: Mapping[str, Any], source: str = "") -> None:
+    """A value of `arch_preset`, what it says beyond the defaults, and where that comes from, for people. Raises
+    UserError for a name that exists."""
     if name in PRESETS:
         raise UserError(f"arch_preset {name!r} exists already: choose another name")
-    PRESETS[name] = dict(values)
+    PRESETS[name], PRESET_SOURCES[name] = dict(values), source
     if _loading is not None:
         OWN_PRESETS[name] = _loading
 
@@ -216,7 +218,7 @@ def _import(name: str) -> None:
 def kept() -> Iterator[None]:
     """What is registered inside is taken back afterwards: for tests that register components."""
     before = {kind: set(names) for kind, names in SPECS.items()}
-    flat: tuple[dict[str, Any], ...] = (PRESETS, OWN_PRESETS, _KEYS, _ROOMS)
+    flat: tuple[dict[str, Any], ...] = (PRESETS, PRESET_SOURCES, OWN_PRESETS, _KEYS, _ROOMS)
     names_before = [set(table) for table in flat]
     try:
         yield

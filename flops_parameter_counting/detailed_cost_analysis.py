@@ -4,6 +4,7 @@ runs unchanged.
   python flops_parameter_counting/detailed_cost_analysis.py --model_config config/arch_llama3.py
   python flops_parameter_counting/detailed_cost_analysis.py --model_config llama/config.json --sequence_length 4096 \\
       --device H100-SXM --devices 8 --strategy fsdp --tokens 1e11 --mfu 0.4
+  python flops_parameter_counting/detailed_cost_analysis.py --model_config llama/config.json --audit
   python flops_parameter_counting/detailed_cost_analysis.py --validate
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e13 --emit config/mine.py
   python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1.36e21 --law hoffmann --enforce_chinchilla
@@ -32,7 +33,7 @@ from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
 from common.files import check_target, write_json, write_whole
 from components.registry import load_rooms
 from flops_parameter_counting.costs.devices import dense_peak, device_names, named_device
-from flops_parameter_counting.costs.report import DTYPE_BYTES, STRATEGIES, Model, Setting, as_text, describe
+from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRATEGIES, Model, Setting, as_text, describe
 from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
 from flops_parameter_counting.planner.emit import choose_dataset, config_text
 from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_LAW
@@ -156,7 +157,13 @@ def add_model_arguments(built: ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a config file (*.py; it is executed), or a config.json of Hugging Face or of a run, with comments or "
-        "without, or the folder that has it",
+        "without, or the folder that has it; of a family that is not counted here, transformers' class is traced",
+    )
+    add(
+        "--audit",
+        action="store_true",
+        default=None,
+        help="of a config.json of Hugging Face: what transformers' class costs, traced beside what is counted here",
     )
     add("--tokens", type=positive, help="tokens of the training whose time is asked; with --mfu and a device")
     add(
@@ -168,22 +175,66 @@ def add_model_arguments(built: ArgumentParser) -> None:
     add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
     add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
     built.add_argument(
-        "--validate", action="store_true", default=None, help="recount public models and small real ones"
+        "--validate",
+        action="store_true",
+        default=None,
+        help="recount public models and small real ones, and audit every family",
     )
 
 
 def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
-    """Read the model, print what it costs, and write it as data if asked."""
-    from interop.model_files import read_model
+    """Read the model, print what it costs, and write it as data if asked. Raises UserError where an audit differs."""
+    from interop.model_files import has_room, hugging_face_file, read_model
 
     check_target("json", arguments.json)
+    theirs = hugging_face_file(arguments.model_config)
+    if theirs is not None and not has_room(theirs[1]):
+        return traced_command(arguments, *theirs)
     model = read_model(arguments.model_config, arguments.vocab_size)
     if model.architecture.vocab_size is None:
         raise UserError(f"{arguments.model_config}: the key vocab_size is missing")
-    found = describe(model, setting_from(arguments, model))
+    found, text = describe(model, setting_from(arguments, model)), []
+    audited = audit_of(arguments, theirs) if arguments.audit else None
+    if audited is not None:
+        found["audit"] = audited.as_data()
+        text = ["", audited.as_text()]
     if arguments.json is not None:
         write_json(arguments.json, found)
-    print(as_text(found))
+    print("\n".join([as_text(found), *text]))
+    if audited is not None:
+        audited.check()
+    return 0
+
+
+def audit_of(arguments: argparse.Namespace, theirs: tuple[str, dict[str, Any]] | None) -> Any:
+    """The Audit of a config.json. What traces a class is imported here: the rest starts without it."""
+    from interop.model_files import check_can_trace
+
+    if theirs is None:
+        raise UserError("--audit is for a config.json of Hugging Face, whose class is traced: drop it")
+    check_can_trace("--audit traces the class of transformers")
+    from interop.audit import audit
+
+    name, values = theirs
+    return audit(values, name, arguments.sequence_length)
+
+
+def traced_command(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
+    """Of a family without a room: trace its class, print what that tells, and write it as data if asked."""
+    from interop.model_files import check_can_trace, no_room
+
+    said = (option for option in OF_A_MODEL if getattr(arguments, option) is not None)
+    if foreign := [option for option in said if option not in ("sequence_length", "json")]:
+        raise UserError(f"{no_room(values['model_type'])}: it is traced, of which --{foreign[0]} says nothing; drop it")
+    check_can_trace(f"{no_room(values['model_type'])}; of others the class in transformers is traced")
+    from interop.audit import describe_traced, traced_as_text
+    from interop.tracing import trace
+
+    traced = trace(values, arguments.sequence_length)
+    found = describe_traced(traced, name, values["model_type"], CONVENTION)
+    if arguments.json is not None:
+        write_json(arguments.json, found)
+    print(traced_as_text(found))
     return 0
 
 
@@ -516,7 +567,7 @@ def command(argv: list[str]) -> str:
 
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
-OF_A_MODEL_ONLY = ("tokens", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
+OF_A_MODEL_ONLY = ("audit", "tokens", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
 OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "model_config": model_command,

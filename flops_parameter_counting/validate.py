@@ -1,5 +1,6 @@
-"""Recounts what can be recounted: the parameters of public checkpoints from their config.json, and with PyTorch
-installed the parameters and FLOPs of small real models by PyTorch's own counters.
+"""Recounts what can be recounted: the parameters of public checkpoints from their config.json; with PyTorch installed
+the parameters and FLOPs of small real models by PyTorch's own counters; and with transformers installed those of every
+family, small and of public sizes, by its classes (interop/audit.py).
 
     python flops_parameter_counting/validate.py
 """
@@ -13,9 +14,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository runs without being installed
 
-from common.errors import exit_cleanly
+from common.errors import UserError, exit_cleanly
 from flops_parameter_counting.costs.model_cost import model_cost
-from interop.model_files import model_from_values
+from interop.configurations import FAMILIES
+from interop.model_files import check_can_trace, has_room, model_from_values
+from interop.samples import PUBLIC, public, small
 from model_config import ModelArchitectureConfig, resolve_architecture
 
 
@@ -101,6 +104,7 @@ OURS: dict[str, dict[str, Any]] = {
         "weight_tying": False,
     },
 }  # fmt: skip
+LAYERS = 6  # of public sizes, for an audit: those that repeat would say the same
 PUBLISHED_ACTIVE = {"deepseek-v2-lite": 2_661_150_208}  # that a token meets
 
 _SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 61, "attention_backend": "manual"}
@@ -148,18 +152,52 @@ def _count_with_torch(config: ModelArchitectureConfig) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 
 
+def audited() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The models of an audit: a small one of every family, and the first layers of those of public sizes, in which all
+    kinds of their layers are."""
+    yield from ((f"audit of a small {model_type}", small(model_type)) for model_type in FAMILIES)
+    sizes = (name for name in PUBLIC if has_room(PUBLIC[name]))
+    yield from ((f"audit of {name}, {LAYERS} layers", public(name, LAYERS)) for name in sizes)
+
+
+def audit_checks() -> Iterator[Check]:
+    """Needs transformers."""
+    for name, values in audited():
+        yield from audit_checks_of(name, values)
+
+
+def audit_checks_of(name: str, values: dict[str, Any]) -> Iterator[Check]:
+    """A line for each sum, and for each part that differs."""
+    from interop.audit import audit
+
+    found = audit(values, name)
+    for what, parts in found.tables.items():
+        compared = {part: counts for part, counts in parts.items() if part not in found.not_compared}
+        if what != "active parameters" or found.active != found.parameters:
+            yield Check(f"{name}: {what}", *(sum(counts) for counts in zip(*compared.values(), strict=True)))
+        yield from (Check(f"{name}: {part} {what}", *both) for part, both in compared.items() if both[0] != both[1])
+
+
 def validate() -> int:
     """Prints every check with PASS or FAIL; 0 if all passed, else 1."""
     checks = list(published_checks())
     skipped = importlib.util.find_spec("torch") is None
     if not skipped:
         checks += torch_checks()
-    print(f"{'':<46}{'counted':>20}{'expected':>20}")
+    not_audited = None
+    try:
+        check_can_trace("the audit of every family: not made")
+        checks += audit_checks()
+    except UserError as error:
+        not_audited = str(error)
+    print(f"{'':<58}{'counted':>20}{'expected':>20}")
     for check in checks:
         verdict = "PASS" if check.passed else "FAIL"
-        print(f"{check.what:<46}{check.counted:>20,}{check.expected:>20,}  {verdict}")
+        print(f"{check.what:<58}{check.counted:>20,}{check.expected:>20,}  {verdict}")
     if skipped:
         print("small real models: not checked, PyTorch is not installed")
+    if not_audited is not None:
+        print(not_audited)
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} passed")
     return 1 if failed else 0

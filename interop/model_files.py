@@ -5,6 +5,7 @@ one that a run leaves behind), each JSON with or without comments, or the folder
 passed over by name; what is made of unknown ones, interop/known_keys.py says. No torch.
 """
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +27,7 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 def read_model(path: Path, vocab_size: int | None = None) -> Model:
     """Raises UserError, naming the file and the key. A folder is read by its config.json. A config file may leave the
     vocabulary to its dataset, if that is prepared, or to `vocab_size`."""
-    if is_folder := path.is_dir():
-        path = path / "config.json"
-    if path.suffix == ".py":
+    if path.suffix == ".py" and not path.is_dir():
         given = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
         configuration = load([str(path), *given])
         if configuration.model.vocab_size is None:
@@ -40,12 +39,46 @@ def read_model(path: Path, vocab_size: int | None = None) -> Model:
                 )
             configuration = with_vocabulary(configuration, dataset.vocab_size)
         return Model(configuration.name, "config file", configuration.model, run=configuration.run)
+    file = path / "config.json" if path.is_dir() else path
     if vocab_size is not None:
-        raise UserError(f"--vocab_size is for a config file; {path} says its own")
+        raise UserError(f"--vocab_size is for a config file; {file} says its own")
+    name, values = _read(path)
     try:
-        return model_from_values(read_json(path), path.absolute().parent.name if is_folder else path.stem)
+        return model_from_values(values, name)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The name of a model, and the content of its config.json."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return path.absolute().name if path.is_dir() else path.stem, read_json(file)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def hugging_face_file(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """The name and the content of a config.json of Hugging Face's, that of state-spaces/mamba in its keys; None for a
+    file of this repository's. Raises UserError."""
+    if path.suffix == ".py" and not path.is_dir():
+        return None
+    name, values = _read(path)
+    if "model_type" not in values and "ssm_cfg" in values:
+        values = _from_mamba_ssm(values)
+    values = with_model_type(values)
+    return (name, values) if "model_type" in values else None
+
+
+def has_room(values: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json is of a family that is counted here."""
+    return isinstance(values["model_type"], str) and values["model_type"] in FAMILIES
+
+
+def check_can_trace(what: str) -> None:
+    """Raises UserError where what runs transformers' classes (interop/tracing.py) is not installed."""
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{what}, for which {' and '.join(missing)} must be installed: pip install {' '.join(missing)}")
 
 
 def model_from_values(values: Mapping[str, Any], name: str) -> Model:
@@ -58,11 +91,15 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
         if not values.keys() & configuration_keys().keys():
             raise UserError("no model_type, which names a Hugging Face model, and no key of this repository's")
         return Model(name, "saved configuration", from_dict(values))
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        hint = same_name(str(model_type), FAMILIES)
-        raise UserError(f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{hint}")
+    if not has_room(values):
+        raise UserError(no_room(model_type))
     architecture = resolve_architecture({"arch_preset": "custom", **counted_keys(values)})
     return Model(name, model_type, architecture, tuple(_notes(values, architecture)), is_ours=False)
+
+
+def no_room(model_type: Any) -> str:
+    """That a model_type is no family that is counted here, and which it may have meant."""
+    return f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{same_name(str(model_type), FAMILIES)}"
 
 
 def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> list[str]:

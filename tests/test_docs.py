@@ -21,7 +21,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-TEXTS = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "OPTIMAL_CONFIGS_SUMMARY.txt"]
+TEXTS = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/reference").glob("*.md")),
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "OPTIMAL_CONFIGS_SUMMARY.txt",
+]
 OF_FIGURES = """
 18_optimal_configs_comparison_1.36e21_flops.md OPTIMAL_CONFIGS_SUMMARY.txt parameters.md flops.md
 published_architectures.md memory.md decoding.md time_and_mfu.md

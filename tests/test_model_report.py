@@ -456,7 +456,14 @@ PUBLIC = {
 }
 
 
-def test_validate_passes_and_checks_every_public_count(command):
+@pytest.fixture
+def few_audits(monkeypatch):
+    """All of them: tests/test_audit.py."""
+    few = [(name, values) for name, values in validate.audited() if name in ("audit of a small llama",)]
+    monkeypatch.setattr(validate, "audited", lambda: iter(few))
+
+
+def test_validate_passes_and_checks_every_public_count(command, few_audits):
     code, out, _ = command("--validate")
     assert code == 0 and "FAIL" not in out
     for name, count in PUBLIC.items():
@@ -466,10 +473,10 @@ def test_validate_passes_and_checks_every_public_count(command):
         ours = next(line for line in out.splitlines() if line.startswith(f"{name}, by arch_preset="))
         assert ours.split()[-3:] == [f"{PUBLIC[name]:,}", f"{PUBLIC[name]:,}", "PASS"]
     assert "deepseek-v2-lite: active parameters" in out and "2,661,150,208" in out
-    assert "small gpt2: training FLOPs" in out
+    assert "small gpt2: training FLOPs" in out and "audit of a small llama: FLOPs" in out
 
 
-def test_validate_fails_where_a_count_is_wrong(command, monkeypatch):
+def test_validate_fails_where_a_count_is_wrong(command, monkeypatch, few_audits):
     monkeypatch.setitem(validate.PUBLISHED, "gpt2", (validate.PUBLISHED["gpt2"][0], 124_439_809))
     code, out, _ = command("--validate")
     assert code == 1 and out.count("FAIL") == 1
@@ -479,6 +486,7 @@ def test_validate_without_torch_says_what_it_left_out(command, monkeypatch):
     monkeypatch.setattr(validate.importlib.util, "find_spec", lambda name: None)
     code, out, _ = command("--validate")
     assert code == 0 and "not checked, PyTorch is not installed" in out and "small gpt2: parameters" not in out
+    assert "the audit of every family: not made, for which torch and transformers must be installed" in out
 
 
 def test_deepseek_v3_without_its_extra_layer():

@@ -18,7 +18,8 @@ from configurator import load
 from runs.logs import read_run
 from training.plan import check_ranks
 
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/reference").glob("*.md")]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(PAGES)]
 README = (ROOT / "README.md").read_text()
 SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
@@ -129,5 +130,6 @@ def test_links_lead_somewhere(document):
 def test_the_index_names_every_document_under_one_of_three_headings():
     parts = re.split(r"^## (.+)$", (ROOT / "docs/README.md").read_text(), flags=re.MULTILINE)
     assert parts[1::2] == ["Using", "Reference", "Extending"]
-    named = [name for part in parts[2::2] for name in set(re.findall(r"\]\(([\w.]+\.md)\)", part))]
-    assert sorted(named) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"})
+    named = [name for part in parts[2::2] for name in set(re.findall(r"\]\(((?:reference/)?[\w.]+\.md)\)", part))]
+    pages = {str(path.relative_to(ROOT / "docs")) for path in PAGES}
+    assert sorted(named) == sorted(pages - {"README.md"})

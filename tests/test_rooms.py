@@ -128,7 +128,7 @@ LEVELS = (
     ("flops_parameter_counting.costs.*",),
     ("flops_parameter_counting.laws.*",),
     ("data.facts", "interop.configurations", "interop.keys.*", "interop.known_keys", "interop.model_files",
-     "interop.sources"),
+     "interop.samples", "interop.sources"),
     ("flops_parameter_counting.planner.*",),
     ("components.*",),
     ("model_components",),

@@ -22,7 +22,13 @@ Shared = Callable[[int, torch.device, int], Any]
 
 @register_module("position_encoding", "none")
 class NoPosition(nn.Module):
-    """No encoding: only the causal mask tells the order. The others override one of the two methods."""
+    """(B, T, D) -> (B, T, D). No encoding: only the causal mask tells the order (Haviv et al. 2022, Transformer
+    Language Models without Positional Encodings Still Learn Positional Information).
+
+        y = x
+
+    The others override one of the two methods.
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -39,6 +45,12 @@ class NoPosition(nn.Module):
 
 @register_module("position_encoding", "learned_absolute")
 class LearnedAbsolutePosition(NoPosition):
+    """(B, T, D) -> (B, T, D), a vector for each of block_size positions (Radford et al. 2018, Improving Language
+    Understanding by Generative Pre-Training).
+
+        y[t] = x[t] + embedding[t]
+    """
+
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -49,7 +61,14 @@ class LearnedAbsolutePosition(NoPosition):
 
 @register_module("position_encoding", "rope")
 class RotaryPosition(NoPosition):
-    """Su et al. 2021, RoFormer; halves are paired (i with i + h/2), as in Hugging Face's weights."""
+    """(B, heads, T, h) -> (B, heads, T, h), queries and keys (Su et al. 2021, RoFormer, section 3.2.2). Of the first
+    w = partial_rotary_factor h numbers the halves are paired, i with i + w/2, as in Hugging Face's weights.
+
+        angle = t rope_theta^(-2 i / w)
+        y[i], y[i + w/2] = x[i] cos(angle) - x[i + w/2] sin(angle), x[i + w/2] cos(angle) + x[i] sin(angle)
+
+    rope_scaling changes the frequencies (components/positions/scaling.py).
+    """
 
     @classmethod
     def shared(cls, config: ModelArchitectureConfig, width: int) -> dict[str, Shared]:
@@ -96,7 +115,11 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 @register_module("position_encoding", "alibi")
 class ALiBi(NoPosition):
-    """Press et al. 2021, Train Short, Test Long: scores fall linearly with distance, at a slope of each head's own."""
+    """(B, H, T, T) -> (B, H, T, T), scores, which fall linearly with distance, at a slope of each head's own (Press et
+    al. 2021, Train Short, Test Long). For H a power of two:
+
+        score[h, query, key] += 2^(-8 h / H) (key - query)        h = 1 ... H
+    """
 
     @classmethod
     def shared(cls, config: ModelArchitectureConfig, width: int) -> dict[str, Shared]:

@@ -263,14 +263,15 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _row(name: str, count: int, total: int) -> str:
+def row(name: str, count: int, total: int) -> str:
+    """A part, its count, and its share of the total."""
     return f"  {name:<26}{count:>22,}  {100 * count / total:5.1f} %"
 
 
 def _parameters_text(parameters: dict[str, Any]) -> str:
     total, active = parameters["total"], parameters["active"]
     lines = [f"PARAMETERS {total:,}" + (f", of which a token meets {active:,}" if active != total else "")]
-    return "\n".join([*lines, *(_row(part, count, total) for part, count in parameters["by_part"].items())])
+    return "\n".join([*lines, *(row(part, count, total) for part, count in parameters["by_part"].items())])
 
 
 def _flops_text(flops: dict[str, Any]) -> str:
@@ -280,7 +281,7 @@ def _flops_text(flops: dict[str, Any]) -> str:
         f"  forward                   {flops['forward']:>22,}  full    {causal['forward']:>22,}  causal",
         f"  training                  {flops['training']:>22,}  full    {causal['training']:>22,}  causal",
         "  of the forward pass, full:",
-        *(_row(part, count, flops["forward"]) for part, count in flops["by_part"].items()),
+        *(row(part, count, flops["forward"]) for part, count in flops["by_part"].items()),
         f"  beside the usual estimates of training FLOPs, N = {flops['estimates']['6N']['n']:,} "
         "(all active parameters, tied ones once):",
     ]

@@ -8,6 +8,12 @@ from model_config import ModelArchitectureConfig
 
 @register_module("ffn_type", "standard")
 class StandardFFN(nn.Module):
+    """(B, T, D) -> (B, T, D), of hidden width F
+    (Vaswani et al. 2017, Attention Is All You Need, section 3.3).
+
+        y = down_proj(activation(up_proj(x)))
+    """
+
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.n_embd, config.d_ff, bias=config.bias)

@@ -56,7 +56,16 @@ def in_float32(x: Tensor, layer: nn.Linear) -> Tensor:
 
 @register_module("ffn_type", "experts")
 class Experts(nn.Module):
-    """Returns beside (B, T, D) what it adds to the loss, by name, and the load: each expert's share of the choices.
+    """(B, T, D) -> (B, T, D): E gated FFNs of hidden width F, of which a token meets the k that its router scores
+    highest, and shared ones that it meets besides (Shazeer et al. 2017, Outrageously Large Neural Networks; DeepSeek-AI
+    2024, DeepSeekMoE). No token is dropped.
+
+        scores = softmax(router(x)), or sigmoid
+        chosen = the k largest of scores + balance_bias, among those of the topk_group best of n_group groups
+        weights = routed_scaling_factor scores[chosen], divided by their sum where norm_topk_prob says so
+        y = sum over e in chosen of weights[e] expert_e(x) + shared(x)
+
+    Returns beside (B, T, D) what it adds to the loss, by name, and the load: each expert's share of the choices.
 
     Tensor-parallel ranks call it on all tokens and with a part of every expert's hidden width; their outputs are added.
     """

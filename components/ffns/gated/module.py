@@ -10,7 +10,13 @@ from model_config import ModelArchitectureConfig
 
 @register_module("ffn_type", "swiglu", "geglu", "geglu_tanh")
 class GatedFFN(nn.Module):
-    """Shazeer 2020, GLU Variants Improve Transformer: the activation of the gate multiplies the other half."""
+    """(B, T, D) -> (B, T, D), of hidden width F: what the activation makes of the gate multiplies the other half
+    (Shazeer 2020, GLU Variants Improve Transformer, equation 6).
+
+        y = down_proj(activation(gate_proj(x)) * up_proj(x))
+
+    The activation is silu of swiglu, gelu of geglu, and gelu_tanh of geglu_tanh.
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -29,6 +35,13 @@ class GatedFFN(nn.Module):
 
 @register_module("ffn_type", "swiglu_clamped")
 class ClampedSwiGLU(GatedFFN):
+    """(B, T, D) -> (B, T, D), of hidden width F: gpt-oss's
+    (OpenAI 2025), which has it in experts; L is swiglu_limit.
+
+        gate, up = min(gate_proj(x), L), min(max(up_proj(x), -L), L)
+        y = down_proj((up + 1) * gate * sigmoid(1.702 gate))
+    """
+
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
         self.limit = config.swiglu_limit

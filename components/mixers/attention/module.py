@@ -32,7 +32,11 @@ from model_config import ModelArchitectureConfig
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
 ) -> Tensor:
-    """PyTorch's fused kernels."""
+    """q (B, H, T, h), k and v (B, K, S + T, h) -> (B, H, T, h), by PyTorch's fused kernels, which never hold the scores
+    as a whole (Dao et al. 2022, FlashAttention).
+
+        softmax(q k^T / sqrt(h) + mask) v
+    """
     mask, queries, keys = None, q.shape[2], k.shape[2]
     if score_bias is not None or window is not None or 1 < queries < keys:
         bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
@@ -56,7 +60,11 @@ def _as_wide_as(width: int, x: Tensor) -> Tensor:
 def manual(
     q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor | None, dropout: float, window: int | None = None
 ) -> Tensor:
-    """The readable reference: the formula, with the whole matrix of scores."""
+    """q (B, H, T, h), k and v (B, K, S + T, h) -> (B, H, T, h). The readable reference: the formula
+    (Vaswani et al. 2017, equation 1), with the whole matrix of scores (B, H, T, S + T).
+
+        softmax(q k^T / sqrt(h) + mask) v
+    """
     k, v = _of_each_query_head(k, q), _of_each_query_head(v, q)  # (B, H, S + T, h)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S + T)
     return _weights(scores, score_bias, dropout, window, v.dtype) @ v
@@ -155,7 +163,11 @@ class Numbers(nn.Module):
 
 @register_module("mixer", "attention")
 class Attention(nn.Module):
-    """Multi-head (K = H), grouped-query (Ainslie et al. 2023) and multi-query (K = 1) causal self-attention.
+    """(B, T, D) -> (B, T, D): multi-head (K = H; Vaswani et al. 2017, Attention Is All You Need, section 3.2),
+    grouped-query (Ainslie et al. 2023) and multi-query (K = 1; Shazeer 2019) causal self-attention.
+
+        q, k, v = q_proj(x), k_proj(x), v_proj(x)        q (B, H, T, h); k, v (B, K, T, h)
+        y = o_proj(softmax(q k^T / sqrt(h) + mask) v)
 
     Sinks are gpt-oss's (OpenAI 2025): a learned score of no key for each head. At 0, where they start, they are the 1
     in the denominator of Miller 2023, Attention Is Off By One; transformers draws them from a normal of 0.02. Output
@@ -247,7 +259,11 @@ class Attention(nn.Module):
 
 @register_module("mixer", "sliding_attention")
 class SlidingAttention(Attention):
-    """Every token attends to the last attention_window tokens (Beltagy et al. 2020, Longformer, section 3.1)."""
+    """(B, T, D) -> (B, T, D): attention in which a query meets the last attention_window keys, its own included
+    (Beltagy et al. 2020, Longformer, section 3.1).
+
+        mask[query, key] = 0 where 0 <= query - key < attention_window, else -inf
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
@@ -256,5 +272,12 @@ class SlidingAttention(Attention):
 
 @register_module("mixer", "unplaced_attention")
 class UnplacedAttention(Attention):
+    """(B, T, D) -> (B, T, D): attention that the position encoding neither rotates nor biases, beside layers where it
+    does (Kazemnejad et al. 2023, The Impact of Positional Encoding on Length Generalization; Yang et al. 2025, Rope to
+    Nope and Back Again).
+
+        mask[query, key] = 0 where key <= query, else -inf
+    """
+
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(without_positions(config))

@@ -42,6 +42,16 @@ class LatentCache:
 
 @register_module("mixer", "latent_attention")
 class LatentAttention(nn.Module):
+    """(B, T, D) -> (B, T, D): causal attention of H heads whose keys and values come out of one latent vector a token,
+    beside a rotated key that all heads share (DeepSeek-AI 2024, DeepSeek-V2, section 2.1, equations 9 to 19). Queries
+    may come out of a latent vector of their own (q_lora_rank).
+
+        latent, turned = split(kv_a_proj(x))             (B, T, l), (B, T, r)
+        k, v = split(kv_b_proj(norm(latent)))            (B, H, T, p), (B, H, T, w)
+        q = q_proj(x), or q_b_proj(norm(q_a_proj(x)))    (B, H, T, r + p)
+        y = o_proj(softmax(q [rotate(turned), k]^T / sqrt(r + p) + mask) v)
+    """
+
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
         self.config = config

@@ -46,7 +46,13 @@ class StepProjection(nn.Module):
 
 @register_module("mixer", "mamba1")
 class Mamba1(nn.Module):
-    """Gu and Dao 2023, Mamba, section 3."""
+    """(B, T, D) -> (B, T, D): every one of E channels has a state of N numbers
+    (Gu and Dao 2023, Mamba, section 3).
+
+        u = silu(convolution(x_proj(x)));  step, write, read = split(selection_proj(u));  step = softplus(dt_proj(step))
+        state[t] = exp(-exp(A_log) step[t]) state[t - 1] + step[t] u[t] write[t]
+        y[t] = o_proj((state[t] read[t] + D u[t]) * silu(z_proj(x[t])))
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()

@@ -64,4 +64,5 @@ class Mamba1(StateSpace):
 register_preset(
     "mamba1",
     {"layer_pattern": "S", "ffn_after": "attention", "position_encoding": "none", "normalization": "rmsnorm"},
+    "Gu and Dao 2023, Mamba",
 )

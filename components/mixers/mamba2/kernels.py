@@ -30,7 +30,11 @@ register_module("mamba_backend", "auto", "chunked")(ssd_chunked)
 def ssd_fla(
     x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes what `ssd_chunked` does, but in chunks of FUSED_CHUNK."""
+    """x (B, T, H, P), decay (B, T, H), B and C (B, T, G, N) -> y (B, T, H, P) and the final state (B, H, P, N), as
+    `ssd_chunked`, but in chunks of FUSED_CHUNK, by the kernels of flash-linear-attention (Yang and Zhang 2024).
+
+        state[t] = exp(decay[t]) state[t - 1] + B[t] x[t]^T,  y[t] = C[t] state[t]
+    """
     from fla.ops.simple_gla import chunk_simple_gla  # seconds, and only who has a GPU needs it
 
     shared_by = x.shape[2] // B.shape[2]  # heads of a group

@@ -44,7 +44,13 @@ class GatedNorm(nn.Module):
 
 @register_module("mixer", "mamba2")
 class Mamba2(nn.Module):
-    """Dao and Gu 2024, Transformers are SSMs, section 7."""
+    """(B, T, D) -> (B, T, D): every one of H heads of P channels has a state (P, N), whose decay is one number
+    (Dao and Gu 2024, Transformers are SSMs, sections 6 and 7).
+
+        u, write, read = silu(convolution(x_proj(x), B_proj(x), C_proj(x)));  step = softplus(dt_proj(x) + dt_bias)
+        state[t] = exp(-exp(A_log) step[t]) state[t - 1] + step[t] u[t] write[t]^T
+        y[t] = o_proj(norm((state[t] read[t] + D u[t]) * silu(z_proj(x[t]))))
+    """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()

@@ -50,7 +50,10 @@ def ssd_naive(
 def ssd_chunked(
     x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks of `chunk_size` tokens (Dao and Gu 2024, section 6), of any length, with matrix products.
+    """x (B, T, H, P), decay (B, T, H), B and C (B, T, G, N) -> y (B, T, H, P) and the final state (B, H, P, N), in
+    chunks of `chunk_size` tokens, of any length, with matrix products (Dao and Gu 2024, section 6).
+
+        state[t] = exp(decay[t]) state[t - 1] + B[t] x[t]^T,  y[t] = C[t] state[t]
 
     Within a chunk, as attention without a softmax whose scores C B^T fade with the distance; between chunks, through
     the state at each one's start. What is kept for the backward pass grows with T (Q + N / Q), not with T N.

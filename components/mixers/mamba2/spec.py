@@ -209,6 +209,7 @@ class Fused(Backend):
 register_preset(
     "mamba2",
     {"layer_pattern": "M", "ffn_after": "attention", "position_encoding": "none", "normalization": "rmsnorm"},
+    "Dao and Gu 2024, Transformers are SSMs",
 )
 register_preset(
     "hybrid",
@@ -218,4 +219,5 @@ register_preset(
         "normalization": "rmsnorm",
         "ffn_type": "swiglu",
     },
+    "Waleffe et al. 2024, An Empirical Study of Mamba-based Language Models, in this repository's order of layers",
 )
