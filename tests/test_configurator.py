@@ -443,6 +443,9 @@ def test_vocabulary(argv, dataset, vocab_size):
 # Saving and reading back
 
 
+OF_OTHER_MIXERS = ("mamba1", "mamba2", "hybrid", "deepseek_dense", "deepseek_v3")
+
+
 @st.composite
 def command_lines(draw) -> list[str]:
     """Any valid command line: a legal shape, and any of the other keys with any legal value."""
@@ -487,12 +490,14 @@ def command_lines(draw) -> list[str]:
         "compile": st.sampled_from([True, False, "auto"]),
     }
     keys |= draw(st.fixed_dictionaries({}, optional=optional))
-    if draw(st.booleans()) or keys["arch_preset"] in ("mamba1", "mamba2", "hybrid", "deepseek_dense"):
+    if draw(st.booleans()) or keys["arch_preset"] in OF_OTHER_MIXERS:
         keys |= {"n_layer": 2 * draw(st.integers(1, 20)), "layer_pattern": draw(st.sampled_from(["AM", "MA", "A"]))}
         if "M" in keys["layer_pattern"]:
             keys["mamba_head_dim"] = 2
-    if keys["arch_preset"] == "gemma2":
-        keys.pop("attention_backend", None)  # sdpa has no cap
+    if keys["arch_preset"] in ("gemma2", "gpt_oss"):
+        keys.pop("attention_backend", None)  # sdpa has no cap, and no sinks
+    if "E" in PRESETS[keys["arch_preset"]].get("ffn_pattern", ""):
+        keys["ffn_pattern"] = "F"  # whose keys are given here
     if keys.get("attention_backend") == "manual":
         keys["attention_sinks"] = draw(st.booleans())
     width = draw(st.sampled_from(["d_ff", "ffn_expansion_ratio", "ffn_multiple_of", None]))
