@@ -218,6 +218,7 @@ def test_every_strategy_trains_as_one_process_does(size, strategy, model, result
             assert differences["losses"] <= torch.finfo(half).eps / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["GPT-2", "Llama 3"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):

@@ -176,6 +176,7 @@ def named(value) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
 def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
     """To the byte, by kind of collective and size of the group, scalars included; and nothing passes uncounted."""
@@ -188,6 +189,7 @@ def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
         assert of_rank.calls == of_rank.seen_by_the_backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
 def test_the_state_of_a_rank(size, keys, counted):
     """The first rank's to the byte; no other has more, and together they have every copy of the model once."""

@@ -93,6 +93,7 @@ def kept():
     return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", ACTIVATIONS, ids=named)
 def test_activations_under_tensor_parallelism(keys, kept):
     configuration = small_configuration(*BIG, *keys)
