@@ -474,9 +474,10 @@ def test_more_runs_that_are_no_points(tmp_path):
         read_points([run], "total")
 
 
-def test_a_real_run_is_a_point_whichever_parameters_count(data_dir, tmp_path):
+@pytest.mark.parametrize("experts", [[], ["--ffn_pattern=E", "--n_experts=4", "--expert_d_ff=16"]])
+def test_a_real_run_is_a_point_whichever_parameters_count(data_dir, tmp_path, experts):
     run = tmp_path / "run"
-    assert run_train(data_dir, run) == 0
+    assert run_train(data_dir, run, *experts) == 0
     log = read_run(run)
     cost = model_cost(load([str(run / "config.py")]).model)
     for meaning in N_MEANINGS:
@@ -633,8 +634,9 @@ def rows_of(name):
     return [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [name for name, law in LAWS.items() if law.is_of_n_and_d])
 def test_the_page_has_every_law_and_what_it_advises(name):
+    """Of N and D; laws of experts and of precision are in tests/test_scaling_laws.py."""
     law = LAWS[name]
     of_constants, advice = rows_of(name)
     constants = [f"{law.E:.5g}", f"{law.A:.5g}", f"{law.B:.5g}", f"{law.alpha:.4g}", f"{law.beta:.4g}"]

@@ -339,7 +339,7 @@ def one_of(values: set):
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
 MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
-MIXED_PRESETS["deepseek_dense"] = {"layer_pattern": "A"}  # whose keys these are, for the most part
+MIXED_PRESETS |= dict.fromkeys(("deepseek_dense", "deepseek_v3"), {"layer_pattern": "A"})  # whose keys these are mostly
 LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
@@ -421,12 +421,16 @@ def test_every_architecture_key_is_overridden():
     specs = [registry.spec(kind, name) for kind, names in registered().items() for name in names]
     built = {key for spec in specs for key in keys_of(type(spec))}
     keys = architecture_keys().keys() - (of_no_module - built)
-    assert set(OVERRIDES) == keys - {"arch_preset", "layer_values"}  # which tests/test_layers.py tries
+    of_experts = keys_of(type(registry.spec("ffn_type", "experts"))).keys() - {"ffn_type", "swiglu_limit"}
+    # Which others try: tests/test_model_config.py, and tests/test_experts.py
+    assert set(OVERRIDES) == keys - {"arch_preset", "layer_values"} - of_experts
 
 
 @pytest.mark.parametrize(("preset", "key", "value"), CASES)
 def test_an_override_reaches_the_module(preset, key, value):
     given = {k: v for k, v in TINY.items() if k != "d_ff"} | MIXED_PRESETS.get(preset, {}) | OVERRIDES[key][1]
+    if "E" in PRESETS[preset].get("ffn_pattern", ""):  # experts: tests/test_experts.py
+        given |= {"ffn_pattern": None if key == "ffn_after" else "F"}
     given |= {"arch_preset": preset, key: value}
     configuration = load([f"--{k}={v}" for k, v in given.items()])
     plan = plan_run(configuration, None)
@@ -508,7 +512,8 @@ def test_nanogpts_configs_give_nanogpts_parameter_counts(config, vocab_size, pri
 
 
 FFNS = [{"activation": name} for name in registered()["activation"] if name in ACTIVATIONS]
-FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name != "standard"]
+FFNS += [{"ffn_type": name} for name in registered()["ffn_type"] if name not in ("standard", "experts")]
+FFNS += [{"ffn_type": "experts", "d_ff": None, "expert_d_ff": 24}]
 
 
 OTHER_CHOICES = (

@@ -165,10 +165,13 @@ def _point_of_run(path: Path, log: RunLog, n_meaning: str) -> tuple[float, float
 
 def _parameters(run: dict[str, Any], meaning: str) -> int:
     """Returns what `scaling_laws.count_parameters` does, for the model that a log describes."""
-    parts, total = run["parameters"]["by_part"], run["parameters"]["total"]
-    if meaning == "total":
+    found = run["parameters"]
+    parts, total, active = found["by_part"], found["total"], found.get("active", found["total"])
+    if meaning in ("total", "active"):
+        return active
+    if meaning == "with_all_experts":
         return total
-    blocks = total - sum(parts.get(part, 0) for part in ("embedding", "position", "lm_head"))
+    blocks = active - sum(parts.get(part, 0) for part in ("embedding", "position", "lm_head"))
     head = run["flops_per_token"]["forward_by_part"]["lm_head"] // 2  # its matrix, tied or not: 2 FLOPs a weight
     return blocks + head if meaning == "non_embedding_with_head" else blocks
 
