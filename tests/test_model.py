@@ -339,7 +339,8 @@ def one_of(values: set):
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
 MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
-MIXED_PRESETS |= dict.fromkeys(("deepseek_dense", "deepseek_v3"), {"layer_pattern": "A"})  # whose keys these are mostly
+for _preset in ("deepseek_dense", "deepseek_v3"):
+    MIXED_PRESETS[_preset] = {"layer_pattern": "A"}  # whose keys these are, for the most part
 LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
