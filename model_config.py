@@ -541,16 +541,18 @@ def check_architecture(config: ModelArchitectureConfig) -> None:
 
 
 def _check_idle_keys(given: Mapping[str, Any], config: ModelArchitectureConfig) -> None:
-    """Raises UserError for a key that says something about what no layer has."""
-    used = {config.component("normalization"), config.component("position_encoding")}
-    for layer in config.layer_counts:
-        used |= set(_used(config, layer))
-    names = set().union(*(keys_of(type(found)) for found in used))
+    """Raises UserError for a key that says something about what no layer has, or what no layer uses."""
+    used = [(config.component(kind), config) for kind in ("normalization", "position_encoding")]
+    used += [(found, config.of(layer)) for layer in config.layer_counts for found in _used(config, layer)]
+    idle = {name: why for found, own in used for name, why in found.idle(own).items()}
+    names = {name for found, own in used for name in keys_of(type(found)).keys() - found.idle(own).keys()}
     if config.uses_positions:  # a preset's rope_theta may stand beside another encoding
         names |= {name for found in registry.specs("position_encoding").values() for name in keys_of(type(found))}
     for name, one in registry.component_keys().items():
         value = given.get(name)
         allowed = (one.default, PRESETS[config.arch_preset].get(name))
         if name not in names and value is not None and value not in allowed and name not in pattern_forms():
+            if name in idle:
+                raise UserError(f"{name}={value!r} changes nothing where {idle[name]}: drop it, or change that")
             what = one.what or "what it is of"
             raise UserError(f"{name}={value!r} is given, but no layer has {what}: drop it, or change layer_pattern")

@@ -32,13 +32,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.train_throughput import merge, random_batches
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
+from components.parts import own_part
 from configurator import Configuration, load
 from flops_parameter_counting.costs.communication import Exchange
 from parallel.collectives import process_group
 from parallel.compute import Compute
 from parallel.device import choose_device, choose_dtype, device_name, memory_in_use, synchronize
 from parallel.ranks import Ranks
-from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets
+from parallel.strategy import device_mesh, parallelize, settle_buckets
 from runs.checkpoint import Checkpointer, Training
 from runs.folder import Progress, RunFolder
 from training.optimizer import build_optimizer, optimizer_tensors

@@ -1,15 +1,16 @@
-"""What a tensor-parallel rank has of a parameter, for modules that are given plain tensors and return a summand."""
+"""What a rank has of a tensor that may be distributed."""
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
 
-def own_part(parameter: Tensor) -> Tensor:
-    """This rank's part, or all of what every rank has whole; of that, the gradient is the sum of all ranks'."""
-    if not isinstance(parameter, DTensor):
-        return parameter
-    gradients = [Partial() if one.is_replicate() else one for one in parameter.placements]
-    return parameter.to_local(grad_placements=gradients)
+def own_part(values: Tensor) -> Tensor:
+    """This rank's part, or all of what every rank has whole, in the same memory; of the latter, the gradient is the sum
+    of all ranks'."""
+    if not isinstance(values, DTensor):
+        return values
+    gradients = [Partial() if one.is_replicate() else one for one in values.placements]
+    return values.to_local(grad_placements=gradients)
 
 
 def ranks_of(parameter: Tensor) -> int:

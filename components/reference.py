@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from common.errors import UserError, exit_cleanly
+from common.errors import exit_cleanly
 from common.keys import Key, keys_of
 from components import registry
 from components.spec import MicroBatch
-from interop.configurations import FAMILIES, counted_keys, exact_keys
+from interop.configurations import FAMILIES, exact_keys
 from interop.samples import small
 from model_config import ModelArchitectureConfig, presets, resolve_architecture
 
@@ -75,12 +75,7 @@ def components_of_families() -> dict[tuple[str, str], list[str]]:
 
 
 def _architecture(model_type: str) -> ModelArchitectureConfig:
-    values = small(model_type)
-    try:
-        keys = exact_keys(values)
-    except UserError:  # a model that is counted only
-        keys = counted_keys(values)
-    return resolve_architecture({"arch_preset": "custom", **keys})
+    return resolve_architecture({"arch_preset": "custom", **exact_keys(small(model_type))})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

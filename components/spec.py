@@ -167,6 +167,10 @@ class Spec:
         """Keys that follow from others, as numbers. Raises UserError for values that contradict each other."""
         return {}
 
+    def idle(self, config: Config) -> dict[str, str]:
+        """Those of its keys that change nothing beside the values of others, and why."""
+        return {}
+
     def function(self, config: Config) -> dict[str, Any]:
         """The values of its keys that decide the function, in a form that is one for equal functions."""
         return {name: getattr(config, name) for name, own in keys_of(type(self)).items() if own.changes == "function"}

@@ -37,9 +37,8 @@ def with_model_type(config: Values) -> Keys:
 def exact_architecture(config: Values) -> ModelArchitectureConfig:
     """The architecture of a model that a LanguageModel computes exactly. Raises UserError, naming the key, for a model
     or a feature that it does not have."""
-    exact = [name for name, family in FAMILIES.items() if family.details is not None]
-    if config.get("model_type") not in exact:
-        raise UserError(f"model_type={config.get('model_type')!r} is none of: {', '.join(exact)}")
+    if config.get("model_type") not in FAMILIES:
+        raise UserError(f"model_type={config.get('model_type')!r} is none of: {', '.join(FAMILIES)}")
     return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
 
 
@@ -50,10 +49,9 @@ def counted_keys(config: Values) -> Keys:
 
 
 def exact_keys(config: Values) -> Keys:
-    """All our keys, with which a LanguageModel computes the same, for a family that has `details`. Raises UserError,
-    naming the key, for a value that no LanguageModel has."""
+    """All our keys, with which a LanguageModel computes the same. Raises UserError, naming the key, for a value that no
+    LanguageModel has."""
     family, values = FAMILIES[config["model_type"]], _complete(config)
-    assert family.details is not None
     for key, only in (family.fixed | FIXED_EVERYWHERE).items():
         check_only(key, values.get(key), only)
     for key, default in family.function.items():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from components.ffns.gated.spec import GATES
+from components.mixers.attention.spec import biases
 from interop.attention_models import LLAMA, LLAMA_ATTENTION, their_windows, with_norms_of_heads, write_relative
 from interop.family import Place, places, their_activation
 from interop.file_names import InFiles
@@ -72,7 +73,7 @@ def _write_mixtral(config: ModelArchitectureConfig) -> dict[str, Any]:
 
 def _write_olmoe(config: ModelArchitectureConfig) -> dict[str, Any]:
     written = {key: value for key, value in _of_experts(config).items() if key != "head_dim"}
-    return written | {"norm_topk_prob": config.norm_topk_prob, "attention_bias": config.attention_bias == "all"}
+    return written | {"norm_topk_prob": config.norm_topk_prob, "attention_bias": all(biases(config))}
 
 
 def _write_qwen3_moe(config: ModelArchitectureConfig) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _write_qwen3_moe(config: ModelArchitectureConfig) -> dict[str, Any]:
         "decoder_sparse_step": 1,
         "mlp_only_layers": dense,
         "norm_topk_prob": config.norm_topk_prob,
-        "attention_bias": config.attention_bias == "all",
+        "attention_bias": all(biases(config)),
     }
 
 
@@ -92,7 +93,7 @@ def _write_gpt_oss(config: ModelArchitectureConfig) -> dict[str, Any]:
     return write_relative(config) | {
         **their_windows(config),
         "hidden_act": "silu",
-        "attention_bias": config.attention_bias == "all",
+        "attention_bias": all(biases(config)),
         "swiglu_limit": config.swiglu_limit,
     }
 

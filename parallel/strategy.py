@@ -22,6 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from components.parts import own_part
 from configurator import Configuration
 from model_builder import LanguageModel
 from parallel.compute import Compute
@@ -84,8 +85,9 @@ def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute) -> None:
     embedding, where a tied head meets it.
 
     Mixers and FFNs travel in the compute dtype, which autocast would round their matrices to anyway; norms of queries
-    and keys, and other vectors of mixers, are rounded with them. The rest, which computes in float32, travels in it,
-    and so do blocks whose mixer does not bear to be rounded. Master weights, and their optimizer, are float32.
+    and keys, other vectors of mixers, and routers of experts are rounded with them. The rest, which computes in
+    float32, travels in it, and so do blocks whose mixer does not bear to be rounded. Master weights, and their
+    optimizer, are float32.
     """
     mesh, device, dtype = compute.mesh, compute.device, compute.dtype
     assert mesh is not None
@@ -163,11 +165,6 @@ def give_back_weights(model: nn.Module) -> None:
 def whole(values: Tensor) -> Tensor:
     """All of something that may be distributed over the ranks, on every one of them."""
     return values.full_tensor() if isinstance(values, DTensor) else values
-
-
-def own_part(values: Tensor) -> Tensor:
-    """What this rank has of something that may be distributed over the ranks, in the same memory."""
-    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: torch.device) -> None:

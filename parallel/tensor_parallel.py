@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from components.parts import own_part
 from components.spec import Spec
 from flops_parameter_counting.costs.model_cost import places_of
 from model_builder import LanguageModel
@@ -58,7 +59,7 @@ class RowsOfVector(ParallelStyle):
             module,
             device_mesh,
             divide,
-            output_fn=lambda _, vector, mesh: vector.to_local(),
+            output_fn=lambda _, vector, mesh: own_part(vector),  # type: ignore[arg-type]
         )
 
 
@@ -78,9 +79,7 @@ class OfOwnHeads(ParallelStyle):
             module,
             device_mesh,
             input_fn=with_own_rows,
-            output_fn=lambda _, output, mesh: output.to_local(
-                grad_placements=[Partial() if one.is_replicate() else one for one in output.placements]
-            ),
+            output_fn=lambda _, output, mesh: own_part(output),  # type: ignore[arg-type]
         )
 
 

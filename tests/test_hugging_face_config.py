@@ -569,12 +569,10 @@ EXACT["bamba"] = {
     "rope_parameters": {"partial_rotary_factor": 1.0},
 }  # of half a head, 3, are no pairs
 EXACT["gpt_neox"] = {**SMALL["gpt_neox"], "rope_parameters": {"partial_rotary_factor": 1.0}}
-EXACT |= {name: {**SMALL[name], "first_k_dense_replace": 3} for name in ("deepseek_v2", "deepseek_v3")}
-# What transformers ignores too: of experts, where there are none, and that V2's pairs could lie apart.
-OF_EXPERTS = """aux_loss_alpha n_group norm_topk_prob output_router_logits routed_scaling_factor scoring_func seq_aux
-topk_group topk_method""".split()
-IGNORED = {("bamba", "partial_rotary_factor"), ("deepseek_v2", "rope_interleave")}
-IGNORED |= {(family, key) for family in ("deepseek_v2", "deepseek_v3") for key in OF_EXPERTS}
+EXACT["deepseek_v2"] = {**SMALL["deepseek_v2"], "topk_method": "group_limited_greedy", "topk_group": 2}
+EXACT["deepseek_v3"] = {**SMALL["deepseek_v3"], "topk_group": 2}
+# What transformers ignores too: V2's scores are never divided by their sum, nor could its pairs lie apart.
+IGNORED = {("bamba", "partial_rotary_factor"), ("deepseek_v2", "rope_interleave"), ("deepseek_v2", "norm_topk_prob")}
 
 
 def refusal(reader, values: dict) -> str:
@@ -585,7 +583,7 @@ def refusal(reader, values: dict) -> str:
 
 
 def test_what_has_weights_has_details():
-    assert {name for name, family in FAMILIES.items() if family.details is not None} == EXACT.keys()
+    assert FAMILIES.keys() == EXACT.keys()
 
 
 @pytest.mark.parametrize("family", EXACT)

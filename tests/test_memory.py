@@ -13,6 +13,7 @@ from common.errors import UserError
 from components import registry
 from components.heads import spec as head
 from components.mixers.mamba2.spec import hybrid_pattern
+from components.parts import own_part
 from components.registry import PRESETS
 from components.spec import MicroBatch, Norm
 from flops_parameter_counting.costs.memory import (
@@ -26,7 +27,6 @@ from interop.model_files import model_from_values
 from model_builder import LanguageModel, build_model
 from model_components import registered
 from model_config import resolve_architecture
-from parallel.strategy import own_part
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
 OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too

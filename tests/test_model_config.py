@@ -95,7 +95,7 @@ OVERRIDES = {
     "n_group": (4, EXPERTS),
     "topk_group": (2, EXPERTS | {"n_group": 4}),
     "balance_bias": (None, EXPERTS),
-    "balance_rate": (0.01, EXPERTS),
+    "balance_rate": (0.01, EXPERTS | {"balance_bias": True}),
     "balance_loss": (0.5, EXPERTS),
     "balance_over": ({"batch": "sequence", "sequence": "batch"}, EXPERTS),
     "router_z_loss": (0.002, EXPERTS),

@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.distributed import CollectiveBytes
 from common.units import bytes_text
+from components.parts import own_part
 from configurator import Configuration, load
 from data.loader import Batch
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
@@ -41,7 +42,7 @@ from flops_parameter_counting.costs.sharding import parameters
 from model_builder import LanguageModel
 from parallel.compute import Compute
 from parallel.ranks import Ranks
-from parallel.strategy import device_mesh, own_part, parallelize, settle_buckets, settle_gradients
+from parallel.strategy import device_mesh, parallelize, settle_buckets, settle_gradients
 from parallel.zero import ZeroOptimizer
 from runs.checkpoint import Training
 from runs.folder import Progress

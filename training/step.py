@@ -9,12 +9,13 @@ from typing import cast
 import torch
 from torch import nn
 
+from components.parts import own_part
 from data.loader import Batch
 from model_builder import LanguageModel
 from parallel.collectives import sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
-from parallel.strategy import own_part, settle_gradients, whole, without_gradient_sync
+from parallel.strategy import settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
 

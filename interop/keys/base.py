@@ -32,7 +32,7 @@ class FamilyKeys:
     fixed: Keys  # likewise, but a LanguageModel computes what this value means, and nothing else
     same: Mapping[str, str]  # their key -> ours, where the value is the same both ways
     read: Callable[[Values], Keys]  # sizes and counts, as our keys
-    details: Callable[[Values], Keys] | None = None  # `function`, as our keys; None: no LanguageModel computes it
+    details: Callable[[Values], Keys]  # `function`, as our keys
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name that transformers takes -> key
 
     @property

@@ -73,6 +73,11 @@ class Experts(Clamps):
         changes="speed",
     )
 
+    def idle(self, config: Config) -> dict[str, str]:
+        found = {} if config.expert_type == CLAMPED else {"swiglu_limit": f"expert_type={config.expert_type!r}"}
+        found |= {} if config.balance_bias else {"balance_rate": "balance_bias=False"}
+        return found | ({} if config.balance_loss else {"balance_over": "balance_loss=0"})
+
     def function(self, config: Config) -> dict[str, Any]:
         """Without a limit that clamps nothing, and groups of which all are met; ffn_type is of other layers."""
         own = super().function(config) | {"expert_expansion_ratio": None, "ffn_type": self.name}
