@@ -236,12 +236,13 @@ class ModelArchitectureConfig:
     def _ffn_letters(self) -> Iterable[str]:
         if self.ffn_pattern is not None:
             return self.ffn_pattern
-        return (DENSE_FFN if self._has_ffn(letter) else NO_FFN for letter in self.pattern)
+        found = registry.by_letter("mixer").items()
+        after = {letter: DENSE_FFN if self._has_ffn(mixer) else NO_FFN for letter, mixer in found}
+        return (after[letter] for letter in self.pattern)
 
-    def _has_ffn(self, letter: str) -> bool:
+    def _has_ffn(self, mixer: Any) -> bool:
         """What `ffn_after` says of layers with this mixer."""
-        has_state = registry.by_letter("mixer")[letter].has_constant_state
-        return self.ffn_after == "all" or has_state == (self.ffn_after == "mamba")
+        return self.ffn_after == "all" or mixer.has_constant_state == (self.ffn_after == "mamba")
 
     def _ffn(self, letter: str, by_letter: Mapping[str, Any]) -> str | None:
         if letter == NO_FFN:

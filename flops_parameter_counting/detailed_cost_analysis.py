@@ -194,7 +194,8 @@ def add_model_arguments(built: ArgumentParser) -> None:
 
 def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Read the model, print what it costs, and write it as data if asked. Raises UserError where an audit differs."""
-    from interop.model_files import has_room, hugging_face_file, read_model
+    from interop.configurations import has_room
+    from interop.model_files import hugging_face_file, read_model
 
     check_target("json", arguments.json)
     theirs = hugging_face_file(arguments.model_config)
@@ -231,7 +232,8 @@ def audit_of(arguments: argparse.Namespace, theirs: tuple[str, dict[str, Any]] |
 
 def traced_command(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
     """Of a family without a room: trace its class, print what that tells, and write it as data if asked."""
-    from interop.model_files import check_can_trace, no_room
+    from interop.configurations import no_room
+    from interop.model_files import check_can_trace
 
     said = (option for option in OF_A_MODEL if getattr(arguments, option) is not None)
     if foreign := [option for option in said if option not in ("sequence_length", "json")]:

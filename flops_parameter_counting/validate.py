@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from common.errors import UserError, exit_cleanly
 from flops_parameter_counting.costs.model_cost import model_cost
-from interop.configurations import FAMILIES
-from interop.model_files import check_can_trace, has_room, model_from_values
+from interop.configurations import FAMILIES, has_room
+from interop.model_files import check_can_trace, model_from_values
 from interop.samples import PUBLIC, public, small
 from model_config import ModelArchitectureConfig, resolve_architecture
 

@@ -7,7 +7,9 @@ every one of them, so what it returns computes the same. What either makes of a 
 says; `notes` names what was passed over.
 """
 
-from common.errors import UserError
+from typing import Any
+
+from common.errors import UserError, same_name
 from interop.keys import deepseek, experts, gemma_olmo, gpt2, llama, state_space
 from interop.keys.base import (
     ANOTHER_NETWORK,
@@ -34,11 +36,22 @@ def with_model_type(config: Values) -> Keys:
     return {**config, "model_type": "gpt2"} if untyped else dict(config)
 
 
+def has_room(config: Values) -> bool:
+    """Whether the content of a config.json is of one of FAMILIES."""
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in FAMILIES
+
+
+def no_room(model_type: Any) -> str:
+    """That a model_type is none of FAMILIES, and which it may have meant."""
+    return f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{same_name(str(model_type), FAMILIES)}"
+
+
 def exact_architecture(config: Values) -> ModelArchitectureConfig:
     """The architecture of a model that a LanguageModel computes exactly. Raises UserError, naming the key, for a model
     or a feature that it does not have."""
-    if config.get("model_type") not in FAMILIES:
-        raise UserError(f"model_type={config.get('model_type')!r} is none of: {', '.join(FAMILIES)}")
+    if not has_room(config):
+        raise UserError(no_room(config.get("model_type")))
     return resolve_architecture({"arch_preset": "custom", **exact_keys(config)})
 
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, did_you_mean, same_name
+from common.errors import UserError, did_you_mean
 from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
 from flops_parameter_counting.costs.report import Model
-from interop.configurations import FAMILIES, check_size, counted_keys, with_model_type
+from interop.configurations import FAMILIES, check_size, counted_keys, has_room, no_room, with_model_type
 from interop.configurations import notes as notes_on_keys
 from model_config import ModelArchitectureConfig, resolve_architecture
 
@@ -70,11 +70,6 @@ def hugging_face_file(path: Path) -> tuple[str, dict[str, Any]] | None:
     return (name, values) if "model_type" in values else None
 
 
-def has_room(values: Mapping[str, Any]) -> bool:
-    """Whether the content of a config.json is of a family that is counted here."""
-    return isinstance(values["model_type"], str) and values["model_type"] in FAMILIES
-
-
 def check_can_trace(what: str) -> None:
     """Raises UserError where what runs transformers' classes (interop/tracing.py) is not installed."""
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
@@ -95,11 +90,6 @@ def model_from_values(values: Mapping[str, Any], name: str) -> Model:
         raise UserError(no_room(model_type))
     architecture = resolve_architecture({"arch_preset": "custom", **counted_keys(values)})
     return Model(name, model_type, architecture, tuple(_notes(values, architecture)), is_ours=False)
-
-
-def no_room(model_type: Any) -> str:
-    """That a model_type is no family that is counted here, and which it may have meant."""
-    return f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{same_name(str(model_type), FAMILIES)}"
 
 
 def _notes(values: Mapping[str, Any], architecture: ModelArchitectureConfig) -> list[str]:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
 from common.errors import UserError
-from interop.model_files import no_room
+from interop.configurations import no_room
 
 # Of a config.json, but no business of a count: code beside it, how weights were stored, and which kernels run
 _PASSED_OVER = ("auto_map", "quantization_config", "torch_dtype", "dtype", "_attn_implementation", "architectures")

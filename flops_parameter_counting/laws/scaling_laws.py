@@ -200,7 +200,6 @@ class ExpertLaw(Law):
         return []
 
 
-@dataclasses.dataclass(frozen=True)
 class JointLaw(ExpertLaw):
     """Ludziejewski et al. 2025: L = a e^delta N^(alpha + gamma ln e) + b e^omega D^(beta + zeta ln e) + c, of dense
     models and of E experts as wide as a dense FFN, of which a token meets one (experts.joint_constants has constants
@@ -232,7 +231,6 @@ class JointLaw(ExpertLaw):
         return [("E", 1 / self.share, experts.JOINT_EXPERTS)]
 
 
-@dataclasses.dataclass(frozen=True)
 class SparsityLaw(ExpertLaw):
     """Abnar et al. 2025, equation 6: L = E + A / N^alpha + B / D^beta + c / (1 - S)^lambda + d / ((1 - S)^delta
     N^gamma), S the share of the experts that a token does not meet (experts.sparsity_terms has constants and source).
@@ -256,7 +254,6 @@ class SparsityLaw(ExpertLaw):
         return [("S", 1 - self.share, experts.SPARSITY_LEVELS), ("C", flops, experts.SPARSITY_FLOPS)]
 
 
-@dataclasses.dataclass(frozen=True)
 class LeverageLaw(ExpertLaw):
     """Tian et al. 2025: a model of experts reaches the loss of a dense one of EL times its FLOPs a token, on the same
     tokens (section 3; experts.leverage has constants and source). They fit no loss: here N times EL stands in the place
