@@ -3,6 +3,7 @@ FFN of the same active FLOPs: in turn, in one run.
 
     python benchmarks/components.py
     python benchmarks/components.py --n_experts 8 --n_experts_per_token 2 --expert_d_ff 1024
+    python benchmarks/components.py --profile
 
 Needs transformers, whose Qwen3MoeSparseMoeBlock it is held against, eager and with grouped products. Of latent
 attention: benchmarks/latent_decoding.py.
@@ -36,6 +37,9 @@ def main() -> None:
     torch.manual_seed(0)
     layers = contestants(options)
     x = torch.randn(options.tokens // 512, 512, options.n_embd)
+    if options.profile:
+        print_profile(layers[OURS], x)
+        return
     check_equal(layers, x)
     print(
         f"{options.tokens} tokens x {options.n_embd}, {options.n_experts_per_token} of {options.n_experts} experts of "
@@ -63,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--backend", default="auto", choices=("auto", "segments", "grouped", "loop"), help="ours (auto)")
     option("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="(all cores)")
     option("--rounds", type=positive, default=7, metavar="N", help="(7)")
+    option("--profile", action="store_true", help="say instead where the time of ours goes, in bfloat16")
     options = parser.parse_args()
     if options.tokens % 512:
         raise UserError(f"--tokens={options.tokens} is no multiple of 512")
@@ -137,6 +142,21 @@ def once(layer: nn.Module, x: Tensor, dtype: str) -> float:
     taken = time.perf_counter() - started
     layer.zero_grad(set_to_none=True)
     return taken
+
+
+def print_profile(layer: nn.Module, x: Tensor) -> None:
+    """The time of every kind of operation by itself, of one pass after three that do not count. What is in none is
+    Python's, for the most part; profiling slows that down."""
+    for _ in range(3):
+        once(layer, x, "bfloat16")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        seconds = once(layer, x, "bfloat16")
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    rows = [row for row in rows if row.key.startswith("aten::")]
+    for row in rows[:12]:
+        print(f"{row.key:28s}{row.self_cpu_time_total / 1e3:>8.1f} ms{row.count:>7,} calls")
+    others = 1e3 * seconds - sum(row.self_cpu_time_total for row in rows[:12]) / 1e3
+    print(f"{'all else':28s}{others:>8.1f} ms\n{'the pass':28s}{1e3 * seconds:>8.1f} ms")
 
 
 def ratio(seconds: dict[str, list[float]], name: str) -> str:
