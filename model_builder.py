@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from common.errors import UserError
 from common.machine import check_memory
 from components.caches import Caches
+from components.documents import Documents
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
 from components.precision import wide
@@ -59,6 +60,7 @@ class Block(nn.Module):
         self.mixer_norm = norm(config)
         self.mixer_out_norm = norm(config) if has_two else None
         self.mixer = component("mixer", layer.mixer)(config)
+        self.takes_documents = layer.mixer_spec.takes_documents
         self.has_ffn = layer.ffn is not None
         if layer.ffn is not None:
             self.ffn_norm = norm(config)
@@ -182,10 +184,10 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         x = self.embedding(tokens)
         x = x if (factor := self.config.embedding_factor) == 1 else x * factor
-        x = self.dropout(self.position.embed(x, start))
+        own = None if documents is None else self._documents(documents)
+        x = self.dropout(self.position.embed(x, start) if own is None else self.position.embed(x, start, own.places))
         auxiliary: dict[str, Tensor] = {}
         loads: dict[int, Tensor] = {}
-        other = None if documents is None else self._other_documents(documents)
         made: dict[Any, Any] = {}  # once, however many layers share it
         handed: dict[str, Tensor] = {}  # from a block to later ones
         for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
@@ -194,8 +196,8 @@ class LanguageModel(nn.Module):
                     made[make] = make(length, tokens.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
             shared |= {name: handed[name] for name in block.hands_on if name in handed}
-            if other is not None:
-                shared["hidden"] = other
+            if own is not None:
+                shared[block.takes_documents] = getattr(own, block.takes_documents)
             if caches is not None:
                 x, added, load, given = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
@@ -212,12 +214,12 @@ class LanguageModel(nn.Module):
         x = self.final_norm(x)
         return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary, loads
 
-    def _other_documents(self, documents: Tensor) -> Tensor:
-        """(B, T) documents -> (B, 1, T, T), true where a key is of another document than its query."""
+    def _documents(self, documents: Tensor) -> Documents:
+        """(B, T) -> what blocks are handed of them."""
         for layer in self.config.layer_counts:
-            if not layer.mixer_spec.takes_documents:
+            if layer.mixer_spec.takes_documents is None:
                 raise ValueError(f"a layer of {layer.mixer} does not keep the documents of a sequence apart")
-        return (documents[:, :, None] != documents[:, None, :])[:, None]
+        return Documents.of(documents)
 
     def forward(
         self,

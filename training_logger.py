@@ -380,6 +380,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
             "attention_ffn_ratio": plan.cost.attention_ffn_ratio,
         },
         "tokens_per_step": plan.tokens_per_step,
+        "document_length": plan.document_length,
         "steps": plan.length,
         "prediction": plan.prediction and plan.prediction.as_dict(),
         "dataset": {

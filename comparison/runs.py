@@ -228,9 +228,10 @@ def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
 
 
 def _windows(log: RunLog) -> tuple[Any, ...]:
-    """The validation windows: so many sequences, in an order that no key changes, of so many tokens."""
+    """The validation windows: so many sequences, in an order that no key changes, of so many tokens, and whether of
+    one document each or of several that are kept apart."""
     config = log.run.get("config") or {}
-    return evaluated_windows(config), config.get("block_size")
+    return evaluated_windows(config), config.get("block_size"), config.get("mask_documents", False)
 
 
 def notes(logs: Sequence[RunLog]) -> list[str]:

@@ -105,6 +105,7 @@ class MicroBatch:
     e: int
     tensor: int = 1  # ranks that share every layer
     weights_are_cast: bool = False  # by FSDP, in gathering them: autocast has nothing to copy
+    has_documents: bool = False  # that are kept apart: each sequence has a mask, and states forget, of its own
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""
@@ -241,6 +242,10 @@ class Position(Spec):
     rotates: ClassVar[bool] = False  # queries and keys
     biases_scores: ClassVar[bool] = False
 
+    def turns_by_length(self, config: Config) -> bool:
+        """Whether what it does to a token depends on how long its text is, in texts of up to block_size tokens."""
+        return False
+
     def check_heads(self, config: Config) -> None:
         """Raises UserError for heads of a head_dim that it cannot act in: a mixer gives its own width as one."""
 
@@ -279,7 +284,9 @@ class Mixer(Half):
     uses_positions: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False  # n_head stands in the architecture's name
     has_constant_state: ClassVar[bool] = False  # what it remembers does not grow with the text
-    takes_documents: ClassVar[bool] = False  # and keeps those of one sequence apart
+    # What it is handed of several documents in a sequence, which it keeps apart: `hidden` or `places`
+    # (components/documents.py); None: it would mix them
+    takes_documents: ClassVar[str | None] = None
     in_float32: ClassVar[bool] = False  # FSDP gathers its layer's weights unrounded
     portable: ClassVar[dict[str, Any]] = {}  # values of its keys with which it runs on any machine
     # A key that writes the layers' letters in another way, and how: see `pattern`.

@@ -193,6 +193,16 @@ def _checksum_text(crc: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
+MOST_MEASURED = 4096  # windows, of which the lengths of documents are taken
+
+
+def document_numbers(tokens: np.ndarray, end_of_document: int) -> np.ndarray:
+    """(windows, T) token ids -> int64 (windows, T), which document of its window each is of, from 0: that of the token
+    before, or, after an end, the next."""
+    after_end = np.zeros(tokens.shape, dtype=np.int64)
+    after_end[:, 1:] = tokens[:, :-1] == end_of_document
+    return after_end.cumsum(axis=1)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -232,6 +242,33 @@ class Dataset:
         return {f"data of {name}": split.checksum for name, split in self.splits.items()} | {
             "tokenizer": self.tokenizer
         }
+
+    @property
+    def end_of_document(self) -> int:
+        """The id that ends every document. Raises UserError for a tokenizer without one."""
+        end = self.tokenizer["end_of_document"]
+        if end is None:
+            raise UserError(
+                f"mask_documents=True: the tokenizer of {self.folder} has no end of documents: take a dataset whose "
+                "has one, or mask_documents=False"
+            )
+        return end
+
+    def document_lengths(self, split: str, block_size: int) -> dict[int, float]:
+        """Which share of a split's tokens is in documents of which length, as windows of `block_size` cut them: of all
+        windows, or of MOST_MEASURED that lie evenly. Raises UserError."""
+        found, end = self.splits[split], self.end_of_document
+        windows = found.n_windows(block_size)
+        counts = np.zeros(block_size + 1, dtype=np.int64)  # documents of each length
+        measured = np.linspace(0, windows - 1, min(windows, MOST_MEASURED)).astype(np.int64)
+        with found.path.open("rb") as file:
+            for window in measured.tolist():
+                file.seek(window * block_size * self.dtype.itemsize)
+                tokens = np.fromfile(file, self.dtype, block_size)
+                lengths = np.bincount(document_numbers(tokens[None], end)[0])
+                counts += np.bincount(lengths, minlength=block_size + 1)
+        total = len(measured) * block_size
+        return {int(length): int(length * counts[length]) / total for length in np.flatnonzero(counts)}
 
     def check_fits(self, block_size: int, vocab_size: int) -> None:
         """Raise UserError unless each split holds a window of `block_size`, and `vocab_size` (the model's) every id."""

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.dataset import Dataset, checksum
+from data.dataset import Dataset, checksum, document_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,11 @@ class WindowLoader:
     not mapped: a file that someone cuts short would end a process that has it mapped.
     """
 
-    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int):
+    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int, tells_documents: bool = False):
+        """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no
+        ends of documents."""
         self.block_size = block_size
+        self._end_of_document = dataset.end_of_document if tells_documents else None
         self.n_windows = dataset.splits[split].n_windows(block_size)
         self.order = WindowOrder(self.n_windows, seed)
         self._dtype = dataset.dtype
@@ -124,7 +127,10 @@ class WindowLoader:
             row[:] = np.frombuffer(content, self._dtype)
         self.check_unchanged()
         both = torch.from_numpy(rows)
-        return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous())
+        documents = None
+        if self._end_of_document is not None:
+            documents = torch.from_numpy(document_numbers(rows[:, :-1], self._end_of_document))
+        return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), documents)
 
     def check_unchanged(self) -> None:
         """Raises UnusableData when what has been read since the last call may be something else than was opened: when

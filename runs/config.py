@@ -37,6 +37,11 @@ class RunConfig:
     )
 
     dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
+    mask_documents: bool = key(
+        False,
+        "tokens meet those of their own document only, in every layer, and positions begin anew with each; False: the "
+        "text of a window is one, and ends of documents are tokens like others",
+    )
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
     gradient_accumulation_steps: int = key(

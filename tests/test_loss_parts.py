@@ -1,7 +1,6 @@
 """Which targets count, which documents are kept apart, what components add, and what is frozen."""
 
 import fnmatch
-import itertools
 import re
 
 import pytest
@@ -87,45 +86,6 @@ def test_the_parts_add_up():
     parts = LossParts(torch.tensor(6.0), torch.tensor(3), {"balance": torch.tensor(0.5), "z": torch.tensor(0.25)}, {})
     assert parts.mean.item() == 2.0
     assert parts.total().item() == 6.0 + 3 * 0.75
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Documents
-
-
-@pytest.mark.parametrize("backend", ["sdpa", "manual"])
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {},
-        {"layer_pattern": "AW", "attention_window": 5},
-        {"position_encoding": "alibi"},
-        {"attention_sinks": True},
-        {"attention_sinks": True, "position_encoding": "alibi", "value_residual": True},
-    ],
-)
-def test_documents_in_one_sequence_do_not_see_each_other(backend, keys):
-    """With positions that depend on distance alone each is what it is by itself."""
-    if backend == "sdpa":
-        keys = {key: value for key, value in keys.items() if key != "attention_sinks"}  # which it has not
-    config = resolve_architecture(TINY | {"position_encoding": "rope", "attention_backend": backend} | keys)
-    model = build_model(config, seed=0).eval()
-    tokens = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(1))
-    lengths = ((7, 12, 5), (1, 20, 3))
-    documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(row)) for row in lengths])
-    together = model(tokens, documents=documents)
-    for row, of_row in enumerate(lengths):
-        ends = list(itertools.accumulate(of_row))
-        for start, end in zip([0, *ends], ends, strict=False):
-            torch.testing.assert_close(together[row, start:end], model(tokens[row : row + 1, start:end])[0])
-    assert not torch.allclose(together, model(tokens), atol=1e-3)
-
-
-def test_a_mixer_that_would_mix_documents_refuses_them():
-    model = build_model(resolve_architecture(TINY | {"layer_pattern": "AM", "mamba_head_dim": 16}), seed=0)
-    tokens = torch.zeros(1, 24, dtype=torch.long)
-    with pytest.raises(ValueError, match="a layer of mamba2 does not keep the documents of a sequence apart"):
-        model(tokens, documents=tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

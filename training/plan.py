@@ -11,7 +11,13 @@ from components.registry import has_module
 from configurator import Configuration
 from data.dataset import Dataset
 from flops_parameter_counting.costs.memory import rank_memory
-from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, parameter_names, training_flops
+from flops_parameter_counting.costs.model_cost import (
+    DocumentLengths,
+    ModelCost,
+    model_cost,
+    parameter_names,
+    training_flops,
+)
 from flops_parameter_counting.costs.sharding import check_mesh
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, find_law, is_published, law_from
 from model_config import ModelArchitectureConfig
@@ -58,6 +64,12 @@ class RunPlan:
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
     bytes_per_token: dict[str, float] | None
     prediction: Prediction | None = None
+    documents: DocumentLengths | None = None  # of the training split, if they are kept apart and it is prepared
+
+    @property
+    def document_length(self) -> float | None:
+        """Of the documents that are kept apart, as a token meets them: the mean over tokens, not over documents."""
+        return sum(length * share for length, share in self.documents.items()) if self.documents else None
 
     @property
     def tokens(self) -> int:
@@ -89,11 +101,16 @@ class RunPlan:
 def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
     """Raises UserError for an unknown component, or a model and a dataset that do not fit."""
     model, run = configuration.model, configuration.run
-    cost = model_cost(model)
     if dataset is not None:
         dataset.check_fits(model.block_size, model.vocab_size or 0)
     check_frozen(configuration)
-    training = training_flops(model, run.frozen_names)
+    documents = None
+    if run.mask_documents:
+        check_documents(model)
+        if dataset is not None:
+            documents = dataset.document_lengths("train", model.block_size)
+    cost = model_cost(model, documents=documents)
+    training = training_flops(model, run.frozen_names, documents)
     flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
@@ -106,11 +123,25 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
         windows={name: split.n_windows(model.block_size) for name, split in splits.items()} or None,
         bytes_per_token={name: split.bytes_per_token for name, split in splits.items()} or None,
         prediction=prediction_of(run),
+        documents=documents,
     )
     if plan.prediction is None or plan.prediction.loss is not None:
         return plan
     loss = plan.expected_loss(plan.tokens)
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def check_documents(model: ModelArchitectureConfig) -> None:
+    """Raises UserError for a model that would mix the documents of a window, or turn them by another's length."""
+    positions = model.component("position_encoding")
+    for layer in model.layer_counts:
+        if layer.mixer_spec.takes_documents is None:
+            raise UserError(f"mask_documents=True: a layer of {layer.mixer} does not keep documents apart")
+        if positions.turns_by_length(model.of(layer)):
+            raise UserError(
+                "mask_documents=True: with this rope_scaling tokens turn by the length of their text beyond the original "
+                f"context, and a window of block_size={model.block_size} has documents of several: take a smaller one"
+            )
 
 
 def not_built(model: ModelArchitectureConfig) -> str | None:

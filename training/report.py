@@ -102,6 +102,10 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         "FLOPs of the run:      "
         + ", ".join(f"{plan.flops(convention):.4e} ({convention})" for convention in CONVENTIONS),
     ]
+    if run.mask_documents:
+        found = plan.document_length
+        known = "of lengths that are not known" if found is None else f"in the mean {found:,.1f} tokens about a token"
+        lines.append(f"Documents:             kept apart, {known}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")
     else:

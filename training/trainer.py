@@ -131,8 +131,9 @@ class Trainer:
         self.ranks, self.machine, self.device = ranks, machine, machine.device
         self.stop, self.watch = process.stop, process.watch
         block_size = configuration.model.block_size
-        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed)
-        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED)
+        tells = self.run.mask_documents
+        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed, tells)
+        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED, tells)
         self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
@@ -198,9 +199,9 @@ class Trainer:
         """Whether a checkpoint's evaluations were of the windows that this process evaluates: of the same tokens, cut
         alike, as many of them as an evaluation asks for or all that there are."""
         before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
-        cut = ("block_size", "data of val")
+        cut = {"block_size": None, "data of val": None, "mask_documents": False}
         asked = [min(evaluated_windows(keys) or 0, self.val_data.n_windows) for keys in (before, now)]
-        return all(before.get(key) == now[key] for key in cut) and asked[0] == asked[1]
+        return all(before.get(key, default) == now[key] for key, default in cut.items()) and asked[0] == asked[1]
 
     def run_to_the_end(self) -> int:
         """The loop: evaluate and save when it is time, look for what ends the run, take a step."""

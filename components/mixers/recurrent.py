@@ -43,13 +43,17 @@ class CausalConvolution(nn.Module):
             if parameter is not None:
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, tail: Tensor | None = None) -> Tensor:
-        """`tail` (B, K - 1, channels): the tokens before x, replaced by the last ones of x; None: zeros."""
+    def forward(self, x: Tensor, tail: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """`tail` (B, K - 1, channels): the tokens before x, replaced by the last ones of x; None: zeros. `places`
+        (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
         padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
         y = x.new_zeros(()) if self.bias is None else self.bias.type_as(x)
         for shift, weight in enumerate(self.weight.type_as(x).unbind(1)):
-            y = torch.addcmul(y, padded[:, shift : shift + length], weight)
+            seen = padded[:, shift : shift + length]
+            if places is not None and shift < before:
+                seen = seen * (places >= before - shift)[..., None]
+            y = torch.addcmul(y, seen, weight)
         if tail is not None:
             tail.copy_(padded[:, length:])
         return F.silu(y)

@@ -16,6 +16,7 @@ class StateSpace(Mixer):
     part = "mamba"
     products_parts = ("convolution", "scan")
     has_constant_state = in_float32 = True  # decays and steps do not bear to be rounded
+    takes_documents = "places"
     divides = None
     not_shared = (
         "tensor_parallel shares attention and FFNs among ranks, not the scan of a Mamba layer: take use_fsdp, "
@@ -65,11 +66,17 @@ class StateSpace(Mixer):
         return Product("convolution", 2 * config.mamba_d_conv * self.convolved(config))
 
     def convolution_kept(self, batch: MicroBatch, channels: int) -> int:
-        """The padded input, and the sum before silu; of autocast, the cast weight."""
+        """The padded input, and the sum before silu; of autocast, the cast weight. Where documents are kept apart, for
+        each tap but the current token's what it sees, and which tokens see it."""
         config, e = batch.config, batch.e
         padded = batch.batch_size * (config.block_size + config.mamba_d_conv - 1)
         cast = 0 if e == 4 else e * channels * config.mamba_d_conv
-        return (padded + batch.tokens) * channels * e + cast
+        masks = (config.mamba_d_conv - 1) * batch.tokens * batch.has_documents
+        return (padded + batch.tokens + masks) * channels * e + masks + cast
+
+    def forgetting_kept(self, batch: MicroBatch) -> int:
+        """Which tokens are the first of their documents."""
+        return batch.tokens * batch.has_documents
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """The state, in float32 whatever is computed in, and the tokens that the convolution sees again."""

@@ -33,8 +33,9 @@ class NoPosition(nn.Module):
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
 
-    def embed(self, x: Tensor, start: int = 0) -> Tensor:
-        """(B, T, D) token embeddings -> (B, T, D)."""
+    def embed(self, x: Tensor, start: int = 0, places: Tensor | None = None) -> Tensor:
+        """(B, T, D) token embeddings -> (B, T, D). `places` (B, T), of each token in its document; None: all are of
+        one, from `start` on."""
         return x
 
     @classmethod
@@ -55,8 +56,10 @@ class LearnedAbsolutePosition(NoPosition):
         super().__init__(config)
         self.embedding = nn.Embedding(config.block_size, config.n_embd)
 
-    def embed(self, x: Tensor, start: int = 0) -> Tensor:
-        return x + self.embedding(torch.arange(start, start + x.shape[1], device=x.device))
+    def embed(self, x: Tensor, start: int = 0, places: Tensor | None = None) -> Tensor:
+        if places is None:
+            places = torch.arange(start, start + x.shape[1], device=x.device)
+        return x + self.embedding(places)
 
 
 @register_module("position_encoding", "rope")

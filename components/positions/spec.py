@@ -47,7 +47,7 @@ class LearnedAbsolute(_Position):
 
     def kept(self, batch: MicroBatch) -> int:
         """The rows that were looked up."""
-        return 8 * batch.config.block_size
+        return 8 * (batch.tokens if batch.has_documents else batch.config.block_size)
 
 
 @register_spec
@@ -72,6 +72,11 @@ class Rotary(_Position):
             raise UserError(f"partial_rotary_factor={config.partial_rotary_factor} is more than 1, a whole head")
         if config.rope_scaling is not None:
             _check_scaling(config.rope_scaling)
+
+    def turns_by_length(self, config: Config) -> bool:
+        scaling = config.rope_scaling or {}
+        original = scaling.get("original_max_position_embeddings")
+        return scaling.get("rope_type") in ("dynamic", "longrope") and config.block_size > original
 
     def check_heads(self, config: Config) -> None:
         self.check(config)

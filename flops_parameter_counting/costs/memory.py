@@ -174,7 +174,7 @@ def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
     parallelism divides them, too, but for what each rank gathers of them."""
-    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, weights_are_cast=run.use_fsdp)
+    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents)
     return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
 
 

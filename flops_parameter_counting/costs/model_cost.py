@@ -6,12 +6,12 @@ the MFU all read these numbers. Nothing is allocated and torch is not imported.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from common.errors import UserError
 from components import registry
-from components.spec import Routing, Spec, Weights
+from components.spec import Product, Routing, Spec, Weights
 from model_config import Layer, ModelArchitectureConfig
 
 CONVENTIONS = ("full", "causal")
@@ -54,6 +54,7 @@ def all_places(config: ModelArchitectureConfig) -> Iterator[Place]:
 
 
 Frozen = Callable[[str], bool]  # whether the parameter of this name is not trained
+DocumentLengths = Mapping[int, float]  # the share of all tokens that is in documents of each length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +119,17 @@ class TrainingFlops:
         return {"full": full, "causal": full - self.masked}
 
 
-def training_flops(config: ModelArchitectureConfig, frozen: Frozen | None = None) -> TrainingFlops:
-    """The FLOPs of training on sequences of block_size tokens.
+def training_flops(
+    config: ModelArchitectureConfig, frozen: Frozen | None = None, documents: DocumentLengths | None = None
+) -> TrainingFlops:
+    """The FLOPs of training on sequences of block_size tokens, of one document each, or of `documents` kept apart.
 
     The backward pass multiplies each product's other factor with the gradient of the result: for the gradient of a
     weight where it is trained, for that of an input where something before it is. So it takes twice the forward pass
     where everything is trained, as much where a frozen layer is passed through, and nothing below the first parameter
     that is trained.
     """
-    cost, length = model_cost(config), config.block_size
+    cost = model_cost(config, documents=documents)
     if frozen is None:
         by_part = {part: with_backward(flops) for part, flops in cost.flops.items()}
         return TrainingFlops(by_part, with_backward(sum(cost.masked.values())))
@@ -141,7 +144,7 @@ def training_flops(config: ModelArchitectureConfig, frozen: Frozen | None = None
                 each = 2 * weights.of_these_met(weights.size // len(trained))
                 by_part[part] += each * (sum(trained) + len(trained) * (inside if weights.writes else of_input))
             inside = inside or any(trained)
-        for product in [] if spec is None else spec.all_products(found.place.config, length):  # type: ignore[union-attr]
+        for product in [] if found.place is None else products_of(found.place, config.block_size, documents):
             by_part[product.part] += 2 * product.flops * of_output
             masked += 2 * product.masked * of_output
     return TrainingFlops(by_part, masked)
@@ -211,8 +214,28 @@ class ModelCost:
         return attention / self.flops["ffn"] if attention and self.flops["ffn"] else None
 
 
-def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = None) -> ModelCost:
-    """The cost of a model at a sequence length (None: its block size).
+def products_of(place: Place, length: int, documents: DocumentLengths | None) -> list[Product]:
+    """What a component multiplies beside its weights, per token of sequences of `length` tokens. Where documents are
+    kept apart a token meets those of its own; what has a constant state computes as ever."""
+    spec: Any = place.spec
+    if not documents or getattr(spec, "has_constant_state", True):
+        return spec.all_products(place.config, length)
+    shares, of_lengths = documents.values(), [spec.all_products(place.config, own) for own in documents]
+
+    def mean(values: Iterable[Any]) -> int:
+        return round(sum(share * value for share, value in zip(shares, values, strict=True)))
+
+    return [
+        Product(of_each[0].part, mean(one.flops for one in of_each), mean(one.masked for one in of_each))
+        for of_each in zip(*of_lengths, strict=True)
+    ]
+
+
+def model_cost(
+    config: ModelArchitectureConfig, sequence_length: int | None = None, documents: DocumentLengths | None = None
+) -> ModelCost:
+    """The cost of a model at a sequence length (None: its block size), of one document each, or of `documents` that are
+    kept apart in it.
 
     Raises UserError for a vocabulary that is not known.
     """
@@ -243,7 +266,7 @@ def model_cost(config: ModelArchitectureConfig, sequence_length: int | None = No
                 add(idle, weights.part or of_spec.part, size - met)
             if weights.multiplies:
                 add(flops, weights.part or of_spec.flops_part, 2 * met)
-        for product in of_spec.all_products(place.config, length):
+        for product in products_of(place, length, documents):
             add(flops, product.part, place.count * product.flops)
             add(masked, product.part, place.count * product.masked)
     for table in tables(config):

@@ -117,7 +117,7 @@ def biases(config: Config) -> tuple[bool, bool]:
 @register_spec
 class Attention(_AttentionKeys):
     name, label, letter, title = "attention", "Attention", "A", "attention"
-    is_default = takes_documents = True
+    is_default, takes_documents = True, "hidden"
     divides = ("n_head", "num_key_value_heads")
     not_shared = "tensor_parallel does not share norms of queries and keys: take qk_norm=False, or use_fsdp"
     has_window = False
@@ -321,14 +321,17 @@ class Fused(Backend):
         if config.dropout:  # softmax, dropout's mask, dropped weights
             return 3 * batch.tokens * 4 * sizes.heads * width + 3 * scores * 4
         biased = spec("position_encoding", config.position_encoding).biases_scores
-        mask = sizes.heads * config.block_size**2 * e if biased else 0
+        masks = batch.batch_size if batch.has_documents else 1
+        mask = masks * sizes.heads * config.block_size**2 * e if biased else 0
         vectors = 2 * (sizes.heads + sizes.kv_heads) * width
         return batch.tokens * vectors * e + batch.tokens * sizes.heads * 4 + mask
 
     def mask(self, batch: MicroBatch, has_window: bool) -> int:
-        """(T, T) of a window, unless it lies in the score bias, which every head has of its own."""
+        """(T, T) of a window, or of each sequence's documents, unless it lies in the score bias, which every head has
+        of its own."""
         biased = spec("position_encoding", batch.config.position_encoding).biases_scores
-        return batch.e * batch.config.block_size**2 * (has_window and not biased and not batch.config.dropout)
+        masks = batch.batch_size if batch.has_documents else has_window
+        return batch.e * batch.config.block_size**2 * masks * (not biased and not batch.config.dropout)
 
 
 @register_spec

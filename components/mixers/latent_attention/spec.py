@@ -17,7 +17,7 @@ from components.spec import Config, MicroBatch, Product, Remembered, Spec, Weigh
 class LatentAttention(Heads):
     name, label, letter, title = "latent_attention", "Latent", "C", "latent attention"
     what = "latent attention"
-    takes_documents = True
+    takes_documents = "hidden"
     divides = ("n_head",)
 
     q_lora_rank: int | None = key(

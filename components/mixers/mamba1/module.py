@@ -84,13 +84,13 @@ class Mamba1(nn.Module):
         convolution = self.x_conv.weight.new_zeros(batch, width - 1, channels)
         return RecurrentCache(convolution, wide(self.A_log.new_zeros(batch, channels, self.state_size)))
 
-    def forward(self, x: Tensor, cache: RecurrentCache | None = None) -> Tensor:
-        x_in = self.x_conv(self.x_proj(x), cache.convolution if cache is not None else None)  # (B, T, E)
+    def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
+        x_in = self.x_conv(self.x_proj(x), cache.convolution if cache is not None else None, places)  # (B, T, E)
         for_steps, B, C = self.selection_proj(x_in).split(self.selection, dim=-1)  # (B, T, rank), (B, T, N) twice
         dt = self.dt_proj(for_steps)  # (B, T, E)
         A = -wide(self.A_log).exp().view(-1, self.state_size)
         if cache is None:
-            y, _ = self.scan(x_in, dt, A, B, C)
+            y, _ = self.scan(x_in, dt, A, B, C, places=places)
         elif x.shape[1] == 1:
             y, state = selective_step(x_in[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], cache.state)
             y = cache.advance(y[:, None], state)

@@ -43,14 +43,21 @@ def selective_naive(
 
 @torch.compiler.disable  # it would unroll the recurrence: a graph of every token
 def selective_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same, a chunk of tokens at a time: all but the recurrence itself is done for a whole chunk at once, and the
-    backward pass computes a chunk's states again from the one at its start, so that no others are kept."""
+    backward pass computes a chunk's states again from the one at its start, so that no others are kept. `places`
+    (B, T), of each token in its document: nothing is left at its first of the state before (None: all are of one)."""
     state = None if initial_state is None else wide(initial_state).mT
     inputs = (wide(t) for t in (x, dt, A.mT.contiguous(), B, C))
     with torch.autocast(x.device.type, enabled=False):
-        y, state = _SelectiveScan.apply(*inputs, state)
+        y, state = _SelectiveScan.apply(*inputs, state, None if places is None else places == 0)
     return y.type_as(x), state.mT
 
 
@@ -59,7 +66,14 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor | None,
+        is_first: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if state is None:
             state = x.new_zeros(x.shape[0], *A.shape)
@@ -67,22 +81,23 @@ class _SelectiveScan(torch.autograd.Function):
         starts = state.new_empty(len(chunks), *state.shape)
         for start, chunk in zip(starts.unbind(), chunks, strict=True):
             start.copy_(state)
-            _, states = _chunk_states(x[:, chunk], dt[:, chunk], A, B[:, chunk], start)
+            _, states = _chunk_states(x[:, chunk], dt[:, chunk], A, B[:, chunk], start, _of(is_first, chunk))
             y[:, chunk] = (C[:, chunk].transpose(0, 1)[:, :, None] @ states[1:]).squeeze(2).transpose(0, 1)
             state = states[-1]
-        ctx.save_for_backward(x, dt, A, B, C, starts)
+        ctx.save_for_backward(x, dt, A, B, C, starts, is_first)
         return y, state.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C, starts = ctx.saved_tensors
+        x, dt, A, B, C, starts, is_first = ctx.saved_tensors
         x_grad, dt_grad, A_grad = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(A)
         B_grad, C_grad = torch.empty_like(B), torch.empty_like(C)
         for chunk, start in reversed(list(zip(_chunks(x.shape[1]), starts.unbind(), strict=True))):
             x_c, dt_c = x[:, chunk].transpose(0, 1), dt[:, chunk].transpose(0, 1)  # (Q, B, D)
             B_c, C_c, y_grad_c = (t[:, chunk].transpose(0, 1) for t in (B, C, y_grad))  # (Q, B, N) twice, (Q, B, D)
-            decays, states = _chunk_states(x[:, chunk], dt[:, chunk], A, B[:, chunk], start)
+            given = x[:, chunk], dt[:, chunk], A, B[:, chunk], start, _of(is_first, chunk)
+            decays, states = _chunk_states(*given)
             C_grad[:, chunk] = (states[1:] @ y_grad_c[..., None]).squeeze(-1).transpose(0, 1)
             # Of every state: through what the token reads, and through the next state
             gradients = C_c[..., None] * y_grad_c[:, :, None]  # (Q, B, N, D)
@@ -101,17 +116,25 @@ class _SelectiveScan(torch.autograd.Function):
             through_decay = exponent_grad.mul_(A).sum(2)
             x_grad[:, chunk] = (input_grad * dt_c).transpose(0, 1)
             dt_grad[:, chunk] = (input_grad * x_c + through_decay).transpose(0, 1)
-        return x_grad, dt_grad, A_grad, B_grad, C_grad, state_grad if ctx.needs_input_grad[5] else None
+        return x_grad, dt_grad, A_grad, B_grad, C_grad, state_grad if ctx.needs_input_grad[5] else None, None
 
 
 def _chunks(length: int) -> list[slice]:
     return [slice(start, start + SCAN_CHUNK) for start in range(0, length, SCAN_CHUNK)]
 
 
-def _chunk_states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _of(is_first: Tensor | None, chunk: slice) -> Tensor | None:
+    return None if is_first is None else is_first[:, chunk]
+
+
+def _chunk_states(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, start: Tensor, is_first: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The decays (Q, B, N, D) of a chunk, and its states (Q + 1, B, N, D) from the one before it (B, N, D) on."""
     x, dt, B = x.transpose(0, 1), dt.transpose(0, 1), B.transpose(0, 1)
     decays = (dt[:, :, None] * A).exp_()
+    if is_first is not None:
+        decays.masked_fill_(is_first.T[..., None, None], 0.0)
     states = decays.new_empty(len(decays) + 1, *start.shape)
     states[0] = start
     torch.mul((x * dt)[:, :, None], B[..., None], out=states[1:])  # what each token adds

@@ -55,6 +55,7 @@ class Mamba1(StateSpace):
             + self.convolution_kept(batch, width)
             + tokens * (width + selection) * e  # its output, and what is selected from it
             + 2 * tokens * width * 4  # the steps, before softplus and after
+            + self.forgetting_kept(batch)
             + cast
             + (starts + 2) * width * state * 4  # the states, and A twice
             + 4 * tokens * width * e  # the gate, before silu and after; what it multiplies; their product

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.documents import forgetting
 from components.mixers.mamba2 import kernels  # noqa: F401 (registers the backends)
 from components.mixers.mamba2.scan import ssd_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
@@ -90,13 +91,14 @@ class Mamba2(nn.Module):
         state = wide(weight.new_zeros(batch, len(self.D), self.head_dim, self.state_size))
         return RecurrentCache(convolution, state)
 
-    def forward(self, x: Tensor, cache: RecurrentCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
         tails = cache.convolution.split(self.convolved, dim=-1) if cache is not None else (None, None, None)
-        x_in = self.x_conv(self.x_proj(x), tails[0]).unflatten(-1, (-1, self.head_dim))  # (B, T, H, E/H)
-        B = self.B_conv(self.B_proj(x), tails[1]).unflatten(-1, (self.groups, -1))  # (B, T, G, N)
-        C = self.C_conv(self.C_proj(x), tails[2]).unflatten(-1, (self.groups, -1))
+        x_in = self.x_conv(self.x_proj(x), tails[0], places).unflatten(-1, (-1, self.head_dim))  # (B, T, H, E/H)
+        B = self.B_conv(self.B_proj(x), tails[1], places).unflatten(-1, (self.groups, -1))  # (B, T, G, N)
+        C = self.C_conv(self.C_proj(x), tails[2], places).unflatten(-1, (self.groups, -1))
         dt = F.softplus(wide(self.dt_proj(x)) + wide(self.dt_bias))  # (B, T, H)
         entering, decay = x_in * dt[..., None], dt * -wide(self.A_log).exp()  # (B, T, H, E/H), (B, T, H)
+        decay = forgetting(decay, places)
         if cache is None:
             y, _ = self.scan(entering, decay, B, C, self.chunk_size)
         elif x.shape[1] == 1:

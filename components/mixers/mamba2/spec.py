@@ -114,6 +114,7 @@ class Mamba2(StateSpace):
             + 2 * self.convolution_kept(batch, self.written_or_read(config))
             + tokens * width * e  # the convolved input
             + 2 * tokens * heads * 4  # the steps, before softplus and after
+            + self.forgetting_kept(batch)
             + spec("mamba_backend", config.mamba_backend).kept(batch)
             + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
             + tokens * config.mamba_n_groups * 4
