@@ -42,16 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the dataset `tiny`: some 20,000 bytes of a text that a small model can learn."""
+    """A data folder with the dataset `tiny`: some 20,000 bytes of a text that a small model can learn; and `short`, of
+    documents of a word or two."""
     folder = tmp_path_factory.mktemp("data")
+    write_words(folder / "tiny", {"train": 40, "val": 8}, length=80)
+    write_words(folder / "short", {"train": 400, "val": 80}, length=2)
+    return folder
+
+
+def write_words(folder: Path, documents: dict[str, int], length: int) -> None:
+    """So many documents of so many words."""
     rng, tokenizer = random.Random(0), tokenizer_from_meta(BYTES)
     words = ["loss", "model", "train", "token", "layer", "width", "depth", "scale"]
-    with DatasetWriter(folder / "tiny", BYTES, 256, "generated") as writer:
-        for split, documents in (("train", 40), ("val", 8)):
-            for _ in range(documents):
-                text = " ".join(rng.choice(words) for _ in range(80))
+    with DatasetWriter(folder, BYTES, 256, "generated") as writer:
+        for split, count in documents.items():
+            for _ in range(count):
+                text = " ".join(rng.choice(words) for _ in range(length))
                 writer.add(split, [*tokenizer.encode(text), 0], len(text))
-    return folder
 
 
 SMALL = """

@@ -247,7 +247,7 @@ def test_a_run_trains_on_documents_and_says_what_they_cost(train, tmp_path):
         (
             ["--position_encoding=rope", "--rope_scaling={'rope_type': 'dynamic', 'factor': 2.0, "
              "'original_max_position_embeddings': 12}"],
-            "mask_documents=True: with this rope_scaling tokens turn by the length of their text",
+            "mask_documents=True: this rope_scaling turns tokens by the length of their text",
         ),
     ],
 )  # fmt: skip

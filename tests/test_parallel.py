@@ -62,6 +62,7 @@ IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 GEMMA = "--arch_preset=gemma2 --attention_window=5 --n_layer=2 --num_key_value_heads=2 --logits_scaling=0.5".split()
 NEOX = "--arch_preset=neox --partial_rotary_factor=0.5 --residual_multiplier=0.5".split()
 LATENT_OF_STREAM = [*LATENT, "--q_lora_rank=None", "--attention_backend=manual"]
+PACKED = ["--mask_documents=True", "--gradient_accumulation_steps=2"]
 OLMO = "--arch_preset=olmo2 --num_key_value_heads=2".split()  # norms within mixers, which FSDP gathers with them
 
 
@@ -95,15 +96,15 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
     ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
-    dataset = open_dataset(data)
-    loader = WindowLoader(dataset, "train", model.block_size, run.seed)
+    dataset = open_dataset(data.with_name("short") if run.mask_documents else data)
+    loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents)
 
     def batches(step: int):
         for micro in ranks.share(range(run.gradient_accumulation_steps)):
             yield loader.batch(step * run.sequences_per_step + micro * run.batch_size, run.batch_size)
 
     def evaluated() -> float:
-        windows = WindowLoader(dataset, "val", model.block_size, 0)
+        windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents)
         return evaluate(training.model, windows, run.eval_iters, 3, compute, lambda: False)
 
     training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)
@@ -161,6 +162,8 @@ CASES: list[Case] = [
     (4, [*TENSOR, *FSDP], LATENT),
     (1, DDP, WINDOW),
     (2, TENSOR, WINDOW),
+    *[(n, keys, [*model, *PACKED]) for n, keys in ((1, DDP), (2, FSDP)) for model in (GPT2, MIXED, LATENT)],
+    *[(2, keys, [*model, *PACKED]) for keys in (TENSOR, [*TENSOR, CHECKPOINTING]) for model in (GPT2, LATENT)],
     *[(n, keys, [*LLAMA, "--ffn_pattern=F-"]) for n, keys in ((1, DDP), (2, TENSOR))],
     (1, DDP, IN_PART),
     *[(2, keys, IN_PART) for keys in (DDP, ZERO1, FSDP, ZERO2, TENSOR)],

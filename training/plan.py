@@ -139,8 +139,8 @@ def check_documents(model: ModelArchitectureConfig) -> None:
             raise UserError(f"mask_documents=True: a layer of {layer.mixer} does not keep documents apart")
         if positions.turns_by_length(model.of(layer)):
             raise UserError(
-                "mask_documents=True: with this rope_scaling tokens turn by the length of their text beyond the original "
-                f"context, and a window of block_size={model.block_size} has documents of several: take a smaller one"
+                "mask_documents=True: this rope_scaling turns tokens by the length of their text, beyond its original "
+                f"context, and a window of block_size={model.block_size} has several: take a smaller one"
             )
 
 
