@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 from components import registry
 from components.documents import Documents
+from components.mixers.attention.spec import QUERIES_AT_ONCE
 from components.spec import MicroBatch, Mixer
 from configurator import load
 from data.dataset import DatasetWriter, open_dataset
@@ -272,3 +273,54 @@ def test_a_mixer_that_would_mix_documents_is_refused():
         configuration = load([f"--{key}={value}" for key, value in keys.items()])
         with pytest.raises(UserError, match="a layer of mixing does not keep documents apart"):
             plan_run(configuration, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows that are longer than the queries that a fused kernel with a mask takes at once
+
+LONG = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 2 * QUERIES_AT_ONCE + 100}
+MASKED = {
+    "documents": ({}, ((300, 5, 700, 119), (1124,))),
+    "a window": ({"layer_pattern": "W", "attention_window": 200}, None),
+    "a long window": ({"layer_pattern": "W", "attention_window": 900}, None),
+    "both": ({"layer_pattern": "W", "attention_window": 200}, ((300, 5, 700, 119), (1124,))),
+    "distances": ({"position_encoding": "alibi"}, None),
+    "distances in documents": ({"position_encoding": "alibi"}, ((300, 5, 700, 119), (1124,))),
+    "latent": ({"layer_pattern": "C", **OF_MIXERS["latent_attention"]}, ((300, 5, 700, 119), (1124,))),
+    "gates": ({"attention_output_gate": "element"}, ((300, 5, 700, 119), (1124,))),
+    "one head": ({"n_head": 1, "position_encoding": "none"}, ((300, 5, 700, 119), (1124,))),
+}
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_long_masked_attention_is_the_formula(kind):
+    keys, lengths = MASKED[kind]
+    documents = None if lengths is None else numbers_of(lengths)
+    x, found = torch.randn(2, LONG["block_size"], 16, generator=torch.Generator().manual_seed(0)).double(), []
+    for backend in ("sdpa", "manual"):
+        config = resolve_architecture(TINY | LONG | {"position_encoding": "rope", "attention_backend": backend} | keys)
+        block, given = build_model(config, seed=0).double().blocks[0], x.clone().requires_grad_()
+        shared = {name: make(config.block_size, x.device) for name, make in block.shared.items()}
+        shared |= {} if documents is None else {"hidden": Documents.of(documents).hidden}
+        y = block.mixer(given, **shared)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [given, *block.mixer.parameters()])])
+    for fused, formula in zip(*found, strict=True):
+        torch.testing.assert_close(fused, formula, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", MASKED)
+def test_kept_bytes_of_long_masked_attention_to_the_byte(kind, dtype, dropout):
+    keys, lengths = MASKED[kind]
+    config = resolve_architecture(TINY | LONG | {"position_encoding": "rope", "dropout": dropout} | keys)
+    batch = MicroBatch(config, 2, COMPUTE_BYTES[dtype], has_documents=lengths is not None)
+    model = build_model(config, seed=0)
+    x = 1 * torch.randn(2, config.block_size, 16, requires_grad=True)
+    shared = {name: make(config.block_size, x.device) for name, make in model.blocks[0].shared.items()}
+    shared |= {} if lengths is None else {"hidden": Documents.of(numbers_of(lengths)).hidden}
+    excluded = (x, *shared.get("rotation", ()), *[one for name, one in shared.items() if name == "hidden"])
+    with counting_kept_bytes(model, exclude=excluded) as kept, autocast(dtype):
+        model.blocks[0](x, **shared)
+    estimate = block_bytes(batch, config.layers[0]) - 4 * 2 * config.block_size * 16
+    assert sum(size for size, _ in kept.values()) == estimate

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.mixers.attention.spec import biases, without_positions
+from components.mixers.attention.spec import biases, blocks, without_positions
 from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
 from components.positions.module import rotate
 from components.precision import wide
@@ -37,17 +37,24 @@ def sdpa(
 
         softmax(q k^T / sqrt(h) + mask) v
     """
-    mask, queries, keys = None, q.shape[2], k.shape[2]
-    if score_bias is not None or window is not None or 1 < queries < keys:
-        bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
-        mask = bias.masked_fill(_unseen(queries, keys, q.device, window), -torch.inf).to(q.dtype)
-        mask = mask if mask.dim() == 4 else mask[None]  # (B or 1, H or 1, T, S + T): no fused kernel takes three
-    causal = mask is None and queries == keys  # one query after a cache meets every key
-    width, value_width = q.shape[-1], v.shape[-1]
+    queries, keys, width, value_width = q.shape[2], k.shape[2], q.shape[-1], v.shape[-1]
     q, k, v = (_as_wide_as(max(width, value_width), x) for x in (q, k, v))  # fused kernels take one width
-    y = F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, causal, scale=1 / math.sqrt(width), enable_gqa=k.shape[1] < q.shape[1]
-    )
+    fused = functools.partial(
+        F.scaled_dot_product_attention,
+        dropout_p=dropout, scale=1 / math.sqrt(width), enable_gqa=k.shape[1] < q.shape[1],
+    )  # fmt: skip
+    if score_bias is None and window is None and not 1 < queries < keys:
+        y = fused(q, k, v, is_causal=queries == keys)  # one query after a cache meets every key
+    else:
+        bias = score_bias if score_bias is not None else q.new_zeros(1, 1, 1)
+        bias = bias if bias.dim() == 4 else bias[None]  # (B or 1, H or 1, T, S + T): no fused kernel takes three
+        bias = bias.expand(*bias.shape[:2], queries, keys)
+        unseen = _unseen(queries, keys, q.device, window)
+        of_blocks = []
+        for own, met in blocks(queries, keys, window, dropout):
+            mask = bias[..., own, met].masked_fill(unseen[own, met], -torch.inf).to(q.dtype)
+            of_blocks.append(fused(q[:, :, own], k[:, :, met], v[:, :, met], mask))
+        y = of_blocks[0] if len(of_blocks) == 1 else torch.cat(of_blocks, dim=2)
     return y if y.shape[-1] == value_width else y[..., :value_width]
 
 

@@ -13,6 +13,19 @@ from common.keys import key
 from components.registry import register_spec, spec
 from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Spec, Weights, matrices, vectors
 
+QUERIES_AT_ONCE = 512  # in fused kernels that are given a mask: these compute what it hides too
+
+
+def blocks(queries: int, keys: int, window: int | None, dropout: float) -> list[tuple[slice, slice]]:
+    """Blocks of the last queries of so many keys, and the keys that each may meet. With dropout, for which PyTorch has
+    no fused kernel on a CPU, all are one."""
+    before, found, step = keys - queries, [], queries if dropout else QUERIES_AT_ONCE
+    for start in range(0, queries, step):
+        end = min(start + step, queries)
+        first = 0 if window is None else max(0, before + start + 1 - window)
+        found.append((slice(start, end), slice(first, before + end)))
+    return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -29,7 +42,7 @@ class Backend(Spec):
     """What computes attention between the projections; it has no parameters, and its FLOPs are the mixer's."""
 
     kind = "attention_backend"
-    is_fused = False  # its output is laid out like the queries, and is kept
+    is_fused = False  # its output is laid out like the queries
     has_cap = False
     has_sinks = False
 
@@ -48,9 +61,13 @@ class Backend(Spec):
         """The bytes that it keeps of heads of these sizes. Raises UserError where nobody has written that down."""
         return super().kept(batch)
 
-    def mask(self, batch: MicroBatch, has_window: bool) -> int:
+    def mask(self, batch: MicroBatch, window: int | None) -> int:
         """Bytes of what it keeps that is no smaller for a part of the heads."""
         return 0
+
+    def keeps_output(self, batch: MicroBatch, has_window: bool) -> bool:
+        """Whether what it returns is among what it keeps."""
+        return False
 
 
 class Heads(Mixer):
@@ -193,7 +210,7 @@ class Attention(_AttentionKeys):
         queries', and rotated ones lie head by head, which is no other layout for a single head."""
         config = batch.config
         backend = spec("attention_backend", config.attention_backend)
-        fused, gated = backend.is_fused and not config.dropout, config.attention_output_gate is not None
+        fused, gated = backend.keeps_output(batch, self.has_window), config.attention_output_gate is not None
         rotates = spec("position_encoding", config.position_encoding).rotates
         is_copied = not fused or gated or (rotates and config.n_head > 1)
         return (
@@ -210,7 +227,8 @@ class Attention(_AttentionKeys):
         return super().whole(batch) + self._mask(batch)
 
     def _mask(self, batch: MicroBatch) -> int:
-        return spec("attention_backend", batch.config.attention_backend).mask(batch, self.has_window)
+        window = self.window(batch.config, batch.config.block_size) if self.has_window else None
+        return spec("attention_backend", batch.config.attention_backend).mask(batch, window)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         return [Remembered("keys_and_values", 2 * length * config.kv_heads * config.head_dim)]
@@ -322,16 +340,30 @@ class Fused(Backend):
             return 3 * batch.tokens * 4 * sizes.heads * width + 3 * scores * 4
         biased = spec("position_encoding", config.position_encoding).biases_scores
         masks = batch.batch_size if batch.has_documents else 1
-        mask = masks * sizes.heads * config.block_size**2 * e if biased else 0
+        mask = masks * sizes.heads * _pairs(config.block_size, None, config.dropout) * e if biased else 0
         vectors = 2 * (sizes.heads + sizes.kv_heads) * width
         return batch.tokens * vectors * e + batch.tokens * sizes.heads * 4 + mask
 
-    def mask(self, batch: MicroBatch, has_window: bool) -> int:
-        """(T, T) of a window, or of each sequence's documents, unless it lies in the score bias, which every head has
-        of its own."""
-        biased = spec("position_encoding", batch.config.position_encoding).biases_scores
-        masks = batch.batch_size if batch.has_documents else has_window
-        return batch.e * batch.config.block_size**2 * masks * (not biased and not batch.config.dropout)
+    def mask(self, batch: MicroBatch, window: int | None) -> int:
+        """That of a window, or of each sequence's documents, unless it lies in the score bias, which every head has of
+        its own."""
+        config = batch.config
+        biased = spec("position_encoding", config.position_encoding).biases_scores
+        masks = batch.batch_size if batch.has_documents else window is not None
+        return batch.e * _pairs(config.block_size, window, 0.0) * masks * (not biased and not config.dropout)
+
+    def keeps_output(self, batch: MicroBatch, has_window: bool) -> bool:
+        """Unless the formula takes its place, or it is joined of several blocks'."""
+        config = batch.config
+        biased = spec("position_encoding", config.position_encoding).biases_scores
+        has_mask = biased or has_window or batch.has_documents
+        return not config.dropout and not (has_mask and config.block_size > QUERIES_AT_ONCE)
+
+
+def _pairs(length: int, window: int | None, dropout: float) -> int:
+    """Elements of the masks of all blocks of queries."""
+    of_blocks = blocks(length, length, window, dropout)
+    return sum((own.stop - own.start) * (met.stop - met.start) for own, met in of_blocks)
 
 
 @register_spec
@@ -353,6 +385,6 @@ class Manual(Backend):
         vectors = sizes.heads * (2 * sizes.width + sizes.value_width)
         return batch.tokens * vectors * e + softmax + weights + batch.dropout_mask(scores, e) + capped
 
-    def mask(self, batch: MicroBatch, has_window: bool) -> int:
+    def mask(self, batch: MicroBatch, window: int | None) -> int:
         """(T, T), the keys that are not seen."""
         return batch.config.block_size**2

@@ -7,7 +7,7 @@ from typing import Any
 from common.arrays import larger, smaller
 from common.errors import UserError
 from common.keys import key
-from components.mixers.attention.spec import Heads, Sizes, biases
+from components.mixers.attention.spec import Backend, Heads, Sizes, biases
 from components.positions.spec import rotated
 from components.registry import register_spec, spec
 from components.spec import Config, MicroBatch, Product, Remembered, Spec, Weights, matrices, vectors
@@ -87,14 +87,14 @@ class LatentAttention(Heads):
             + _kept_by_norms(batch)
             + backend.kept_of(batch, Sizes(config.n_head, config.n_head, width, values))
             + self._mask(batch)
-            + batch.tokens * batch.e * config.n_head * _kept_beside_the_backend(batch, backend.is_fused)
+            + batch.tokens * batch.e * config.n_head * _kept_beside_the_backend(batch, backend)
         )
 
     def whole(self, batch: MicroBatch) -> int:
         return super().whole(batch) + self._mask(batch) + _kept_by_norms(batch)
 
     def _mask(self, batch: MicroBatch) -> int:
-        return spec("attention_backend", batch.config.attention_backend).mask(batch, False)
+        return spec("attention_backend", batch.config.attention_backend).mask(batch, None)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         return [Remembered("latent_keys_and_values", length * (config.kv_lora_rank + config.qk_rope_head_dim))]
@@ -129,18 +129,19 @@ def _kept_by_norms(batch: MicroBatch) -> int:
     return 4 * (batch.tokens * numbers + factors) + batch.tokens * sum(widths) * batch.e
 
 
-def _kept_beside_the_backend(batch: MicroBatch, is_fused: bool) -> Any:
+def _kept_beside_the_backend(batch: MicroBatch, backend: Backend) -> Any:
     """Numbers of a head and token. The input of the output projection, unless that is the backend's output itself: so
     of a fused kernel where its layout is the projections' (rotated and padded queries lie head by head), and of a
     single head, whose padding it then keeps. And the keys before the rotary part joins them, which came out of one
     product with the values, where nothing copies these for the backend."""
     config, is_single = batch.config, batch.config.n_head == 1
     width, values = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
-    fused = is_fused and not config.dropout  # with dropout the formula takes the place of the kernel
-    moved = not fused or values != width or spec("position_encoding", config.position_encoding).rotates
-    alone = 0 if fused else larger(width, values) if is_fused else values
+    fused = backend.is_fused and not config.dropout  # with dropout the formula takes the place of the kernel
+    kept = backend.keeps_output(batch, False)
+    moved = not kept or values != width or spec("position_encoding", config.position_encoding).rotates
+    alone = 0 if kept else larger(width, values) if backend.is_fused else values
     output = is_single * alone + (1 - is_single) * values * moved
-    views = fused + (is_fused and not fused and batch.e == 4) * is_single
+    views = fused + (backend.is_fused and not fused and batch.e == 4) * is_single
     return output + views * config.qk_nope_head_dim * (values >= width)
 
 
