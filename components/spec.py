@@ -32,7 +32,8 @@ class Weights:
     `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, and a part of the gradient,
     for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
     what a module of their own returns. `in_float32`: they multiply in it, whatever the compute dtype. `writes`: their
-    product is added to the residual stream, for which they start smaller.
+    product is added to the residual stream, for which they start smaller. `fused`: the rows of each of several linear
+    layers that lie in one matrix, one below the other.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -44,12 +45,24 @@ class Weights:
     writes: bool = False
     part: str | None = None
     in_float32: bool = False
+    fused: tuple[Any, ...] = ()
 
     @property
     def size(self) -> Any:
         """Elements."""
         one = product(self.shape)
         return one if len(self.names) == 1 else len(self.names) * one
+
+    @property
+    def are_matrices(self) -> bool:
+        """Whether they are linear layers, or stacks of them, to an optimizer that takes matrices: no tables, whose rows
+        are looked up, no vectors or convolutions, and no routers and gates of one output, which choose in float32."""
+        return self.multiplies and not self.in_float32
+
+    @property
+    def rows_of_matrices(self) -> tuple[Any, ...]:
+        """The rows of each linear layer in one matrix."""
+        return self.fused or (self.shape[-2],)
 
     def of_these_met(self, count: Any) -> Any:
         """The share that a token meets, of something that all of them have."""
@@ -64,7 +77,7 @@ def matrices(
     names = (names,) if isinstance(names, str) else names
     found = [Weights(tuple(f"{name}.weight" for name in names), (rows, columns), True, divided=divided, **more)]
     if bias:
-        of_bias = {**more, "writes": False, "divided": "" if divided == "columns" else divided}
+        of_bias = {**more, "writes": False, "fused": (), "divided": "" if divided == "columns" else divided}
         found.append(Weights(tuple(f"{name}.bias" for name in names), (rows,), **of_bias))
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.keys import key
+from training.optimizers.registry import check_optimizer
 
 STARTS = ("scratch", "resume", "auto")
 
@@ -57,11 +58,31 @@ class RunConfig:
     max_tokens: int | None = key(None, "training tokens", at_least=1)
     max_flops: float | None = key(None, "training FLOPs, in the full-attention convention", above=0)
 
-    learning_rate: float = key(6e-4, "at its highest", at_least=0, group="Optimizer (AdamW)")
+    optimizer: str = key(
+        "adamw",
+        "adamw, or muon: for the matrices of linear layers, each alone, beside AdamW for embeddings, head, norms, "
+        "routers, vectors and states (docs/optimizers.md)",
+        group="Optimizer",
+    )
+    learning_rate: float = key(6e-4, "at its highest", at_least=0)
     weight_decay: float = key(0.1, "decoupled, on matrices only: none on norms, biases and other vectors", at_least=0)
     beta1: float = key(0.9, "decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key(0.95, "decay of the squared gradient's running mean", at_least=0, below=1)
     adam_eps: float = key(1e-8, "added to the root of the squared gradient's mean", above=0)
+    muon_learning_rate: float | None = key(
+        None,
+        "of matrices, at its highest; its schedule is learning_rate's, in proportion; None: learning_rate",
+        above=0,
+    )
+    muon_momentum: float = key(0.95, "decay of the running mean of a matrix's gradient", at_least=0, below=1)
+    muon_nesterov: bool = key(True, "orthogonalise that mean and the gradient together (Nesterov's momentum)")
+    muon_ns_steps: int = key(5, "Newton-Schulz iterations that orthogonalise it", at_least=1, below=100)
+    muon_adjust_lr: str = key(
+        "original",
+        "learning rate of a matrix: original times sqrt(max(1, rows / columns)), or match_rms_adamw times "
+        "0.2 sqrt(max(rows, columns)), which fits AdamW's learning rates",
+        choices=("original", "match_rms_adamw"),
+    )
     grad_clip: float = key(1.0, "largest global gradient norm; 0 clips nothing", at_least=0)
     frozen: str | None = key(
         None, "parameters that are not trained: patterns of their names, such as embedding.*,blocks.0.*; None: none"
@@ -205,17 +226,18 @@ def check_run(config: RunConfig) -> None:
         )
     if config.world_size is not None and not config.dry_run:
         raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
-    _check_strategy(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    check_optimizer(config, defaults)
+    _check_strategy(config, defaults)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
         raise UserError(f"device={config.device!r} is none of: auto, cpu, cuda, cuda:N, mps")
 
 
-def _check_strategy(config: RunConfig) -> None:
+def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
     if config.use_zero1 and config.use_fsdp:
         raise UserError("use_zero1 and use_fsdp exclude each other: FSDP divides the optimizer's state already")
     if config.use_zero1 and config.tensor_parallel > 1:
         raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")

@@ -120,7 +120,7 @@ def test_what_is_not_stated_is_an_error_and_no_zero():
 LEVELS = (
     ("common.*",),
     ("components", "components.registry", "components.spec", "components.*.spec", "components.ffns.base",
-     "components.mixers.state_space", "parallel.ranks"),
+     "components.mixers.state_space", "parallel.ranks", "training", "training.optimizers.*"),
     ("model_config",),
     ("runs.config",),
     ("configurator", "runs.logs", "runs.older_logs", "data.dataset", "data.tokenizers"),

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices only, and its state under the parameters' names."""
+"""A run's optimizer, whatever its ranks share, and its state under the parameters' names."""
 
 import functools
 from typing import Any
@@ -7,27 +7,85 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from flops_parameter_counting.costs.model_cost import named_weights
+from model_builder import LanguageModel
+from parallel.whole_matrices import Sharing, WholeMatrices, sharing_of, tensor_dim
 from parallel.zero import ZeroOptimizer
 from runs.config import RunConfig
+from training.optimizers.dealing import Layout
+from training.optimizers.registry import OptimizerSpec, optimizer_spec
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimizers, of other parameters each, as one, with the parameter groups of all."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self.optimizers = optimizers
+        for one in optimizers:
+            one.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for one in self.optimizers:
+            one.step()
 
 
 def build_optimizer(model: nn.Module, run: RunConfig, mesh: DeviceMesh | None = None) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); norms, biases and other vectors are not decayed. Fused on every device.
+    """What `run.optimizer` names (training/optimizers/); norms, biases and other vectors are not decayed.
 
     With `use_zero1` its state is divided over the data ranks of the mesh.
     """
+    spec = optimizer_spec(run.optimizer)
+    groups = parameter_groups(model, run, spec)
+    if not spec.takes_matrices:
+        build = functools.partial(spec.build, run=run)
+    else:
+        build = functools.partial(_build_both, spec=spec, run=run, sharing=sharing_of(mesh, run.use_zero1))
+    return ZeroOptimizer(groups, build, mesh["replica"]) if mesh is not None and run.use_zero1 else build(groups)
+
+
+def _build_both(
+    groups: list[dict[str, Any]], spec: OptimizerSpec, run: RunConfig, sharing: Sharing
+) -> torch.optim.Optimizer:
+    matrices, others = ([group for group in groups if ("layouts" in group) == wanted] for wanted in (True, False))
+    found: list[torch.optim.Optimizer] = [WholeMatrices(group, sharing, spec, run) for group in matrices]
+    return Combined([*found, spec.build(others, run)] if others else found)
+
+
+def parameter_groups(model: nn.Module, run: RunConfig, spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """What is trained: the matrices of linear layers, where the optimizer takes them, with how they are made up
+    (`layouts`); what is decayed besides; and the rest. `of_learning_rate`: what the learning rate is multiplied by."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layouts = {name: layout for name, layout in layouts_of(model).items() if name in trained and spec.takes_matrices}
     # The biases of stacked layers are as many rows as there are layers
-    matrices = {name for name, parameter in trained.items() if parameter.dim() >= 2 and not name.endswith(".bias")}
+    tables = {name for name, parameter in trained.items() if parameter.dim() >= 2 and not name.endswith(".bias")}
+    others: dict[str, Any] = {"of_learning_rate": 1.0, "new_state": spec.new_state}
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained.items() if name in matrices], "weight_decay": run.weight_decay},
-        {"params": [p for name, p in trained.items() if name not in matrices], "weight_decay": 0.0},
+        {"names": tables - layouts.keys(), "weight_decay": run.weight_decay, **others},
+        {"names": trained.keys() - tables, "weight_decay": 0.0, **others},
     ]
-    groups = [group for group in groups if group["params"]]
-    adamw = functools.partial(
-        torch.optim.AdamW, lr=run.learning_rate, betas=(run.beta1, run.beta2), eps=run.adam_eps, fused=True
-    )
-    return ZeroOptimizer(groups, adamw, mesh["replica"]) if mesh is not None and run.use_zero1 else adamw(groups)
+    if layouts:
+        groups.insert(0, {
+            "names": layouts.keys(), "weight_decay": run.weight_decay, "layouts": list(layouts.values()),
+            "of_learning_rate": spec.learning_rate_of_matrices(run) / run.learning_rate if run.learning_rate else 1.0,
+            "new_state": spec.new_matrix_state,
+        })  # fmt: skip
+    for group in groups:
+        names = group.pop("names")
+        group["params"] = [parameter for name, parameter in trained.items() if name in names]
+    return [group for group in groups if group["params"]]
+
+
+def layouts_of(model: nn.Module) -> dict[str, Layout]:
+    """How the matrices of linear layers make up parameters, of those that the specs say are any, in their order."""
+    if not isinstance(model, LanguageModel):
+        return {}
+    stated = {name: one for found in named_weights(model.config) for one in found.weights for name in one.names}
+    return {
+        name: Layout(tuple(parameter.shape), stated[name].rows_of_matrices, tensor_dim(parameter))
+        for name, parameter in model.named_parameters()
+        if stated[name].are_matrices
+    }
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -45,14 +103,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def empty_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Gives every parameter AdamW's state as it is before the first step, to be loaded into; returns it like
+    """Gives every parameter the optimizer's state as it is before the first step, to be loaded into; returns it like
     `optimizer_tensors`."""
     inner = optimizer.inner if isinstance(optimizer, ZeroOptimizer) else optimizer
     for group in inner.param_groups:
         for parameter in group["params"]:
-            inner.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            inner.state[parameter] = group["new_state"](parameter)
     return optimizer_tensors(model, optimizer)

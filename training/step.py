@@ -63,7 +63,7 @@ def take_step(
         if run.grad_clip:
             clip(gradients, norm, run.grad_clip)
         for group in training.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("of_learning_rate", 1.0)
         training.scaler.step(training.optimizer)
         if loads:
             cast(LanguageModel, training.model).after_step(loads)

@@ -56,6 +56,7 @@ class LatentAttention(Heads):
         queries, values = _query_and_value_width(config)
         of_latent, of_output = biases(config)
         rank, latent = config.q_lora_rank, config.kv_lora_rank
+        of_stream = (latent, config.qk_rope_head_dim)
         if rank is None:
             of_queries = matrices("q_proj", queries, config.n_embd, divided="rows")
         else:
@@ -66,7 +67,7 @@ class LatentAttention(Heads):
             ]
         return [
             *of_queries,
-            *matrices("kv_a_proj", latent + config.qk_rope_head_dim, config.n_embd, of_latent, "heads"),
+            *matrices("kv_a_proj", sum(of_stream), config.n_embd, of_latent, "heads", fused=of_stream),
             *vectors("kv_a_norm.weight", latent, part="norms", divided="heads"),
             *matrices("kv_b_proj", config.n_head * config.qk_nope_head_dim + values, latent, divided="rows"),
             *matrices("o_proj", config.n_embd, values, of_output, "columns", writes=True),

@@ -27,10 +27,11 @@ class Mamba1(StateSpace):
 
     def weights(self, config: Config) -> list[Weights]:
         width, d_state, rank, bias = self.width(config), self.state(config), self.rank(config), self.has_bias(config)
+        selected = (rank, d_state, d_state)
         return [
             *matrices(("z_proj", "x_proj"), width, config.n_embd, bias),  # the gate and the input
             *self.convolution("x_conv", width, config),
-            *matrices("selection_proj", rank + 2 * d_state, width),  # the steps' origin, B, C
+            *matrices("selection_proj", sum(selected), width, fused=selected),  # the steps' origin, B, C
             *matrices("dt_proj", width, rank, bias=True),  # the steps
             *vectors("A_log", width * d_state),
             *vectors("D", width),
