@@ -58,6 +58,8 @@ class _Clean:
 
     steps: int = 0
     seconds: float = 0.0
+    updates: int = 0  # of which the time is known
+    update_seconds: float = 0.0
 
 
 class TrainingLogger:
@@ -98,6 +100,9 @@ class TrainingLogger:
         for total in (self._since_record, self._whole) if clean else ():
             total.steps += 1
             total.seconds += seconds
+            if result.update_seconds is not None:
+                total.updates += 1
+                total.update_seconds += result.update_seconds
         if not self.writes:
             return
         self._bar.update(1)
@@ -239,13 +244,15 @@ class TrainingLogger:
         """Speed and MFU (PaLM, Chowdhery et al. 2022, appendix B) over clean steps; None where there were none."""
         if clean.steps == 0:
             return dict.fromkeys(
-                ("step_ms", "tokens_per_second", "mfu", "model_flops_per_second", "peak_flops_per_second")
-            )
+                ("step_ms", "optimizer_ms", "tokens_per_second", "mfu", "model_flops_per_second",
+                 "peak_flops_per_second")
+            )  # fmt: skip
         tokens_per_second = clean.steps * self.plan.tokens_per_step / clean.seconds
         peak = self.machine.peak_flops_per_second
         achieved = {name: self.plan.flops_per_token[name] * tokens_per_second for name in CONVENTIONS}
         return {
             "step_ms": 1000 * clean.seconds / clean.steps,
+            "optimizer_ms": 1000 * clean.update_seconds / clean.updates if clean.updates else None,
             "tokens_per_second": tokens_per_second,
             "mfu": {name: flops / peak for name, flops in achieved.items()},
             "model_flops_per_second": achieved,
@@ -379,6 +386,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
             "forward_by_part": plan.cost.flops,
             "attention_ffn_ratio": plan.cost.attention_ffn_ratio,
         },
+        "optimizer_flops_per_step": plan.optimizer_flops,
         "tokens_per_step": plan.tokens_per_step,
         "document_length": plan.document_length,
         "steps": plan.length,

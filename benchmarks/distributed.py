@@ -59,13 +59,15 @@ STRATEGIES = {
     "tensor parallel 2, FSDP": "--tensor_parallel=2 --use_fsdp=True",
 }
 
-# PyTorch's operators that send, their kind, and which argument is the whole (of the functional all_gather, a part).
+# PyTorch's operators that send, their kind, and which argument is the whole (of the functional all_gather, and of
+# all_to_all, a part: of the latter not all are equal, and only the mean over the ranks is that of the whole).
 COLLECTIVES = {
     "c10d::allreduce_": ("all_reduce", 0),
     "c10d::_allgather_base_": ("all_gather", 0),
     "c10d::allgather_": ("all_gather", 0),
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1),
     "c10d::broadcast_": ("broadcast", 0),
+    "c10d::alltoall_base_": ("all_to_all", 1),
     "_c10d_functional::all_reduce": ("all_reduce", 0),
     "_c10d_functional::all_gather_into_tensor": ("all_gather", 0),
     "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 0),
@@ -97,7 +99,7 @@ class CollectiveBytes(TorchDispatchMode):
             raise NotImplementedError(f"{operator} sends bytes that are not counted: add it to COLLECTIVES")
         kind, index = COLLECTIVES[operator]
         ranks = group_of(args).size()
-        parts = ranks if operator == "_c10d_functional::all_gather_into_tensor" else 1
+        parts = ranks if operator == "_c10d_functional::all_gather_into_tensor" or kind == "all_to_all" else 1
         self.calls += 1
         if ranks > 1:
             self.payload[kind, ranks] += parts * nbytes(args[index])

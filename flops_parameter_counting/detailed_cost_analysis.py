@@ -62,6 +62,7 @@ from flops_parameter_counting.planner.space import (
 from flops_parameter_counting.planner.space import published as as_published
 from model_config import presets
 from runs.config import RunConfig
+from training.optimizers.registry import optimizers
 
 FROM_HARDWARE = "from the hardware"
 TOP_K = 10
@@ -184,6 +185,7 @@ def add_model_arguments(built: ArgumentParser) -> None:
     )
     add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
     add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
+    add("--optimizer", metavar="NAME", help=f"{', '.join(optimizers())} (default: the config file's)")
     built.add_argument(
         "--validate",
         action="store_true",
@@ -277,6 +279,7 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         dtype=dtype,
         activation_checkpointing=checkpointing,
         **sharing,
+        optimizer=arguments.optimizer and choice("optimizer", arguments.optimizer, optimizers()),
         hardware=hardware.name,
         peak_flops=hardware.peak_flops,
         device_memory=hardware.memory,
@@ -579,7 +582,7 @@ def command(argv: list[str]) -> str:
 
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
-OF_A_MODEL_ONLY = ("audit", "tokens", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
+OF_A_MODEL_ONLY = ("audit", "tokens", "optimizer", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
 OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "model_config": model_command,

@@ -76,6 +76,7 @@ class WholeMatrices(torch.optim.Optimizer):
             [[one for one in travelling if one.owner == owner and size(one.parts[giver])] for giver, owner in pairs]
             for pairs in ([(sharing.rank, other) for other in ranks], [(other, sharing.rank) for other in ranks])
         )
+        self.exchanges = bool(travelling)  # the same on every rank, also on one that has a part in none
         super().__init__([group], {"lr": spec.learning_rate_of_matrices(run)})
         for parameter, box in zip(group["params"], self.boxes, strict=True):
             assert own_part(parameter.detach()).shape == tuple(map(len, box)), "a layout that is not the parameter's"
@@ -86,7 +87,7 @@ class WholeMatrices(torch.optim.Optimizer):
         """What lies in a box of a matrix, (rows, columns), as a view of this rank's part of a parameter or of something
         as large."""
         own = own_part(values)[index(box, self.boxes[matrix.parameter])]
-        return own.view(-1, own.shape[-1]) if own.dim() == 3 else own
+        return own[0] if own.dim() == 3 else own
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -96,7 +97,7 @@ class WholeMatrices(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter] = self.spec.new_matrix_state(parameter)
         self._update_whole(group)
-        if any(self.given) or any(self.taken):
+        if self.exchanges:
             self._update_parts(group)
 
     def _update_whole(self, group: dict[str, Any]) -> None:

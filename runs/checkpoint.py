@@ -29,6 +29,7 @@ from parallel.ranks import ALONE, Ranks
 from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
 from training.optimizer import empty_state, optimizer_tensors
+from training.update_clock import UpdateClock
 
 NO_SPACE = "no space left on the disk"
 OPTIMIZER = "optimizer."  # before the names of the optimizer's tensors
@@ -45,6 +46,7 @@ class Training:
     scaler: torch.amp.GradScaler
     progress: Progress
     wrapper: nn.Module | None = None  # which trains the model when it is called; None: the model itself does
+    clock: UpdateClock = dataclasses.field(default_factory=UpdateClock)
 
     @property
     def wrapped(self) -> nn.Module:
@@ -259,6 +261,11 @@ def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
 def load_tensors(checkpoint: Path, into: dict[str, Tensor]) -> None:
     """Those that are named, in place; each rank reads its parts. Raises UserError where they do not fit."""
     if missing := sorted(into.keys() - tensors_of(checkpoint).keys()):
+        if all(name.startswith(OPTIMIZER) for name in missing):
+            raise UserError(
+                f"{checkpoint} has no tensor {missing[0]}: another optimizer trained it; --init_from with the "
+                "folder of that run begins with its weights alone"
+            )
         raise UserError(f"{checkpoint} has no tensor {missing[0]}: it is not a checkpoint of this model")
     reader = dcp.HuggingFaceStorageReader(str(checkpoint))
     _expect_one_process()

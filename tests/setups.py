@@ -25,5 +25,7 @@ OPTIONS = """
 --attention_sinks=True --attention_output_gate=element --value_residual=True
 """.split()
 
+MUON = "--optimizer=muon"  # its learning rate is the run's
+
 CHECKPOINTING = "--activation_checkpointing=True"
 BF16, F16 = "--dtype=bfloat16", "--dtype=float16"

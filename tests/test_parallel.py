@@ -1,5 +1,6 @@
 """The same numbers under every strategy and on any number of ranks."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import same
+from orthogonal import in_float64
 from ranks import on_ranks
 from setups import (
     BF16,
@@ -19,6 +21,7 @@ from setups import (
     HYBRID,
     LATENT,
     LLAMA,
+    MUON,
     ODD,
     OFFLOAD,
     OPTIONS,
@@ -117,7 +120,8 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
     results = []
     for step in range(steps):
-        results.append(take_step(training, batches(step), run, run.learning_rate, compute))
+        with in_float64() if run.optimizer == "muon" else contextlib.nullcontext():
+            results.append(take_step(training, batches(step), run, run.learning_rate, compute))
         training.progress.step += 1
     return Trained(
         gradients,
@@ -174,6 +178,10 @@ CASES: list[Case] = [
     *[(2, [*TENSOR, CHECKPOINTING], LLAMA_OF_2)],
     *[(2, keys, [*model, BF16]) for keys in (FSDP, TENSOR) for model in (GPT2, LLAMA)],
     (2, FSDP, [*GPT2, F16]),
+    *[(1, DDP, [MUON, *model]) for model in (GPT2, EXPERTS)],
+    *[(2, keys, [MUON, *model]) for keys in (DDP, ZERO1, FSDP, TENSOR) for model in (GPT2, EXPERTS)],
+    *[(4, keys, [MUON, *GPT2]) for keys in (DDP, ZERO1, FSDP, HYBRID, OFFLOAD, TENSOR)],
+    *[(4, keys, [MUON, *EXPERTS]) for keys in (FSDP, [*TENSOR, *FSDP])],
 ]
 
 

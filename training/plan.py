@@ -18,7 +18,8 @@ from flops_parameter_counting.costs.model_cost import (
     parameter_names,
     training_flops,
 )
-from flops_parameter_counting.costs.sharding import check_mesh
+from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.sharding import Mesh, check_mesh
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, find_law, is_published, law_from
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -61,6 +62,7 @@ class RunPlan:
     flops_by_part: dict[str, int]  # of those in the full convention
     tokens_per_step: int
     length: int  # optimizer steps
+    optimizer_flops: int  # of a step's update, in none of the others
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
     bytes_per_token: dict[str, float] | None
     prediction: Prediction | None = None
@@ -120,6 +122,7 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
         flops_by_part=training.by_part,
         tokens_per_step=tokens_per_step,
         length=run_length(run, tokens_per_step, flops_per_token["full"]),
+        optimizer_flops=update_of(model, run, Mesh(1, 1, 1)).flops,
         windows={name: split.n_windows(model.block_size) for name, split in splits.items()} or None,
         bytes_per_token={name: split.bytes_per_token for name, split in splits.items()} or None,
         prediction=prediction_of(run),

@@ -13,6 +13,7 @@ from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.sharding import mesh_of
 from model_config import ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
+from training.optimizers.registry import optimizer_spec
 from training.plan import RunPlan, not_built
 from training.schedule import schedule_notes
 
@@ -102,6 +103,12 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         "FLOPs of the run:      "
         + ", ".join(f"{plan.flops(convention):.4e} ({convention})" for convention in CONVENTIONS),
     ]
+    if plan.optimizer_flops:
+        share = plan.optimizer_flops / (plan.tokens_per_step * plan.flops_per_token["full"])
+        lines.append(
+            f"Optimizer:             {optimizer_spec(run.optimizer).title}, {plan.optimizer_flops:.4e} FLOPs a step, "
+            f"{100 * share:.1f} % of its training FLOPs (full), and not in them"
+        )
     if run.mask_documents:
         found = plan.document_length
         known = "of lengths that are not known" if found is None else f"in the mean {found:,.1f} tokens about a token"

@@ -24,7 +24,8 @@ from runs.config import RunConfig
 class StepResult:
     """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
     `skipped`. `auxiliary` are the terms that components add for training, which are not in the loss. `loads` are, by
-    block, the share of its choices that each of an FFN's experts has."""
+    block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
+    optimizer took, of the last update of which UpdateClock knows it."""
 
     loss: float
     grad_norm: float
@@ -32,6 +33,7 @@ class StepResult:
     gradient_stats: dict[str, dict[str, float]] | None
     auxiliary: dict[str, float]
     loads: dict[int, list[float]]
+    update_seconds: float | None = None
 
 
 def take_step(
@@ -64,14 +66,16 @@ def take_step(
             clip(gradients, norm, run.grad_clip)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("of_learning_rate", 1.0)
-        training.scaler.step(training.optimizer)
+        with training.clock.around(own_part(gradients[0]).device):
+            training.scaler.step(training.optimizer)
         if loads:
             cast(LanguageModel, training.model).after_step(loads)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     names = [name for name in sums if name != LOSS]
     shares = {block: load.tolist() for block, load in loads.items()}
-    return StepResult(loss, grad_norm, not finite, stats, dict(zip(names, auxiliary, strict=True)), shares)
+    terms = dict(zip(names, auxiliary, strict=True))
+    return StepResult(loss, grad_norm, not finite, stats, terms, shares, training.clock.take())
 
 
 LOSS = ""  # among the sums of a step, which components name otherwise

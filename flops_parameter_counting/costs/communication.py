@@ -2,8 +2,9 @@
 
 Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes among n ranks, an all-gather and a
 reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
-part send (n-1)/n S on average (Thakur et al. 2005). gloo has no reduce-scatter of its own and moves an all-reduce
-instead; the figures are those of a backend that has.
+part send (n-1)/n S on average (Thakur et al. 2005). In an all-to-all a rank sends of its own n-th part what is not for
+itself, (n-1)/n S/n where all are even. gloo has no reduce-scatter of its own and moves an all-reduce instead; the
+figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
 sends 2 S, FSDP 3 S, less what travels in two bytes and what is not gathered again for the backward pass; ZeRO-1 sends
@@ -18,6 +19,7 @@ import dataclasses
 from components.spec import GRADIENT_IN_PART
 from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import gradients
+from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -37,7 +39,8 @@ class Exchange:
     @property
     def sent(self) -> float:
         """Bytes, by one rank."""
-        return SENT_OF_WHOLE[self.kind] * (self.ranks - 1) / self.ranks * self.payload
+        of_whole = 1 / self.ranks if self.kind == "all_to_all" else SENT_OF_WHOLE[self.kind]
+        return of_whole * (self.ranks - 1) / self.ranks * self.payload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
         exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * elements(of_trained(own.all))))
     if run.use_zero1:
         exchanges += _zero1(step)
+    exchanges += _matrices(step)
     exchanges += _small(step)
     return [exchange for exchange in exchanges if exchange.ranks > 1 and exchange.payload]
 
@@ -91,6 +95,14 @@ def _zero1(step: Step) -> list[Exchange]:
     for parameter in of_trained(step.own.all):
         sizes["broadcast" if parameter.rows % ranks else "all_gather"] += 4 * parameter.size
     return [Exchange("weights", kind, ranks, size) for kind, size in sizes.items()]
+
+
+def _matrices(step: Step) -> list[Exchange]:
+    """Of what an optimizer of whole matrices makes of their gradients the parts, to the rank that updates the matrix,
+    and the parts of the update back (parallel/whole_matrices.py), in float32."""
+    mesh, run = step.mesh, step.run
+    ranks = (mesh.data if run.use_zero1 else mesh.shards) * mesh.tensor
+    return [Exchange("updates", "all_to_all", ranks, 2 * 4 * update_of(step.config, run, mesh).travelling)]
 
 
 def _fsdp(step: Step) -> list[Exchange]:

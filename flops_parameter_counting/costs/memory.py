@@ -5,8 +5,8 @@ costs, every formula is plain arithmetic: it takes the arrays of a search's grid
 integers of one configuration.
 
 The figures are those of PyTorch's uncompiled CPU kernels, against whose tensors and allocations a test holds them. A
-GPU's are expected to keep less in three places: RMSNorm (fused, without the normalized copy), dropout masks (one byte
-an element), and attention with dropout (fused, without T x T scores).
+GPU's are expected to keep less in four places: RMSNorm (fused, without the normalized copy), dropout masks (one byte
+an element), attention with dropout (fused, without T x T scores), and Muon's products (without a copy of a factor).
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from common.arrays import larger, product
 from components.heads.spec import loss_bytes
 from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import places_of, places_outside
+from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.sharding import (
     Kind,
     Mesh,
@@ -30,10 +31,11 @@ from flops_parameter_counting.costs.sharding import (
 )
 from model_config import Layer, ModelArchitectureConfig, Values
 from runs.config import RunConfig
+from training.optimizers.registry import optimizer_spec
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REDUCE_BYTES = {"float32": 4, "bfloat16": 2}
-OFFLOADED = ("weights", "gradients", "optimizer")  # with fsdp_cpu_offload
+OFFLOADED = ("weights", "gradients", "optimizer", "update")  # with fsdp_cpu_offload
 
 
 def block_bytes(batch: MicroBatch, layer: Layer) -> int:
@@ -131,30 +133,38 @@ def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int
     """Bytes of the first of `world_size` ranks, by part, for `run`'s strategy, micro-batches and checkpointing; the
     others hold as much, or less where rows do not divide by the ranks.
 
-    `state_memory` and `working_memory` say what the parts are. Their sum is an upper bound of what is held at once:
-    gradients fill up while activations are freed. PyTorch, its allocator and the data come on top. `dtype` is the
-    compute dtype. Raises UserError for an unknown vocabulary or a component whose memory is not known.
+    `state_memory`, `update_memory` and `working_memory` say what the parts are. Their sum is an upper bound of what is
+    held at once: gradients fill up while activations are freed. PyTorch, its allocator and the data come on top.
+    `dtype` is the compute dtype. Raises UserError for an unknown vocabulary or a component whose memory is not known.
     """
     mesh, e = mesh_of(run, world_size), COMPUTE_BYTES[dtype]
-    return state_memory(parameters(config, run.frozen_names), run, mesh, e) | working_memory(config, run, mesh, e)
+    whole = parameters(config, run.frozen_names)
+    return state_memory(whole, run, mesh, e) | update_memory(config, run, mesh) | working_memory(config, run, mesh, e)
 
 
 def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
-    """`weights`, `gradients` and `optimizer` (AdamW's two moments) are float32. ZeRO-1 divides the last, FSDP all of
-    them (in main memory if they are offloaded: OFFLOADED), over the ranks of one replica; tensor parallelism divides
-    them before. `gathered` is what FSDP brings together to compute: beside tensor parallelism replicas are exchanged
-    through it, too, and then all weights are there twice."""
+    """`weights`, `gradients` and `optimizer` (AdamW's two moments, Muon's one of matrices) are float32. ZeRO-1 divides
+    the last, FSDP all of them (in main memory if they are offloaded: OFFLOADED), over the ranks of one replica; tensor
+    parallelism divides them before. `gathered` is what FSDP brings together to compute: beside tensor parallelism
+    replicas are exchanged through it, too, and then all weights are there twice."""
     own = whole.of_tensor_rank(mesh.tensor)
     weights, trained = elements(own.all, mesh.shards), of_trained(own.all)
     gradients = elements(trained, mesh.shards)
-    moments = elements(trained, mesh.data) if run.use_zero1 else gradients
-    parts = {"weights": 4 * weights, "gradients": 4 * gradients, "optimizer": 8 * moments}
+    spec, sharers = optimizer_spec(run.optimizer), mesh.data if run.use_zero1 else mesh.shards
+    kept = sum(spec.numbers(one.is_matrix) * one.part(sharers) for one in trained)
+    parts = {"weights": 4 * weights, "gradients": 4 * gradients, "optimizer": 4 * kept}
     if run.use_fsdp:
         parts["gathered"] = _gathered(own, mesh.shards, run, e)
     elif mesh.tensor > 1 and mesh.data > 1:
         keeping = dataclasses.replace(run, fsdp_reshard_after_forward=False)
         parts["gathered"] = _gathered(own, mesh.shards, keeping, e=4)
     return parts
+
+
+def update_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> dict[str, int]:
+    """`update` is what an optimizer of whole matrices takes during its step, when activations are there no longer: the
+    parts that are sent, those that are received, and the scratch of one matrix at a time."""
+    return {"update": update_of(config, run, mesh).scratch} if optimizer_spec(run.optimizer).takes_matrices else {}
 
 
 def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:

@@ -7,11 +7,13 @@ import dataclasses
 from typing import Any
 
 from common.errors import UserError
-from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, working_memory
+from flops_parameter_counting.costs.memory import COMPUTE_BYTES, OFFLOADED, state_memory, update_memory, working_memory
 from flops_parameter_counting.costs.model_cost import ModelCost, TrainingFlops, model_cost, training_flops
+from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
+from training.optimizers.registry import optimizer_spec
 
 CONVENTION = "multiply-add 2, backward twice forward, logits included; attention in full unless causal is said"
 DTYPE_BYTES = {**COMPUTE_BYTES, "tf32": 4}  # TF32 is an arithmetic; what it computes with is stored in float32
@@ -37,7 +39,8 @@ class Model:
 class Setting:
     """Where and how the model is trained and decoded. `sequence_length` None: the model's.
 
-    `tensor_parallel`, `fsdp_replicas` and `fsdp_cpu_offload` are the run's keys of these names. `peak_flops` is one
+    `tensor_parallel`, `fsdp_replicas`, `fsdp_cpu_offload` and `optimizer` (None: that of `of_file`) are the run's keys
+    of these names. `peak_flops` is one
     device's dense peak in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth`
     (bytes per second) are known for devices of the table. What no field here says of a run is as `of_file` has it.
     """
@@ -51,6 +54,7 @@ class Setting:
     tensor_parallel: int = 1
     fsdp_replicas: int = 1
     fsdp_cpu_offload: bool = False
+    optimizer: str | None = None
     hardware: str | None = None
     peak_flops: float | None = None
     device_memory: float | None = None
@@ -70,6 +74,7 @@ class Setting:
             tensor_parallel=self.tensor_parallel,
             fsdp_replicas=self.fsdp_replicas,
             fsdp_cpu_offload=self.fsdp_cpu_offload,
+            optimizer=self.optimizer or self.of_file.optimizer,
             **(strategies | STRATEGIES[self.strategy]),
         )
 
@@ -93,6 +98,7 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
         "flops_per_token": _flops(model.architecture, cost, training, length),
         "memory": memory_per_device(model.architecture, length, setting) | {"cache": _cache(model, length, setting)},
         "decoding": _decoding(model, cost, length, setting),
+        "optimizer": _optimizer(model.architecture, training, setting),
         "time": _time(training, setting),
         "notes": [*model.notes, *([] if setting.run.frozen is None else [f"not trained: {setting.run.frozen}"])],
     }
@@ -158,13 +164,13 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
     run, e, built = setting.run, DTYPE_BYTES[setting.dtype], config.replace(block_size=length)
     check_mesh(built, run, setting.devices)
     mesh, whole = mesh_of(run, setting.devices), parameters(config, run.frozen_names)
-    by_part = state_memory(whole, run, mesh, e)
+    by_part = state_memory(whole, run, mesh, e) | update_memory(built, run, mesh)
     not_known = None
     try:
         by_part |= working_memory(built, run, mesh, e)
     except UserError as error:  # a component whose memory nobody has written down
         not_known = f"activations and logits are not counted here: {error}"
-    in_main_memory = list(OFFLOADED) if setting.fsdp_cpu_offload else []
+    in_main_memory = [part for part in OFFLOADED if part in by_part] if setting.fsdp_cpu_offload else []
     total = sum(size for part, size in by_part.items() if part not in in_main_memory)
     fits = None if setting.device_memory is None or not_known else total <= setting.device_memory
     return {
@@ -174,6 +180,7 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
         "fsdp_replicas": setting.fsdp_replicas,
         "micro_batch": setting.micro_batch,
         "dtype": setting.dtype,
+        "optimizer": run.optimizer,
         "activation_checkpointing": setting.activation_checkpointing,
         "by_part": by_part,
         "in_main_memory": in_main_memory,
@@ -181,6 +188,19 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
         "not_known": not_known,
         "device_memory": setting.device_memory,
         "fits": fits,
+    }
+
+
+def _optimizer(config: ModelArchitectureConfig, training: TrainingFlops, setting: Setting) -> dict[str, Any]:
+    """FLOPs of the matrix products of one step's update, and of as many tokens' training (full); of the device that
+    computes most of them, where devices share it."""
+    run = setting.run
+    update = update_of(config, run, mesh_of(run, setting.devices))
+    return {
+        "name": run.optimizer,
+        "flops_per_step": update.flops,
+        "flops_per_step_of_busiest_device": update.of_busiest,
+        "as_tokens": update.flops / training.by_convention["full"],
     }
 
 
@@ -253,6 +273,7 @@ def as_text(found: dict[str, Any]) -> str:
         f"{found['name']} ({found['family']}), sequences of {found['sequence_length']:,} tokens\n{found['convention']}",
         _parameters_text(found["parameters"]),
         _flops_text(found["flops_per_token"]),
+        *([_optimizer_text(found["optimizer"])] if found["optimizer"]["flops_per_step"] else []),
         _memory_text(found["memory"]),
         _decoding_text(found["memory"]["cache"], found["decoding"]),
     ]
@@ -293,12 +314,22 @@ def _flops_text(flops: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _optimizer_text(optimizer: dict[str, Any]) -> str:
+    return (
+        f"OPTIMIZER {optimizer_spec(optimizer['name']).title}, in no other figure here, and not in MFU\n"
+        f"  FLOPs of a step           {optimizer['flops_per_step']:>22,}  as the training of "
+        f"{optimizer['as_tokens']:,.1f} tokens\n"
+        f"  of the busiest device     {optimizer['flops_per_step_of_busiest_device']:>22,}"
+    )
+
+
 def _memory_text(memory: dict[str, Any]) -> str:
     checkpointing = ", activation checkpointing" if memory["activation_checkpointing"] else ""
     at_least = "at least " if memory["not_known"] else ""
     lines = [
         f"MEMORY OF TRAINING {at_least}{memory['total'] / 1e9:,.2f} GB on {_devices(memory)} "
-        f"(micro-batch {memory['micro_batch']}, {memory['dtype']}{checkpointing}; master weights float32, AdamW)"
+        f"(micro-batch {memory['micro_batch']}, {memory['dtype']}{checkpointing}; master weights float32, "
+        f"{optimizer_spec(memory['optimizer']).title})"
     ]
     for part, size in memory["by_part"].items():
         where = "  in main memory" if part in memory["in_main_memory"] else ""

@@ -91,6 +91,7 @@ class Parameter:
     copies: int = 1
     divided: str = ""  # by tensor parallelism, as components.spec.Weights has it
     trained: bool = True  # with a gradient, and the optimizer's state
+    is_matrix: bool = False  # of a linear layer, or a stack of them
 
     @property
     def size(self) -> int:
@@ -224,4 +225,4 @@ def _parameter(weights: Weights, frozen: bool = False, names: tuple[str, ...] | 
     width = product(others) if others else 1
     is_divided = weights.divided in ("rows", "columns")
     divided = "columns" if len(others) == 2 and is_divided else weights.divided  # of a stack, each matrix is
-    return Parameter(first, width, len(names or weights.names), divided, not frozen)
+    return Parameter(first, width, len(names or weights.names), divided, not frozen, weights.are_matrices)

@@ -9,7 +9,7 @@ from training.optimizers.registry import OptimizerSpec, Run, register_optimizer
 class AdamW(OptimizerSpec):
     """Two means of every element, float32."""
 
-    name = "adamw"
+    name, title = "adamw", "AdamW"
 
     def numbers(self, is_matrix: bool) -> int:
         return 2

@@ -18,7 +18,7 @@ from training.optimizers.registry import Run, register_optimizer
 class Muon(AdamW):
     """One mean of every element of a matrix, float32; of anything else, AdamW's two."""
 
-    name = "muon"
+    name, title = "muon", "Muon with AdamW"
     keys = ("muon_learning_rate", "muon_momentum", "muon_nesterov", "muon_ns_steps", "muon_adjust_lr")
     takes_matrices = True
 
@@ -38,12 +38,12 @@ class Muon(AdamW):
         return run.muon_ns_steps * (2 * m * m * n + 2 * m**3 + 2 * m * m * n)
 
     def scratch(self, rows: int, columns: int, run: Run, apart: bool) -> int:
-        """The iterate, its successor and two squares, in bfloat16; before them, in float32, what is orthogonalised:
-        with Nesterov's momentum a tensor of its own. Away from its parameter a matrix has a gradient, a buffer and a
-        result besides."""
+        """The iterate, its successor, a copy that a CPU's product makes of it, and two squares, in bfloat16; before
+        them, in float32, what is orthogonalised: with Nesterov's momentum a tensor of its own. Away from its parameter
+        a matrix has a gradient, a buffer and a result."""
         m, n = sorted((rows, columns))
         in_float32 = 3 if apart else int(run.muon_nesterov)
-        return 4 * in_float32 * m * n + 2 * (2 * m * n + 2 * m * m)
+        return 4 * in_float32 * m * n + 2 * (3 * m * n + 2 * m * m)
 
     def learning_rate_of_matrices(self, run: Run) -> float:
         return run.learning_rate if run.muon_learning_rate is None else run.muon_learning_rate

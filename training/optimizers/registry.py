@@ -16,13 +16,14 @@ SPECS: dict[str, "OptimizerSpec"] = {}
 class OptimizerSpec:
     """An optimizer. What it keeps of a parameter are tensors alone: a checkpoint holds nothing else.
 
-    `keys` are the run's keys that change nothing beside other optimizers. `is_elementwise`: what it keeps and does of an
-    element needs no other element, so that ranks can share it in any way. `takes_matrices`: matrices of linear layers,
-    each alone and whole, go to `build_of_matrices`, whose class has a momentum as torch.optim.Muon has it; everything
-    else to `build`.
+    `keys` are the run's keys that change nothing beside other optimizers. `is_elementwise`: what it keeps and does of
+    an element needs no other element, so that ranks can share it in any way. `takes_matrices`: matrices of linear
+    layers, each alone and whole, go to `build_of_matrices`, whose class has a momentum as torch.optim.Muon has it;
+    everything else to `build`.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]  # for people
     keys: ClassVar[tuple[str, ...]] = ()
     is_elementwise: ClassVar[bool] = True
     takes_matrices: ClassVar[bool] = False
