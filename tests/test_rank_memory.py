@@ -14,6 +14,7 @@ from setups import (
     HYBRID,
     LATENT,
     LLAMA,
+    MUON,
     ODD,
     OPTIONS,
     POST_NORM,
@@ -46,6 +47,8 @@ ACTIVATIONS = [
     ("shared", "keys"),
     [
         ({}, []),
+        ({"optimizer": "muon"}, [MUON]),
+        ({"optimizer": "muon", "strategy": "fsdp"}, [*FSDP, MUON]),
         ({"strategy": "zero1"}, ZERO1),
         ({"strategy": "fsdp"}, FSDP),
         ({"strategy": "fsdp", "fsdp_replicas": 2}, HYBRID),
@@ -107,6 +110,7 @@ WIDE = ["--n_layer=4", "--n_embd=128", "--batch_size=4", "--block_size=64", "--v
 PEAKS = [
     few_each(2, [*strategy, *dtype, *LLAMA]) for strategy in (FSDP, ZERO2, ZERO1, TENSOR) for dtype in ([], [BF16])
 ]
+PEAKS += [few_each(2, [*strategy, MUON, *LLAMA]) for strategy in (FSDP, ZERO1, TENSOR)]
 
 
 def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
