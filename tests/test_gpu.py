@@ -30,6 +30,13 @@ def test_a_run_learns_in_every_precision(train, tmp_path, dtype, compiled):
     assert summary["memory"]["peak"] >= summary["memory"]["allocated"] > 0
 
 
+def test_muon_learns_and_its_time_is_measured_on_the_device(train, tmp_path):
+    done = train(*LEARN, "--optimizer=muon", "--muon_adjust_lr=match_rms_adamw")
+    assert done.returncode == 0, done.stderr
+    (summary,) = records(tmp_path / "run", "summary")
+    assert summary["best_val_loss"] < 2.3 and 0 < summary["optimizer_ms"] < summary["step_ms"]
+
+
 def test_the_gpu_gives_the_losses_of_the_cpu(train, tmp_path):
     assert train("--out_dir=cpu").returncode == 0
     assert train("--out_dir=gpu", "--device=cuda", "--tf32=False").returncode == 0

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import time
 import zlib
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from training.optimizer import build_optimizer, optimizer_tensors
 from training.optimizers import registry as optimizers
 from training.optimizers.dealing import Layout, deal, size
 from training.step import take_step
+from training.update_clock import UpdateClock
 
 MUON = [OPTIMIZER]
 EVERY = {"experts": EXPERTS, "GPT-2": GPT2, "latent attention": LATENT, "state spaces": MIXED}
@@ -313,6 +315,16 @@ def test_a_checkpoint_holds_tensors_alone_and_continues_bit_for_bit(train, tmp_p
     assert losses == whole_losses
 
 
+def test_the_clock_of_updates_knows_what_it_measured_once():
+    clock = UpdateClock()
+    with clock.around(CPU):
+        time.sleep(0.02)
+    assert 0.02 <= (clock.take() or 0) < 0.2 and clock.take() is None
+    with clock.around(torch.device("mps")):
+        pass
+    assert clock.take() is None, "whose work goes on"
+
+
 def test_another_optimizer_does_not_continue_a_run(train, tmp_path):
     assert train("--max_iters=4").returncode == 0
     refused = train(*MUON, "--max_iters=8", "--init_from=resume")
@@ -358,8 +370,8 @@ def test_what_cannot_be_is_one_line(keys, message):
 
 
 def test_an_optimizer_is_one_file(train, tmp_path, monkeypatch):
-    """What the page's file registers is planned, trained and resumed; one that needs whole parameters is refused on ranks
-    that divide them."""
+    """What the page's file registers is planned, trained and resumed; one that needs whole parameters is refused on
+    ranks that divide them."""
     monkeypatch.setattr(optimizers, "SPECS", dict(optimizers.optimizers()))
     (file,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/optimizers.md").read_text(), flags=re.DOTALL)
     exec(file, {})
