@@ -152,13 +152,17 @@ class WholeMatrices(torch.optim.Optimizer):
         for (one, box), piece in zip(coming, received.split([size(box) for _, box in coming]), strict=True):
             pieces.setdefault(id(one), []).append((box, piece))
         for one in {id(one): one for one, _ in coming}.values():
-            update = received.new_empty(tuple(map(len, one.box)))
-            places = [(update[index(box, one.box)], piece) for box, piece in pieces[id(one)]]
-            for place, piece in places:
-                place.copy_(piece.view_as(place))
-            change = self._from_zero(update.view(one.shape), lr).view_as(update)
-            for box, piece in pieces[id(one)]:
-                piece.copy_(change[index(box, one.box)].flatten())
+            self._change_one(one, pieces[id(one)], lr)
+
+    def _change_one(self, one: Matrix, pieces: list[tuple[Box, Tensor]], lr: float) -> None:
+        update = pieces[0][1].new_empty(tuple(map(len, one.box)))
+        for box, piece in pieces:
+            place = update[index(box, one.box)]
+            place.copy_(piece.view_as(place))
+        change = self._from_zero(update.view(one.shape), lr).view_as(update)
+        for box, piece in pieces:
+            place = change[index(box, one.box)]
+            piece.view_as(place).copy_(place)
 
     def _from_zero(self, update: Tensor, lr: float) -> Tensor:
         """Where a step without momentum along `update` leads a matrix of zeros."""

@@ -417,7 +417,8 @@ def test_the_flops_of_a_step_are_those_of_its_products(model):
     assert update_of(configuration.model, configuration.run, Mesh(1, 1, 1)).flops == counter.get_total_flops() > 0
 
 
-def flops_of_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
+def updates_of_ranks(ranks: Ranks, cases: list[list[str]]) -> list[tuple[int, int]]:
+    """FLOPs of an update, and the bytes that another one allocates at most."""
     found = []
     for keys in cases:
         configuration = small_configuration(*keys)
@@ -429,19 +430,25 @@ def flops_of_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
         set_rates(training.optimizer)
         with FlopCounterMode(display=False) as counter:
             training.optimizer.step()
-        found.append(counter.get_total_flops())
+        found.append((counter.get_total_flops(), allocation_peak(training.optimizer.step)))
     return found
 
 
 def test_ranks_divide_the_work():
-    """And the busiest computes what is said."""
-    cases = [[*MUON, *strategy, *model] for strategy in (ZERO1, FSDP, TENSOR) for model in (GPT2, EXPERTS, LATENT)]
+    """And the busiest computes, and the one that takes most memory for it takes, what is said."""
+    wide = ["--n_embd=128", "--expert_d_ff=64"]
+    cases = [
+        [*MUON, *strategy, *model, *(wide if model == EXPERTS else wide[:1])]
+        for strategy in (ZERO1, FSDP, TENSOR)
+        for model in (GPT2, EXPERTS)
+    ]
     meshes = {ZERO1[0]: Mesh(2, 1, 1), FSDP[0]: Mesh(1, 2, 1), TENSOR[0]: Mesh(1, 1, 2)}
-    for keys, *counted in zip(cases, *on_ranks(2, flops_of_ranks, cases), strict=True):
+    for keys, *counted in zip(cases, *on_ranks(2, updates_of_ranks, cases), strict=True):
         configuration = small_configuration(*keys)
         update = update_of(configuration.model, configuration.run, meshes[keys[len(MUON)]])
-        assert max(counted) == update.of_busiest < 0.75 * update.flops
-        assert sum(counted) >= update.flops
+        flops, peaks = zip(*counted, strict=True)
+        assert max(flops) == update.of_busiest < 0.75 * update.flops and sum(flops) == update.flops
+        assert 0.95 * update.scratch < max(peaks) < 1.005 * update.scratch, "but for some kB of kernels"
 
 
 def test_the_memory_of_an_update():
