@@ -56,7 +56,8 @@ def parameter_groups(model: nn.Module, run: RunConfig, spec: OptimizerSpec) -> l
     """What is trained: the matrices of linear layers, where the optimizer takes them, with how they are made up
     (`layouts`); what is decayed besides; and the rest. `of_learning_rate`: what the learning rate is multiplied by."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    layouts = {name: layout for name, layout in layouts_of(model).items() if name in trained and spec.takes_matrices}
+    found = layouts_of(model) if spec.takes_matrices else {}
+    layouts = {name: layout for name, layout in found.items() if name in trained}
     # The biases of stacked layers are as many rows as there are layers
     tables = {name for name, parameter in trained.items() if parameter.dim() >= 2 and not name.endswith(".bias")}
     others: dict[str, Any] = {"of_learning_rate": 1.0, "new_state": spec.new_state}

@@ -30,12 +30,21 @@ def selective_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
 
 
 def selective_naive(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The readable reference: token by token. Keeps every state for the backward pass."""
+    """The readable reference: token by token. Keeps every state for the backward pass. `places` as below."""
     state = x.new_zeros(*x.shape[:1], *A.shape) if initial_state is None else initial_state
     outputs = []
-    for x_t, dt_t, B_t, C_t in zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+    is_first = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if places is None else places == 0
+    tokens = (t.unbind(1) for t in (x, dt, B, C, is_first))
+    for x_t, dt_t, B_t, C_t, starts in zip(*tokens, strict=True):
+        state = state.masked_fill(starts[:, None, None], 0.0)
         y, state = selective_step(x_t, dt_t, A, B_t, C_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
