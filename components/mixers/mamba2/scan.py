@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.mixers.fading import Fading
 from components.precision import wide, widest
 
 FEW_STEPS = 24  # of a recurrence: more are taken in groups
@@ -76,7 +77,7 @@ def ssd_chunked(
     kept = widest(chunks(decay, heads // groups)).permute(0, 1, 3, 4, 2).cumsum(-1)
 
     # Within chunks: what token i reads of token j
-    fading = _Fading.apply(kept, decay.dtype)
+    fading = Fading.apply(kept, decay.dtype)
     scores = (C @ B.mT)[:, :, :, None] * fading  # (B, c, G, R, Q, Q)
     y = (scores.to(dtype) @ x_in.transpose(3, 4)).transpose(3, 4)  # (B, c, G, Q, R, P)
 
@@ -94,34 +95,6 @@ def ssd_chunked(
 
     y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :length]
     return y.to(dtype), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
-
-
-class _Fading(torch.autograd.Function):
-    """exp(kept[i] - kept[j]), what token i finds of what token j put in: kept (..., Q) in float64 -> (..., i, j) of
-    `dtype`, 0 where j is later.
-
-    There the exponential would overflow, so that -inf stands before it is taken. The differences are those of `kept`
-    rounded, and of what the rounding left, which together are as good as float64 in half of its memory. The gradient
-    of a pair is added to i and taken from j, and a sum over the chunk later lets them cancel: in float64, in full.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, kept: Tensor, dtype: torch.dtype) -> Tensor:
-        rounded = kept.to(dtype)
-        left = (kept - rounded).to(dtype)
-        fading = rounded[..., :, None] - rounded[..., None, :]
-        fading.add_(left[..., :, None]).sub_(left[..., None, :])
-        later = torch.ones(fading.shape[-2:], dtype=torch.bool, device=kept.device).triu_(1)
-        fading.masked_fill_(later, -torch.inf).exp_()
-        ctx.save_for_backward(fading)
-        ctx.sums_in = kept.dtype
-        return fading
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (fading,) = ctx.saved_tensors
-        gradient = (gradient * fading).tril_(-1)  # a token's own would cancel, and drown what is smaller until then
-        return gradient.sum(-1, dtype=ctx.sums_in) - gradient.sum(-2, dtype=ctx.sums_in), None
 
 
 class _PassOn(torch.autograd.Function):

@@ -1,0 +1,89 @@
+"""How what a token wrote fades until another reads it: all pairs of tokens within chunks, from their decays.
+
+Exponentials are taken of sums that are never above 0: what has faded is small, and nothing overflows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from components.precision import wide, widest
+
+
+class Fading(torch.autograd.Function):
+    """exp(kept[i] - kept[j]), what token i finds of what token j put in: kept (..., Q) in float64 -> (..., i, j) of
+    `dtype`, 0 where j is later.
+
+    There the exponential would overflow, so that -inf stands before it is taken. The differences are those of `kept`
+    rounded, and of what the rounding left, which together are as good as float64 in half of its memory. The gradient
+    of a pair is added to i and taken from j, and a sum over the chunk later lets them cancel: in float64, in full.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, dtype: torch.dtype) -> Tensor:
+        rounded = kept.to(dtype)
+        left = (kept - rounded).to(dtype)
+        fading = rounded[..., :, None] - rounded[..., None, :]
+        fading.add_(left[..., :, None]).sub_(left[..., None, :])
+        later = torch.ones(fading.shape[-2:], dtype=torch.bool, device=kept.device).triu_(1)
+        fading.masked_fill_(later, -torch.inf).exp_()
+        ctx.save_for_backward(fading)
+        ctx.sums_in = kept.dtype
+        return fading
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (fading,) = ctx.saved_tensors
+        gradient = (gradient * fading).tril_(-1)  # a token's own would cancel, and drown what is smaller until then
+        return gradient.sum(-1, dtype=ctx.sums_in) - gradient.sum(-2, dtype=ctx.sums_in), None
+
+
+def since_start(decay: Tensor) -> Tensor:
+    """What is left, after each token, of what was there before the chunk: decay (..., Q, X) -> the same."""
+    return widest(decay).cumsum(-2).to(decay.dtype).exp()
+
+
+def until_end(decay: Tensor) -> Tensor:
+    """What is left, after the chunk, of what each token wrote. The sums are taken from the end, because a difference of
+    sums from the start would leave its rounding in gradients that are smaller."""
+    later = F.pad(decay[..., 1:, :], (0, 0, 0, 1))
+    return later.flip(-2).cumsum(-2).flip(-2).exp()
+
+
+def by_head(readers: Tensor, writers: Tensor, decay: Tensor) -> Tensor:
+    """readers (2, ..., Q, K), writers (..., Q, K), decay (..., Q, 1) -> readers . writers, as far as the writers have
+    not faded when they are read, (2, ..., Q, Q), 0 where the writer is later: with one decay a token, a factor of each
+    product."""
+    fading = Fading.apply(widest(decay.squeeze(-1)).cumsum(-1), writers.dtype)
+    return (readers @ writers.mT) * fading
+
+
+def by_channel(readers: Tensor, writers: Tensor, decay: Tensor) -> Tensor:
+    """The same with a decay for every channel, (..., Q, K), which is no factor of a product: Q is a power of 2.
+
+    Tokens are split in halves, and these again, down to single ones. What the second half of a block reads of the first
+    one fades until the first one's end, and from there on: two factors, neither above 1, of writers and of readers.
+    They are multiplied up from block to block, so that they are as good as their logarithms' sums in float64.
+    """
+    since, until = decay.exp(), torch.ones_like(decay)  # of blocks of one token, with it and after it
+    found = (readers * writers).sum(-1)[..., None, None]  # (2, ..., blocks, 1, 1)
+    half = 1
+    while half < decay.shape[-2]:
+        _, reading = _halves(readers, half)  # (2, ..., blocks, half, K)
+        writing, _ = _halves(writers, half)
+        (since_first, since_second), (until_first, until_second) = _halves(since, half), _halves(until, half)
+        across = (reading * since_second) @ (writing * until_first).mT  # (2, ..., blocks, half, half)
+        first, second = found.unflatten(-3, (-1, 2)).unbind(-3)
+        upper = torch.cat((first, torch.zeros_like(across)), dim=-1)
+        found = torch.cat((upper, torch.cat((across, second), dim=-1)), dim=-2)
+        since = torch.cat((since_first, since_second * since_first[..., -1:, :]), dim=-2).flatten(-3, -2)
+        until = torch.cat((until_first * since_second[..., -1:, :], until_second), dim=-2).flatten(-3, -2)
+        half *= 2
+    return found.squeeze(-3)
+
+
+def _halves(x: Tensor, half: int) -> tuple[Tensor, ...]:
+    """(..., Q, K) -> the first and the second halves of blocks of 2 half tokens, (..., blocks, half, K) each."""
+    return x.unflatten(-2, (-1, 2, half)).unbind(-3)
