@@ -334,6 +334,59 @@ def test_mamba_1_takes_the_flops_that_its_cost_says():
     assert cost.keys() == {"matmul", "convolution", "scan"}
 
 
+def count_outside_of_products(name: str, heads: int, chunk: int, chunks: int, K: int) -> int:
+    """Of all heads, what PyTorch's counter takes for 0 FLOPs: the inverses, by substitution row by row; and where decays
+    are one a channel, the elementwise products of each token's query and key with its own key. As products that it
+    sees."""
+    with FlopCounterMode(display=False) as counter:
+        inverse = torch.eye(chunk)
+        for row in range(1, chunk):
+            inverse[row] -= (torch.ones(1, row) @ inverse[:row])[0]
+        if name == "kimi_delta":
+            for _ in range(2 * chunk):
+                torch.ones(1, K) @ torch.ones(K, 1)
+    return heads * chunks * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("length", [3, 4, 16])  # of a chunk that is not full, of one, of four
+@pytest.mark.parametrize("name", ["gated_delta", "kimi_delta"])
+@pytest.mark.parametrize("keys", [{}, {"linear_value_head_dim": 3, "linear_chunk_size": 8}])
+def test_delta_rules_take_the_flops_that_their_cost_says(name, keys, length):
+    """Forward; and backward, which is twice forward, and the scores once more, which are computed again."""
+    sizes = {"linear_num_value_heads": 3, "linear_key_head_dim": 5, "linear_chunk_size": 4}
+    config = resolve_architecture(TINY).replace(**sizes | keys)
+    module, cost = component("mixer", name)(config), flops_of("mixer", name, config, length)
+    chunk = min(config.linear_chunk_size, {3: 4}.get(length, length))
+    chunks = -(-length // chunk)
+    tokens, counted = 2 * chunks * chunk, 2 * length  # of two sequences
+    outside = count_outside_of_products(name, 3, chunk, 2 * chunks, 5)
+    x = torch.randn(2, length, 24, requires_grad=True)
+    assert cost["convolution"] * counted == count_convolutions(module, 2, length)
+    with FlopCounterMode(display=False) as forward:
+        y = module(x)
+    projected, rule = cost["matmul"] * counted, cost["delta_rule"] * tokens
+    assert forward.get_total_flops() + outside == projected + rule
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    of_a_token = 2 * (2 * 5 * chunk) if name == "gated_delta" else 2 * (2 * 5 * (chunk - 1)) // 2
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() + 3 * tokens * of_a_token
+    assert cost.keys() == {"matmul", "convolution", "delta_rule"}
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "kimi_delta"])
+def test_a_delta_rule_decodes_by_its_recurrence(name):
+    """Three products with the state, of every head: of the key, into it, of the query."""
+    config = resolve_architecture(TINY).replace(linear_num_value_heads=3, linear_key_head_dim=5, linear_value_head_dim=7)
+    found = registry.spec("mixer", name)
+    with FlopCounterMode(display=False) as counter:
+        state = torch.ones(3, 5, 7)
+        read = torch.ones(3, 1, 5) @ state
+        torch.ones(3, 1, 5) @ (state + torch.ones(3, 5, 1) @ read)
+    for length in (1, 100):
+        share = flops_of("mixer", name, config, length)["delta_rule"]
+        assert share + found.decoding_difference(config, length) == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("name", ["mamba1", "mamba2"])
 @pytest.mark.parametrize("keys", [{}, {"bias": True, "mamba_expand": 3, "mamba_n_groups": 1, "n_embd": 40}])
 def test_mamba_has_the_parameters_that_its_cost_says(name, keys):

@@ -41,6 +41,11 @@ SMALL = {
     "qk_nope_head_dim": 6,
     "qk_rope_head_dim": 4,
     "v_head_dim": 5,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_chunk_size": 4,
 }
 ONLY_IN = {  # what a model without such layers refuses
     "AWUC": ("n_head", "attention_backend"),
@@ -48,6 +53,9 @@ ONLY_IN = {  # what a model without such layers refuses
     "AWC": ("rope_theta", "partial_rotary_factor"),
     "C": ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
     "W": ("attention_window",),
+    "DK": ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_chunk_size")
+    + ("linear_conv_kernel_dim",),
+    "D": ("linear_num_key_heads",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
     "MS": ("mamba_d_state",),
 }
@@ -78,7 +86,7 @@ def in_pieces(model, tokens, cuts):
 
 @st.composite
 def models(draw):
-    pattern = draw(st.text("AMSWUC", min_size=1, max_size=4))
+    pattern = draw(st.text("AMSWUCDK", min_size=1, max_size=4))
     attends = set(pattern) & set("AWU")
     places = set(pattern) & set("AWC")
     keys = {
@@ -99,6 +107,7 @@ def models(draw):
         "attention_output_gate": draw(st.sampled_from([None, "head", "element"])),
         "value_residual": draw(st.booleans()),
         "q_lora_rank": draw(st.sampled_from([None, 7])),
+        "linear_conv_kernel_dim": draw(st.integers(1, 4)),
         "mamba_d_conv": draw(st.integers(1, 4)) if set(pattern) & set("MS") else 4,
     }
     keys["attention_sinks"] = keys["attention_backend"] == "manual" and draw(st.booleans())

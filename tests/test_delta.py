@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mamba import assert_log_uniform_steps, assert_near, bytes_kept, values_and_gradients
 from torch import Tensor, nn
-from transformers import Qwen3NextConfig
+from transformers import KimiLinearConfig, Qwen3NextConfig
+from transformers.models.kimi_linear import modeling_kimi_linear as kimi_linear
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
 from common.errors import UserError
@@ -26,7 +27,7 @@ from model_config import Layer, ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
 from training.optimizer import build_optimizer
 
-LETTERS = {"gated_delta": "D"}
+LETTERS = {"gated_delta": "D", "kimi_delta": "K"}
 MIXERS = tuple(LETTERS)
 DECAYS = ("head", "channel")  # what has a decay of its own
 
@@ -225,8 +226,13 @@ def of_hugging_face(rule, decays="head"):
 
 @pytest.mark.parametrize(
     ("rule", "decays"),
-    [(qwen3_next.torch_chunk_gated_delta_rule, "head"), (qwen3_next.torch_recurrent_gated_delta_rule, "head")],
-    ids=["gated, chunks", "gated, by token"],
+    [
+        (qwen3_next.torch_chunk_gated_delta_rule, "head"),
+        (qwen3_next.torch_recurrent_gated_delta_rule, "head"),
+        (kimi_linear.chunk_kimi_delta_attention, "channel"),
+        (kimi_linear.recurrent_kimi_delta_attention, "channel"),
+    ],
+    ids=["gated, chunks", "gated, by token", "Kimi, chunks", "Kimi, by token"],
 )
 def test_the_rule_is_hugging_faces(rule, decays):
     found = inputs(150, decays, served=2 if decays == "head" else 1, K=16, V=24, dtype=torch.float32)
@@ -329,7 +335,34 @@ def as_qwen3_nexts(ours: dict[str, Tensor], config: ModelArchitectureConfig) -> 
     }
 
 
-HUGGING_FACES = {"gated_delta": (qwen3_nexts, as_qwen3_nexts)}
+def kimi_linears(config: ModelArchitectureConfig) -> nn.Module:
+    mixer = spec("mixer", "kimi_delta")
+    shape = KimiLinearConfig(
+        hidden_size=config.n_embd,
+        linear_num_heads=mixer.heads(config),
+        linear_head_dim=mixer.key_dim(config),
+        linear_conv_kernel_dim=config.linear_conv_kernel_dim,
+        rms_norm_eps=config.norm_eps,
+        layer_types=["linear_attention"],
+        num_hidden_layers=1,
+    )
+    return kimi_linear.KimiLinearDeltaAttention(shape, layer_idx=0)
+
+
+def as_kimi_linears(ours: dict[str, Tensor], config: ModelArchitectureConfig) -> dict[str, Tensor]:
+    """Values or gradients, of which only the convolutions and the decays' are held otherwise."""
+    same = {name: ours[name] for name in ours if name.startswith(("q_p", "k_p", "v_p", "b_p", "g_", "o_"))}
+    return same | {
+        "forget_gate.f_a_proj.weight": ours["f_a_proj.weight"],
+        "forget_gate.f_b_proj.weight": ours["f_b_proj.weight"],
+        "forget_gate.dt_bias": ours["dt_bias"],
+        "forget_gate.A_log": ours["A_log"].view(1, 1, -1, 1),
+        "conv1d.weight": torch.cat([ours[f"{name}_conv.weight"] for name in "qkv"])[:, None],
+        "o_norm.weight": ours["norm.weight"],
+    }
+
+
+HUGGING_FACES = {"gated_delta": (qwen3_nexts, as_qwen3_nexts), "kimi_delta": (kimi_linears, as_kimi_linears)}
 
 
 @pytest.mark.parametrize("length", [1, 2, 32, 75])
@@ -339,6 +372,8 @@ HUGGING_FACES = {"gated_delta": (qwen3_nexts, as_qwen3_nexts)}
         ("gated_delta", {}),
         ("gated_delta", {"linear_num_key_heads": 1, "linear_value_head_dim": 12, "norm_eps": 0.1}),
         ("gated_delta", {"linear_num_value_heads": 6, "linear_num_key_heads": 3, "linear_conv_kernel_dim": 2}),
+        ("kimi_delta", {}),
+        ("kimi_delta", {"linear_num_value_heads": 3, "linear_conv_kernel_dim": 2, "norm_eps": 0.1}),
     ],
 )
 def test_mixers_are_hugging_faces(name, keys, length):
@@ -408,7 +443,7 @@ def test_autocast_is_near_float32(name):
 
 @pytest.mark.parametrize(
     ("name", "from_rate", "mean"),
-    [("gated_delta", 0.01, 8.005)],
+    [("gated_delta", 0.01, 8.005), ("kimi_delta", 1.0, 8.5)],
 )
 def test_initial_values(name, from_rate, mean):
     keys = {"n_embd": 512, "linear_num_value_heads": 1024, "linear_key_head_dim": 1, "linear_value_head_dim": 2}

@@ -130,12 +130,18 @@ def latent_sizes(draw):
 @st.composite
 def mixers(draw, n_layer, block_size):
     """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
-    pattern = draw(st.text("AWUMSC", min_size=n_layer - 1, max_size=n_layer - 1))
+    pattern = draw(st.text("AWUMSCDK", min_size=n_layer - 1, max_size=n_layer - 1))
     keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
     if "W" in pattern:
         keys["attention_window"] = draw(st.integers(1, block_size))
     if "C" in pattern:
         keys |= draw(latent_sizes()) | {"partial_rotary_factor": 1.0}
+    if "D" in pattern or "K" in pattern:
+        keys |= {"linear_key_head_dim": draw(st.integers(1, 9)), "linear_value_head_dim": draw(st.integers(1, 9))}
+        keys |= {"linear_num_value_heads": 2 * draw(st.integers(1, 2)), "linear_conv_kernel_dim": draw(st.integers(1, 5))}
+        keys |= {"linear_chunk_size": draw(st.sampled_from([1, 4, 16, 64]))}
+    if "D" in pattern:
+        keys["linear_num_key_heads"] = draw(st.integers(1, 2))
     if "M" in pattern:
         groups = draw(st.integers(1, 2))
         keys |= {"mamba_head_dim": draw(st.sampled_from([1, 2])), "mamba_n_groups": groups}
@@ -222,6 +228,25 @@ def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
     largest = max(kept_by_a_block(model, 3, dtype, block) for block in range(3))
     estimate = training_memory(config, 3, dtype, activation_checkpointing=True)["activations"]
     assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [{}, {"linear_num_key_heads": 2, "linear_conv_kernel_dim": 1}])
+@pytest.mark.parametrize("pattern", ["D", "K", "DAK"])
+def test_activations_of_delta_rules_to_the_byte(pattern, keys, dtype):
+    """The sequence is no whole number of chunks, and of chunks of 64 tokens not one."""
+    keys = {name: value for name, value in keys.items() if "D" in pattern or name != "linear_num_key_heads"}
+    keys |= {"arch_preset": "mamba2", "layer_pattern": pattern, "block_size": 45, "n_layer": 6}
+    sizes = {key: size for key, size in SMALL.items() if key != "n_head" or "A" in pattern}
+    of_rules = {"linear_num_value_heads": 4, "linear_key_head_dim": 24, "linear_value_head_dim": 12}
+    for chunk in (16, 64):
+        config = resolve_architecture(sizes | of_rules | {"linear_chunk_size": chunk} | keys)
+        estimate = training_memory(config, 3, dtype)["activations"]
+        assert estimate == kept_by_model(build_model(config, seed=0), 3, dtype)
+        model = build_model(config, seed=0, activation_checkpointing=True)
+        largest = max(kept_by_a_block(model, 3, dtype, block) for block in range(3))
+        estimate = training_memory(config, 3, dtype, activation_checkpointing=True)["activations"]
+        assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
 
 
 GATES_OF_OUTPUT = [None, "head", "element"]
@@ -421,7 +446,7 @@ def grids(draw):
     """Architectures of the same components: their configurations, and the same as arrays."""
     config, batch_size, _ = draw(micro_batches())
     shapes = draw(st.lists(st.tuples(st.integers(2, 9), *[st.integers(1, 9)] * 4), min_size=1, max_size=4))
-    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C"]))
+    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C", "D", "K"]))
     ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
     sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
     config = config.replace(**sizes, layer_pattern=pattern, n_layer=1)

@@ -12,6 +12,8 @@ from components import registry
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.module import Attention, SlidingAttention, UnplacedAttention
 from components.mixers.latent_attention.module import LatentAttention
+from components.mixers.gated_delta.module import GatedDelta
+from components.mixers.kimi_delta.module import KimiDelta
 from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2
@@ -75,10 +77,10 @@ ACTIVATIONS = {
 
 def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
-    mixers = _observed_mixers(model)
+    mixers, rules = _observed_mixers(model), _observed_delta_rules(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
     blocks = {"parallel_residual": _is_parallel(model)} | _observed_factors(model)
-    return sizes | mixers | blocks | _observed_attention(model) | _observed_latent_attention(model)
+    return sizes | mixers | blocks | _observed_attention(model) | _observed_latent_attention(model) | rules
 
 
 def _observed_sizes(model: LanguageModel) -> dict:
@@ -209,14 +211,14 @@ def _is_parallel(model: LanguageModel) -> bool:
 
 
 LETTERS = {Attention: "A", SlidingAttention: "W", UnplacedAttention: "U", Mamba2: "M", Mamba1: "S"}
-LETTERS |= {LatentAttention: "C"}
+LETTERS |= {LatentAttention: "C", GatedDelta: "D", KimiDelta: "K"}
 
 
 def _observed_mixers(model: LanguageModel) -> dict:
     """Letter by letter; and of Mamba-2 its sizes, by the shapes of its weights where they tell."""
     letters = "".join(LETTERS[type(block.mixer)] for block in model.blocks)
     with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
-    after = {("A", "W", "U", "C"): "attention", ("M", "S"): "mamba"}
+    after = {("A", "W", "U", "C"): "attention", ("M", "S", "D", "K"): "mamba"}
     found = {"layer_pattern": None if set(letters) == {"A"} else letters}
     if set(letters) == {"A"} and not all(hasattr(block, "ffn") for block in model.blocks):
         return found | {"ffn_pattern": "".join("F" if hasattr(block, "ffn") else "-" for block in model.blocks)}
@@ -235,6 +237,18 @@ def _observed_mixers(model: LanguageModel) -> dict:
         found |= {"mamba_backend": {ssd_chunked: "auto", ssd_fla: "fla"}[mixer.scan]}
         mixer.scan = ssd_chunked  # which computes without a GPU, too
         found |= {"mamba_d_state": None if written // mixer.groups == 128 else written // mixer.groups}
+    return found
+
+
+def _observed_delta_rules(model: LanguageModel) -> dict:
+    """By the state of a cache, and what the rule is called with."""
+    found = {}
+    for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, GatedDelta | KimiDelta)):
+        _, heads, keys, values = mixer.empty_cache(1).state.shape
+        found |= {"linear_num_value_heads": heads, "linear_key_head_dim": keys, "linear_value_head_dim": values}
+        found |= {"linear_conv_kernel_dim": mixer.k_conv.weight.shape[1], "linear_chunk_size": mixer.chunk_size}
+        if isinstance(mixer, GatedDelta):
+            found["linear_num_key_heads"] = mixer.k_proj.out_features // keys
     return found
 
 
@@ -342,6 +356,8 @@ MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W 
 for _preset in ("deepseek_dense", "deepseek_v3"):
     MIXED_PRESETS[_preset] = {"layer_pattern": "A"}  # whose keys these are, for the most part
 LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
+DELTA = {"layer_pattern": "AD", "linear_num_value_heads": 4, "linear_num_key_heads": 2, "mamba_head_dim": 64}
+DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 12}
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
@@ -395,6 +411,12 @@ OVERRIDES = {
     "qk_nope_head_dim": (12, LATENT),
     "qk_rope_head_dim": (16, LATENT),
     "v_head_dim": (10, LATENT),
+    "linear_num_value_heads": (6, DELTA),
+    "linear_num_key_heads": (4, DELTA),
+    "linear_key_head_dim": (5, DELTA),
+    "linear_value_head_dim": (7, DELTA),
+    "linear_conv_kernel_dim": (3, DELTA),
+    "linear_chunk_size": (16, DELTA),
     "mamba_d_state": (24, MIXED),
     "mamba_expand": (3, MIXED),
     "mamba_d_conv": (2, MIXED),

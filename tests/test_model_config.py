@@ -26,6 +26,7 @@ LLAMA3_SCALING = {
 # no layer has is refused: the patterns have layers of all kinds, with an FFN and without, whatever the preset.
 BOTH = {"layer_pattern": "AM"}
 LATENT = {"layer_pattern": "AC"}
+DELTA = {"layer_pattern": "AD"}
 EXPERTS = {"layer_pattern": "AM", "ffn_pattern": "FE"}
 OVERRIDES = {
     "n_layer": (7, {}),
@@ -81,6 +82,12 @@ OVERRIDES = {
     "qk_nope_head_dim": (24, LATENT),
     "qk_rope_head_dim": (24, LATENT),
     "v_head_dim": (24, LATENT),
+    "linear_num_value_heads": (6, DELTA),
+    "linear_num_key_heads": (3, DELTA),
+    "linear_key_head_dim": (24, DELTA),
+    "linear_value_head_dim": (24, DELTA),
+    "linear_conv_kernel_dim": (3, DELTA),
+    "linear_chunk_size": (32, DELTA),
     "n_experts": (24, EXPERTS),
     "n_experts_per_token": (3, EXPERTS),
     "n_shared_experts": (3, EXPERTS),

@@ -29,7 +29,7 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 LETTERS = [letter for letter, spec in registry.by_letter("mixer").items() if registry.has_module("mixer", spec.name)]
 TINY = {"n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53, "attention_window": 5, "mamba_head_dim": 8,
         "attention_backend": "manual"}  # fmt: skip
-TINY |= {"kv_lora_rank": 10, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
+TINY |= {"kv_lora_rank": 10, "linear_value_head_dim": 12, "linear_chunk_size": 8, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
 
 
 @st.composite
@@ -59,11 +59,14 @@ def architectures(draw) -> ModelArchitectureConfig:
         "value_residual": True,
         "q_lora_rank": 9,
     }
+    own |= {"linear_num_value_heads": 4, "linear_num_key_heads": 1, "linear_key_head_dim": 6}
+    own |= {"linear_conv_kernel_dim": 3}
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):
         gated = {"attention_output_gate": "head"} if "value_residual" in chosen else {"n_head": 8}
-        own_values = gated if pattern[0] in "AWU" else {"n_head": 8} if pattern[0] == "C" else {"mamba_expand": 3}
+        of_others = {"C": {"n_head": 8}, "D": {"linear_num_value_heads": 2}, "K": {"linear_num_value_heads": 3}}
+        own_values = gated if pattern[0] in "AWU" else of_others.get(pattern[0], {"mamba_expand": 3})
         chosen["layer_values"] = {0: own_values}
     fitting = {name: value for name, value in {**TINY, **keys, **chosen}.items() if _is_of(name, pattern, keys)}
     return resolve_architecture(fitting)
@@ -97,7 +100,7 @@ def test_every_parameter_is_stated_by_a_spec_under_its_name_and_shape(config):
 @pytest.mark.parametrize("kind", ["mixer", "ffn_type"])
 def test_what_writes_into_the_residual_stream_starts_smaller(kind):
     """One matrix of every half of a block, and with it every expert's."""
-    config = resolve_architecture({**TINY, "n_layer": 5, "layer_pattern": "AWMSC"})
+    config = resolve_architecture({**TINY, "layer_pattern": "AWMSCDK", "n_layer": 7})
     for spec in registry.specs(kind).values():
         writing = [weights for weights in spec.all_weights(config.replace(d_ff=8, activation="silu")) if weights.writes]
         assert writing and all(weights.multiplies for weights in writing), spec.name
@@ -120,7 +123,8 @@ def test_what_is_not_stated_is_an_error_and_no_zero():
 LEVELS = (
     ("common.*",),
     ("components", "components.registry", "components.spec", "components.*.spec", "components.ffns.base",
-     "components.mixers.state_space", "parallel.ranks", "training", "training.optimizers.*"),
+     "components.mixers.state_space", "components.mixers.delta", "parallel.ranks", "training",
+     "training.optimizers.*"),
     ("model_config",),
     ("runs.config",),
     ("configurator", "runs.logs", "runs.older_logs", "data.dataset", "data.tokenizers"),
@@ -261,9 +265,11 @@ def test_the_root_holds_the_commands_and_five_modules():
 def places_that_name_a_mixer(root: Path = ROOT) -> list[str]:
     """Strings that are a mixer's name, or a letter beside one, outside components/. Of the rest: tests, benchmarks and
     documents are about some; interop/ says how Hugging Face's models are ours, validate.py has published ones; laws
-    have constants A, B and E; and `ffn_after` has a published value that is a mixer's name."""
+    have constants A, B and E; D is tokens and a width, and K any number, elsewhere; and `ffn_after` has a published
+    value that is a mixer's name."""
     names, letters = (
-        {"attention", "sliding_attention", "unplaced_attention", "latent_attention", "mamba1", "mamba2"},
+        {"attention", "sliding_attention", "unplaced_attention", "latent_attention", "mamba1", "mamba2"}
+        | {"gated_delta", "kimi_delta"},
         set("AWUMSC"),
     )
     rooms = ("components", "tests", "benchmarks", "interop", "config", "docs", "out", "findings")

@@ -1,0 +1,50 @@
+"""Kimi delta attention (Kimi Team 2025, Kimi Linear): the gated delta rule with a decay for every channel of a key."""
+
+from typing import Any
+
+from components.mixers.delta import DeltaRule
+from components.registry import register_spec
+from components.spec import Config, MicroBatch, Weights, matrices
+
+
+@register_spec
+class KimiDelta(DeltaRule):
+    """As many heads of keys as of values. Decays and the gate come out of narrow vectors, as wide as a head's values."""
+
+    name, label, letter, title = "kimi_delta", "KimiDelta", "K", "Kimi delta attention"
+    what = "Kimi delta attention"
+
+    def decays(self, config: Config) -> Any:
+        """One for each channel of all keys."""
+        return self.key_width(config)
+
+    def weights(self, config: Config) -> list[Weights]:
+        rank = self.value_dim(config)
+        return [
+            *super().weights(config),
+            *matrices(("f_a_proj", "g_a_proj"), rank, config.n_embd),
+            *matrices("f_b_proj", self.decays(config), rank),
+            *matrices("g_b_proj", self.value_width(config), rank),
+        ]
+
+    def scores(self, config: Config, chunk: int) -> Any:
+        """Of the tokens before it only, by halves of the chunk, because a decay is no factor of a product: (C - 1) / 2
+        a token, and its own key."""
+        return 2 * 2 * self.key_dim(config) * (chunk + 1) // 2
+
+    def kept(self, batch: MicroBatch) -> int:
+        """The input of six projections, and of the two after narrow vectors; the rule; the decays' steps, before
+        softplus and after; the gate; the rule's output, normalized, and times the norm's weight; and the input of the
+        output projection."""
+        config, e, tokens = batch.config, batch.e, batch.tokens
+        heads, values = self.heads(config), self.value_width(config)
+        return (
+            batch.linear_inputs(config.n_embd, layers=6)
+            + 2 * tokens * self.value_dim(config) * e
+            + self.rule_kept(batch)
+            + 2 * tokens * self.decays(config) * 4
+            + 2 * heads * 4  # exp(A_log), and with its sign turned
+            + 4 * tokens * values * 4
+            + tokens * heads * 4  # each head's root mean square
+            + tokens * values * e
+        )
