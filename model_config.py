@@ -65,7 +65,7 @@ class _Core:
     layer_pattern: str | None = key(
         None,
         "the mixer of each layer: A attention, W attention within attention_window, U attention without positions, "
-        "M Mamba-2, S Mamba-1, C latent attention, D the gated delta rule, K Kimi delta attention; a shorter pattern is "
+        "M Mamba-2, S Mamba-1, C latent attention, D gated delta rule, K Kimi delta attention; a shorter pattern is "
         "repeated, but for what stands before a comma; None: A, or what writes it in another way",
         group="Architecture: layers",
     )

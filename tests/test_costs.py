@@ -335,9 +335,9 @@ def test_mamba_1_takes_the_flops_that_its_cost_says():
 
 
 def count_outside_of_products(name: str, heads: int, chunk: int, chunks: int, K: int) -> int:
-    """Of all heads, what PyTorch's counter takes for 0 FLOPs: the inverses, by substitution row by row; and where decays
-    are one a channel, the elementwise products of each token's query and key with its own key. As products that it
-    sees."""
+    """Of all heads, what PyTorch's counter takes for 0 FLOPs: the inverses, by substitution row by row; and where
+    decays are one a channel, the elementwise products of each token's query and key with its own key. As products that
+    it sees."""
     with FlopCounterMode(display=False) as counter:
         inverse = torch.eye(chunk)
         for row in range(1, chunk):
@@ -376,7 +376,8 @@ def test_delta_rules_take_the_flops_that_their_cost_says(name, keys, length):
 @pytest.mark.parametrize("name", ["gated_delta", "kimi_delta"])
 def test_a_delta_rule_decodes_by_its_recurrence(name):
     """Three products with the state, of every head: of the key, into it, of the query."""
-    config = resolve_architecture(TINY).replace(linear_num_value_heads=3, linear_key_head_dim=5, linear_value_head_dim=7)
+    sizes = {"linear_num_value_heads": 3, "linear_key_head_dim": 5, "linear_value_head_dim": 7}
+    config = resolve_architecture(TINY).replace(**sizes)
     found = registry.spec("mixer", name)
     with FlopCounterMode(display=False) as counter:
         state = torch.ones(3, 5, 7)

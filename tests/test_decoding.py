@@ -53,12 +53,12 @@ ONLY_IN = {  # what a model without such layers refuses
     "AWC": ("rope_theta", "partial_rotary_factor"),
     "C": ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
     "W": ("attention_window",),
-    "DK": ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_chunk_size")
-    + ("linear_conv_kernel_dim",),
+    "DK": ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim",
+           "linear_chunk_size"),
     "D": ("linear_num_key_heads",),
     "M": ("mamba_head_dim", "mamba_n_groups", "mamba_chunk_size"),
     "MS": ("mamba_d_state",),
-}
+}  # fmt: skip
 
 
 def small_model(pattern, dtype=torch.float64, **keys):

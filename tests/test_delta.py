@@ -217,9 +217,7 @@ def of_hugging_face(rule, decays="head"):
 
     def scan(q, k, v, decay, beta, state):
         g = decay.squeeze(-1) if decays == "head" else decay
-        return rule(
-            q, k, v, g=g, beta=beta, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True
-        )
+        return rule(q, k, v, g=g, beta=beta, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True)
 
     return scan
 

@@ -11,9 +11,9 @@ from common.keys import keys_of
 from components import registry
 from components.ffns.gated.spec import GATES
 from components.mixers.attention.module import Attention, SlidingAttention, UnplacedAttention
-from components.mixers.latent_attention.module import LatentAttention
 from components.mixers.gated_delta.module import GatedDelta
 from components.mixers.kimi_delta.module import KimiDelta
+from components.mixers.latent_attention.module import LatentAttention
 from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2

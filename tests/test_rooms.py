@@ -29,7 +29,8 @@ from model_config import ModelArchitectureConfig, resolve_architecture
 LETTERS = [letter for letter, spec in registry.by_letter("mixer").items() if registry.has_module("mixer", spec.name)]
 TINY = {"n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 53, "attention_window": 5, "mamba_head_dim": 8,
         "attention_backend": "manual"}  # fmt: skip
-TINY |= {"kv_lora_rank": 10, "linear_value_head_dim": 12, "linear_chunk_size": 8, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
+TINY |= {"linear_value_head_dim": 12, "linear_chunk_size": 8}
+TINY |= {"kv_lora_rank": 10, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
 
 
 @st.composite

@@ -142,8 +142,8 @@ class DeltaRule(Mixer):
     # Memory
 
     def rule_kept(self, batch: MicroBatch) -> int:
-        """The convolutions; and of the rule its inputs, the state at every chunk's start, the inverse of its system, and
-        how far each token's value was off."""
+        """The convolutions; and of the rule its inputs, the state at every chunk's start, the inverse of its system,
+        and how far each token's value was off."""
         config, tokens = batch.config, batch.tokens
         keys, values, heads = self.key_width(config), self.value_width(config), self.heads(config)
         chunk = chunk_tokens(config.linear_chunk_size, config.block_size)

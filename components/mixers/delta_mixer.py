@@ -69,14 +69,14 @@ class DeltaMixer(nn.Module):
         q = self.q_conv(self.q_proj(x), tails[0]).unflatten(-1, (-1, self.key_dim))  # (B, T, G, K)
         k = self.k_conv(self.k_proj(x), tails[1]).unflatten(-1, (-1, self.key_dim))
         v = self.v_conv(self.v_proj(x), tails[2]).unflatten(-1, (-1, self.value_dim))  # (B, T, H, V)
-        inputs = (q, k, v, self.decay(x), wide(self.b_proj(x)).sigmoid())
+        decay, beta = self.decay(x), wide(self.b_proj(x)).sigmoid()
         if cache is None:
-            y, _ = delta_chunked(*inputs, self.chunk_size)
+            y, _ = delta_chunked(q, k, v, decay, beta, self.chunk_size)
         elif x.shape[1] == 1:
-            y, state = delta_step(*(one[:, 0] for one in inputs), cache.state)
+            y, state = delta_step(q[:, 0], k[:, 0], v[:, 0], decay[:, 0], beta[:, 0], cache.state)
             y = cache.advance(y[:, None], state)
         else:
-            y = cache.advance(*delta_chunked(*inputs, self.chunk_size, cache.state))
+            y = cache.advance(*delta_chunked(q, k, v, decay, beta, self.chunk_size, cache.state))
         gated = self.norm(y).flatten(2) * self.gate(x)  # (B, T, H V)
         return self.o_proj(gated.type_as(v))
 

@@ -17,7 +17,7 @@ autocast says, and so are y and the states. Final states are what a later call t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +40,7 @@ def unit(x: Tensor, length: float = 1.0) -> Tensor:
     return x * (length * (x.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt())
 
 
-def delta_step(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence, for one token: the arguments without their T; returns y (B, H, V) and the next state."""
     served = v.shape[1] // k.shape[1]
     q, k = (unit(one).repeat_interleave(served, dim=1) for one in (q, k))  # (B, H, K)
@@ -59,7 +57,8 @@ def delta_naive(
     state = _empty_state(k, v) if initial_state is None else initial_state
     outputs = []
     for token in zip(*(one.unbind(1) for one in (q, k, v, decay, beta)), strict=True):
-        y, state = delta_step(*token, state)
+        q_t, k_t, v_t, decay_t, beta_t = token
+        y, state = delta_step(q_t, k_t, v_t, decay_t, beta_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
 
@@ -106,19 +105,18 @@ class _Chunks(NamedTuple):
     overlaps: Tensor  # (c, N, C, C) the same of each key; what counts is below the diagonal
 
 
-def _chunks(q: Tensor, k: Tensor, decay: Tensor, beta: Tensor, chunk: int) -> _Chunks:
+def _chunks(inputs: Sequence[Tensor], chunk: int) -> _Chunks:
+    """inputs: q, k, decay and beta, by token."""
+    q, k, decay, beta = inputs
     served = decay.shape[2] // k.shape[2]
     queries, keys = (by_chunk(one, chunk)[:, :, None].expand(-1, -1, served, -1, -1).flatten(1, 2) for one in (q, k))
     keys, decay = unit(keys), by_chunk(decay, chunk)
     readers = torch.stack((unit(queries, q.shape[-1] ** -0.5), keys))  # (2, c, N, C, K)
     writers = keys * by_chunk(beta[..., None], chunk)
     scores = by_head if decay.shape[-1] == 1 else by_channel
-    return _Chunks(
-        *(readers * since_start(decay)).unbind(),
-        writers * until_end(decay),
-        decay.sum(-2).exp()[..., None],
-        *scores(readers, writers, decay).unbind(),
-    )
+    attends, overlaps = scores(readers, writers, decay)
+    reads, matches = readers * since_start(decay)
+    return _Chunks(reads, matches, writers * until_end(decay), decay.sum(-2).exp()[..., None], attends, overlaps)
 
 
 def by_chunk(x: Tensor, chunk: int) -> Tensor:
@@ -148,7 +146,7 @@ class _Chunked(torch.autograd.Function):
         y, kept, shape = state.new_empty(v.shape), list[Tensor](), state.shape
         state = state.flatten(0, 1)
         for part in _segments(v, chunk):
-            chunks = _chunks(q[:, part], k[:, part], decay[:, part], beta[:, part], chunk)
+            chunks = _chunks([one[:, part] for one in (q, k, decay, beta)], chunk)
             values = by_chunk(wide(v[:, part]), chunk)  # (c, N, C, V)
             solved = torch.linalg.solve_triangular(
                 chunks.overlaps, torch.eye(chunk, dtype=values.dtype, device=v.device), upper=False, unitriangular=True
@@ -171,7 +169,7 @@ class _Chunked(torch.autograd.Function):
             starts, errors, solved = ctx.saved_tensors[5 + 3 * index :][:3]
             with torch.enable_grad():
                 leaves = [one[:, part].detach().requires_grad_() for one in inputs]
-                chunks = _chunks(*leaves, ctx.chunk)
+                chunks = _chunks(leaves, ctx.chunk)
             fixed = _Chunks(*(one.detach() for one in chunks))
             outputs_grad = by_chunk(y_grad[:, part], ctx.chunk)  # (c, N, C, V)
             ends_grad, missed_grad, state_grad = _backwards(fixed, solved, outputs_grad, state_grad)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.precision import wide, widest
+from components.precision import widest
 
 
 class Fading(torch.autograd.Function):

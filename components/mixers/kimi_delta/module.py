@@ -23,8 +23,8 @@ from model_config import ModelArchitectureConfig
 
 @register_module("mixer", "kimi_delta")
 class KimiDelta(DeltaMixer):
-    """(B, T, D) -> (B, T, D): every one of H heads has a state (K, V), of which each of K channels decays by itself, and
-    which every token corrects where its key reads it (Kimi Team 2025, Kimi Linear, sections 3 and 4).
+    """(B, T, D) -> (B, T, D): every one of H heads has a state (K, V), of which each of K channels decays by itself,
+    and which every token corrects where its key reads it (Kimi Team 2025, Kimi Linear, sections 3 and 4).
 
         q, k, v = silu(convolution(q_proj(x), k_proj(x), v_proj(x)));  q, k = q / |q| / sqrt(K), k / |k|
         beta = sigmoid(b_proj(x));  decay = -exp(A_log) softplus(f_b_proj(f_a_proj(x)) + dt_bias)

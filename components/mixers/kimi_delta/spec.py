@@ -9,7 +9,7 @@ from components.spec import Config, MicroBatch, Weights, matrices
 
 @register_spec
 class KimiDelta(DeltaRule):
-    """As many heads of keys as of values. Decays and the gate come out of narrow vectors, as wide as a head's values."""
+    """As many heads of keys as of values. Decays and gate come out of narrow vectors, as wide as a head's values."""
 
     name, label, letter, title = "kimi_delta", "KimiDelta", "K", "Kimi delta attention"
     what = "Kimi delta attention"
