@@ -111,18 +111,19 @@ def _chunks(inputs: Sequence[Tensor], chunk: int) -> _Chunks:
     served = decay.shape[2] // k.shape[2]
     queries, keys = (by_chunk(one, chunk)[:, :, None].expand(-1, -1, served, -1, -1).flatten(1, 2) for one in (q, k))
     keys, decay = unit(keys), by_chunk(decay, chunk)
-    readers = torch.stack((unit(queries, q.shape[-1] ** -0.5), keys))  # (2, c, N, C, K)
+    readers = torch.stack((unit(queries, q.shape[-1] ** -0.5), keys), dim=-2)  # (c, N, C, 2, K)
     writers = keys * by_chunk(beta[..., None], chunk)
     scores = by_head if decay.shape[-1] == 1 else by_channel
-    attends, overlaps = scores(readers, writers, decay)
-    reads, matches = readers * since_start(decay)
+    attends, overlaps = scores(readers, writers, decay).unbind(-2)
+    reads, matches = (readers * since_start(decay)[..., None, :]).unbind(-2)
     return _Chunks(reads, matches, writers * until_end(decay), decay.sum(-2).exp()[..., None], attends, overlaps)
 
 
 def by_chunk(x: Tensor, chunk: int) -> Tensor:
     """(B, T, H, X) -> (c, N, C, X), the last chunk filled up with zeros: such a token decays, writes and reads
     nothing."""
-    padded = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
+    missing = -x.shape[1] % chunk
+    padded = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x  # a copy, even of nothing more
     return padded.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
 

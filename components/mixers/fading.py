@@ -53,11 +53,11 @@ def until_end(decay: Tensor) -> Tensor:
 
 
 def by_head(readers: Tensor, writers: Tensor, decay: Tensor) -> Tensor:
-    """readers (2, ..., Q, K), writers (..., Q, K), decay (..., Q, 1) -> readers . writers, as far as the writers have
-    not faded when they are read, (2, ..., Q, Q), 0 where the writer is later: with one decay a token, a factor of each
+    """Products of readers (..., Q, R, K), R of each token, with writers (..., Q, K), as far as these have not faded when
+    they are read, (..., Q, R, Q), 0 where the writer is later: with one decay a token, (..., Q, 1), a factor of each
     product."""
     fading = Fading.apply(widest(decay.squeeze(-1)).cumsum(-1), writers.dtype)
-    return (readers @ writers.mT) * fading
+    return _products(readers, writers) * fading[..., None, :]
 
 
 def by_channel(readers: Tensor, writers: Tensor, decay: Tensor) -> Tensor:
@@ -68,20 +68,25 @@ def by_channel(readers: Tensor, writers: Tensor, decay: Tensor) -> Tensor:
     They are multiplied up from block to block, so that they are as good as their logarithms' sums in float64.
     """
     since, until = decay.exp(), torch.ones_like(decay)  # of blocks of one token, with it and after it
-    found = (readers * writers).sum(-1)[..., None, None]  # (2, ..., blocks, 1, 1)
+    found = (readers * writers[..., None, :]).sum(-1)[..., None, :, None]  # (..., blocks, 1, R, 1)
     half = 1
     while half < decay.shape[-2]:
-        _, reading = _halves(readers, half)  # (2, ..., blocks, half, K)
-        writing, _ = _halves(writers, half)
         (since_first, since_second), (until_first, until_second) = _halves(since, half), _halves(until, half)
-        across = (reading * since_second) @ (writing * until_first).mT  # (2, ..., blocks, half, half)
-        first, second = found.unflatten(-3, (-1, 2)).unbind(-3)
+        reading = readers.unflatten(-3, (-1, 2, half))[..., 1, :, :, :] * since_second[..., None, :]
+        writing = writers.unflatten(-2, (-1, 2, half))[..., 0, :, :] * until_first  # (..., blocks, half, K)
+        across = _products(reading, writing)  # (..., blocks, half, R, half)
+        first, second = found.unflatten(-4, (-1, 2)).unbind(-4)
         upper = torch.cat((first, torch.zeros_like(across)), dim=-1)
-        found = torch.cat((upper, torch.cat((across, second), dim=-1)), dim=-2)
+        found = torch.cat((upper, torch.cat((across, second), dim=-1)), dim=-3)
         since = torch.cat((since_first, since_second * since_first[..., -1:, :]), dim=-2).flatten(-3, -2)
         until = torch.cat((until_first * since_second[..., -1:, :], until_second), dim=-2).flatten(-3, -2)
         half *= 2
-    return found.squeeze(-3)
+    return found.squeeze(-4)
+
+
+def _products(readers: Tensor, writers: Tensor) -> Tensor:
+    """readers (..., Q, R, K), writers (..., P, K) -> (..., Q, R, P)."""
+    return (readers.flatten(-3, -2) @ writers.mT).unflatten(-2, readers.shape[-3:-1])
 
 
 def _halves(x: Tensor, half: int) -> tuple[Tensor, ...]:

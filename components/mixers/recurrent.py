@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-uniformly (Gu and Dao 2023, section 3.6)
@@ -48,15 +50,43 @@ class CausalConvolution(nn.Module):
         (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
         padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
-        y = x.new_zeros(()) if self.bias is None else self.bias.type_as(x)
-        for shift, weight in enumerate(self.weight.type_as(x).unbind(1)):
-            seen = padded[:, shift : shift + length]
-            if places is not None and shift < before:
-                seen = seen * (places >= before - shift)[..., None]
-            y = torch.addcmul(y, seen, weight)
+        y = _Shifted.apply(padded, self.weight.type_as(x), places)
+        if self.bias is not None:
+            y = y + self.bias.type_as(x)
         if tail is not None:
             tail.copy_(padded[:, length:])
         return F.silu(y)
+
+
+class _Shifted(torch.autograd.Function):
+    """padded (B, K - 1 + T, channels), weight (channels, K), places (B, T) or None -> (B, T, channels). Its gradients
+    are summed up in place, where autograd would write one of the whole input for every shift."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, places: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, weight, places)
+        before = weight.shape[1] - 1
+        length = padded.shape[1] - before
+        y = padded[:, before:] * weight[:, before]
+        for shift in range(before):
+            y.addcmul_(_of_same_document(padded[:, shift : shift + length], places, before - shift), weight[:, shift])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        padded, weight, places = ctx.saved_tensors
+        padded_grad, weight_grad, before = torch.zeros_like(padded), torch.empty_like(weight), weight.shape[1] - 1
+        for shift in range(weight.shape[1]):
+            seen, own = slice(shift, shift + gradient.shape[1]), _of_same_document(gradient, places, before - shift)
+            padded_grad[:, seen].addcmul_(own, weight[:, shift])
+            weight_grad[:, shift] = (own * padded[:, seen]).sum((0, 1))
+        return padded_grad, weight_grad, None
+
+
+def _of_same_document(values: Tensor, places: Tensor | None, distance: int) -> Tensor:
+    """(B, T, channels), 0 for tokens whose document began fewer than `distance` tokens before."""
+    return values if places is None or not distance else values * (places >= distance)[..., None]
 
 
 def bias_of_steps(count: int) -> Tensor:

@@ -66,13 +66,11 @@ class StateSpace(Mixer):
         return Product("convolution", 2 * config.mamba_d_conv * self.convolved(config))
 
     def convolution_kept(self, batch: MicroBatch, channels: int) -> int:
-        """The padded input, and the sum before silu; of autocast, the cast weight. Where documents are kept apart, for
-        each tap but the current token's what it sees, and which tokens see it."""
+        """The padded input, and the sum before silu; of autocast, the cast weight."""
         config, e = batch.config, batch.e
         padded = batch.batch_size * (config.block_size + config.mamba_d_conv - 1)
         cast = 0 if e == 4 else e * channels * config.mamba_d_conv
-        masks = (config.mamba_d_conv - 1) * batch.tokens * batch.has_documents
-        return (padded + batch.tokens + masks) * channels * e + masks + cast
+        return (padded + batch.tokens) * channels * e + cast
 
     def forgetting_kept(self, batch: MicroBatch) -> int:
         """Which tokens are the first of their documents."""
