@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from components.mixers.delta import chunk_tokens
-from components.mixers.fading import by_channel, by_head, since_start, until_end
+from components.mixers.fading import by_channel, by_head
 from components.precision import wide
 
 NORM_EPS = 1e-6  # beside a square sum, as in the published code
@@ -113,10 +113,10 @@ def _chunks(inputs: Sequence[Tensor], chunk: int) -> _Chunks:
     keys, decay = unit(keys), by_chunk(decay, chunk)
     readers = torch.stack((unit(queries, q.shape[-1] ** -0.5), keys), dim=-2)  # (c, N, C, 2, K)
     writers = keys * by_chunk(beta[..., None], chunk)
-    scores = by_head if decay.shape[-1] == 1 else by_channel
-    attends, overlaps = scores(readers, writers, decay).unbind(-2)
-    reads, matches = (readers * since_start(decay)[..., None, :]).unbind(-2)
-    return _Chunks(reads, matches, writers * until_end(decay), decay.sum(-2).exp()[..., None], attends, overlaps)
+    faded = (by_head if decay.shape[-1] == 1 else by_channel)(readers, writers, decay)
+    reads, matches = (readers * faded.since_start[..., None, :]).unbind(-2)
+    attends, overlaps = faded.products.unbind(-2)
+    return _Chunks(reads, matches, writers * faded.until_end, decay.sum(-2).exp()[..., None], attends, overlaps)
 
 
 def by_chunk(x: Tensor, chunk: int) -> Tensor:
