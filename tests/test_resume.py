@@ -209,6 +209,17 @@ def test_latent_attention_continues_bit_for_bit(train, tmp_path):
     assert same_end(tmp_path / "run", tmp_path / "whole")
 
 
+def test_delta_rules_continue_bit_for_bit(train, tmp_path):
+    keys = ["--layer_pattern=DAK", "--n_layer=3", "--linear_chunk_size=4", *KEYS, "--decay_lr=False"]
+    assert train(*keys, "--out_dir=whole").returncode == 0
+    assert train(*keys, "--max_iters=4").returncode == 0
+    resumed = train(*keys, "--init_from=resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, continued = (curve(tmp_path / f"{name}/log.jsonl") for name in ("whole", "run"))
+    assert {step: continued[step] for step in range(4, 10)} == {step: whole[step] for step in range(4, 10)}
+    assert same_end(tmp_path / "run", tmp_path / "whole")
+
+
 def test_what_changes_speed_alone_may_change_on_resume(train, tmp_path):
     """And what changes the FLOPs of a token may not: those of the steps before are counted already."""
     mixed = ["--layer_pattern=AM", "--mamba_head_dim=16", "--mamba_d_state=8", "--max_iters=3"]

@@ -63,23 +63,8 @@ def by_head(readers: Tensor, writers: Tensor, decay: Tensor) -> Faded:
 
 
 def by_channel(readers: Tensor, writers: Tensor, decay: Tensor) -> Faded:
-    """With a decay for every channel, (..., Q, K), which is no factor of a product: Q is a power of 2.
-
-    Tokens are split in halves, and these again, down to single ones. What the second half of a block reads of the first
-    one fades until the first one's end, and from there on: two factors, neither above 1, of writers and of readers.
-    They are multiplied up from block to block, so that they are as good as their logarithms' sums in float64.
-    """
-    since, until = decay.exp(), torch.ones_like(decay)  # of blocks of one token, with it and after it
-    own, across, half = (readers * writers[..., None, :]).sum(-1), list[Tensor](), 1
-    while half < decay.shape[-2]:
-        (since_first, since_second), (until_first, until_second) = _halves(since, half), _halves(until, half)
-        reading = readers.unflatten(-3, (-1, 2, half))[..., 1, :, :, :] * since_second[..., None, :]
-        writing = writers.unflatten(-2, (-1, 2, half))[..., 0, :, :] * until_first  # (..., blocks, half, K)
-        across.append(_products(reading, writing))  # (..., blocks, half, R, half)
-        since = torch.cat((since_first, since_second * since_first[..., -1:, :]), dim=-2).flatten(-3, -2)
-        until = torch.cat((until_first * since_second[..., -1:, :], until_second), dim=-2).flatten(-3, -2)
-        half *= 2
-    return Faded(_Assembled.apply(own, *across), since, until)
+    """With a decay for every channel, (..., Q, K), which is no factor of a product: Q is a power of 2."""
+    return Faded(*_ByHalves.apply(readers, writers, decay))
 
 
 def _products(readers: Tensor, writers: Tensor) -> Tensor:
@@ -92,24 +77,70 @@ def _halves(x: Tensor, half: int) -> tuple[Tensor, ...]:
     return x.unflatten(-2, (-1, 2, half)).unbind(-3)
 
 
-class _Assembled(torch.autograd.Function):
-    """The products (..., Q, R, Q), of what each token reads of its own, (..., Q, R), and of what second halves of
-    blocks read of first ones, for halves of 1, 2, 4 and more tokens (..., blocks, half, R, half)."""
+class _ByHalves(torch.autograd.Function):
+    """Tokens are split in halves, and these again, down to single ones. What the second half of a block reads of the
+    first one fades until the first one's end, and from there on: two factors, neither above 1, of writers and of
+    readers. They are multiplied up from block to block, so that they are as good as their logarithms' sums in float64.
+
+    Gradients of the factors are those of their logarithms, which from block to block are sums: nothing is divided, and
+    nothing cancels.
+    """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, *across: Tensor) -> Tensor:
-        products = own.new_zeros(*own.shape, own.shape[-2])
-        products.diagonal(dim1=-3, dim2=-1).copy_(own.mT)
-        for level, one in enumerate(across):
-            _across(products, 1 << level).copy_(one)
-        ctx.levels = len(across)
-        return products
+    def forward(ctx: Any, readers: Tensor, writers: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        since, until = decay.exp(), torch.ones_like(decay)  # of blocks of one token, with it and after it
+        products = readers.new_zeros(*readers.shape[:-1], readers.shape[-3])
+        products.diagonal(dim1=-3, dim2=-1).copy_((readers * writers[..., None, :]).sum(-1).mT)
+        factors = []
+        for half in _sizes(decay):
+            factors += [since, until]
+            (since_first, since_second), (until_first, until_second) = _halves(since, half), _halves(until, half)
+            reading, writing = _faded(readers, writers, since, until, half)
+            _across(products, half).copy_(_products(reading, writing))
+            since = torch.cat((since_first, since_second * since_first[..., -1:, :]), dim=-2).flatten(-3, -2)
+            until = torch.cat((until_first * since_second[..., -1:, :], until_second), dim=-2).flatten(-3, -2)
+        ctx.save_for_backward(readers, writers, *factors, since, until)
+        return products, since, until
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        own = gradient.diagonal(dim1=-3, dim2=-1).mT
-        return own, *(_across(gradient, 1 << level) for level in range(ctx.levels))
+    def backward(ctx: Any, gradient: Tensor, since_grad: Tensor, until_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        readers, writers, *factors, since, until = ctx.saved_tensors
+        own = gradient.diagonal(dim1=-3, dim2=-1).mT[..., None]  # (..., Q, R, 1)
+        readers_grad, writers_grad = own * writers[..., None, :], (own * readers).sum(-2)
+        of_since, of_until = since_grad * since, until_grad * until  # of logarithms, of blocks of any size
+        for level, half in reversed(list(enumerate(_sizes(writers)))):
+            since, until = factors[2 * level : 2 * level + 2]
+            since_first, since_second = _halves(of_since, half)
+            until_first, _ = _halves(of_until, half)
+            since_first[..., -1, :] += since_second.sum(-2)  # by all of which the second half had faded
+            since_second[..., -1, :] += until_first.sum(-2)
+            reading, writing = _faded(readers, writers, since, until, half)
+            across = _across(gradient, half).flatten(-3, -2)  # (..., blocks, half R, half)
+            reading_grad = (across @ writing).unflatten(-2, reading.shape[-3:-1])
+            writing_grad = across.mT @ reading.flatten(-3, -2)
+            since_second += (reading_grad * reading).sum(-2)
+            until_first += writing_grad * writing
+            _seconds(readers_grad, half).addcmul_(reading_grad, _halves(since, half)[1][..., None, :])
+            _halves(writers_grad, half)[0].addcmul_(writing_grad, _halves(until, half)[0])
+        return readers_grad, writers_grad, of_since
+
+
+def _sizes(x: Tensor) -> list[int]:
+    """Tokens of half a block, in the order of the levels: 1, 2, 4 and so on, of x (..., Q, K)."""
+    return [1 << level for level in range(x.shape[-2].bit_length() - 1)]
+
+
+def _faded(readers: Tensor, writers: Tensor, since: Tensor, until: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Readers in second halves (..., blocks, half, R, K) and writers in first ones (..., blocks, half, K), faded from
+    and until where the halves meet."""
+    reading = _seconds(readers, half) * _halves(since, half)[1][..., None, :]
+    return reading, _halves(writers, half)[0] * _halves(until, half)[0]
+
+
+def _seconds(readers: Tensor, half: int) -> Tensor:
+    """(..., Q, R, K) -> the second halves of blocks of 2 half tokens, (..., blocks, half, R, K)."""
+    return readers.unflatten(-3, (-1, 2, half))[..., 1, :, :, :]
 
 
 def _across(products: Tensor, half: int) -> Tensor:
