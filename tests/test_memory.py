@@ -250,6 +250,16 @@ def test_activations_of_delta_rules_to_the_byte(pattern, keys, dtype):
         assert estimate == pytest.approx(kept_by_model(model, 3, dtype) + largest, rel=1e-3)
 
 
+@pytest.mark.parametrize("keys", [{"attn_logit_softcapping": 2.0}, {"attention_sinks": True}])
+def test_latent_attention_has_no_cap_and_no_sinks_of_the_attention_beside_it(keys):
+    latent = {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
+    chosen = {"arch_preset": "custom", "layer_pattern": "ACA", "attention_backend": "manual"}
+    config = resolve_architecture(SMALL | chosen | latent | keys)
+    assert training_memory(config, 2, "float32")["activations"] == kept_by_model(
+        build_model(config, seed=0), 2, "float32"
+    )
+
+
 GATES_OF_OUTPUT = [None, "head", "element"]
 
 

@@ -30,12 +30,14 @@ def blocks(queries: int, keys: int, window: int | None, dropout: float) -> list[
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """What a backend is given: heads of queries, heads of keys and values, and how wide one is of queries and keys, and
-    of values."""
+    of values; and whether scores have a cap, and sinks, which not every attention has whose config says so."""
 
     heads: Any
     kv_heads: Any
     width: Any
     value_width: Any
+    is_capped: bool = False
+    has_sinks: bool = False
 
 
 class Backend(Spec):
@@ -55,7 +57,9 @@ class Backend(Spec):
 
     def kept(self, batch: MicroBatch) -> int:
         config = batch.config
-        return self.kept_of(batch, Sizes(config.n_head, config.kv_heads, config.head_dim, config.head_dim))
+        sizes = Sizes(config.n_head, config.kv_heads, config.head_dim, config.head_dim)
+        is_capped = config.attn_logit_softcapping is not None
+        return self.kept_of(batch, dataclasses.replace(sizes, is_capped=is_capped, has_sinks=config.attention_sinks))
 
     def kept_of(self, batch: MicroBatch, sizes: Sizes) -> int:
         """The bytes that it keeps of heads of these sizes. Raises UserError where nobody has written that down."""
@@ -379,9 +383,9 @@ class Manual(Backend):
         config, e = batch.config, batch.e
         rows = batch.tokens * sizes.heads
         scores = rows * config.block_size
-        softmax = 4 * (scores + rows * config.attention_sinks)
+        softmax = 4 * (scores + rows * sizes.has_sinks)
         weights = scores * e if e < 4 or config.dropout else 0
-        capped = scores * e if config.attn_logit_softcapping is not None else 0
+        capped = scores * e if sizes.is_capped else 0
         vectors = sizes.heads * (2 * sizes.width + sizes.value_width)
         return batch.tokens * vectors * e + softmax + weights + batch.dropout_mask(scores, e) + capped
 
