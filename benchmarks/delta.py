@@ -104,7 +104,12 @@ def transformers_layer() -> Callable[..., Tensor]:
 
     sizes: dict[str, Any] = {"linear_num_key_heads": HEADS, "linear_num_value_heads": HEADS}
     sizes |= {"linear_key_head_dim": WIDTH, "linear_value_head_dim": WIDTH, "layer_types": ["linear_attention"]}
-    return Qwen3NextGatedDeltaNet(Qwen3NextConfig(hidden_size=N_EMBD, num_hidden_layers=1, **sizes), layer_idx=0)
+    theirs = Qwen3NextGatedDeltaNet(Qwen3NextConfig(hidden_size=N_EMBD, num_hidden_layers=1, **sizes), layer_idx=0)
+    ours: Any = layer("gated_delta")()
+    with torch.no_grad():  # decays as weak as ours are at first: what fades to denormal numbers is slow
+        theirs.A_log.copy_(ours.A_log)
+        theirs.dt_bias.copy_(ours.dt_bias)
+    return theirs
 
 
 GATED, KIMI, LAYER = "gated delta rule", "Kimi delta rule", "gated delta layer"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import command
 
-from benchmarks import decoding, distributed, hybrid_training, latent_decoding, mamba, train_throughput
+from benchmarks import decoding, delta, distributed, hybrid_training, latent_decoding, mamba, train_throughput
 from benchmarks.mamba import CONTESTANTS, inputs
 
 COUNT = "'0' is not a whole number of 1 or more"
@@ -19,6 +19,8 @@ COUNT = "'0' is not a whole number of 1 or more"
     [
         (mamba, "--length 0", COUNT),
         (mamba, "--rounds 0", COUNT),
+        (delta, "--rounds 0", COUNT),
+        (delta, "--shapes 4x1024 4x", "'4x' is not sequences x tokens, as 4x1024"),
         (distributed, "--steps 0", COUNT),
         (train_throughput, "--steps 0", COUNT),
         (hybrid_training, "--lengths 2048 0", COUNT),
@@ -61,6 +63,26 @@ def test_the_benchmark_steps_every_layer(contestant):
     replaced.step(replaced.make(), x)
     assert x.grad is not None and x.grad.isfinite().all()
     assert scan.call_count == ("token by token" in contestant.name)
+
+
+@pytest.mark.parametrize("contestant", delta.CONTESTANTS, ids=lambda contestant: contestant.name)
+def test_the_benchmark_of_delta_rules_steps_every_contestant(contestant):
+    pytest.importorskip("transformers")
+    given = contestant.inputs(2, 70)
+    contestant.step(contestant.make(), given)
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in given)
+
+
+def test_delta_rules_beside_transformers():
+    """Each with its time, its memory, and a ratio but for those that ratios are to."""
+    pytest.importorskip("transformers")
+    done = command(delta.main, "--shapes", "2x70", "--rounds", "2", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[1:]
+    assert len(rows) == len(delta.CONTESTANTS)
+    for row, contestant in zip(rows, delta.CONTESTANTS, strict=True):
+        assert re.fullmatch(rf"  {contestant.name} +[\d,]+ ms +[\d,]+ MB.*", row)
+        assert ("times" in row) == (contestant.beside is not None)
 
 
 @pytest.mark.slow
