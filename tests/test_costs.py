@@ -361,7 +361,7 @@ def test_delta_rules_take_the_flops_that_their_cost_says(name, keys, length):
     tokens, counted = 2 * chunks * chunk, 2 * length  # of two sequences
     outside = count_outside_of_products(name, 3, chunk, 2 * chunks, 5)
     x = torch.randn(2, length, 24, requires_grad=True)
-    assert cost["convolution"] * counted == count_convolutions(module, 2, length)
+    assert cost["short_convolution"] * counted == count_convolutions(module, 2, length)
     with FlopCounterMode(display=False) as forward:
         y = module(x)
     projected, rule = cost["matmul"] * counted, cost["delta_rule"] * tokens
@@ -370,7 +370,7 @@ def test_delta_rules_take_the_flops_that_their_cost_says(name, keys, length):
         y.sum().backward()
     of_a_token = 2 * (2 * 5 * chunk) if name == "gated_delta" else 2 * (2 * 5 * (chunk - 1)) // 2
     assert backward.get_total_flops() == 2 * forward.get_total_flops() + 3 * tokens * of_a_token
-    assert cost.keys() == {"matmul", "convolution", "delta_rule"}
+    assert cost.keys() == {"matmul", "short_convolution", "delta_rule"}
 
 
 @pytest.mark.parametrize("name", ["gated_delta", "kimi_delta"])

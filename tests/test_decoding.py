@@ -125,7 +125,12 @@ def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
         expected = model(tokens)
     assert 0.3 < expected.std() < 3
     found = in_pieces(model, tokens, sorted(cut for cut in cuts if cut < length))
-    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    tolerance = TOLERANCE[dtype]
+    if dtype == torch.float32 and set(pattern) & set("DK"):
+        # Norms there divide by what a query finds, which may be little, and by its rounding: both results are up to
+        # 7e-6 off what the same model gives in float64, the whole one too
+        tolerance = {"rtol": 0.0, "atol": 3e-5}
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize("position", ["learned_absolute", "rope", "alibi", "none"])

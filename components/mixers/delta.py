@@ -22,7 +22,7 @@ class DeltaRule(Mixer):
 
     what = "a delta rule"
     part = "delta"
-    products_parts = ("convolution", "delta_rule")
+    products_parts = ("short_convolution", "delta_rule")
     has_constant_state = in_float32 = True  # decays do not bear to be rounded
     divides = None
     not_shared = (
@@ -117,7 +117,7 @@ class DeltaRule(Mixer):
         convolved = 2 * self.key_width(config) + self.value_width(config)
         rule = self.heads(config) * (self._of_state(config) + self._within_chunk(config, length))
         return [
-            Product("convolution", 2 * config.linear_conv_kernel_dim * convolved),
+            Product("short_convolution", 2 * config.linear_conv_kernel_dim * convolved),
             Product("delta_rule", rule),
         ]
 
