@@ -181,7 +181,7 @@ def test_an_emitted_config_is_what_trains(arch, monkeypatch, capsys, tmp_path, d
     options = ["--grid_search", "1e12", "--arch", arch, f"--emit={made}", f"--json={tmp_path / 'found.json'}"]
     code, out, err = found_by(monkeypatch, capsys, *options, "--dataset=tiny", f"--data_dir={data_dir}")
     assert code == 0, err
-    assert "was fitted to transformers: of models with Mamba layers it may be wrong" in out
+    assert "was fitted to transformers: of models with recurrent layers it may be wrong" in out
     best = json.loads((tmp_path / "found.json").read_text())["candidates"][0]
     done = command(
         train.main, made, "--max_iters=2", "--warmup_iters=1", "--device=cpu", f"--out_dir={tmp_path / 'run'}"

@@ -107,7 +107,7 @@ def _matrices(step: Step) -> list[Exchange]:
 
 def _fsdp(step: Step) -> list[Exchange]:
     """Blocks' mixers and FFNs are gathered for the forward pass and, all but the last block's if they were given
-    back, for the backward pass, in the compute dtype (with a Mamba layer, in float32); what lies outside, norms
+    back, for the backward pass, in the compute dtype (with a recurrent layer, in float32); what lies outside, norms
     included, once, in float32. Gradients are reduced and divided after every micro-batch, because whole ones have
     no place (Rajbhandari et al. 2020, section 7.2); among replicas, once a step.
 
