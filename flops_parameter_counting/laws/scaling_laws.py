@@ -565,8 +565,8 @@ def on_experts(law: Law, cost: ModelCost) -> list[str]:
 
 
 def on_state_spaces(law: Law) -> list[str]:
-    """What must be said of a published law about a model with recurrent layers; what a law of one's own was fitted to, its
-    owner knows."""
+    """What must be said of a published law about a model with recurrent layers; what a law of one's own was fitted to,
+    its owner knows."""
     if not is_published(law):
         return []
     return [f"{law.name} was fitted to transformers: of models with recurrent layers it may be wrong"]
