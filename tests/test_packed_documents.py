@@ -30,6 +30,8 @@ MIXERS = {name: found.letter for name, found in registry.specs("mixer").items() 
 OF_MIXERS = {
     "sliding_attention": {"attention_window": 5},
     "mamba2": {"mamba_head_dim": 16, "mamba_d_state": 4, "mamba_chunk_size": 7},
+    "gated_delta": {"linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_chunk_size": 8},
+    "kimi_delta": {"linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_chunk_size": 8},
     "latent_attention": {"kv_lora_rank": 6, "qk_nope_head_dim": 5, "qk_rope_head_dim": 4, "v_head_dim": 3},
 }
 LENGTHS = ((7, 12, 5), (1, 2, 21))

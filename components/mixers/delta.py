@@ -24,6 +24,7 @@ class DeltaRule(Mixer):
     part = "delta"
     products_parts = ("short_convolution", "delta_rule")
     has_constant_state = in_float32 = True  # decays do not bear to be rounded
+    takes_documents = "places"
     divides = None
     not_shared = (
         "tensor_parallel shares attention and FFNs among ranks, not the heads of a delta rule: take use_fsdp, "
@@ -155,6 +156,7 @@ class DeltaRule(Mixer):
             + tokens * (2 * keys + values) * batch.e
             + tokens * (self.decays(config) + heads) * 4
             + chunks * (K * V + chunk * chunk + chunk * V) * 4
+            + tokens * batch.has_documents  # which of them are the first of their documents
         )
 
     def _convolution_kept(self, batch: MicroBatch, channels: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.documents import forgetting
 from components.mixers.delta import DeltaRule
 from components.mixers.delta_rule import delta_chunked, delta_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
@@ -64,12 +65,12 @@ class DeltaMixer(nn.Module):
         state = wide(weight.new_zeros(batch, len(self.A_log), self.key_dim, self.value_dim))
         return RecurrentCache(convolution, state)
 
-    def forward(self, x: Tensor, cache: RecurrentCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
         tails = cache.convolution.split(self.convolved, dim=-1) if cache is not None else (None, None, None)
-        q = self.q_conv(self.q_proj(x), tails[0]).unflatten(-1, (-1, self.key_dim))  # (B, T, G, K)
-        k = self.k_conv(self.k_proj(x), tails[1]).unflatten(-1, (-1, self.key_dim))
-        v = self.v_conv(self.v_proj(x), tails[2]).unflatten(-1, (-1, self.value_dim))  # (B, T, H, V)
-        decay, beta = self.decay(x), wide(self.b_proj(x)).sigmoid()
+        q = self.q_conv(self.q_proj(x), tails[0], places).unflatten(-1, (-1, self.key_dim))  # (B, T, G, K)
+        k = self.k_conv(self.k_proj(x), tails[1], places).unflatten(-1, (-1, self.key_dim))
+        v = self.v_conv(self.v_proj(x), tails[2], places).unflatten(-1, (-1, self.value_dim))  # (B, T, H, V)
+        decay, beta = forgetting(self.decay(x), places), wide(self.b_proj(x)).sigmoid()
         if cache is None:
             y, _ = delta_chunked(q, k, v, decay, beta, self.chunk_size)
         elif x.shape[1] == 1:
