@@ -119,18 +119,17 @@ def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
     pattern, keys = drawn
     if keys["norm_position"] == "post":
         keys["parallel_residual"] = False  # which is refused
+    if dtype == torch.float32 and set(pattern) & set("DK"):
+        # Their norm divides by what a query finds. Where that is little it enlarges any rounding: of four such layers,
+        # with an eps of 1e-5, the whole forward pass alone is up to 3.5e-5 off the one in float64; with this, 4e-6
+        keys["norm_eps"] = 1e-2
     model = small_model(pattern, dtype, **keys)
     tokens = torch.randint(61, (2, length), generator=torch.Generator().manual_seed(length))
     with torch.no_grad():
         expected = model(tokens)
     assert 0.3 < expected.std() < 3
     found = in_pieces(model, tokens, sorted(cut for cut in cuts if cut < length))
-    tolerance = TOLERANCE[dtype]
-    if dtype == torch.float32 and set(pattern) & set("DK"):
-        # Norms there divide by what a query finds, which may be little, and by its rounding: both results are up to
-        # 7e-6 off what the same model gives in float64, the whole one too
-        tolerance = {"rtol": 0.0, "atol": 3e-5}
-    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("position", ["learned_absolute", "rope", "alibi", "none"])
