@@ -17,7 +17,9 @@ def test_small_overrides_train(train, tmp_path, config):
     kv = ["--num_key_value_heads=1"] if "num_key_value_heads" in config.read_text() else []
     has_heads = load([str(config)]).model.layers_with("A")
     heads = "--n_head=2" if has_heads else "--n_head=12"  # the default, which is no statement
-    done = train(str(config), *TINY, heads, *kv, "--max_iters=2", "--lr_decay_iters=2", "--warmup_iters=0")
+    pattern = re.search(r'^layer_pattern = "(\w+)"', config.read_text(), flags=re.MULTILINE)
+    layers = [f"--n_layer={len(pattern[1])}"] if pattern else []
+    done = train(str(config), *TINY, *layers, heads, *kv, "--max_iters=2", "--lr_decay_iters=2", "--warmup_iters=0")
     assert done.returncode == 0, done.stderr
     assert "finished at step 2 of 2" in done.stdout
 
