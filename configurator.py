@@ -23,7 +23,9 @@ from common.files import open_text, real, replace_file
 from common.keys import Key, by_heading, check_value, keys_of, parse_value
 from components.registry import load_rooms
 from model_config import ModelArchitectureConfig, architecture_keys, preset_values, presets, resolve_architecture
+from parallel.ranks import ranks_from_environment
 from runs.config import RunConfig, check_run
+from runs.deepspeed import keys_from_deepspeed
 
 
 def run_keys() -> dict[str, Key]:
@@ -76,6 +78,8 @@ def load(argv: Sequence[str]) -> Configuration:
         raise SystemExit(0)
     command_line = _parse_arguments(arguments)
     given = file.values | _own_folder(path) | command_line
+    given |= _of_deepspeed(given) | command_line
+    given.pop("deepspeed_config", None)
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
         known = run_keys()
         of_model = {k: v for k, v in given.items() if k not in known}
@@ -85,6 +89,14 @@ def load(argv: Sequence[str]) -> Configuration:
     if run.components is not None:  # wherever a saved configuration is read
         run = dataclasses.replace(run, components=str(real(Path(run.components))))
     return Configuration(model, run, path, of_model, file.carried_code)
+
+
+def _of_deepspeed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a DeepSpeed configuration says, for the ranks that a dry run reports on or that were started."""
+    path = check_value(run_keys()["deepspeed_config"], given.get("deepspeed_config"))
+    if path is None:
+        return {}
+    return keys_from_deepspeed(Path(path), given.get("world_size") or ranks_from_environment().size, given)
 
 
 def _own_folder(path: Path | None) -> dict[str, str]:

@@ -160,6 +160,12 @@ class RunConfig:
     comm_timeout: int = key(
         600, "seconds that a rank waits for another before the run ends and names it", at_least=1, below=10**6
     )
+    deepspeed_config: str | None = key(
+        None,
+        "a DeepSpeed configuration (*.json), whose keys become these: they win over the config file, the command line "
+        "over them; None in what a run saves",
+        changes="name",
+    )
     world_size: int | None = key(None, "ranks that a dry run reports on; None: those that torchrun started", at_least=1)
 
     scaling_law: str | dict | None = key(

@@ -3,6 +3,7 @@
 Tolerances are relative to the largest element of what is compared: 1e-10 in float64, 1e-5 in float32.
 """
 
+import copy
 import importlib.util
 import math
 from pathlib import Path
@@ -375,7 +376,11 @@ HUGGING_FACES = {"gated_delta": (qwen3_nexts, as_qwen3_nexts), "kimi_delta": (ki
     ],
 )
 def test_mixers_are_hugging_faces(name, keys, length):
+    """Gradients of what decays come from are sums that nearly cancel, over differences of sums that their chunks take
+    in float32: theirs are up to 1.6e-4 off those in float64 (seen in 40 draws), ours 7e-6."""
+    torch.manual_seed(0)
     config, ours = architecture(name, **keys), mixer(name, **keys)
+    exact = copy.deepcopy(ours).double()
     build, renamed = HUGGING_FACES[name]
     theirs = build(config).eval()
     theirs.load_state_dict(renamed(dict(ours.named_parameters()), config))
@@ -387,9 +392,11 @@ def test_mixers_are_hugging_faces(name, keys, length):
         (outputs[-1] * weights).sum().backward()
     assert_near(outputs[0], outputs[1])
     assert_near(given_inputs[0].grad, given_inputs[1].grad)
-    gradients = renamed({n: p.grad for n, p in ours.named_parameters()}, config)
+    (exact(x.double()) * weights).sum().backward()
+    gradients, true = (renamed({n: p.grad for n, p in one.named_parameters()}, config) for one in (ours, exact))
     for parameter, value in theirs.named_parameters():
-        assert_near(gradients[parameter], value.grad)
+        assert_near(gradients[parameter], true[parameter])
+        assert_near(value.grad, true[parameter], 5e-4 if parameter.endswith(("A_log", "dt_bias")) else None)
 
 
 @pytest.mark.parametrize("name", MIXERS)
