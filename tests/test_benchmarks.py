@@ -8,7 +8,16 @@ import pytest
 import torch
 from commands import command
 
-from benchmarks import decoding, delta, distributed, hybrid_training, latent_decoding, mamba, train_throughput
+from benchmarks import (
+    decoding,
+    delta,
+    distributed,
+    documents,
+    hybrid_training,
+    latent_decoding,
+    mamba,
+    train_throughput,
+)
 from benchmarks.mamba import CONTESTANTS, inputs
 
 COUNT = "'0' is not a whole number of 1 or more"
@@ -43,6 +52,8 @@ COUNT = "'0' is not a whole number of 1 or more"
         (decoding, "--n_layer 1", "--n_layer=1: the hybrid has both attention and Mamba-2, and takes 2 or more"),
         (decoding, "--n_embd 64", "--n_embd=64 must be a multiple of 128"),
         (decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
+        (documents, "--rounds 0", COUNT),
+        (documents, "--block_sizes 300", "--block_sizes 300: --tokens must be a multiple, and --documents no more"),
         (latent_decoding, "--contexts 0", COUNT),
         (latent_decoding, "--attention fused", "invalid choice: 'fused'"),
         (latent_decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
@@ -110,3 +121,15 @@ def test_a_step_of_latent_attention_beside_transformers():
         assert row[0] == str(context) and all(float(found) > 0 for found in (row[1], row[3], row[5]))
         assert float(row[-3]) == pytest.approx(4 * context * (16 + 64) / 1e6, abs=0.005)
         assert float(row[-1]) < 1e-5
+
+
+def test_a_step_with_documents_beside_one_without():
+    sizes = "--block_sizes 16 32 --tokens 32 --documents 4 --n_layer 2 --n_embd 96 --rounds 1 --threads 1"
+    done = command(documents.main, *sizes.split())
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[3:]]
+    wanted = [
+        [preset, size, dtype]
+        for dtype in ("float32", "bfloat16") for preset in documents.PRESETS for size in ("16", "32")
+    ]  # fmt: skip
+    assert [row[:3] for row in rows] == wanted and all(float(row[7]) > 0 for row in rows)
