@@ -1,4 +1,4 @@
-# Mamba-2 in 8 layers and attention in 4 (docs/hybrid_mamba.md says where), each with its FFN: RoPE, RMSNorm, SwiGLU.
+# Mamba-2 in 8 layers and attention in 4 (docs/using/hybrids.md says where), each with its FFN: RoPE, RMSNorm, SwiGLU.
 # A mixer: 3.765M of Mamba-2; 2 x 768^2 + 2 x 768 x 256 = 1.573M of attention; an FFN: 3 x 768 x 1,792 = 4.129M
 # Parameters: 8 x 3.765M + 4 x 1.573M + 12 x 4.129M = 86.0M in the blocks + 38.6M tied = 124.6M
 

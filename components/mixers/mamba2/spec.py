@@ -125,7 +125,7 @@ class Mamba2(StateSpace):
 
     hybrid_attention_ratio: float | None = key(
         None,
-        "share of attention layers among Mamba-2 layers, which writes layer_pattern; docs/hybrid_mamba.md says where "
+        "share of attention layers among Mamba-2 layers, which writes layer_pattern; docs/using/hybrids.md says where "
         "they stand",
         at_least=0,
     )
