@@ -50,38 +50,39 @@ class CausalConvolution(nn.Module):
         (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
         padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
-        y = _Shifted.apply(padded, self.weight.type_as(x), places)
-        if self.bias is not None:
-            y = y + self.bias.type_as(x)
+        bias = x.new_zeros(()) if self.bias is None else self.bias.type_as(x)
+        y = _Shifted.apply(padded, self.weight.type_as(x), bias, places)
         if tail is not None:
             tail.copy_(padded[:, length:])
         return F.silu(y)
 
 
 class _Shifted(torch.autograd.Function):
-    """padded (B, K - 1 + T, channels), weight (channels, K), places (B, T) or None -> (B, T, channels). Its gradients
-    are summed up in place, where autograd would write one of the whole input for every shift."""
+    """padded (B, K - 1 + T, channels), weight (channels, K), bias (channels) or (), places (B, T) or None ->
+    (B, T, channels). Its gradients are summed up in place, in autograd's order, which would write one of the whole
+    input for every shift."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, weight: Tensor, places: Tensor | None) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None) -> Tensor:
         ctx.save_for_backward(padded, weight, places)
         before = weight.shape[1] - 1
         length = padded.shape[1] - before
-        y = padded[:, before:] * weight[:, before]
-        for shift in range(before):
+        y = bias.expand(padded.shape[0], length, padded.shape[2]).clone()
+        for shift in range(weight.shape[1]):
             y.addcmul_(_of_same_document(padded[:, shift : shift + length], places, before - shift), weight[:, shift])
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         padded, weight, places = ctx.saved_tensors
         padded_grad, weight_grad, before = torch.zeros_like(padded), torch.empty_like(weight), weight.shape[1] - 1
-        for shift in range(weight.shape[1]):
+        for shift in reversed(range(weight.shape[1])):
             seen, own = slice(shift, shift + gradient.shape[1]), _of_same_document(gradient, places, before - shift)
-            padded_grad[:, seen].addcmul_(own, weight[:, shift])
+            padded_grad[:, seen].add_(own * weight[:, shift])
             weight_grad[:, shift] = (own * padded[:, seen]).sum((0, 1))
-        return padded_grad, weight_grad, None
+        bias_grad = gradient.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return padded_grad, weight_grad, bias_grad, None
 
 
 def _of_same_document(values: Tensor, places: Tensor | None, distance: int) -> Tensor:
