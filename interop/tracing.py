@@ -27,6 +27,8 @@ from interop.configurations import no_room
 _PASSED_OVER = ("auto_map", "quantization_config", "torch_dtype", "dtype", "_attn_implementation", "architectures")
 _LONGEST_REASON = 200
 _PRODUCTS_OF_MATRICES = ("mm", "addmm")  # of a matrix that is a parameter, in all but batched products
+_PRODUCTS_OF_STATES = {"mamba": "scan", "delta": "delta_rule", "recurrence": "scan"}
+_CONVOLUTIONS = {"mamba": "convolution", "delta": "short_convolution", "recurrence": "convolution"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def trace(values: Mapping[str, Any], sequence_length: int | None = None) -> Trac
         flops[_product_part(model, module, operation)] += _kept_outputs(model, module, operation, count, length)
     idle = _idle_parameters(model, products, length)
     active = {part: count - idle.get(part, 0) for part, count in parameters.items()}
-    unlike = ("scan",) if _recurrences(model) else ()
+    unlike = tuple(dict.fromkeys(_PRODUCTS_OF_STATES[part_of(model, name)] for name in _recurrences(model)))
     notes = tuple(_notes(model, length, parameters, active))
     in_order = dict(sorted(flops.items()))  # the counter's is that of a set
     return Traced(type(model).__name__, length, dict(parameters), active, in_order, unlike, notes)
@@ -143,8 +145,8 @@ def part_of(model: Any, name: str) -> str:
     if module is model.get_output_embeddings():
         return "lm_head"
     if (recurrent := _recurrent_ancestor(model, name)) is not None:
-        kind = type(model.get_submodule(recurrent)).__name__
-        return "mamba" if "mamba" in f"{recurrent} {kind}".lower() else "recurrence"
+        names = f"{recurrent} {type(model.get_submodule(recurrent)).__name__}".lower()
+        return next((kind for kind in ("mamba", "delta") if kind in names), "recurrence")
     if isinstance(module, nn.Embedding):
         return "position"
     kind, segments = type(module).__name__.lower(), name.lower().split(".")
@@ -161,12 +163,21 @@ def part_of(model: Any, name: str) -> str:
 
 
 def _recurrent_ancestor(model: Any, name: str) -> str | None:
-    """The module around this one, or itself, that has the decay of a state."""
+    """The outermost module around this one, or itself, that keeps a state."""
+    found = None
     while name:
-        if "A_log" in dict(model.get_submodule(name).named_parameters(recurse=False)):
-            return name
+        if _keeps_state(model.get_submodule(name)):
+            found = name
         name = name.rpartition(".")[0]
-    return None
+    return found
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    """Whether it has the decay of a state, itself or, beside its convolution, in a part."""
+    children = list(module.children())
+    has_convolution = any(isinstance(one, nn.Conv1d) for one in children)
+    parts = (module, *children) if has_convolution else (module,)
+    return any("A_log" in dict(one.named_parameters(recurse=False)) for one in parts)
 
 
 def _recurrences(model: Any) -> list[str]:
@@ -196,9 +207,9 @@ def _product_part(model: Any, name: str, operation: str) -> str:
     part = part_of(model, name)
     if part in ("norms", "other", "position") or "rotary" in name:
         return "other"
-    if part in ("mamba", "recurrence"):
+    if part in _PRODUCTS_OF_STATES:
         by_operation = dict.fromkeys(_PRODUCTS_OF_MATRICES, f"{part}_projections")
-        return {**by_operation, "convolution": "convolution"}.get(operation, "scan")
+        return {**by_operation, "convolution": _CONVOLUTIONS[part]}.get(operation, _PRODUCTS_OF_STATES[part])
     if part == "attention":
         has_matrix = any(one.ndim == 2 for one in model.get_submodule(name).parameters(recurse=False))
         is_projection = has_matrix or operation in _PRODUCTS_OF_MATRICES
