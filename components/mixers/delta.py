@@ -87,8 +87,10 @@ class DeltaRule(Mixer):
             raise UserError(f"linear_chunk_size={chunk} is no power of 2: take 32, 64 or 128")
 
     def function(self, config: Config) -> dict[str, Any]:
+        """Without the chunks, which are a matter of speed."""
+        own = {name: value for name, value in super().function(config).items() if name != "linear_chunk_size"}
         return {
-            **super().function(config),
+            **own,
             "linear_num_value_heads": self.heads(config),
             "linear_key_head_dim": self.key_dim(config),
             "linear_value_head_dim": self.value_dim(config),
