@@ -43,6 +43,7 @@ class Family:
     may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
     older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of modules, in files -> today's
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
+    left_out: tuple[str, ...] = ()  # how the tensors in files begin that transformers leaves out, too
     in_files: InFiles | None = None  # where files name tensors otherwise than today's class does
     variant: Callable[[Mapping[str, Any]], "Family"] | None = None  # by keys that decide how tensors lie, and no more
 

@@ -33,6 +33,7 @@ from interop.attention_models import (
 )
 from interop.configurations import FAMILIES as KEYS
 from interop.configurations import exact_architecture
+from interop.delta_models import KIMI_LINEAR, QWEN3_NEXT
 from interop.expert_models import GPT_OSS, MIXTRAL, OLMOE, QWEN3_MOE
 from interop.family import Family, Place
 from interop.latent_models import DEEPSEEK_V2, DEEPSEEK_V3
@@ -64,10 +65,13 @@ FAMILIES = {
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "bamba": BAMBA,
+    "qwen3_next": QWEN3_NEXT,
+    "kimi_linear": KIMI_LINEAR,
 }
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HEAD = "lm_head"  # which their prefix is not before
 _EMBEDDING = "embedding.weight"
+_OF_FEW_CLASSES = {"C": "latent attention", "D": "the gated delta rule", "K": "Kimi delta attention"}
 _KINDS = (".weight", ".bias", "")  # of a module's parameters; a parameter of its own has no kind
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,8 +117,8 @@ def _model_types(config: ModelArchitectureConfig) -> list[str]:
         what = "Mamba-2 with FFNs and without attention"
     elif found:
         return found
-    elif "C" in letters:
-        what = "latent attention beside other mixers"
+    elif kinds := [kind for letter, kind in _OF_FEW_CLASSES.items() if letter in letters]:
+        what = f"{kinds[0]} beside such mixers"
     else:
         what = "attention within a window" if "W" in letters else "Mamba-1 beside other mixers"
     raise UserError(f"layer_pattern={config.pattern!r}: no class of Hugging Face's known here has {what}")
@@ -196,7 +200,7 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
         for theirs, ours, place in _modules(family, architecture)
         for kind in _KINDS
     }
-    beyond = _layers_beyond(family, config, architecture.n_layer)
+    beyond = family.left_out + _layers_beyond(family, config, architecture.n_layer)
     for name, tensor in family.by_todays_names(state_dict).items():
         if name.endswith(family.buffers) or name.startswith(beyond):
             continue

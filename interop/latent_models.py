@@ -17,9 +17,8 @@ from interop.attention_models import LLAMA
 from interop.expert_models import ROUTER, STACKED
 from interop.family import Family, Place, places, their_activation, their_rotary
 from interop.file_names import InFiles
+from interop.keys.deepseek import LATENT
 from model_config import ModelArchitectureConfig
-
-_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 def _write(config: ModelArchitectureConfig) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def _write(config: ModelArchitectureConfig) -> dict[str, Any]:
     ffns = [layer.ffn for layer in config.layers]
     dense = ffns.index("experts") if "experts" in ffns else config.n_layer
     return {
-        **{name: config[name] for name in _LATENT},
+        **{name: config[name] for name in LATENT},
         "num_key_value_heads": config.n_head,
         "hidden_act": their_activation(GATES.get(config.ffn_type if dense else config.expert_type, "silu")),
         "rms_norm_eps": config.norm_eps,
@@ -131,11 +130,11 @@ def _latent_attention(to_ours: Order, to_theirs: Order) -> dict[str, Place]:
     }
 
 
-_PAIRS, _HALVES = {"C": _latent_attention(_apart, _beside)}, {"C": _latent_attention(_as_they_are, _as_they_are)}
+_PAIRS, HALVES = {"C": _latent_attention(_apart, _beside)}, {"C": _latent_attention(_as_they_are, _as_they_are)}
 
 
 def _of_v3(config: Mapping[str, Any]) -> Family:
-    return DEEPSEEK_V3 if config.get("rope_interleave", True) else dataclasses.replace(DEEPSEEK_V3, mixers=_HALVES)
+    return DEEPSEEK_V3 if config.get("rope_interleave", True) else dataclasses.replace(DEEPSEEK_V3, mixers=HALVES)
 
 
 _SHARED = places({f"mlp.shared_experts.{name}_proj": f"ffn.shared_{name}_proj" for name in ("gate", "up", "down")})
@@ -150,10 +149,11 @@ DEEPSEEK_V2 = dataclasses.replace(
     in_files=InFiles(),
     buffers=(),
 )
+BIASED_EXPERTS = _EXPERTS | places({"mlp.gate.e_score_correction_bias": "ffn.balance_bias"})
 DEEPSEEK_V3 = dataclasses.replace(
     DEEPSEEK_V2,
     model_class="DeepseekV3ForCausalLM",
     write=_write,
-    experts=_EXPERTS | places({"mlp.gate.e_score_correction_bias": "ffn.balance_bias"}),
+    experts=BIASED_EXPERTS,
     variant=_of_v3,
 )

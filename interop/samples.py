@@ -14,7 +14,9 @@ CHOSEN: Keys = {
     "max_window_layers": 2, "use_sliding_window": True, "sliding_window_pattern": 2, "attn_layer_indices": [1],
     "mamba_n_heads": 4, "mamba_d_state": 8, "num_heads": 4, "n_groups": 2, "state_size": 8, "q_lora_rank": 12,
     "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 16, "v_head_dim": 8, "n_shared_experts": 1,
-    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+    "linear_num_heads": 3, "linear_head_dim": 6,
 }  # fmt: skip
 
 
@@ -84,6 +86,20 @@ PUBLIC: dict[str, Keys] = {
                       "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     "olmoe-1b-7b": {"model_type": "olmoe", **_sizes(16, 2048, 1024, (16, 16), 50304), "num_experts": 64,
                     "num_experts_per_tok": 8},
+    "qwen3-next-80b-a3b": {
+        "model_type": "qwen3_next", **_sizes(48, 2048, 5120, (16, 2), 151936), "head_dim": 256, "num_experts": 512,
+        "num_experts_per_tok": 10, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "rope_theta": 10000000.0,
+    },
+    "kimi-linear-48b-a3b": {
+        "model_type": "kimi_linear", **_sizes(27, 2304, 9216, (32, 32), 163840), **_LATENT, "q_lora_rank": None,
+        "num_experts": 256, "num_experts_per_token": 8, "num_shared_experts": 1, "moe_intermediate_size": 1024,
+        "first_k_dense_replace": 1, "linear_attn_config": {
+            "full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "head_dim": 128, "num_heads": 32,
+            "kda_layers": [layer for layer in range(1, 27) if layer % 4], "short_conv_kernel_size": 4,
+        },
+    },
     "gpt-oss-20b": {"model_type": "gpt_oss", **_sizes(24, 2880, 2880, (64, 8), 201088), "head_dim": 64,
                     "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128},
 }  # fmt: skip
@@ -99,4 +115,9 @@ def public(name: str, layers: int | None = None) -> Keys:
         values[key] = min(layers, values[key])
         if "attn_layer_indices" in values:
             values["attn_layer_indices"] = [1]
+        if "linear_attn_config" in values:
+            values["linear_attn_config"] = {
+                key: [one for one in value if one <= layers] if isinstance(value, list) else value
+                for key, value in values["linear_attn_config"].items()
+            }
     return values

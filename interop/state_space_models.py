@@ -47,7 +47,7 @@ def _write_bamba(config: ModelArchitectureConfig) -> dict[str, Any]:
     }
 
 
-def _convolutions(*modules: str) -> Place:
+def convolutions(*modules: str) -> Place:
     """Theirs have a dimension for the one input channel of each."""
     return Place(
         modules,
@@ -58,7 +58,7 @@ def _convolutions(*modules: str) -> Place:
 
 _MAMBA_MIXER = {
     "in_proj": Place(("mixer.x_proj", "mixer.z_proj")),
-    "conv1d": _convolutions("mixer.x_conv"),
+    "conv1d": convolutions("mixer.x_conv"),
     **places({"x_proj": "mixer.selection_proj", "dt_proj": "mixer.dt_proj", "out_proj": "mixer.o_proj"}),
     "A_log": Place(
         ("mixer.A_log",),
@@ -69,7 +69,7 @@ _MAMBA_MIXER = {
 }
 _MAMBA2_MIXER = {
     "in_proj": Place(tuple(f"mixer.{name}_proj" for name in ("z", "x", "B", "C", "dt"))),
-    "conv1d": _convolutions("mixer.x_conv", "mixer.B_conv", "mixer.C_conv"),
+    "conv1d": convolutions("mixer.x_conv", "mixer.B_conv", "mixer.C_conv"),
     **places({name: f"mixer.{name}" for name in ("dt_bias", "A_log", "D", "norm")}),
     **places({"out_proj": "mixer.o_proj"}),
 }

@@ -10,6 +10,7 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    KimiLinearConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
@@ -22,6 +23,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -83,6 +85,20 @@ DEEPSEEK_YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "origi
 EXPERTS = {**LLAMA, "intermediate_size": 24, "num_key_value_heads": 2, "num_experts_per_tok": 2, "pad_token_id": None}
 EXPERTS_OF_DEEPSEEK = {**DEEPSEEK, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3,
                        "moe_intermediate_size": 12, "n_group": 4, "topk_group": 2}  # fmt: skip
+# The norm of a head's output enlarges the rounding of both where that is small, unless eps is larger than it: with 1e-6
+# either is 1e-4 from what float64 gives.
+OF_SMALL_OUTPUTS = {"rms_norm_eps": 0.1}
+QWEN3_NEXT = {
+    **EXPERTS, **OF_SMALL_OUTPUTS, "num_hidden_layers": 3, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 12, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+}  # fmt: skip
+KIMI_LINEAR = {
+    **DEEPSEEK, **OF_SMALL_OUTPUTS, "num_hidden_layers": 3, "num_local_experts": 8, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12, "linear_num_heads": 3, "linear_head_dim": 6, "bos_token_id": None,
+    "eos_token_id": None, "first_k_dense_replace": 1,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
 WINDOWS_WITHOUT_POSITIONS = {"use_sliding_window": True, "sliding_window": 5, "num_key_value_heads": 2,
                              "num_hidden_layers": 4}  # fmt: skip
 OLD_BAMBA_ROPE = {"rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}  # of transformers 4
@@ -223,6 +239,30 @@ MODELS = {
     "mamba 2, other sizes": Mamba2Config(
         **MAMBA | {"hidden_size": 48}, num_heads=9, head_dim=16, expand=3, n_groups=3, state_size=6, conv_kernel=3,
         chunk_size=5, use_bias=True, tie_word_embeddings=True, layer_norm_epsilon=0.1
+    ),
+    "qwen 3 next": Qwen3NextConfig(**QWEN3_NEXT),
+    "qwen 3 next, experts in some layers, a wide shared one": Qwen3NextConfig(
+        **QWEN3_NEXT | {"num_hidden_layers": 4, "layer_types": None, "shared_expert_intermediate_size": 24},
+        mlp_only_layers=[0], norm_topk_prob=False, attention_bias=True, linear_conv_kernel_dim=3,
+        rope_parameters={**GPT_OSS_YARN, "partial_rotary_factor": 0.5}
+    ),
+    "qwen 3 next, no experts, whole heads rotated": Qwen3NextConfig(
+        **QWEN3_NEXT | {"linear_num_key_heads": 4}, decoder_sparse_step=5, tie_word_embeddings=True,
+        partial_rotary_factor=1.0
+    ),
+    "qwen 3 next, attention alone": Qwen3NextConfig(
+        **QWEN3_NEXT | {"layer_types": ["full_attention"] * 3, "rms_norm_eps": 1e-6}
+    ),
+    "kimi linear": KimiLinearConfig(**KIMI_LINEAR),
+    "kimi linear, groups, ranks of queries, biases": KimiLinearConfig(
+        **KIMI_LINEAR | {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, q_lora_rank=11,
+        attention_bias=True, norm_topk_prob=False, routed_scaling_factor=0.7, n_shared_experts=2,
+        linear_conv_kernel_dim=3, n_group=4, topk_group=2,
+        mlp_layer_types=["sparse", "dense", "sparse"]
+    ),
+    "kimi linear, no experts": KimiLinearConfig(**KIMI_LINEAR | {"first_k_dense_replace": 3}),
+    "kimi linear, latent attention alone": KimiLinearConfig(
+        **KIMI_LINEAR | {"layer_types": ["full_attention"] * 3, "rms_norm_eps": 1e-6}
     ),
     "bamba": BambaConfig(**BAMBA),
     "bamba, other sizes": BambaConfig(

@@ -15,12 +15,14 @@ from hugging_face_models import (
     DEEPSEEK,
     DEEPSEEK_YARN,
     GPT2,
+    KIMI_LINEAR,
     LLAMA,
     LLAMA3_ROPE,
     LONGROPE,
     MAMBA,
     MAMBA2,
     MODELS,
+    QWEN3_NEXT,
     WHOLE_HEADS,
     WINDOWS_WITHOUT_POSITIONS,
 )
@@ -55,10 +57,12 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 BATCH, LENGTH = 3, 23
 
 BIAS_OF_CHOICE = "e_score_correction_bias"
+RATES_OF_QWEN3_NEXT = "linear_attn.A_log"
 
 
 def original(config):
-    """Hugging Face's model with every parameter random, norms and biases too."""
+    """Hugging Face's model with every parameter random, norms and biases too; and Qwen3-Next, whose rates and
+    steps are large when drawn, forgets slowly, so that there is something to forget after a token."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -66,6 +70,9 @@ def original(config):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
+        for name, rates in model.named_parameters():
+            if name.endswith(RATES_OF_QWEN3_NEXT):
+                rates -= 3
         for name, bias in model.named_buffers():
             if name.endswith(BIAS_OF_CHOICE):
                 bias += 0.2 * torch.randn(bias.shape)
@@ -445,6 +452,8 @@ ANYTHING = [
         "mamba",
         "mamba 2",
         "bamba",
+        "qwen 3 next",
+        "kimi linear",
     ],
 )
 def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
@@ -511,6 +520,32 @@ def test_configurations_of_transformers_4():
         **new.rope_parameters,
     }
     assert architecture_from_hugging_face(old | both) == architecture
+
+
+def test_kimis_config_as_published():
+    """With layers counted from 1 in lists of their own, and other names of keys."""
+    layers = {"kda_layers": [1, 3], "full_attn_layers": [2], "head_dim": 6, "num_heads": 3, "short_conv_kernel_size": 4}
+    published = {key: value for key, value in KIMI_LINEAR.items() if key not in ("layer_types", "num_local_experts")}
+    del published["linear_num_heads"], published["linear_head_dim"], published["num_experts_per_tok"]
+    published |= {
+        "linear_attn_config": layers,
+        "num_experts": 8,
+        "num_experts_per_token": 3,
+        "model_type": "kimi_linear",
+    }
+    published |= {"model_max_length": published.pop("max_position_embeddings"), "rope_theta": 10000.0, "head_dim": 72}
+    expected = architecture_from_hugging_face({"model_type": "kimi_linear", **KIMI_LINEAR})
+    assert architecture_from_hugging_face(published) == expected
+    theirs = AutoConfig.for_model(**published)
+    assert architecture_from_hugging_face(theirs.to_dict()) == expected
+    for wrong in ({"kda_layers": [1]}, {"full_attn_layers": [2, 3]}, {"kda_layers": ["1", 3]}, {"kda_layers": 1}):
+        with pytest.raises(UserError, match="its lists must name each of the layers 1 to 3 once"):
+            architecture_from_hugging_face(published | {"linear_attn_config": layers | wrong})
+    own = {"layer_types": KIMI_LINEAR["layer_types"]}  # which win
+    assert (
+        architecture_from_hugging_face(published | own | {"linear_attn_config": layers | {"kda_layers": [1]}})
+        == expected
+    )
 
 
 def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
@@ -626,10 +661,25 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("bamba", {"hidden_act": "gelu"}, "hidden_act"),
         ("bamba", {"mamba_d_head": 8}, "mamba_d_head=8"),
         ("bamba", {"mamba_n_heads": 0}, "mamba_n_heads=0"),
+        ("qwen3_next", {"layer_types": ["linear_attention"] * 3}, "must name one full_attention layer at least"),
+        ("qwen3_next", {"layer_types": ["full_attention", "sliding_attention"]}, "one of linear_attention, full_att"),
+        ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act"),
+        ("qwen3_next", {"shared_expert_intermediate_size": 13}, "=13 is not divisible by moe_intermediate_size=12"),
+        ("qwen3_next", {"linear_num_key_heads": 3}, "linear_num_value_heads=4 is not divisible by linear_num_key_h"),
+        ("qwen3_next", {"partial_rotary_factor": 0.0}, "partial_rotary_factor=0.0"),
+        ("kimi_linear", {"layer_types": ["linear_attention"] * 3}, "must name one full_attention layer at least"),
+        ("kimi_linear", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
+        ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope=False cannot be represented; only True can"),
+        ("kimi_linear", {"moe_router_activation_func": "softmax"}, "only 'sigmoid' can"),
+        ("kimi_linear", {"n_shared_experts": 0}, "n_shared_experts=0 cannot be represented"),
+        ("kimi_linear", {"num_experts": 9}, "num_experts=9 contradicts num_local_experts=8"),
+        ("kimi_linear", {"linear_attn_config": {"heads": 3}}, "linear_attn_config: unknown key 'heads'"),
+        ("kimi_linear", {"linear_attn_config": {"num_heads": "3"}}, "linear_attn_config: num_heads='3'"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, named):
-    sizes = {"gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}.get(model_type, LLAMA)
+    sizes = {"gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
+    sizes = (sizes | {"qwen3_next": QWEN3_NEXT, "kimi_linear": KIMI_LINEAR}).get(model_type, LLAMA)
     config = {"model_type": model_type, **sizes, **change}
     with pytest.raises(UserError, match=named) as refusal:
         architecture_from_hugging_face(config)
@@ -717,7 +767,9 @@ def test_weights_of_a_hybrid_that_do_not_fit_are_refused(damage, message):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files of models with experts
 
-IN_FILES = ["mixtral", "qwen 3 with experts in some layers", "olmoe", "gpt-oss", "deepseek v3, experts"]
+IN_FILES = [
+    "mixtral", "qwen 3 with experts in some layers", "olmoe", "gpt-oss", "deepseek v3, experts", "qwen 3 next",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IN_FILES)
@@ -731,6 +783,40 @@ def test_files_have_each_experts_matrices_as_save_pretrained_writes_them(name, t
     architecture = architecture_from_hugging_face(config)
     written = as_in_files(weights_to_hugging_face(weights, architecture), architecture_to_hugging_face(architecture))
     assert written.keys() == files.keys() and all(torch.equal(written[key], files[key]) for key in files)
+
+
+def test_kimis_files_are_read_as_published_and_as_save_pretrained_writes_them(tmp_path):
+    """Published, an FFN is `mlp` and only experts are `block_sparse_moe`; save_pretrained calls both by the latter."""
+    theirs = original(MODELS["kimi linear"])
+    theirs.save_pretrained(tmp_path)
+    config, files = theirs.config.to_dict(), load_file(tmp_path / "model.safetensors")
+    dense = "model.layers.0.block_sparse_moe."
+    published = {name.replace(dense, "model.layers.0.mlp."): tensor for name, tensor in files.items()}
+    assert len(published.keys() - files.keys()) == 3
+    weights = weights_from_hugging_face(theirs.state_dict(), config)
+    for tensors in (files, published):
+        found = weights_from_hugging_face(tensors, config)
+        assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+    architecture = architecture_from_hugging_face(config)
+    written = as_in_files(weights_to_hugging_face(weights, architecture), architecture_to_hugging_face(architecture))
+    assert written.keys() == published.keys() and all(torch.equal(written[key], published[key]) for key in written)
+    save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
+    again, told = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(told.values()), told
+    assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in again.state_dict().items())
+    del files["model.layers.1.self_attn.kv_b_proj.weight"], published["model.layers.0.self_attn.k_conv1d.weight"]
+    for tensors, named in ((files, r"lack blocks\.1\.mixer\.kv_b_proj"), (published, "q_conv1d.weight' has no place")):
+        with pytest.raises(UserError, match=named):
+            weights_from_hugging_face(tensors, config)
+
+
+def test_what_predicts_further_tokens_of_qwen3_next_is_left_out():
+    """As transformers leaves it out."""
+    theirs = original(MODELS["qwen 3 next"])
+    config = theirs.config.to_dict()
+    further = {"mtp.fc.weight": torch.ones(2, 2), "mtp.layers.0.mlp.gate.weight": torch.ones(2, 2)}
+    weights = weights_from_hugging_face({**theirs.state_dict(), **further}, config)
+    assert weights.keys() == weights_from_hugging_face(theirs.state_dict(), config).keys()
 
 
 def test_a_matrix_of_an_expert_that_is_missing_is_named(tmp_path):

@@ -55,6 +55,16 @@ SMALL = {
         **TRANSFORMER, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 8,
         "mlp_only_layers": [1],
     },
+    "qwen3_next": {
+        **TRANSFORMER, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 8,
+        "shared_expert_intermediate_size": 24, "mlp_only_layers": [1], "full_attention_interval": 2,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+    },
+    "kimi_linear": {
+        **{key: value for key, value in DEEPSEEK.items() if key != "n_routed_experts"}, "num_local_experts": 8,
+        "linear_num_heads": 3, "linear_head_dim": 5, "pad_token_id": None,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
     "olmoe": {**TRANSFORMER, "num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {**TRANSFORMER, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
     "mamba": {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 31, "state_size": 5, "time_step_rank": 3},

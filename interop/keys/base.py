@@ -42,8 +42,9 @@ class FamilyKeys:
 
     @property
     def decisive(self) -> set[str]:
-        """The keys that decide the counts."""
-        return {*self.required, *self.counted}
+        """The keys that decide the counts, by all their names."""
+        own = {*self.required, *self.counted}
+        return own | {alias for alias, key in self.aliases.items() if key in own}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ _MAY_BE_NULL = (
     "attn_logit_softcapping",
 )  # fmt: skip
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
-_LISTS = ("layer_types", "attn_layer_indices", "no_rope_layers", "mlp_only_layers")
+_LISTS = ("layer_types", "attn_layer_indices", "no_rope_layers", "mlp_only_layers", "mlp_layer_types")
 
 
 def check_counted(key: str, value: Any, default: Any) -> None:
@@ -93,6 +94,9 @@ def check_counted(key: str, value: Any, default: Any) -> None:
     elif key == "ssm_cfg":
         if value not in (None, {}):
             raise UserError(f"ssm_cfg={value!r} beside a model_type is not known here")
+    elif key == "linear_attn_config":
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"{key}={value!r}: expected keys with values")
     elif key in _LISTS:
         if value is not None and not isinstance(value, list):
             raise UserError(f"{key}={value!r}: expected a list")
@@ -165,7 +169,7 @@ def rotary(values: Values, share_unless_given: float | None = None) -> Keys:
         raise UserError(f"{key}={given!r}: expected keys with values")
     scaling = dict(given)
     theta = scaling.pop("rope_theta", values["rope_theta"])
-    share = scaling.pop("partial_rotary_factor", share_unless_given or 1.0)
+    share = scaling.pop("partial_rotary_factor", 1.0 if share_unless_given is None else share_unless_given)
     if share_unless_given is None and share != 1.0:
         raise UserError(f"partial_rotary_factor={share} cannot be represented: the class rotates whole heads, 1.0")
     older_name = scaling.pop("type", "default")
@@ -244,17 +248,22 @@ def gated_ffn(values: Values, key: str = "hidden_act") -> Keys:
     return {"ffn_type": ffn_types[0], "norm_eps": values["rms_norm_eps"]}
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 LAYER_TYPES = {FULL: "A", SLIDING: "W"}
+
+
+def of_each_layer(values: Values, key: str, letters: Mapping[str, str], unless_given: Sequence[str]) -> str:
+    """The letters of what such a list says of every layer, where the file has it."""
+    types, count = values.get(key), values["num_hidden_layers"]
+    types = unless_given if types is None else types
+    if len(types) != count or not all(isinstance(one, str) and one in letters for one in types):
+        raise UserError(f"{key} contradicts num_hidden_layers={count}: one of {', '.join(letters)} for each")
+    return "".join(letters[one] for one in types)
 
 
 def layer_windows(values: Values, unless_given: Sequence[str], window: int | None) -> Keys:
     """Which layers attend within the window: those that layer_types names, where the file has it."""
-    types, count = values.get("layer_types"), values["num_hidden_layers"]
-    types = unless_given if types is None else types
-    if len(types) != count or not all(isinstance(one, str) and one in LAYER_TYPES for one in types):
-        raise UserError(f"layer_types contradicts num_hidden_layers={count}: one of {', '.join(LAYER_TYPES)} for each")
-    pattern = "".join(LAYER_TYPES[one] for one in types)
+    pattern = of_each_layer(values, "layer_types", LAYER_TYPES, unless_given)
     if "W" not in pattern:
         return {}
     if window is None:

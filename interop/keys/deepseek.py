@@ -19,22 +19,30 @@ from interop.keys.base import (
 )
 
 
+def latent_attention(values: Values) -> Keys:
+    """That of all its relatives; what there is beside it to say of a head agrees with it."""
+    agree(values, "num_key_value_heads", "num_attention_heads", values["num_attention_heads"])
+    query = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
+    agree(values, "qk_head_dim", "qk_nope_head_dim + qk_rope_head_dim", query)
+    return {key: values[key] for key in LATENT} | {"attention_bias": biases_of(values)}
+
+
+def check_experts_met(values: Values, count: str) -> None:
+    """`count`: the key that says of how many experts a token meets num_experts_per_tok."""
+    if values["num_experts_per_tok"] > values[count]:
+        met = f"num_experts_per_tok={values['num_experts_per_tok']}"
+        raise UserError(f"{met} is more than {count}={values[count]}")
+
+
 def _deepseek(values: Values) -> Keys:
     """Latent attention in every layer; experts in all but the first few."""
     count, dense = values["num_hidden_layers"], values["first_k_dense_replace"]
     if dense > count:
         raise UserError(f"first_k_dense_replace={dense} is more than num_hidden_layers={count}")
-    if values["num_experts_per_tok"] > values["n_routed_experts"]:
-        raise UserError(
-            f"num_experts_per_tok={values['num_experts_per_tok']} is more than "
-            f"n_routed_experts={values['n_routed_experts']}"
-        )
-    agree(values, "num_key_value_heads", "num_attention_heads", values["num_attention_heads"])
-    query = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
-    agree(values, "qk_head_dim", "qk_nope_head_dim + qk_rope_head_dim", query)
+    check_experts_met(values, "n_routed_experts")
     agree(values, "head_dim", "qk_rope_head_dim", values["qk_rope_head_dim"])
-    found = transformer(values) | {key: values[key] for key in _LATENT}
-    found |= {"bias": values.get("mlp_bias", False), "attention_bias": biases_of(values), "layer_pattern": "C"}
+    found = transformer(values) | latent_attention(values)
+    found |= {"bias": values.get("mlp_bias", False), "layer_pattern": "C"}
     if dense == 0:
         del found["d_ff"], found["ffn_type"]
     if dense < count:
@@ -102,7 +110,7 @@ def _groups(values: Values, count: int | None, met: int | None) -> Keys:
     return found
 
 
-_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 _DEEPSEEKS_COUNTED: Keys = {

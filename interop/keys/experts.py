@@ -34,10 +34,12 @@ _OLMOE_SAME = {
     **{key: ours for key, ours in _MIXTRAL_SAME.items() if key != "num_local_experts"},
     "num_experts": "n_experts",
 }
-_QWEN_SAME = {
-    **{key: ours for key, ours in _OLMOE_SAME.items() if key != "intermediate_size"},
+QWEN_EXPERTS = {
+    "num_experts": "n_experts",
+    "num_experts_per_tok": "n_experts_per_token",
     "moe_intermediate_size": "expert_d_ff",
 }
+_QWEN_SAME = {key: ours for key, ours in TRANSFORMER_SAME.items() if key != "intermediate_size"} | QWEN_EXPERTS
 
 
 def _only_experts(values: Values, same: dict[str, str]) -> Keys:
@@ -58,17 +60,25 @@ def _mixtral(values: Values) -> Keys:
     return found | layer_windows(values, types, window)
 
 
-def _qwen3_moe(values: Values) -> Keys:
-    """Experts in every decoder_sparse_step-th layer but those of mlp_only_layers."""
+def qwen_experts(values: Values) -> Keys:
+    """Experts in every decoder_sparse_step-th layer but those of mlp_only_layers: which layers have which, and sizes of
+    experts where there are any."""
     count, every, dense = values["num_hidden_layers"], values["decoder_sparse_step"], values["mlp_only_layers"] or []
     if any(type(index) is not int or not 0 <= index < count for index in dense):
         raise UserError(f"mlp_only_layers={dense} names a layer that is none of 0 to {count - 1}")
     pattern = "".join("F" if layer in dense or (layer + 1) % every else "E" for layer in range(count))
-    found = transformer(values) | heads(values) | qwen_layers(values)
-    found |= {"attention_bias": biases_of(values), "qk_norm": True, "ffn_pattern": pattern}
-    if "F" not in pattern:
-        del found["d_ff"], found["ffn_type"]
-    return found | (same_keys(values, _QWEN_SAME) if "E" in pattern else {})
+    return {"ffn_pattern": pattern, **(same_keys(values, QWEN_EXPERTS) if "E" in pattern else {})}
+
+
+def without_idle_ffn(found: Keys) -> Keys:
+    """Where every layer has experts, no key of an FFN says anything."""
+    idle = () if "F" in found["ffn_pattern"] else ("d_ff", "ffn_type")
+    return {key: value for key, value in found.items() if key not in idle}
+
+
+def _qwen3_moe(values: Values) -> Keys:
+    found = transformer(values) | heads(values) | qwen_layers(values) | qwen_experts(values)
+    return without_idle_ffn(found | {"attention_bias": biases_of(values), "qk_norm": True})
 
 
 def _qwen3_moe_details(values: Values) -> Keys:
