@@ -17,6 +17,7 @@ CHOSEN: Keys = {
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
     "linear_num_heads": 3, "linear_head_dim": 6,
+    "linear_attn_config": {"kda_layers": [1, 3], "full_attn_layers": [2, 4]},
 }  # fmt: skip
 
 

@@ -138,6 +138,18 @@ ROUTERS = {
         {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0},
         {"norm_topk_prob": False, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0},
     ),
+    "qwen3_next": ("Qwen3NextTopKRouter", {}, {}),
+    "kimi_linear": (
+        "KimiLinearTopkRouter",
+        {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.446, "norm_topk_prob": True},
+        {
+            "router_scores": "sigmoid",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.446,
+            "balance_bias": True,
+        },
+    ),
     "deepseek_v3": (
         "DeepseekV3TopkRouter",
         {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True},

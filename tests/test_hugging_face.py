@@ -306,6 +306,33 @@ def test_a_bamba_is_stepped_with_position_ids():
             "attention_output_gate='element' cannot be represented: LlamaForCausalLM has None",
         ),
         (
+            {"layer_pattern": "DWA", "attention_window": 4},
+            "layer_pattern='DWA': .* has the gated delta rule beside such",
+        ),
+        ({"layer_pattern": "KAK"}, "layer_pattern='KAK': .* has Kimi delta attention beside such mixers"),
+        ({"layer_pattern": "ACA"}, "layer_pattern='ACA': .* has latent attention beside such mixers"),
+        (
+            {"layer_pattern": "DAD"},
+            "normalization='rmsnorm' cannot .*: Qwen3NextForCausalLM has 'rmsnorm_zero_centred'",
+        ),
+        (
+            {"arch_preset": "qwen3_next", "layer_pattern": "DAD", "attention_output_gate": None},
+            "attention_output_gate=None cannot .*: Qwen3NextForCausalLM has 'element'",
+        ),
+        (
+            {"arch_preset": "qwen3_next", "layer_pattern": "DAD", "n_shared_experts": 0, "shared_expert_gate": False},
+            "shared_expert_intermediate_size=0: expected a whole number from 1",
+        ),
+        (
+            {"arch_preset": "kimi_linear", "layer_pattern": "KCK", "weight_tying": True},
+            "weight_tying=True cannot be represented: KimiLinearForCausalLM has False",
+        ),
+        (
+            {"arch_preset": "kimi_linear", "layer_pattern": "KCK", "linear_value_head_dim": 9},
+            "linear_value_head_dim=9 cannot be represented: KimiLinearForCausalLM has 128",
+        ),
+        ({"arch_preset": "kimi_linear", "layer_pattern": "KKK"}, "layer_types must name one full_attention layer"),
+        (
             {"arch_preset": "gpt2", "num_key_value_heads": 4, "value_residual": True},
             "value_residual=True cannot be represented: GPT2LMHeadModel has False",
         ),
@@ -318,6 +345,10 @@ def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
         base = {key: value for key, value in base.items() if not key.startswith("mamba_")}
     if keys.get("position_encoding", "rope") != "rope":
         base.pop("rope_theta")
+    if keys.get("layer_pattern") == "KKK":
+        base = {key: value for key, value in base.items() if key != "n_head"}
+    if keys.get("arch_preset") == "kimi_linear":
+        base.pop("num_key_value_heads")
     if keys.get("layer_pattern") == "M":
         base = {key: value for key, value in base.items() if key not in ("n_head", "num_key_value_heads")}
     with pytest.raises(UserError, match=reason) as refusal:
@@ -399,7 +430,8 @@ def test_presets_that_have_a_class():
         ("smollm3", "smollm3"), ("neox", "gpt_neox"), ("gemma2", "gemma2"), ("gemma3", "gemma3_text"),
         ("olmo2", "olmo2"), ("mixtral", "mixtral"), ("qwen3_moe", "qwen3_moe"), ("olmoe", "olmoe"),
         ("gpt_oss", "gpt_oss"), ("deepseek_dense", "deepseek_v3"), ("deepseek_v3", "deepseek_v3"),
-        ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"),
+        ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"), ("qwen3_next", "qwen3_next"),
+        ("kimi_linear", "kimi_linear"),
     ):  # fmt: skip
         config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
         written = architecture_to_hugging_face(config)

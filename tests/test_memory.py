@@ -29,7 +29,12 @@ from model_components import registered
 from model_config import resolve_architecture
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 211}
-OF_MAMBAS = {"mamba1": {"layer_pattern": "SAS"}, "mamba2": {"layer_pattern": "MAM"}}  # attention with its FFN, too
+OF_THREE_LAYERS = {  # with attention and its FFN, too
+    "mamba1": {"layer_pattern": "SAS"},
+    "mamba2": {"layer_pattern": "MAM"},
+    "qwen3_next": {"layer_pattern": "DAD"},
+    "kimi_linear": {"layer_pattern": "KCK"},
+}
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "leaky_relu")
@@ -115,7 +120,7 @@ def test_activations_of_the_presets(preset, backend, dtype, dropout):
     keys = {"arch_preset": preset, "attention_backend": backend, "dropout": dropout}
     if backend == "sdpa":
         keys |= {"attn_logit_softcapping": None, "attention_sinks": False}
-    config = resolve_architecture(SMALL | keys | OF_MAMBAS.get(preset, {}))
+    config = resolve_architecture(SMALL | keys | OF_THREE_LAYERS.get(preset, {}))
     estimate = training_memory(config, 3, dtype)["activations"]
     assert estimate == pytest.approx(kept_by_model(build_model(config, seed=0), 3, dtype), rel=0.05)
 

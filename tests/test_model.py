@@ -353,7 +353,7 @@ def one_of(values: set):
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
 MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
 MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
-for _preset in ("deepseek_dense", "deepseek_v3"):
+for _preset in ("deepseek_dense", "deepseek_v3", "qwen3_next", "kimi_linear"):
     MIXED_PRESETS[_preset] = {"layer_pattern": "A"}  # whose keys these are, for the most part
 LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
 DELTA = {"layer_pattern": "AD", "linear_num_value_heads": 4, "linear_num_key_heads": 2, "mamba_head_dim": 64}

@@ -95,7 +95,7 @@ OVERRIDES = {
     "expert_expansion_ratio": (0.25, EXPERTS),
     "expert_type": ("geglu", EXPERTS),
     "expert_bias": (None, EXPERTS),
-    "shared_expert_gate": (True, EXPERTS | {"n_shared_experts": 1}),
+    "shared_expert_gate": (None, EXPERTS | {"n_shared_experts": 1}),
     "router_scores": ({"softmax": "sigmoid", "sigmoid": "softmax"}, EXPERTS),
     "norm_topk_prob": (None, EXPERTS),
     "routed_scaling_factor": (1.5, EXPERTS),
@@ -128,6 +128,7 @@ FOLLOWERS = {
         "attention_window",
         "layer_values",
         "q_lora_rank",
+        "linear_key_head_dim",
     },
     "norm_position": {"parallel_residual"},  # which has no such form
     "n_head": {"num_key_value_heads", "head_dim"},

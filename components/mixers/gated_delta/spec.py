@@ -5,7 +5,7 @@ from typing import Any
 from common.errors import UserError
 from common.keys import key
 from components.mixers.delta import DeltaRule
-from components.registry import register_spec
+from components.registry import register_preset, register_spec
 from components.spec import Config, MicroBatch, Weights, matrices
 
 
@@ -65,3 +65,16 @@ class GatedDelta(DeltaRule):
             + tokens * heads * 4  # each head's root mean square
             + tokens * values * e
         )
+
+
+_LAYERS = {"layer_pattern": "DDDA", "linear_key_head_dim": 128, "ffn_pattern": "E"}
+_NORMS = {"normalization": "rmsnorm_zero_centred", "norm_eps": 1e-6, "qk_norm": True}
+_ATTENTION = {"head_dim": 256, "attention_output_gate": "element", "weight_tying": False}
+_POSITIONS = {"position_encoding": "rope", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
+_EXPERTS = {"n_experts": 512, "n_experts_per_token": 10, "expert_expansion_ratio": 0.25, "balance_loss": 0.001}
+_SHARED_EXPERT = {"n_shared_experts": 1, "shared_expert_gate": True}
+register_preset(
+    "qwen3_next",
+    {**_LAYERS, **_NORMS, **_ATTENTION, **_POSITIONS, **_EXPERTS, **_SHARED_EXPERT},
+    "Qwen Team 2025, Qwen3-Next: Qwen3-Next-80B-A3B",
+)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from components.mixers.delta import DeltaRule
-from components.registry import register_spec
+from components.registry import register_preset, register_spec
 from components.spec import Config, MicroBatch, Weights, matrices
 
 
@@ -48,3 +48,16 @@ class KimiDelta(DeltaRule):
             + tokens * heads * 4  # each head's root mean square
             + tokens * values * e
         )
+
+
+_LAYERS = {"layer_pattern": "KKKC", "linear_key_head_dim": 128, "ffn_pattern": "F,E", "position_encoding": "none"}
+_SIZES = {"ffn_type": "swiglu", "ffn_expansion_ratio": 4.0, "expert_expansion_ratio": 1024 / 2304}
+_OTHERS = {"normalization": "rmsnorm", "norm_eps": 1e-5, "weight_tying": False}
+_EXPERTS = {"n_experts": 256, "n_experts_per_token": 8, "n_shared_experts": 1}
+_ROUTER = {"router_scores": "sigmoid", "routed_scaling_factor": 2.446, "balance_bias": True, "balance_rate": 0.001}
+_BALANCE = {"balance_loss": 1e-4, "balance_over": "sequence"}
+register_preset(
+    "kimi_linear",
+    {**_LAYERS, **_SIZES, **_OTHERS, **_EXPERTS, **_ROUTER, **_BALANCE},
+    "Kimi Team 2025, Kimi Linear: Kimi-Linear-48B-A3B, balanced as DeepSeek-V3 is",
+)
