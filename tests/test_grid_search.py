@@ -208,7 +208,8 @@ EXPERTS = ("n_experts", "n_experts_per_token", "n_shared_experts", "expert_d_ff"
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
 
 
-LATENT = ("deepseek_dense", "deepseek_v3")  # which have no key and value heads
+LATENT = ("deepseek_dense", "deepseek_v3", "kimi_linear")  # which have no key and value heads
+OF_ALL_KINDS = {"hybrid": 1, "deepseek_v3": 3, "qwen3_next": 3, "kimi_linear": 3}  # layers, and one more
 WITH_EXPERTS = [
     arch for arch in ARCHITECTURES if "expert_d_ff" in resolve_architecture({"arch_preset": arch}).layer_keys
 ]
@@ -227,11 +228,12 @@ def small_spaces(draw, archs=ARCHITECTURES):
         sizes["kv_heads"] = None
     if arch in ("mamba1", "mamba2"):
         sizes = {"head_dims": [], "kv_heads": None, "ffn_expansion_ratio": 0.0}
+    gated = [(1,), (1, 2)]  # a gate is of something
     if arch in WITH_EXPERTS:
         sizes |= {
             "n_experts": [size * (8 if arch == "deepseek_v3" else 1) for size in draw(SIZES)],  # which has 8 groups
             "n_experts_per_token": [1, *draw(SIZES)],
-            "n_shared_experts": draw(st.sampled_from([(0,), (1,), (0, 2)])),
+            "n_shared_experts": draw(st.sampled_from(gated if arch == "qwen3_next" else [(0,), (1,), (0, 2)])),
             "granularity": draw(st.sampled_from([(0.5,), (1.0,), (3.0,), (0.1, 1.0), (0.05, 0.5)])),
         }
     return SearchSpace(
@@ -239,7 +241,7 @@ def small_spaces(draw, archs=ARCHITECTURES):
         vocab_size=draw(st.integers(1, 300)),
         sequence_length=draw(st.integers(1, 64)),
         hidden_sizes=[(32 if mamba2 else 16) * size for size in draw(SIZES)],
-        layers=[size + {"hybrid": 1, "deepseek_v3": 3}.get(arch, 0) for size in draw(SIZES)],
+        layers=[size + OF_ALL_KINDS.get(arch, 0) for size in draw(SIZES)],
         **sizes,
         weight_tying=draw(st.booleans()),
     )
@@ -257,7 +259,7 @@ def architectures(space: SearchSpace):
             if width % head_dim == 0 and width // head_dim % kv == 0:
                 heads = {"n_head": width // head_dim}
                 heads |= {} if space.arch in LATENT else {"num_key_value_heads": kv}
-                if space.arch in ("gpt_oss",):  # whose preset has a head_dim of its own
+                if space.arch in ("gpt_oss", "qwen3_next"):  # whose preset has a head_dim of its own
                     heads["head_dim"] = head_dim
                 for ffn in ffns(space, width):
                     yield resolve_architecture(shared | {"n_layer": layers, "n_embd": width} | heads | ffn)
@@ -273,7 +275,7 @@ def ffns(space: SearchSpace, width: int):
         if met <= (count // 2 if space.arch == "deepseek_v3" else count):  # of whose 8 groups a token's are of 4
             exact = Fraction(space.ffn_expansion_ratio).limit_denominator(10) * width / Fraction(granularity)
             keys = {"n_experts": count, "n_experts_per_token": met, "n_shared_experts": shared}
-            if space.arch == "deepseek_v3":
+            if space.arch in ("deepseek_v3", "kimi_linear"):
                 keys["d_ff"] = ffn_width(space.ffn_expansion_ratio, width)
             yield keys | {"expert_d_ff": 8 * math.ceil(exact / 8)}
 

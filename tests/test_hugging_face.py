@@ -356,17 +356,28 @@ def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
     assert len(str(refusal.value).splitlines()) == 1
 
 
+_DELTA = {"n_experts": 6, "n_experts_per_token": 2, "expert_d_ff": 16, "linear_num_value_heads": 2, "norm_eps": 0.1}
+_DELTA |= {"linear_key_head_dim": 8}
+OF_DELTA_RULES = {
+    "qwen3_next": {**_DELTA, "layer_pattern": "DAD", "head_dim": 8},
+    "kimi_linear": {
+        **_DELTA, "layer_pattern": "KCK", "kv_lora_rank": 12, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8,
+        "v_head_dim": 14,
+    },
+}  # fmt: skip
+
+
 @st.composite
 def architectures(draw):
     """A preset that has a class, and up to two changes of which some take it out of it."""
-    preset = draw(
-        st.sampled_from(["gpt2", "llama", "llama3", "mistral", "qwen3", "neox", "mamba1", "mamba2", "hybrid"])
-    )
+    presets = ["gpt2", "llama", "llama3", "mistral", "qwen3", "neox", "mamba1", "mamba2", "hybrid", *OF_DELTA_RULES]
+    preset = draw(st.sampled_from(presets))
     keys = {"arch_preset": preset, "n_layer": 3, "n_embd": 32, "vocab_size": 101, "block_size": 24}
     keys |= {"n_head": 4} if preset not in ("mamba1", "mamba2") else {}
     keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid") else {}
+    keys |= OF_DELTA_RULES.get(preset, {})
     choices = {
-        "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W", "UAW"],
+        "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W", "UAW", "DDA", "AKC"],
         "parallel_residual": [True, False],
         "partial_rotary_factor": [0.25, 0.5],
         "attention_window": [5],
@@ -398,6 +409,17 @@ def architectures(draw):
         "mamba_bias": [False, True],
         "mamba_conv_bias": [False],
         "mamba_dt_rank": [3],
+        "linear_num_value_heads": [4],
+        "linear_num_key_heads": [1],
+        "linear_value_head_dim": [12],
+        "linear_conv_kernel_dim": [2],
+        "linear_chunk_size": [8],
+        "n_shared_experts": [0, 2],
+        "shared_expert_gate": [False, True],
+        "norm_topk_prob": [False],
+        "ffn_pattern": ["F", "EFE"],
+        "q_lora_rank": [9],
+        "n_group": [2],
         "layer_values": [{0: {"rope_theta": 7.0}}, {0: {"n_head": 2}}],
     }
     changed = draw(st.lists(st.sampled_from(list(choices)), max_size=2, unique=True))
