@@ -28,9 +28,11 @@ from transformers import (
     GPT2Config,
     GPT2Model,
     GPTNeoXConfig,
+    KimiLinearConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    Qwen3NextConfig,
 )
 
 import checkpoint
@@ -43,6 +45,10 @@ TOKENS = {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": 3}
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 101}
 LLAMA = {**SIZES, "num_attention_heads": 4, "intermediate_size": 88, "max_position_embeddings": 64}
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 8}
+EXPERTS = {
+    "num_experts_per_tok": 2, "moe_intermediate_size": 12, "layer_types": ["full_attention", "linear_attention"],
+    "rms_norm_eps": 0.1,  # the norm of a small output enlarges rounding with less
+}  # fmt: skip
 MODELS = {
     "gpt2": GPT2Config(n_layer=2, n_head=4, n_embd=32, n_positions=64, vocab_size=101, **TOKENS),
     "llama": LlamaConfig(**LLAMA, num_key_value_heads=2, **TOKENS),
@@ -53,6 +59,15 @@ MODELS = {
         **LLAMA, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2,
         mamba_d_state=8, mamba_chunk_size=8, rope_parameters={"partial_rotary_factor": 1.0, "rope_theta": 500.0},
         **TOKENS,
+    ),
+    "qwen3_next": Qwen3NextConfig(
+        **LLAMA, **EXPERTS, num_key_value_heads=2, head_dim=8, num_experts=4, shared_expert_intermediate_size=12,
+        mlp_only_layers=[0],
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=10, **TOKENS,
+    ),
+    "kimi_linear": KimiLinearConfig(
+        **LLAMA, **EXPERTS, num_key_value_heads=4, num_local_experts=4, linear_num_heads=3, linear_head_dim=6,
+        kv_lora_rank=12, qk_nope_head_dim=10, qk_rope_head_dim=8, v_head_dim=14, **TOKENS,
     ),
 }  # fmt: skip
 
