@@ -210,7 +210,7 @@ def test_an_emitted_config_is_what_trains(arch, monkeypatch, capsys, tmp_path, d
         ("--arch hybrid --layers 1", "layers: hybrid has 2 kinds of layers: take 2 or more"),
         (
             "--arch hybrids",
-            "arch 'hybrids' is none of: legacy, gpt2, llama, llama3, team, mamba1, mamba2, hybrid, custom",
+            "arch 'hybrids' is none of: legacy, gpt2, llama, llama3, team, qwen3_next, kimi_linear, mamba1, ",
         ),
         ("--arch hybrid --flops_formula published", "the published formula is Llama's"),
     ],
