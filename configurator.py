@@ -78,9 +78,9 @@ def load(argv: Sequence[str]) -> Configuration:
         raise SystemExit(0)
     command_line = _parse_arguments(arguments)
     given = file.values | _own_folder(path) | command_line
-    given |= _of_deepspeed(given) | command_line
-    given.pop("deepspeed_config", None)
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
+        given |= _of_deepspeed(given) | command_line
+        given.pop("deepspeed_config", None)
         known = run_keys()
         of_model = {k: v for k, v in given.items() if k not in known}
         model = resolve_architecture(of_model)
@@ -93,10 +93,11 @@ def load(argv: Sequence[str]) -> Configuration:
 
 def _of_deepspeed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that a DeepSpeed configuration says, for the ranks that a dry run reports on or that were started."""
-    path = check_value(run_keys()["deepspeed_config"], given.get("deepspeed_config"))
-    if path is None:
+    known = run_keys()
+    own = {name: check_value(known[name], value) for name, value in given.items() if name in known}
+    if (path := own.get("deepspeed_config")) is None:
         return {}
-    return keys_from_deepspeed(Path(path), given.get("world_size") or ranks_from_environment().size, given)
+    return keys_from_deepspeed(Path(path), own.get("world_size") or ranks_from_environment().size, own)
 
 
 def _own_folder(path: Path | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from common.errors import UserError
 from common.machine import check_memory
 from components.caches import Caches
-from components.documents import Documents
+from components.documents import HANDED
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
 from components.precision import wide
@@ -184,8 +184,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         x = self.embedding(tokens)
         x = x if (factor := self.config.embedding_factor) == 1 else x * factor
-        own = None if documents is None else self._documents(documents)
-        x = self.dropout(self.position.embed(x, start) if own is None else self.position.embed(x, start, own.places))
+        own = {} if documents is None else self._of_documents(documents)
+        x = self.dropout(self.position.embed(x, start, own["places"]) if own else self.position.embed(x, start))
         auxiliary: dict[str, Tensor] = {}
         loads: dict[int, Tensor] = {}
         made: dict[Any, Any] = {}  # once, however many layers share it
@@ -196,8 +196,8 @@ class LanguageModel(nn.Module):
                     made[make] = make(length, tokens.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
             shared |= {name: handed[name] for name in block.hands_on if name in handed}
-            if own is not None:
-                shared[block.takes_documents] = getattr(own, block.takes_documents)
+            if own:
+                shared[block.takes_documents] = own[block.takes_documents]
             if caches is not None:
                 x, added, load, given = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
@@ -214,12 +214,14 @@ class LanguageModel(nn.Module):
         x = self.final_norm(x)
         return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary, loads
 
-    def _documents(self, documents: Tensor) -> Documents:
-        """(B, T) -> what blocks are handed of them."""
+    def _of_documents(self, documents: Tensor) -> dict[str, Tensor]:
+        """(B, T) -> what blocks and positions are handed of them, by name."""
+        taken = {"places"}
         for layer in self.config.layer_counts:
             if layer.mixer_spec.takes_documents is None:
                 raise ValueError(f"a layer of {layer.mixer} does not keep the documents of a sequence apart")
-        return Documents.of(documents)
+            taken.add(layer.mixer_spec.takes_documents)
+        return {name: HANDED[name](documents) for name in taken}
 
     def forward(
         self,

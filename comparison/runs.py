@@ -247,8 +247,9 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         found.append("the logs have no checksum of their validation data: that they are equal rests on the name alone")
     elif len({_windows(log) for log in logs}) > 1:
         found.append(
-            "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size) or in block_size: "
-            "their validation losses are means over different windows of the split, unless it has no more"
+            "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size), in block_size or "
+            "in mask_documents: their validation losses are means over different windows of the split, unless it has "
+            "no more, or over documents that are kept apart and others that are not"
         )
     if any("unstated" in (log.throughput.mfu if log.throughput else {}) for log in logs):
         found.append("an MFU marked (unstated) is from a log that does not say which attention it counts")

@@ -1,6 +1,7 @@
-"""Documents in one sequence: where in its own each token stands, what it may not meet, and how a state forgets."""
+"""Documents in one sequence: where in its own each token stands, what it may not meet, and how a state forgets.
 
-import dataclasses
+Documents are (B, T), which document of its sequence each token is of; those of one lie together.
+"""
 
 import torch
 from torch import Tensor
@@ -8,21 +9,21 @@ from torch import Tensor
 FORGOTTEN = -1000.0  # the logarithm of a decay of which nothing is left, in float64 either
 
 
-@dataclasses.dataclass(frozen=True)
-class Documents:
-    """What mixers are handed of them, each by the name that its spec's `takes_documents` says."""
+def places(documents: Tensor) -> Tensor:
+    """(B, T) -> (B, T), of each token in its document, from 0."""
+    positions = torch.arange(documents.shape[1], device=documents.device)
+    is_first = torch.ones_like(documents, dtype=torch.bool)
+    is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return positions - torch.where(is_first, positions, 0).cummax(dim=1).values
 
-    places: Tensor  # (B, T), of each token in its document, from 0
-    hidden: Tensor  # (B, 1, T, T), true where a key is of another document than its query
 
-    @classmethod
-    def of(cls, documents: Tensor) -> "Documents":
-        """From (B, T), which document of its sequence a token is of; those of one lie together."""
-        positions = torch.arange(documents.shape[1], device=documents.device)
-        is_first = torch.ones_like(documents, dtype=torch.bool)
-        is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        first = torch.where(is_first, positions, 0).cummax(dim=1).values
-        return cls(positions - first, (documents[:, :, None] != documents[:, None, :])[:, None])
+def hidden(documents: Tensor) -> Tensor:
+    """(B, T) -> (B, 1, T, T), true where a key is of another document than its query."""
+    return (documents[:, :, None] != documents[:, None, :])[:, None]
+
+
+# What a mixer may be handed of them, by the name that its spec's `takes_documents` says.
+HANDED = {"places": places, "hidden": hidden}
 
 
 def forgetting(decay: Tensor, places: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ SPEED_ONLY = {
         "stage3_max_reuse_distance", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size",
         "stage3_gather_16bit_weights_on_model_save", "sub_group_size", "use_multi_rank_bucket_allreduce",
     },
-    "": {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "dump_state"},
+    "": {"zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"},
 }  # fmt: skip
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
@@ -53,9 +53,12 @@ def _keys(values: Values, ranks: int, given: Mapping[str, Any]) -> Values:
     for name, read in _SECTIONS.items():
         if name in values:
             found |= read(name, values[name])
-    if {"fp16", "bf16", "bfloat16"} & values.keys():
-        found.setdefault("dtype", "float32")  # which DeepSpeed computes in where both are off
-    sharers = ranks // found.get("tensor_parallel", given.get("tensor_parallel", 1))
+    halves = [name for name in ("fp16", "bf16", "bfloat16") if name in values]
+    if len(on := [name for name in halves if _is_on(name, values[name])]) > 1:
+        raise UserError(f"{' and '.join(on)} are both enabled: a run computes in one of them")
+    if halves:
+        found.setdefault("dtype", "float32")  # which DeepSpeed computes in where none is on
+    sharers = max(1, ranks // found.get("tensor_parallel", given.get("tensor_parallel", 1)))
     found |= _batch({name: _whole(name, values[name]) for name in _BATCH if name in values}, sharers, given)
     if (ratio := found.pop("min_lr_over_lr", None)) is not None:
         rate = found.get("learning_rate", given.get("learning_rate"))
@@ -148,8 +151,7 @@ def _zero(name: str, value: Any) -> Values:
 
 
 def _offloads(name: str, value: Any) -> bool:
-    tuning = {"pin_memory", "buffer_count", "buffer_size", "fast_init", "ratio", "max_in_cpu", "pipeline_read",
-              "pipeline_write"}  # fmt: skip
+    tuning = {"pin_memory", "buffer_count", "buffer_size", "fast_init", "pipeline_read", "pipeline_write"}
     device = _section(name, value, {"device", *tuning}).get("device", "none")
     if device not in ("none", "cpu"):
         raise UserError(f"{name}.device={device!r} is neither none nor cpu: main memory is all that is offloaded to")
@@ -230,11 +232,11 @@ def _refused_unless(allowed: tuple[Any, ...], why: str) -> Callable[[str, Any], 
 
 
 def _checkpointing(name: str, value: Any) -> Values:
-    value = _section(name, value, {"partition_activations", "cpu_checkpointing", "contiguous_memory_optimization",
-                                   "number_checkpoints", "synchronize_checkpoint_boundary", "profile"})  # fmt: skip
-    for key in ("partition_activations", "cpu_checkpointing"):
-        if value.get(key):
-            raise UserError(f"{name}.{key}=true has no counterpart here: what is kept stays on its device")
+    others = ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization", "number_checkpoints",
+              "synchronize_checkpoint_boundary", "profile")  # fmt: skip
+    for key, found in _section(name, value, set(others)).items():
+        if found:
+            raise UserError(f"{name}.{key}={found!r} has no counterpart here: each block's input is kept, as it is")
     return {"activation_checkpointing": True}
 
 
@@ -262,6 +264,7 @@ _SECTIONS: dict[str, Callable[[str, Any], Values]] = {
     "tensorboard": _monitor({}),
     "wandb": _monitor({"project": "wandb_project"}),
     "wall_clock_breakdown": _refused_unless((False,), "the log has the time of a step and of its update"),
+    "dump_state": _refused_unless((False,), "--verbose prints every key"),
     "memory_breakdown": _refused_unless((False,), "the log has the memory of a step"),
     "prescale_gradients": _refused_unless((False,), "gradients are those of the whole batch's mean"),
     "gradient_predivide_factor": _refused_unless((1, 1.0), "gradients are those of the whole batch's mean"),

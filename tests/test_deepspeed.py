@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from commands import command
 
+import train as train_command
 from common.errors import UserError
 from configurator import as_dict, load
 from runs.deepspeed import keys_from_deepspeed
@@ -125,7 +127,10 @@ def test_a_step_has_the_sequences_that_deepspeed_counts(read, sizes, ranks, give
         ({"train_batch_size": 1.5}, "train_batch_size=1.5 is not a whole number"),
         ({"communication_data_type": ["fp8"]}, "is none of fp32, bf16"),
         ({"wall_clock_breakdown": True}, "wall_clock_breakdown=True has no counterpart"),
-        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "what is kept stays on its device"),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "each block's input is kept, as it is"),
+        ({"activation_checkpointing": {"number_checkpoints": 4}}, "number_checkpoints=4 has no counterpart here"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "fp16 and bf16 are both enabled"),
+        ({"dump_state": True}, "dump_state=True has no counterpart here: --verbose prints every key"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named(read, values, message):
@@ -165,6 +170,23 @@ def test_a_run_trains_by_it(train, tmp_path):
     logs = (read_run(tmp_path / name) for name in ("mine", "theirs"))
     mine_losses, their_losses = ([record["loss"] for record in log.iters] for log in logs)
     assert mine_losses == their_losses and len(mine_losses) == 12
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["--tensor_parallel=0"], "tensor_parallel=0 must be at least 1"),
+        (["--tensor_parallel=4"], "1 ranks are no multiple of tensor_parallel"),
+        (["config.py"], "config.py:1: batch_size='four': expected int, not str"),
+    ],
+)
+def test_keys_beside_it_are_checked_first(data_dir, tmp_path, monkeypatch, keys, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text(json.dumps({"train_batch_size": 8}))
+    (tmp_path / "config.py").write_text("batch_size = 'four'\n")
+    given = [*keys, "--deepspeed_config=ds.json"]
+    done = command(train_command.main, "--dry_run", "--dataset=tiny", f"--data_dir={data_dir}", *given)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"bf16": {"enabled": tru}}'])

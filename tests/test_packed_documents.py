@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from components import registry
-from components.documents import Documents
+from components.documents import HANDED, hidden, places
 from components.mixers.attention.spec import QUERIES_AT_ONCE
 from components.spec import MicroBatch, Mixer
 from configurator import load
@@ -111,9 +111,9 @@ def test_documents_of_any_lengths_in_a_hybrid(data):
 
 
 def test_places_and_what_is_hidden_by_hand():
-    found = Documents.of(torch.tensor([[0, 0, 1, 2, 2]]))
-    assert found.places.tolist() == [[0, 1, 0, 0, 1]]
-    assert (~found.hidden[0, 0]).int().tolist() == [
+    documents = torch.tensor([[0, 0, 1, 2, 2]])
+    assert places(documents).tolist() == [[0, 1, 0, 0, 1]]
+    assert (~hidden(documents)[0, 0]).int().tolist() == [
         [1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1],
     ]  # fmt: skip
 
@@ -201,9 +201,9 @@ def kept_with_documents(config, dtype: str) -> int:
     """Of a block, besides its input, what positions give to all blocks, and what all are handed of the documents."""
     model = build_model(config, seed=0)
     x = 1 * torch.randn(2, 24, 32, requires_grad=True)
-    block, documents = model.blocks[0], Documents.of(numbers_of(LENGTHS))
+    block = model.blocks[0]
     shared = {name: make(24, x.device) for name, make in block.shared.items()}
-    own = {block.takes_documents: getattr(documents, block.takes_documents)}
+    own = {block.takes_documents: HANDED[block.takes_documents](numbers_of(LENGTHS))}
     excluded = (x, *shared.get("rotation", ()), *own.values())
     with counting_kept_bytes(model, exclude=excluded) as kept, autocast(dtype):
         block(x, **shared, **own)
@@ -303,7 +303,7 @@ def test_long_masked_attention_is_the_formula(kind):
         config = resolve_architecture(TINY | LONG | {"position_encoding": "rope", "attention_backend": backend} | keys)
         block, given = build_model(config, seed=0).double().blocks[0], x.clone().requires_grad_()
         shared = {name: make(config.block_size, x.device) for name, make in block.shared.items()}
-        shared |= {} if documents is None else {"hidden": Documents.of(documents).hidden}
+        shared |= {} if documents is None else {"hidden": hidden(documents)}
         y = block.mixer(given, **shared)
         found.append([y, *torch.autograd.grad(y.square().sum(), [given, *block.mixer.parameters()])])
     for fused, formula in zip(*found, strict=True):
@@ -320,7 +320,7 @@ def test_kept_bytes_of_long_masked_attention_to_the_byte(kind, dtype, dropout):
     model = build_model(config, seed=0)
     x = 1 * torch.randn(2, config.block_size, 16, requires_grad=True)
     shared = {name: make(config.block_size, x.device) for name, make in model.blocks[0].shared.items()}
-    shared |= {} if lengths is None else {"hidden": Documents.of(numbers_of(lengths)).hidden}
+    shared |= {} if lengths is None else {"hidden": hidden(numbers_of(lengths))}
     excluded = (x, *shared.get("rotation", ()), *[one for name, one in shared.items() if name == "hidden"])
     with counting_kept_bytes(model, exclude=excluded) as kept, autocast(dtype):
         model.blocks[0](x, **shared)

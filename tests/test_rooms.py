@@ -124,8 +124,8 @@ def test_what_is_not_stated_is_an_error_and_no_zero():
 LEVELS = (
     ("common.*",),
     ("components", "components.registry", "components.spec", "components.*.spec", "components.ffns.base",
-     "components.mixers.state_space", "components.mixers.delta", "parallel.ranks", "training",
-     "training.optimizers.*"),
+     "components.mixers.state_space", "components.mixers.delta", "components.mixers.convolution", "parallel.ranks",
+     "training", "training.optimizers.*"),
     ("model_config",),
     ("runs.config", "runs.deepspeed"),
     ("configurator", "runs.logs", "runs.older_logs", "data.dataset", "data.tokenizers"),

@@ -111,7 +111,9 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         )
     if run.mask_documents:
         found = plan.document_length
-        known = "of lengths that are not known" if found is None else f"in the mean {found:,.1f} tokens about a token"
+        known = "of lengths that are not known: FLOPs are of whole windows"
+        if found is not None:
+            known = f"in the mean {found:,.1f} tokens about a token"
         lines.append(f"Documents:             kept apart, {known}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.keys import key
+from components.mixers.convolution import kept_by_convolution, kept_by_forgetting
 from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights, matrices, vectors
 
 OWN_HEAD_DIM = 64  # about, of a head, unless keys say otherwise
@@ -153,20 +154,13 @@ class DeltaRule(Mixer):
         chunks = batch.batch_size * -(-config.block_size // chunk) * heads
         K, V = self.key_dim(config), self.value_dim(config)
         return (
-            2 * self._convolution_kept(batch, keys)
-            + self._convolution_kept(batch, values)
+            2 * kept_by_convolution(batch, keys, config.linear_conv_kernel_dim)
+            + kept_by_convolution(batch, values, config.linear_conv_kernel_dim)
             + tokens * (2 * keys + values) * batch.e
             + tokens * (self.decays(config) + heads) * 4
             + chunks * (K * V + chunk * chunk + chunk * V) * 4
-            + tokens * batch.has_documents  # which of them are the first of their documents
+            + kept_by_forgetting(batch)
         )
-
-    def _convolution_kept(self, batch: MicroBatch, channels: Any) -> Any:
-        """The padded input, and the sum before silu; of autocast, the cast weight."""
-        width = batch.config.linear_conv_kernel_dim
-        padded = batch.batch_size * (batch.config.block_size + width - 1)
-        cast = 0 if batch.e == 4 else batch.e * channels * width
-        return (padded + batch.tokens) * channels * batch.e + cast
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """The state, in float32 whatever is computed in, and the tokens that the convolutions see again."""

@@ -6,6 +6,7 @@ E channels (mamba_expand D), N state, K convolution width.
 from typing import Any
 
 from common.keys import key
+from components.mixers.convolution import kept_by_convolution
 from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights
 
 
@@ -66,15 +67,8 @@ class StateSpace(Mixer):
         return Product("convolution", 2 * config.mamba_d_conv * self.convolved(config))
 
     def convolution_kept(self, batch: MicroBatch, channels: int) -> int:
-        """The padded input, and the sum before silu; of autocast, the cast weight."""
-        config, e = batch.config, batch.e
-        padded = batch.batch_size * (config.block_size + config.mamba_d_conv - 1)
-        cast = 0 if e == 4 else e * channels * config.mamba_d_conv
-        return (padded + batch.tokens) * channels * e + cast
-
-    def forgetting_kept(self, batch: MicroBatch) -> int:
-        """Which tokens are the first of their documents."""
-        return batch.tokens * batch.has_documents
+        """What a convolution of so many channels keeps."""
+        return kept_by_convolution(batch, channels, batch.config.mamba_d_conv)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """The state, in float32 whatever is computed in, and the tokens that the convolution sees again."""

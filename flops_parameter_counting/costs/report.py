@@ -100,8 +100,18 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
         "decoding": _decoding(model, cost, length, setting),
         "optimizer": _optimizer(model.architecture, training, setting),
         "time": _time(training, setting),
-        "notes": [*model.notes, *([] if setting.run.frozen is None else [f"not trained: {setting.run.frozen}"])],
+        "notes": [*model.notes, *_notes_on_run(setting.run)],
     }
+
+
+def _notes_on_run(run: RunConfig) -> list[str]:
+    found = [] if run.frozen is None else [f"not trained: {run.frozen}"]
+    if run.mask_documents:
+        found.append(
+            "mask_documents: FLOPs are of whole windows; train.py --dry_run counts the pairs that a prepared dataset's "
+            "documents leave"
+        )
+    return found
 
 
 def _sequence_length(config: ModelArchitectureConfig, setting: Setting) -> int:

@@ -2,6 +2,7 @@
 its own, and how PyTorch's class, or a library's, is made. Every file of this folder that registers one adds it.
 """
 
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,9 +83,15 @@ def register_optimizer(spec_class: _Class) -> _Class:
 
 def optimizers() -> dict[str, OptimizerSpec]:
     """All of them, by name."""
+    _import_all()
+    return SPECS
+
+
+@functools.cache
+def _import_all() -> None:
+    """Once: a search asks for an optimizer's memory again and again."""
     for path in sorted(Path(__file__).parent.glob("*.py")):
         importlib.import_module(f"{__package__}.{path.stem}")
-    return SPECS
 
 
 def optimizer_spec(name: str) -> OptimizerSpec:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from common.keys import key
+from components.mixers.convolution import kept_by_forgetting
 from components.mixers.state_space import StateSpace
 from components.registry import register_preset, register_spec
 from components.spec import Config, MicroBatch, Product, Weights, matrices, vectors
@@ -56,7 +57,7 @@ class Mamba1(StateSpace):
             + self.convolution_kept(batch, width)
             + tokens * (width + selection) * e  # its output, and what is selected from it
             + 2 * tokens * width * 4  # the steps, before softplus and after
-            + self.forgetting_kept(batch)
+            + kept_by_forgetting(batch)
             + cast
             + (starts + 2) * width * state * 4  # the states, and A twice
             + 4 * tokens * width * e  # the gate, before silu and after; what it multiplies; their product

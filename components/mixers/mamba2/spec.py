@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from common.errors import UserError
 from common.keys import key
+from components.mixers.convolution import kept_by_forgetting
 from components.mixers.state_space import StateSpace
 from components.registry import register_preset, register_spec, spec
 from components.spec import Config, MicroBatch, Product, Spec, Weights, matrices, vectors
@@ -114,7 +115,7 @@ class Mamba2(StateSpace):
             + 2 * self.convolution_kept(batch, self.written_or_read(config))
             + tokens * width * e  # the convolved input
             + 2 * tokens * heads * 4  # the steps, before softplus and after
-            + self.forgetting_kept(batch)
+            + kept_by_forgetting(batch)
             + spec("mamba_backend", config.mamba_backend).kept(batch)
             + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
             + tokens * config.mamba_n_groups * 4
