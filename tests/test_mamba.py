@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrent import continues, is_near_under_autocast, sees_no_future
 from torch import Tensor, nn
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -364,27 +365,14 @@ def test_mixers_are_hugging_faces(name, keys, length):
 @given(pieces=st.lists(st.integers(1, 20), min_size=1, max_size=6), d_conv=st.integers(1, 5))
 def test_a_cache_continues_from_pieces_of_any_length(name, pieces, d_conv):
     """Prefill, then token by token, or anything else: as the whole at once; the cache is updated in place."""
-    module = mixer(name, mamba_d_conv=d_conv, mamba_chunk_size=8).double()
-    x = torch.randn(3, sum(pieces), 16, dtype=torch.float64)
-    with torch.no_grad():
-        whole, cache = module(x), module.empty_cache(3)
-        storages = [cache.convolution.data_ptr(), cache.state.data_ptr()]
-        parts = [module(piece, cache=cache) for piece in x.split(pieces, dim=1)]
-    assert_near(torch.cat(parts, dim=1), whole)
-    assert storages == [cache.convolution.data_ptr(), cache.state.data_ptr()]
+    assert_near(*continues(mixer(name, mamba_d_conv=d_conv, mamba_chunk_size=8).double(), pieces))
 
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_is_handed_nothing_besides_and_sees_no_future(name):
     """Also where an encoding of positions acts in a model's other mixers."""
     assert Block(architecture(position_encoding="rope"), Layer(name, None)).shared == {}
-    module = mixer(name)
-    x = torch.randn(2, 20, 16)
-    changed = x.clone()
-    changed[:, 13:] += 1
-    before, after = module(x), module(changed)
-    torch.testing.assert_close(before[:, :13], after[:, :13])
-    assert not torch.isclose(before[:, 13:], after[:, 13:]).all(-1).any()
+    sees_no_future(mixer(name))
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
@@ -397,21 +385,8 @@ def test_the_convolution_is_pytorchs(width):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_autocast_is_near_float32(name):
-    """Ten roundings to bfloat16 stand in a row at most (the inputs of each product, and what it gives, from the first
-    projection to the last), each off by 2^-9 of the number."""
-    module = mixer(name, n_embd=64, mamba_head_dim=16, mamba_d_state=16)
-    x = torch.randn(2, 200, 64)
-    outputs, gradients = [], []
-    for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            outputs.append(module(x))
-        gradients.append(torch.autograd.grad(outputs[-1].float().square().mean(), list(module.parameters())))
-    assert outputs[1].dtype == torch.bfloat16
-    difference = outputs[1].float() - outputs[0]
-    assert difference.norm() < 10 * 2**-9 * outputs[0].norm()
-    for ours, expected in zip(gradients[1], gradients[0], strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - expected).norm() < 2 * 10 * 2**-9 * expected.norm()  # there and back
+    """Of the inputs of each product, and of what it gives, from the first projection to the last."""
+    is_near_under_autocast(mixer(name, n_embd=64, mamba_head_dim=16, mamba_d_state=16), roundings=10)
 
 
 @pytest.mark.parametrize(
