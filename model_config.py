@@ -3,6 +3,7 @@
 The keys of components stand in their rooms (components/); here are those that compose them.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -206,18 +207,18 @@ class ModelArchitectureConfig:
     def layers(self) -> tuple[Layer, ...]:
         """What each layer is. All that is counted, built or divided follows this list."""
         letters, ffns = registry.by_letter("mixer"), registry.by_letter("ffn_type")
-        return tuple(
-            Layer(letters[letter].name, self._ffn(ffn, ffns), self._own_values(letter, index))
-            for index, (letter, ffn) in enumerate(zip(self.pattern, self._ffn_letters(), strict=True))
-        )
+        pairs = list(zip(self.pattern, self._ffn_letters(), strict=True))
+        plain = {(mixer, ffn): Layer(letters[mixer].name, self._ffn(ffn, ffns)) for mixer, ffn in set(pairs)}
+        if self.layer_values is None:
+            return tuple(plain[pair] for pair in pairs)
+        own = (self._own_values(mixer, index) for index, (mixer, _) in enumerate(pairs))
+        return tuple(dataclasses.replace(plain[pair], values=values) for pair, values in zip(pairs, own, strict=True))
 
     @functools.cached_property
     def layer_counts(self) -> dict[Layer, Any]:
         """The different layers, in the order of their mixers' letters, and how many there are of each."""
-        counts: dict[Layer, int] = {}
-        for layer in self.layers:
-            counts[layer] = counts.get(layer, 0) + 1
         order = list(registry.by_letter("mixer"))
+        counts = collections.Counter(self.layers)
         return dict(sorted(counts.items(), key=lambda item: order.index(item[0].mixer_spec.letter)))
 
     @property
@@ -251,9 +252,8 @@ class ModelArchitectureConfig:
 
     def _own_values(self, letter: str, index: int) -> Values:
         values = Values()
-        if self.layer_values is not None:
-            for which in (letter, index, str(index)):  # JSON has no numbers as names
-                values |= self.layer_values.get(which, {})
+        for which in (letter, index, str(index)):  # JSON has no numbers as names
+            values |= self.layer_values.get(which, {})
         return values
 
     def layers_with(self, letters: str | Sequence[str]) -> Any:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 
 from common.errors import ArgumentParser, exit_cleanly
-from flops_parameter_counting.costs.report import Setting
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS
 from flops_parameter_counting.planner.search import Search, uncertainty
 from flops_parameter_counting.planner.search import grid_search as search_for

@@ -32,7 +32,7 @@ from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly
 from common.files import check_target, write_json, write_whole
 from components.registry import load_rooms
 from flops_parameter_counting.costs.devices import dense_peak, device_names, named_device
-from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRATEGIES, Model, Setting, as_text, describe
+from flops_parameter_counting.costs.setting import DTYPE_BYTES, STRATEGIES, Model, Setting
 from flops_parameter_counting.laws.scaling_laws import LAWS, find_law
 from flops_parameter_counting.option_values import (
     boolean,
@@ -45,15 +45,12 @@ from flops_parameter_counting.option_values import (
     sizes,
     whole,
 )
-from flops_parameter_counting.planner.emit import choose_dataset, config_text
 from flops_parameter_counting.planner.published_formula import LAW as PUBLISHED_LAW
-from flops_parameter_counting.planner.report import Report, as_json, report
-from flops_parameter_counting.planner.report import as_text as search_as_text
+from flops_parameter_counting.planner.report import Report, as_json, as_text, report
 from flops_parameter_counting.planner.search import DEFAULT_LAW, FLOPS_FORMULAS, KEPT, Search, grid_search, uncertainty
-from flops_parameter_counting.planner.side_by_side import arch_names, as_data
-from flops_parameter_counting.planner.side_by_side import as_text as side_by_side_as_text
 from flops_parameter_counting.planner.space import (
     SearchSpace,
+    arch_names,
     default_aspect_ratio,
     default_space,
     default_tokens,
@@ -196,6 +193,7 @@ def add_model_arguments(built: ArgumentParser) -> None:
 
 def model_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Read the model, print what it costs, and write it as data if asked. Raises UserError where an audit differs."""
+    from flops_parameter_counting.costs.report import as_text, describe
     from interop.configurations import has_room
     from interop.model_files import hugging_face_file, read_model
 
@@ -234,6 +232,7 @@ def audit_of(arguments: argparse.Namespace, theirs: tuple[str, dict[str, Any]] |
 
 def traced_command(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
     """Of a family without a room: trace its class, print what that tells, and write it as data if asked."""
+    from flops_parameter_counting.costs.report import CONVENTION
     from interop.configurations import no_room
     from interop.model_files import check_can_trace
 
@@ -413,11 +412,13 @@ def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
     each = [of_several(arguments, name, budget) for name in names] if several else [arguments]
     searches = [search_with(own, training, budget) for own in each]
     reports, texts = zip(*(best_of(arguments, search, notes, command(argv)) for search in searches), strict=True)
+    if several:
+        from flops_parameter_counting.planner import side_by_side
     if arguments.json is not None:
-        write_json(arguments.json, as_data(reports) if several else as_json(reports[0]))
+        write_json(arguments.json, side_by_side.as_data(reports) if several else as_json(reports[0]))
     for target, text in zip(targets, texts, strict=False):
         write_whole(target, text.encode())
-    print(side_by_side_as_text(reports) if several else search_as_text(reports[0]))
+    print(side_by_side.as_text(reports) if several else as_text(reports[0]))
     for index, target in enumerate(targets):
         newline = "" if index else "\n"
         print(f"{newline}wrote {target}: python train.py {target} --dry_run shows what it will do")
@@ -426,11 +427,19 @@ def search_command(arguments: argparse.Namespace, argv: list[str]) -> int:
 
 def best_of(arguments: argparse.Namespace, search: Search, notes: list[str], made_by: str) -> tuple[Report, str]:
     """What one search finds, and its config file, empty where none is asked for."""
-    emits, top_k = arguments.emit is not None, arguments.top_k or TOP_K
-    dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size) if emits else None
-    result = grid_search(search, keep=max(top_k, KEPT))
-    found = report(result, uncertainty(result), top_k, notes)
-    return found, "" if dataset is None else config_text(found.best, search, found.rules, dataset, made_by)
+    top_k = arguments.top_k or TOP_K
+
+    def searched() -> Report:
+        result = grid_search(search, keep=max(top_k, KEPT))
+        return report(result, uncertainty(result), top_k, notes)
+
+    if arguments.emit is None:
+        return searched(), ""
+    from flops_parameter_counting.planner.emit import choose_dataset, config_text
+
+    dataset = choose_dataset(arguments.dataset, arguments.data_dir, search.space.vocab_size)  # before it searches long
+    found = searched()
+    return found, config_text(found.best, search, found.rules, dataset, made_by)
 
 
 def of_several(arguments: argparse.Namespace, arch: str, budget: float) -> argparse.Namespace:

@@ -15,7 +15,7 @@ from common.errors import UserError, did_you_mean
 from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
-from flops_parameter_counting.costs.report import Model
+from flops_parameter_counting.costs.setting import Model
 from interop.configurations import FAMILIES, check_size, counted_keys, has_room, no_room, with_model_type
 from interop.configurations import notes as notes_on_keys
 from model_config import ModelArchitectureConfig, resolve_architecture

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from configurator import as_dict, load
 from flops_parameter_counting import detailed_cost_analysis
-from flops_parameter_counting.costs.report import Setting, describe
+from flops_parameter_counting.costs.report import describe
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import LAWS
 from flops_parameter_counting.planner.backward import answer, as_text, backward, read_question
 from interop.model_files import Model

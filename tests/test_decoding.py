@@ -16,7 +16,8 @@ import checkpoint
 import sample
 from components import registry
 from data.tokenizers import tokenizer_from_meta
-from flops_parameter_counting.costs.report import Model, Setting, describe
+from flops_parameter_counting.costs.report import describe
+from flops_parameter_counting.costs.setting import Model, Setting
 from inference.generation import generate
 from inference.sampling import Sampling, distribution, draw
 from model_builder import Block, build_model

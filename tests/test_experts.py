@@ -15,8 +15,9 @@ from common.errors import UserError
 from components.ffns.experts.module import Experts, Routing
 from components.ffns.experts.products import BACKENDS, Expert
 from components.spec import MicroBatch
-from flops_parameter_counting.costs.memory import COMPUTE_BYTES, block_bytes
+from flops_parameter_counting.costs.memory import block_bytes
 from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from model_builder import build_model
 from model_config import resolve_architecture
 from training_logger import load_fields

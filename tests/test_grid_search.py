@@ -21,7 +21,8 @@ from components import registry
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting, describe
+from flops_parameter_counting.costs.report import describe
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws import fitting as law_fitting
 from flops_parameter_counting.laws.scaling_laws import LAWS, Law, count_parameters
 from flops_parameter_counting.planner import search as grid_search

@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.json_files import read_json
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting, describe
+from flops_parameter_counting.costs.report import describe
+from flops_parameter_counting.costs.setting import Setting
 from interop import hugging_face
 from interop.configurations import FAMILIES
 from interop.hugging_face import architecture_from_hugging_face

@@ -22,7 +22,8 @@ from components.mixers.mamba2.spec import hybrid_pattern
 from configurator import Configuration, load, with_vocabulary
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting, as_text, describe
+from flops_parameter_counting.costs.report import as_text, describe
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.planner.space import SIZES, SearchSpace, default_space
 from interop.model_files import Model
 from model_builder import build_model

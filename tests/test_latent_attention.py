@@ -12,7 +12,8 @@ from common.errors import UserError
 from components.mixers.latent_attention import module as room
 from components.mixers.latent_attention.spec import flops_of_queries, score_factor
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Model, Setting, describe
+from flops_parameter_counting.costs.report import describe
+from flops_parameter_counting.costs.setting import Model, Setting
 from model_builder import build_model
 from model_config import resolve_architecture
 

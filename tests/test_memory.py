@@ -16,12 +16,9 @@ from components.mixers.mamba2.spec import hybrid_pattern
 from components.parts import own_part
 from components.registry import PRESETS
 from components.spec import MicroBatch, Norm
-from flops_parameter_counting.costs.memory import (
-    COMPUTE_BYTES,
-    activation_bytes,
-    training_memory,
-)
-from flops_parameter_counting.costs.report import STRATEGIES, Setting, describe, memory_per_device
+from flops_parameter_counting.costs.memory import activation_bytes, training_memory
+from flops_parameter_counting.costs.report import describe, memory_per_device
+from flops_parameter_counting.costs.setting import COMPUTE_BYTES, STRATEGIES, Setting
 from flops_parameter_counting.planner.space import SIZES, Grid
 from interop.model_files import model_from_values
 from model_builder import LanguageModel, build_model

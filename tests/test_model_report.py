@@ -22,7 +22,8 @@ from flops_parameter_counting import detailed_cost_analysis, validate
 from flops_parameter_counting.costs.devices import DEVICES, find_device
 from flops_parameter_counting.costs.memory import rank_memory, training_memory
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting, as_text, describe
+from flops_parameter_counting.costs.report import as_text, describe
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.costs.sharding import parameters
 from interop.model_files import Model, model_from_values
 from model_builder import build_model

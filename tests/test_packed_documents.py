@@ -19,8 +19,9 @@ from components.spec import MicroBatch, Mixer
 from configurator import load
 from data.dataset import DatasetWriter, open_dataset
 from data.loader import WindowLoader
-from flops_parameter_counting.costs.memory import COMPUTE_BYTES, block_bytes
+from flops_parameter_counting.costs.memory import block_bytes
 from flops_parameter_counting.costs.model_cost import training_flops
+from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from model_builder import build_model
 from model_config import resolve_architecture
 from training.plan import plan_run

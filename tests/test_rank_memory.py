@@ -26,7 +26,8 @@ from test_memory import allocation_peak, counting_kept_bytes
 from test_rank_costs import CPU, MIXED, few_each, named, prepared_step, small_configuration
 
 from flops_parameter_counting.costs.memory import rank_memory
-from flops_parameter_counting.costs.report import Setting, memory_per_device
+from flops_parameter_counting.costs.report import memory_per_device
+from flops_parameter_counting.costs.setting import Setting
 from parallel.device import precision
 from parallel.ranks import Ranks
 

@@ -10,7 +10,8 @@ import ladder
 from configurator import load
 from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting, memory_per_device
+from flops_parameter_counting.costs.report import memory_per_device
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import LAWS, count_parameters
 from ladders.plan import read_plan
 from model_config import presets, resolve_architecture

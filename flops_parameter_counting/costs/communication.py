@@ -17,9 +17,10 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 import dataclasses
 
 from components.spec import GRADIENT_IN_PART
-from flops_parameter_counting.costs.memory import COMPUTE_BYTES, REDUCE_BYTES
+from flops_parameter_counting.costs.memory import REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import gradients
 from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig

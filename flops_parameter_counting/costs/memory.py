@@ -20,6 +20,7 @@ from components.heads.spec import loss_bytes
 from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import (
     Kind,
     Mesh,
@@ -33,7 +34,6 @@ from model_config import Layer, ModelArchitectureConfig, Values
 from runs.config import RunConfig
 from training.optimizers.registry import optimizer_spec
 
-COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REDUCE_BYTES = {"float32": 4, "bfloat16": 2}
 OFFLOADED = ("weights", "gradients", "optimizer", "update")  # with fsdp_cpu_offload
 

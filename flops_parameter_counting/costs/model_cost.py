@@ -269,10 +269,10 @@ def model_cost(
         for product in products_of(place, length, documents):
             add(flops, product.part, place.count * product.flops)
             add(masked, product.part, place.count * product.masked)
-    for table in tables(config):
-        add(parameters, table.part or "", table.size)
-    parameters["lm_head"] = parameters.pop("lm_head", 0)
-    flops["lm_head"] = 2 * tables(config)[0].size
+    embedding, *head = tables(config)
+    parameters["embedding"] += embedding.size
+    parameters["lm_head"] = head[0].size if head else 0
+    flops["lm_head"] = 2 * embedding.size
     active = {part: count - idle.get(part, 0) for part, count in parameters.items()} if idle else parameters
     return ModelCost(parameters, active, flops, masked, _routing(config))
 

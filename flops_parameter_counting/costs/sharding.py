@@ -92,6 +92,7 @@ class Parameter:
     divided: str = ""  # by tensor parallelism, as components.spec.Weights has it
     trained: bool = True  # with a gradient, and the optimizer's state
     is_matrix: bool = False  # of a linear layer, or a stack of them
+    _parts: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -106,8 +107,11 @@ class Parameter:
         return dataclasses.replace(self, width=self.width // ranks) if self.divided == "columns" else self
 
     def part(self, shards: int) -> int:
-        """Elements that the first of `shards` ranks has; the last ones may have fewer, and their place is padded."""
-        return self.size if shards == 1 else self.copies * -(-self.rows // shards) * self.width
+        """Elements that the first of `shards` ranks has; the last ones may have fewer, and their place is padded. They
+        are kept, because weights, gradients and optimizer ask for the same, and a search's are long arrays."""
+        if shards not in self._parts:
+            self._parts[shards] = self.size if shards == 1 else self.copies * -(-self.rows // shards) * self.width
+        return self._parts[shards]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from common.json_files import read_json
 from configurator import run_keys
 from flops_parameter_counting.costs.devices import dense_peak, named_device
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import CONVENTION, DTYPE_BYTES, STRATEGIES, Setting, describe
+from flops_parameter_counting.costs.report import CONVENTION, describe
+from flops_parameter_counting.costs.setting import DTYPE_BYTES, STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
     N_MEANINGS,
     Law,
@@ -39,7 +40,7 @@ from flops_parameter_counting.laws.scaling_laws import (
 )
 from flops_parameter_counting.planner.report import notes_on_law
 from flops_parameter_counting.planner.search import DEFAULT_LAW
-from flops_parameter_counting.planner.space import Family
+from flops_parameter_counting.planner.space import family_of
 from interop.model_files import Model, model_from_values, read_model
 from model_config import ModelArchitectureConfig, presets
 
@@ -366,7 +367,7 @@ def _preset(model: ModelArchitectureConfig) -> str | None:
         return layers, config.position_encoding, config.normalization
 
     names = dict.fromkeys((model.arch_preset, "llama3", "gpt2", *presets()))
-    return next((name for name in names if components(Family(name).example) == components(model)), None)
+    return next((name for name in names if components(family_of(name).example) == components(model)), None)
 
 
 def _search(question: Question) -> str | None:

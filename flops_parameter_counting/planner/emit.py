@@ -13,7 +13,7 @@ from common.errors import UserError
 from components.registry import OWN_PRESETS, PRESETS
 from data.facts import UNPREPARED, Facts, known
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import STRATEGIES, Setting
+from flops_parameter_counting.costs.setting import STRATEGIES, Setting
 from flops_parameter_counting.laws.scaling_laws import (
     CONSTANTS,
     Law,

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import UserError
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import (
     LAWS,
     N_MEANINGS,

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 from flops_parameter_counting.costs.model_cost import ModelCost, model_cost, with_backward
-from flops_parameter_counting.costs.report import Setting, memory_per_device
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, middle_95
 from flops_parameter_counting.planner import published_formula
 from flops_parameter_counting.planner.space import SIZES, Grid, SearchSpace
@@ -168,7 +168,7 @@ def _advise_on_memory(search: Search, bound: Bound) -> str:
     def fits(**changes: Any) -> bool:
         assert search.training is not None
         training = dataclasses.replace(search.training, **changes)
-        return memory_per_device(config, config.block_size, training)["fits"]
+        return _memory(config, config.block_size, training)["fits"]
 
     remedies: dict[str, dict[str, Any]] = {
         "--micro_batch 1": {"micro_batch": 1},
@@ -317,7 +317,14 @@ class Result:
 
 def memory_of(config: ModelArchitectureConfig, training: Setting) -> int:
     """Bytes of one device while it trains the model. Raises UserError where that is not known."""
-    return _known(memory_per_device(config, config.block_size, training))
+    return _known(_memory(config, config.block_size, training))
+
+
+def _memory(config: ModelArchitectureConfig, sequence_length: int, training: Setting) -> dict[str, Any]:
+    """What counts it is imported here: a search without devices starts without it."""
+    from flops_parameter_counting.costs.report import memory_per_device
+
+    return memory_per_device(config, sequence_length, training)
 
 
 def _known(memory: dict[str, Any]) -> Any:
@@ -362,14 +369,14 @@ def _evaluate(search: Search, grid: Grid, tokens: np.ndarray | None, bounds: dic
     n_params = n_params[:, None]
     if tokens is None:  # every architecture is trained on what the budget buys: (architectures, 1)
         tokens = (search.budget - search.inference_tokens * forward.astype(float)) / with_backward(forward)
-    else:
-        tokens = np.broadcast_to(tokens, (len(n_params), len(tokens)))
+    passes = with_backward(tokens) + search.inference_tokens  # forward ones: (architectures, 1), or of a grid (tokens,)
+    tokens = np.broadcast_to(tokens, (len(n_params), tokens.shape[-1]))
     quantities: dict[str, Callable[[], np.ndarray]] = {
         "params": lambda: np.broadcast_to(n_params, tokens.shape),
         "memory": lambda: np.broadcast_to(_gigabytes(search, grid)[:, None], tokens.shape),
         "tokens": lambda: tokens,
         "chinchilla": lambda: tokens / (20 * np.asarray(cost.n_active)[:, None]),
-        "flops": lambda: forward * (with_backward(tokens) + search.inference_tokens) / search.budget,
+        "flops": lambda: np.divide(spent := forward * passes, search.budget, out=spent),
     }
     alive = np.ones(tokens.shape, bool)
     for name, bound in bounds.items():
@@ -407,7 +414,7 @@ def _gigabytes(search: Search, grid: Grid) -> np.ndarray:
     """What one device holds in training, (architectures,). In floats: 64-bit integers end at 9e9 GB."""
     assert search.training is not None
     real = grid.changed(lambda values: values.astype(float))
-    return _known(memory_per_device(real, search.space.sequence_length, search.training)) / 1e9
+    return _known(_memory(real, search.space.sequence_length, search.training)) / 1e9
 
 
 class _Kept:

@@ -9,21 +9,10 @@ from typing import Any
 
 from common.errors import UserError
 from flops_parameter_counting.costs.model_cost import model_cost
-from flops_parameter_counting.costs.report import Setting
+from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import Law
 from flops_parameter_counting.planner.report import Report, as_json, assumed_of_law, memory_in_words
 from flops_parameter_counting.planner.search import memory_of
-from flops_parameter_counting.planner.space import Family
-
-
-def arch_names(text: str) -> list[str]:
-    """The presets that `llama3,mamba2` names. Raises UserError for one that is none, and for one named twice."""
-    names = [name.strip() for name in text.split(",")]
-    for index, name in enumerate(names):
-        Family(name)
-        if name in names[:index]:
-            raise UserError(f"--arch={text} names {name} twice: once is enough")
-    return names
 
 
 @dataclasses.dataclass(frozen=True)

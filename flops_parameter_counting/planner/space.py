@@ -56,15 +56,11 @@ class Grid(ModelArchitectureConfig):
 # The family that a preset describes
 
 
-@dataclasses.dataclass(frozen=True)
 class Family:
-    """The architectures of a preset, whatever their sizes. Raises UserError for an unknown preset."""
+    """The architectures of a preset, whatever their sizes."""
 
-    arch: str
-
-    def __post_init__(self) -> None:
-        if self.arch not in presets():
-            raise UserError(f"arch {self.arch!r} is none of: {', '.join(presets())}{same_name(self.arch, presets())}")
+    def __init__(self, arch: str):
+        self.arch = arch
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
@@ -190,6 +186,24 @@ class Family:
         }
 
 
+@functools.cache
+def family_of(arch: str) -> Family:
+    """The family of a preset. Raises UserError for an unknown one."""
+    if arch not in presets():
+        raise UserError(f"arch {arch!r} is none of: {', '.join(presets())}{same_name(arch, presets())}")
+    return Family(arch)
+
+
+def arch_names(text: str) -> list[str]:
+    """The presets that `llama3,mamba2` names. Raises UserError for one that is none, and for one named twice."""
+    names = [name.strip() for name in text.split(",")]
+    for index, name in enumerate(names):
+        family_of(name)
+        if name in names[:index]:
+            raise UserError(f"--arch={text} names {name} twice: once is enough")
+    return names
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The space
 
@@ -238,9 +252,9 @@ class SearchSpace:
             raise UserError(f"layers: {self.arch} has {kinds} kinds of layers: take {kinds} or more")
         self._check_positions()
 
-    @functools.cached_property
+    @property
     def family(self) -> Family:
-        return Family(self.arch)
+        return family_of(self.arch)
 
     def _check_keys(self) -> None:
         family = self.family
@@ -438,7 +452,7 @@ def default_space(budget: float, arch: str) -> SearchSpace:
     The middle is D = 20 N with C = 6 N D, and 64 of width a layer of 12 H^2 parameters; widths reach from 0.2 or 0.4
     to 3 times that in steps of a power of two, so that every budget gets some 30 of them.
     """
-    family, step = Family(arch), _width_step(budget)
+    family, step = family_of(arch), _width_step(budget)
     is_large = step >= PUBLISHED_WIDTH_STEP
     scale = step / PUBLISHED_WIDTH_STEP
     vocab_size, sequence_length = (128256, 2048) if arch == "llama3" and is_large else default_tokens(budget)
