@@ -33,7 +33,8 @@ class Weights:
     for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
     what a module of their own returns. `in_float32`: they multiply in it, whatever the compute dtype. `writes`: their
     product is added to the residual stream, for which they start smaller. `fused`: the rows of each of several linear
-    layers that lie in one matrix, one below the other.
+    layers that lie in one matrix, one below the other. `by_expert`: the first dimension is of experts, which
+    expert_parallel divides.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -46,6 +47,7 @@ class Weights:
     part: str | None = None
     in_float32: bool = False
     fused: tuple[Any, ...] = ()
+    by_expert: bool = False
 
     @property
     def size(self) -> Any:
@@ -119,6 +121,7 @@ class MicroBatch:
     tensor: int = 1  # ranks that share every layer
     weights_are_cast: bool = False  # by FSDP, in gathering them: autocast has nothing to copy
     has_documents: bool = False  # that are kept apart: each sequence has a mask, and states forget, of its own
+    experts: int = 1  # ranks that share the experts of every layer
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""

@@ -58,7 +58,7 @@ from flops_parameter_counting.planner.space import (
 )
 from flops_parameter_counting.planner.space import published as as_published
 from model_config import presets
-from runs.config import RunConfig
+from runs.config import RunConfig, check_shared_experts
 from training.optimizers.registry import optimizers
 
 FROM_HARDWARE = "from the hardware"
@@ -180,6 +180,7 @@ def add_model_arguments(built: ArgumentParser) -> None:
         metavar="N",
         help="devices that share every layer, as the config key of the name",
     )
+    add("--expert_parallel", type=whole, metavar="N", help="devices that share the experts of every layer, likewise")
     add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
     add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
     add("--optimizer", metavar="NAME", help=f"{', '.join(optimizers())} (default: the config file's)")
@@ -272,7 +273,7 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
     checkpointing = arguments.activation_checkpointing
     if checkpointing is None:
         checkpointing = run is not None and run.activation_checkpointing
-    return Setting(
+    setting = Setting(
         sequence_length=arguments.sequence_length,
         micro_batch=arguments.micro_batch or (run.batch_size if run is not None else 1),
         dtype=dtype,
@@ -287,6 +288,8 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         mfu=arguments.mfu,
         of_file=run or RunConfig(),
     )
+    check_shared_experts(setting.run)
+    return setting
 
 
 def sharing_from(arguments: argparse.Namespace, run: RunConfig | None) -> dict[str, Any]:
@@ -297,12 +300,14 @@ def sharing_from(arguments: argparse.Namespace, run: RunConfig | None) -> dict[s
         strategy = choice("strategy", arguments.strategy, STRATEGIES)
         run = dataclasses.replace(run, fsdp_replicas=1, fsdp_cpu_offload=False)
     tensor, replicas = arguments.tensor_parallel or run.tensor_parallel, arguments.fsdp_replicas or run.fsdp_replicas
+    experts = arguments.expert_parallel or run.expert_parallel
     return {
         "strategy": strategy,
         "tensor_parallel": tensor,
+        "expert_parallel": experts,
         "fsdp_replicas": replicas,
         "fsdp_cpu_offload": arguments.fsdp_cpu_offload or run.fsdp_cpu_offload,
-        "devices": arguments.devices or run.world_size or tensor * replicas,
+        "devices": arguments.devices or run.world_size or max(tensor * replicas, experts),
     }
 
 
@@ -591,7 +596,9 @@ def command(argv: list[str]) -> str:
 
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
-OF_A_MODEL_ONLY = ("audit", "tokens", "optimizer", "tensor_parallel", "fsdp_replicas", "fsdp_cpu_offload")
+OF_A_MODEL_ONLY = (
+    "audit", "tokens", "optimizer", "tensor_parallel", "expert_parallel", "fsdp_replicas", "fsdp_cpu_offload",
+)  # fmt: skip
 OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "model_config": model_command,

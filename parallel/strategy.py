@@ -1,7 +1,8 @@
 """From a configuration to a model as the ranks of a run train it, in this order:
 
 1. the model, on the meta device: it takes no memory yet;
-2. tensor parallel: layers shared among neighbouring ranks; what the run does not train is frozen;
+2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; what the run does not train is
+   frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
@@ -14,6 +15,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from components.parts import own_part
 from configurator import Configuration
 from model_builder import LanguageModel
 from parallel.compute import Compute
+from parallel.expert_parallel import complete_gradient, share_experts, shares_experts
 from parallel.ranks import Ranks
 from parallel.tensor_parallel import shard_layers
 from runs.config import RunConfig
@@ -41,14 +44,15 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
         model = LanguageModel(configuration.model)
     if mesh is not None and run.tensor_parallel > 1:
         shard_layers(model, mesh["tensor"])
+    experts = share_experts(model, ranks, run.expert_parallel, device) if run.expert_parallel > 1 else set()
     freeze(model, run)
     model.activation_checkpointing = run.activation_checkpointing
     if compiles:
         for block in model.blocks:
             block.compile(dynamic=False)  # evaluations may have batches of another size: compiled apart
-    fsdp = run.use_fsdp or (run.tensor_parallel > 1 and ranks.data_size > 1)
+    fsdp = run.use_fsdp or (run.shares_layers and ranks.data_size > 1)
     if mesh is not None and fsdp:
-        shard_fully(model, run, compute)
+        shard_fully(model, run, compute, experts)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
     if fsdp or ranks.data_size == 1:
@@ -80,9 +84,9 @@ def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMes
     return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
 
 
-def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute) -> None:
+def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute, others: set[nn.Parameter]) -> None:
     """FSDP2, in place: a group for each block's mixer and FFN, and one for the rest: norms, positions, and the
-    embedding, where a tied head meets it.
+    embedding, where a tied head meets it. `others` are left alone.
 
     Mixers and FFNs travel in the compute dtype, which autocast would round their matrices to anyway; norms of queries
     and keys, other vectors of mixers, and routers of experts are rounded with them. The rest, which computes in
@@ -99,13 +103,14 @@ def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     cast = dataclasses.replace(in_float32, param_dtype=cast_to)
+    shared: dict[str, Any] = {"mesh": data, "offload_policy": offload, "ignored_params": others}
     for block, layer in zip(model.blocks, model.config.layers, strict=True):
         # Backward begins with the last block, which would be gathered again at once.
         reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
         parts = [part for name, part in block.named_children() if name in ("mixer", "ffn")]
         policy = in_float32 if layer.mixer_spec.in_float32 else cast
-        fully_shard(parts, mesh=data, reshard_after_forward=reshards, mp_policy=policy, offload_policy=offload)
-    fully_shard(model, mesh=data, reshard_after_forward=False, mp_policy=in_float32, offload_policy=offload)
+        fully_shard(parts, reshard_after_forward=reshards, mp_policy=policy, **shared)
+    fully_shard(model, reshard_after_forward=False, mp_policy=in_float32, **shared)
 
 
 @torch.no_grad()
@@ -181,8 +186,11 @@ def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: t
 
 
 def settle_gradients(model: nn.Module) -> None:
-    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms), once a step."""
+    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms), and those of experts,
+    once a step."""
     for parameter in model.parameters():
         gradient: Tensor | None = parameter.grad
-        if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+        if gradient is not None and shares_experts(parameter):
+            complete_gradient(parameter)
+        elif isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
             parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)

@@ -154,6 +154,9 @@ class RunConfig:
         "float32", "in which FSDP sums gradients over ranks: float32 or bfloat16", choices=("float32", "bfloat16")
     )
     tensor_parallel: int = key(1, "neighbouring ranks that share every layer; FSDP or DDP over the others", at_least=1)
+    expert_parallel: int = key(
+        1, "neighbouring ranks that share the experts of every layer; FSDP or DDP for the rest", at_least=1
+    )
     backend: str = key(
         "auto", "process-group backend: auto is nccl on CUDA and gloo on CPU", choices=("auto", "nccl", "gloo")
     )
@@ -207,7 +210,12 @@ class RunConfig:
     @property
     def is_sharded(self) -> bool:
         """Whether no rank has all of the training state."""
-        return self.use_zero1 or self.use_fsdp or self.tensor_parallel > 1
+        return self.use_zero1 or self.use_fsdp or self.shares_layers
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether ranks compute with each other's parts of a layer."""
+        return self.tensor_parallel > 1 or self.expert_parallel > 1
 
 
 def evaluated_windows(config: Mapping[str, Any]) -> int | None:
@@ -244,6 +252,19 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
         raise UserError("use_zero1 and use_fsdp exclude each other: FSDP divides the optimizer's state already")
     if config.use_zero1 and config.tensor_parallel > 1:
         raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
+    check_shared_experts(config)
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
+
+
+def check_shared_experts(config: RunConfig) -> None:
+    """Raises UserError for what excludes that ranks share experts."""
+    if config.expert_parallel == 1:
+        return
+    if config.use_zero1:
+        raise UserError("use_zero1 and expert_parallel exclude each other: beside expert_parallel take use_fsdp")
+    if config.tensor_parallel > 1:
+        raise UserError("tensor_parallel and expert_parallel exclude each other: take one of them")
+    if config.fsdp_cpu_offload:
+        raise UserError("fsdp_cpu_offload does not offload experts that ranks share: drop it, or expert_parallel")

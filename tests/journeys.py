@@ -17,7 +17,6 @@ from parallel.ranks import Ranks
 from parallel.strategy import whole
 from runs.checkpoint import Checkpointer, Training, load_checkpoint
 from runs.folder import RunFolder
-from training.optimizer import optimizer_tensors
 from training.step import take_step
 
 STEPS = 2  # before each save, and after it
@@ -36,9 +35,7 @@ class Hop:
 
 def everything(training: Training) -> dict[str, torch.Tensor]:
     """Copies of all tensors, whole, on every rank."""
-    parts = dict(training.model.named_parameters())
-    parts |= {f"optimizer.{name}": x for name, x in optimizer_tensors(training.model, training.optimizer).items()}
-    return {name: whole(part.detach()).clone() for name, part in parts.items()}
+    return {name: whole(part.detach()).clone() for name, part in training.tensors().items()}
 
 
 def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: Path) -> Hop:

@@ -11,6 +11,8 @@ EXPERTS += (
 LATENT = "--arch_preset=deepseek_dense --d_ff=96 --attention_bias=all".split()
 LATENT += "--q_lora_rank=12 --kv_lora_rank=10 --qk_nope_head_dim=6 --qk_rope_head_dim=4 --v_head_dim=8".split()
 
+MORE_EXPERTS = [*EXPERTS, "--n_experts=8"]  # which 2 or 4 ranks divide
+
 DDP: list[str] = []
 ZERO1 = ["--use_zero1=True"]
 FSDP = ["--use_fsdp=True"]
@@ -18,6 +20,7 @@ ZERO2 = [*FSDP, "--fsdp_reshard_after_forward=False"]
 HYBRID = [*FSDP, "--fsdp_replicas=2"]
 OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
 TENSOR = ["--tensor_parallel=2"]
+SHARED_EXPERTS = ["--expert_parallel=2"]
 
 # What attention may have besides, in layers of two kinds
 OPTIONS = """

@@ -340,6 +340,8 @@ def timed(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
         (f"--model_config {CONFIG} --fsdp_replicas 2 --devices 4", "--fsdp_replicas is for FSDP: add --strategy fsdp"),
         (f"--model_config {CONFIG} --fsdp_cpu_offload", "--fsdp_cpu_offload is for FSDP: add --strategy fsdp"),
         (f"--model_config {CONFIG} --tensor_parallel 2 --devices 4 --strategy zero1", "exclude each other"),
+        (f"--model_config {CONFIG} --expert_parallel 2 --devices 4 --strategy zero1", "exclude each other"),
+        (f"--model_config {CONFIG} --expert_parallel 2 --devices 4", "no layer has experts"),
         (f"--model_config {CONFIG} --tensor_parallel 4 --devices 6", "6 ranks are no multiple of tensor_parallel x"),
         (f"--model_config {CONFIG} --tensor_parallel 5 --devices 5", "tensor_parallel=5 does not divide n_head=12"),
         ("--grid_search 1e20 --tensor_parallel 2", "--tensor_parallel says nothing beside --grid_search: drop it"),
@@ -428,6 +430,12 @@ def test_what_the_config_file_says_of_its_devices_holds(command, tmp_path):
     config.write_text("arch_preset = 'llama3'\nvocab_size = 100\nuse_zero1 = True\ndry_run = True\nworld_size = 4\n")
     _, _, found = command("--model_config", str(config), f"--json={tmp_path / 'found.json'}")
     assert (found["memory"]["strategy"], found["memory"]["devices"]) == ("zero1", 4)
+    config.write_text("arch_preset = 'mixtral'\nvocab_size = 100\nuse_fsdp = True\nexpert_parallel = 4\n")
+    _, out, found = command("--model_config", str(config), f"--json={tmp_path / 'found.json'}")
+    assert (found["memory"]["devices"], found["memory"]["expert_parallel"]) == (4, 4)
+    assert "on each of 4 devices, fsdp, 4 share the experts" in out
+    run = load([str(config)])
+    assert found["memory"]["by_part"] == rank_memory(run.model, run.run, 4, "bfloat16")
 
 
 def test_a_broken_pipe_loses_no_file(tmp_path):

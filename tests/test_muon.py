@@ -15,7 +15,7 @@ from conftest import ROOT
 from journeys import all_hops
 from orthogonal import in_float64
 from ranks import on_ranks
-from setups import DDP, EXPERTS, FSDP, GPT2, HYBRID, LATENT, OFFLOAD, TENSOR, ZERO1
+from setups import DDP, EXPERTS, FSDP, GPT2, HYBRID, LATENT, MORE_EXPERTS, OFFLOAD, SHARED_EXPERTS, TENSOR, ZERO1
 from setups import MUON as OPTIMIZER
 from test_memory import allocation_peak
 from test_parallel import CPU, MIXED, build, small_configuration
@@ -29,7 +29,7 @@ from data.loader import Batch
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import named_weights
 from flops_parameter_counting.costs.optimizer import update_of
-from flops_parameter_counting.costs.sharding import Mesh
+from flops_parameter_counting.costs.sharding import Mesh, mesh_of
 from model_builder import build_model
 from model_config import resolve_architecture
 from parallel.compute import Compute
@@ -443,10 +443,10 @@ def test_ranks_divide_the_work():
         for strategy in (ZERO1, FSDP, TENSOR)
         for model in (GPT2, EXPERTS)
     ]
-    meshes = {ZERO1[0]: Mesh(2, 1, 1), FSDP[0]: Mesh(1, 2, 1), TENSOR[0]: Mesh(1, 1, 2)}
+    cases.append([*MUON, *FSDP, *SHARED_EXPERTS, *MORE_EXPERTS, *wide])
     for keys, *counted in zip(cases, *on_ranks(2, updates_of_ranks, cases), strict=True):
         configuration = small_configuration(*keys)
-        update = update_of(configuration.model, configuration.run, meshes[keys[len(MUON)]])
+        update = update_of(configuration.model, configuration.run, mesh_of(configuration.run, 2))
         flops, peaks = zip(*counted, strict=True)
         assert max(flops) == update.of_busiest < 0.75 * update.flops and sum(flops) == update.flops
         assert 0.95 * update.scratch < max(peaks) < 1.005 * update.scratch, "but for some kB of kernels"

@@ -19,11 +19,13 @@ from setups import (
     HYBRID,
     LATENT,
     LLAMA,
+    MORE_EXPERTS,
     MUON,
     ODD,
     OFFLOAD,
     OPTIONS,
     POST_NORM,
+    SHARED_EXPERTS,
     TENSOR,
     ZERO1,
     ZERO2,
@@ -39,6 +41,7 @@ from data.loader import Batch
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.optimizer import trained_matrices
 from flops_parameter_counting.costs.sharding import parameters
 from model_builder import LanguageModel
 from parallel.compute import Compute
@@ -59,6 +62,7 @@ ACCUMULATION = "--gradient_accumulation_steps=8"
 # Blocks of three sizes, the last neither the largest nor the smallest; rows that no number of ranks divides
 MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
 MIXED += ["--mamba_d_state=5"]
+FROZEN = ["--frozen=embedding.*,blocks.0.*,blocks.1.mixer*", "--frozen=embedding.*,blocks.*", "--frozen=blocks.1.ffn.*"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 
@@ -103,6 +107,12 @@ CASES = [
     *[(4, [*strategy, MUON, *model]) for strategy in (ZERO1, FSDP, HYBRID) for model in (ODD, EXPERTS)],
     *[(4, [*TENSOR, *FSDP, MUON, *model]) for model in (EXPERTS, LATENT)],
     (2, [*FSDP, MUON, *IN_PART]),
+    *[(size, [*SHARED_EXPERTS, *strategy, *MORE_EXPERTS]) for size in (2, 4) for strategy in (DDP, FSDP, ZERO2)],
+    (2, [*SHARED_EXPERTS, BF16, CHECKPOINTING, *MORE_EXPERTS]),
+    (4, [*SHARED_EXPERTS, *HYBRID, BF16, *MORE_EXPERTS]),
+    (4, ["--expert_parallel=4", *FSDP, *MORE_EXPERTS]),
+    *[(2, [*SHARED_EXPERTS, CHECKPOINTING, *MORE_EXPERTS, frozen]) for frozen in FROZEN],
+    *[(4, [*SHARED_EXPERTS, *strategy, MUON, *MORE_EXPERTS]) for strategy in (DDP, FSDP)],
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
@@ -178,6 +188,13 @@ def counted():
     return get
 
 
+def trained_matrix_names(configuration: Configuration) -> set[str]:
+    """Of what Muon updates, where it is the optimizer."""
+    run = configuration.run
+    matrices = trained_matrices(configuration.model, run) if run.optimizer == "muon" else []
+    return {name for one in matrices for name in one.names}
+
+
 def named(value) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
@@ -202,25 +219,28 @@ def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "keys"), CASES, ids=named)
 def test_the_state_of_a_rank(size, keys, counted):
-    """The first rank's to the byte; no other has more, and together they have every copy of the model once."""
+    """The first rank's to the byte; no other has more, and together they have every copy of the model once, and of
+    experts that some of them share."""
     configuration = small_configuration(*keys)
-    run, n_params = configuration.run, model_cost(configuration.model).n_params
-    with torch.device("meta"):
-        named = LanguageModel(configuration.model).named_parameters()
-    n_trained = sum(p.numel() for name, p in named if not run.freezes(name))
-    matrices = sum(p.size for p in parameters(configuration.model, run.frozen_names).all if p.trained and p.is_matrix)
-    numbers = 8 * n_trained - 4 * matrices * (run.optimizer == "muon")  # bytes
+    run = configuration.run
     found = [one.held for one in counted(size, keys)]
     estimate = rank_memory(configuration.model, run, size, run.dtype)
     assert {part: estimate[part] for part in found[0]} == found[0]
     for part, held in found[0].items():
         assert max(one[part] for one in found) == held
-    shards = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
-    for part, is_divided in shards.items():
-        if run.tensor_parallel == 1:
-            copies = run.fsdp_replicas if is_divided else size
-            elements = n_params if part == "weights" else n_trained
-            assert sum(one[part] for one in found) == copies * (numbers if part == "optimizer" else 4 * elements)
+    with torch.device("meta"):
+        named = list(LanguageModel(configuration.model).named_parameters())
+    matrices = trained_matrix_names(configuration)
+    divided = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
+    for part, is_divided in divided.items() if run.tensor_parallel == 1 else ():
+        together = 0
+        for name, parameter in named:
+            is_shared = run.expert_parallel > 1 and re.search(r"ffn\.(gate|up|down)_proj", name) and ".1." in name
+            copies = size // run.expert_parallel if is_shared else run.fsdp_replicas if is_divided else size
+            numbers = (2 - (name in matrices)) * (part == "optimizer") or 1
+            if part == "weights" or not run.freezes(name):
+                together += copies * 4 * numbers * parameter.numel()
+        assert sum(one[part] for one in found) == together
 
 
 # The closed forms against the papers' figures

@@ -57,6 +57,7 @@ def test_a_dry_run_tells_what_64_ranks_would_hold_and_send(train, keys, ranks):
 
 FOUR = ["--gradient_accumulation_steps=4", "--n_head=4", "--n_embd=32"]
 TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
+SHARED = [*FOUR, "--ffn_pattern=E", "--expert_parallel=4", "--dry_run", "--world_size=4"]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,19 @@ TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
         ([*TENSOR, "--dropout=0.1"], "tensor_parallel needs dropout=0"),
         (["--use_zero1=True", FSDP], "use_zero1 and use_fsdp exclude each other"),
         ([*TENSOR, "--use_zero1=True"], "use_zero1 and tensor_parallel exclude each other"),
+        (
+            [*SHARED, "--ffn_pattern=F"],
+            "expert_parallel=4, but no layer has experts: drop it, or write E into",
+        ),
+        ([*SHARED, "--n_experts=6"], "expert_parallel=4 does not divide n_experts=6: change one of them"),
+        ([*SHARED, "--layer_values={0: {'n_experts': 6}}"], "expert_parallel=4 does not divide n_experts=6"),
+        ([*SHARED, "--world_size=6"], "6 ranks are no multiple of expert_parallel=4"),
+        ([*SHARED, "--tensor_parallel=2"], "tensor_parallel and expert_parallel exclude each other: take one of them"),
+        (
+            [*SHARED, "--use_zero1=True"],
+            "use_zero1 and expert_parallel exclude each other: beside",
+        ),
+        ([*SHARED, FSDP, "--fsdp_cpu_offload=True"], "fsdp_cpu_offload does not offload experts that ranks share"),
         (["--fsdp_cpu_offload=True"], "fsdp_cpu_offload=True is for FSDP: add --use_fsdp=True"),
         (["--fsdp_replicas=2"], "fsdp_replicas=2 is for FSDP: add --use_fsdp=True"),
         (["--fsdp_reshard_after_forward=False"], "fsdp_reshard_after_forward=False is for FSDP"),

@@ -1,14 +1,17 @@
 """A run's optimizer, whatever its ranks share, and its state under the parameters' names."""
 
 import functools
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from components.parts import own_part
 from flops_parameter_counting.costs.model_cost import named_weights
 from model_builder import LanguageModel
+from parallel.expert_parallel import shares_experts
 from parallel.whole_matrices import Sharing, WholeMatrices, sharing_of, tensor_dim
 from parallel.zero import ZeroOptimizer
 from runs.config import RunConfig
@@ -48,7 +51,10 @@ def _build_both(
     groups: list[dict[str, Any]], spec: OptimizerSpec, run: RunConfig, sharing: Sharing
 ) -> torch.optim.Optimizer:
     matrices, others = ([group for group in groups if ("layouts" in group) == wanted] for wanted in (True, False))
-    found: list[torch.optim.Optimizer] = [WholeMatrices(group, sharing, spec, run) for group in matrices]
+    found: list[torch.optim.Optimizer] = [
+        WholeMatrices(group, Sharing() if shares_experts(group["params"][0]) else sharing, spec, run)
+        for group in matrices
+    ]
     return Combined([*found, spec.build(others, run)] if others else found)
 
 
@@ -74,19 +80,37 @@ def parameter_groups(model: nn.Module, run: RunConfig, spec: OptimizerSpec) -> l
     for group in groups:
         names = group.pop("names")
         group["params"] = [parameter for name, parameter in trained.items() if name in names]
-    return [group for group in groups if group["params"]]
+    return [part for group in groups for part in _by_mesh(group)]
+
+
+def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A parameter group as one of what all ranks share in one way, and one of experts that some of them share: one
+    call of PyTorch's cannot update both. Groups without parameters are none."""
+    found = []
+    for wanted in (False, True):
+        chosen = [shares_experts(parameter) == wanted for parameter in group["params"]]
+        own = {name: group[name] for name in ("params", "layouts") if name in group}
+        if any(chosen):
+            found.append(group | {name: list(itertools.compress(values, chosen)) for name, values in own.items()})
+    return found
 
 
 def layouts_of(model: nn.Module) -> dict[str, Layout]:
-    """How the matrices of linear layers make up parameters, of those that the specs say are any, in their order."""
+    """How the matrices of linear layers make up parameters, of those that the specs say are any, in their order; of
+    experts that ranks share, this rank's part of a parameter."""
     if not isinstance(model, LanguageModel):
         return {}
     stated = {name: one for found in named_weights(model.config) for one in found.weights for name in one.names}
     return {
-        name: Layout(tuple(parameter.shape), stated[name].rows_of_matrices, tensor_dim(parameter))
+        name: Layout(tuple(_shared(parameter).shape), stated[name].rows_of_matrices, tensor_dim(parameter))
         for name, parameter in model.named_parameters()
         if stated[name].are_matrices
     }
+
+
+def _shared(parameter: nn.Parameter) -> Tensor:
+    """What ranks with the same experts have together of it."""
+    return own_part(parameter.detach()) if shares_experts(parameter) else parameter
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -160,7 +160,8 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     which = "   ".join(f"{bytes_text(total)} in {dtype}" for dtype, total in totals.items())
     lines = [
         f"Ranks:                 {world_size:,} = {mesh.replicas:,} replicas x {mesh.shards:,} shards of one x "
-        f"{mesh.tensor:,} that share every layer",
+        f"{mesh.tensor:,} that share every layer"
+        + (f"; each {mesh.experts:,} share the experts" if mesh.experts > 1 else ""),
         f"Sent in a step:        {which}   (by each rank, ring algorithms)",
     ]
     for part in next(iter(sent.values())):

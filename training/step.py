@@ -15,6 +15,7 @@ from model_builder import LanguageModel
 from parallel.collectives import sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
+from parallel.expert_parallel import shares_experts
 from parallel.strategy import settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
@@ -53,7 +54,7 @@ def take_step(
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))  # where the gradients are: offloaded, in main memory
+    norm = total_norm(gradients)
     stats = gradient_stats(training.model) if wants_gradient_stats else None
     summed = sum_over_ranks(torch.cat((torch.stack(list(sums.values())), *loads.values())), compute.ranks)
     means, *of_blocks = summed.split([len(sums), *map(len, loads.values())])
@@ -125,6 +126,17 @@ def targets_of_step(
     mine = [first, *itertools.islice(batches, count - 1)]
     n_targets = torch.tensor(sum(batch.n_targets or 0 for batch in mine), device=compute.device)
     return iter(mine), max(1, int(sum_over_ranks(n_targets, compute.ranks)))
+
+
+@torch.no_grad()
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, (), where they are: offloaded, in main memory. Those of experts that ranks
+    share are on a mesh of their own."""
+    by_mesh: dict[bool, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(shares_experts(gradient), []).append(gradient)
+    norms = [whole(torch.nn.utils.get_total_norm(of_mesh)) for of_mesh in by_mesh.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()

@@ -21,7 +21,16 @@ from flops_parameter_counting.costs.memory import REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import gradients
 from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
-from flops_parameter_counting.costs.sharding import Mesh, Parameters, elements, mesh_of, of_trained, parameters
+from flops_parameter_counting.costs.sharding import (
+    Mesh,
+    Parameters,
+    apart,
+    elements,
+    mesh_of,
+    of_trained,
+    parameters,
+    together,
+)
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 
@@ -46,7 +55,8 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What the formulas are given: `own` are the parameters of one tensor-parallel rank, `micro_batches` its own."""
+    """What the formulas are given: `own` are the parameters of one rank, before data ranks divide them, `micro_batches`
+    its own."""
 
     config: ModelArchitectureConfig
     run: RunConfig
@@ -67,13 +77,13 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
     `dtype` is the compute dtype; `world_size` ranks must be able to share the run (training.plan.check_ranks).
     """
     mesh = mesh_of(run, world_size)
-    own = parameters(config, run.frozen_names).of_tensor_rank(mesh.tensor)
+    own = parameters(config, run.frozen_names).of_rank(mesh)
     step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
-    exchanges = [*_tensor_parallel(step), *_partial_gradients(step)]
+    exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
-        exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * elements(of_trained(own.all))))
+        exchanges.append(Exchange("gradients", "all_reduce", mesh.data, 4 * elements(of_trained(together(own.all)))))
     if run.use_zero1:
         exchanges += _zero1(step)
     exchanges += _matrices(step)
@@ -121,7 +131,8 @@ def _fsdp(step: Step) -> list[Exchange]:
     gathers, twice = 1, 0
     if run.fsdp_reshard_after_forward:
         gathers, twice = micro_batches, whole - sizes[own.last]
-    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * mesh.shards * elements(of_trained(own.all), mesh.shards)
+    trained = of_trained(together(own.all))
+    reduced = REDUCE_BYTES[run.fsdp_reduce_dtype] * mesh.shards * elements(trained, mesh.shards)
     return [
         Exchange("weights", "all_gather", mesh.shards, gathers * (whole + twice + 4 * root)),
         Exchange("gradients", "reduce_scatter", mesh.shards, micro_batches * reduced),
@@ -159,6 +170,33 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     return [dataclasses.replace(one, payload=step.micro_batches * one.payload) for one in exchanges]
 
 
+def _expert_parallel(step: Step) -> list[Exchange]:
+    """What ranks that share experts exchange in each micro-batch (Lepikhin et al. 2020, section 3.2): how many rows
+    each has for every expert, in 64 bits; a row for each choice out and back, in the compute dtype, and their gradients
+    the other way; with activation checkpointing the former again. And once a step, the experts' gradients among the
+    groups that have copies, in float32. Bytes are those of equally busy ranks."""
+    config, run, mesh = step.config, step.run, step.mesh
+    if mesh.experts == 1:
+        return []
+    counts, rows = 0, 0
+    for found, of_input, of_output in gradients(config, run.frozen_names):
+        stated = [one for one in found.weights if one.by_expert]
+        if found.place is None or not stated:
+            continue
+        own = found.place.config
+        is_trained = any(not run.freezes(name) for one in stated for name in one.names)
+        forward = 1 + (run.activation_checkpointing and of_output)
+        counts += forward * own.n_experts
+        rows += (2 * forward + of_input + (of_input or is_trained)) * own.n_experts_per_token
+    tokens = run.batch_size * config.block_size
+    travelling = 8 * counts + step.e * rows * tokens * config.n_embd
+    groups = elements(of_trained(apart(step.own.all)))
+    return [
+        Exchange("activations", "all_to_all", mesh.experts, step.micro_batches * mesh.experts * travelling),
+        Exchange("gradients", "all_reduce", mesh.data // mesh.experts, 4 * groups),
+    ]
+
+
 def _partial_gradients(step: Step) -> list[Exchange]:
     """A norm sees part of the sequence on each tensor-parallel rank, what heads share is there for its heads alone, and
     a router for part of each expert: their gradients are summed, once a step, or before FSDP, which has a part in data
@@ -174,9 +212,11 @@ def _small(step: Step) -> list[Exchange]:
     mesh, trained = step.mesh, list(of_trained(step.own.all))
     norms = 4 * sum(parameter.copies for parameter in trained)
     is_divided = any(parameter.divided in ("rows", "columns") for parameter in trained)
+    of_experts = 4 * sum(parameter.copies for parameter in apart(trained))
     return [
         Exchange("scalars", "all_reduce", mesh.tensor, norms * is_divided),
-        Exchange("scalars", "all_reduce", mesh.shards, norms),
+        Exchange("scalars", "all_reduce", mesh.shards, norms - of_experts),
+        Exchange("scalars", "all_reduce", mesh.experts, of_experts),
         Exchange("scalars", "all_reduce", mesh.size, 4 * (1 + _of_components(step.config))),
     ]
 

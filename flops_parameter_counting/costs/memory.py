@@ -62,12 +62,17 @@ def block_bytes(batch: MicroBatch, layer: Layer) -> int:
 
 def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     """Bytes of what autocast casts the matrices of a block to."""
-    if batch.e == 4 or (batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e):
+    if batch.e == 4:
         return 0
     found = [one for spec in layer.specs for one in spec.all_weights(batch.config)]
     weights = [one for one in found if one.multiplies and not one.in_float32]
+    shared = [one for one in weights if one.by_expert and batch.experts > 1]  # which FSDP does not cast
+    copies = batch.e * sum(one.size for one in shared) // batch.experts
+    if batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e:
+        return copies
+    weights = [one for one in weights if one not in shared]
     whole = sum(one.size for one in weights if one.divided in GRADIENT_IN_PART)
-    return batch.e * (whole + (sum(one.size for one in weights) - whole) // batch.tensor)
+    return copies + batch.e * (whole + (sum(one.size for one in weights) - whole) // batch.tensor)
 
 
 def _position_bytes(batch: MicroBatch) -> int:
@@ -147,7 +152,7 @@ def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[
     the last, FSDP all of them (in main memory if they are offloaded: OFFLOADED), over the ranks of one replica; tensor
     parallelism divides them before. `gathered` is what FSDP brings together to compute: beside tensor parallelism
     replicas are exchanged through it, too, and then all weights are there twice."""
-    own = whole.of_tensor_rank(mesh.tensor)
+    own = whole.of_rank(mesh)
     weights, trained = elements(own.all, mesh.shards), of_trained(own.all)
     gradients = elements(trained, mesh.shards)
     spec, sharers = optimizer_spec(run.optimizer), mesh.data if run.use_zero1 else mesh.shards
@@ -184,7 +189,7 @@ def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
     parallelism divides them, too, but for what each rank gathers of them."""
-    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents)
+    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts)
     return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
 
 

@@ -33,10 +33,14 @@ def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> Up
     if not spec.takes_matrices:
         return Update(0, 0, 0, 0)
     shards = mesh.data if run.use_zero1 else mesh.shards
-    layouts = [_layout(one, mesh.tensor) for one in trained_matrices(config, run)]
+    matrices = trained_matrices(config, run)
+    apart = [_layout(_of_rank(one, mesh), 1) for one in matrices if one.by_expert and mesh.experts > 1]
+    layouts = [_layout(one, mesh.tensor) for one in matrices if not one.by_expert or mesh.experts == 1]
     dealt = deal(layouts, shards, mesh.tensor, lambda m, n: spec.matrix_flops(m, n, run))
-    flops, held = [0] * (shards * mesh.tensor), [0] * (shards * mesh.tensor)
-    scratch = list(held)
+    own = [shape for layout in apart for shape in _shapes(layout)]  # of experts that each rank has whole
+    flops = [sum(spec.matrix_flops(*shape, run) for shape in own)] * (shards * mesh.tensor)
+    scratch = [max((spec.scratch(*shape, run, apart=False) for shape in own), default=0)] * len(flops)
+    held = [0] * len(flops)
     for one in dealt:
         flops[one.owner] += spec.matrix_flops(*one.shape, run)
         scratch[one.owner] = max(scratch[one.owner], spec.scratch(*one.shape, run, apart=one.travels))
@@ -44,7 +48,7 @@ def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> Up
             held[rank] += 4 * size(part)
             held[one.owner] += 4 * size(part)
     return Update(
-        flops=sum(spec.matrix_flops(*shape, run) for layout in layouts for shape in _shapes(layout)),
+        flops=sum(spec.matrix_flops(*shape, run) for one in matrices for shape in _shapes(_layout(one, 1))),
         of_busiest=max(flops),
         travelling=sum(_elements(one) for one in dealt if one.travels),
         scratch=max(map(sum, zip(held, scratch, strict=True))),
@@ -55,6 +59,12 @@ def trained_matrices(config: ModelArchitectureConfig, run: RunConfig) -> list[We
     """The parameters that are matrices of linear layers, or stacks of them, one by one in the model's order."""
     found = [one for place in named_weights(config) for one in place.weights if one.are_matrices]
     return [dataclasses.replace(one, names=(name,)) for one in found for name in one.names if not run.freezes(name)]
+
+
+def _of_rank(weights: Weights, mesh: Mesh) -> Weights:
+    """What one of the ranks that share experts has of these."""
+    experts, *others = weights.shape
+    return dataclasses.replace(weights, shape=(experts // mesh.experts, *others))
 
 
 def _layout(weights: Weights, tensors: int) -> Layout:

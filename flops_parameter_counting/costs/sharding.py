@@ -1,7 +1,8 @@
 """How the ranks of a run divide a model: the shapes of its parameters, and what each rank has of them. No torch.
 
 Ranks form a block of `replicas` x `shards` x `tensor` (parallel/strategy.py). Tensor parallelism divides matrices by
-rows or by columns, evenly; FSDP and ZeRO-1 divide rows, of vectors elements, and pad to a multiple of the ranks.
+rows or by columns, evenly; FSDP and ZeRO-1 divide rows, of vectors elements, and pad to a multiple of the ranks. Expert
+parallelism gives each of neighbouring data ranks some experts, which nothing else divides.
 """
 
 import dataclasses
@@ -28,11 +29,13 @@ from runs.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The ranks of a run, by what they divide. Without FSDP every data rank is a replica."""
+    """The ranks of a run, by what they divide. Without FSDP every data rank is a replica. Of the data ranks, each
+    `experts` neighbours share the experts."""
 
     replicas: int
     shards: int
     tensor: int
+    experts: int = 1
 
     @property
     def size(self) -> int:
@@ -48,7 +51,7 @@ def mesh_of(run: RunConfig, world_size: int) -> Mesh:
     """The mesh that `parallel.strategy.device_mesh` makes, for ranks that `check_mesh` has passed."""
     data = world_size // run.tensor_parallel
     replicas = run.fsdp_replicas if run.use_fsdp else data
-    return Mesh(replicas, data // replicas, run.tensor_parallel)
+    return Mesh(replicas, data // replicas, run.tensor_parallel, run.expert_parallel)
 
 
 def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) -> None:
@@ -60,6 +63,20 @@ def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) 
         )
     if run.tensor_parallel > 1:
         _check_tensor_parallel(model, run.tensor_parallel)
+    if run.expert_parallel > 1:
+        _check_expert_parallel(model, run.expert_parallel, world_size)
+
+
+def _check_expert_parallel(model: ModelArchitectureConfig, ranks: int, world_size: int) -> None:
+    if world_size % ranks:
+        raise UserError(f"{world_size} ranks are no multiple of expert_parallel={ranks}")
+    stated = [one for place in all_places(model) for one in place.spec.all_weights(place.config) if np.any(place.count)]
+    counts = [one.shape[0] for one in stated if one.by_expert]
+    if not counts:
+        raise UserError(f"expert_parallel={ranks}, but no layer has experts: drop it, or write E into ffn_pattern")
+    for count in counts:
+        if np.any(count % ranks):
+            raise UserError(f"expert_parallel={ranks} does not divide n_experts={count}: change one of them")
 
 
 def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
@@ -92,6 +109,8 @@ class Parameter:
     divided: str = ""  # by tensor parallelism, as components.spec.Weights has it
     trained: bool = True  # with a gradient, and the optimizer's state
     is_matrix: bool = False  # of a linear layer, or a stack of them
+    by_expert: bool = False  # rows are of experts
+    is_apart: bool = False  # from what data ranks divide: experts that some of them share
     _parts: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -106,11 +125,18 @@ class Parameter:
             return dataclasses.replace(self, rows=self.rows // ranks)
         return dataclasses.replace(self, width=self.width // ranks) if self.divided == "columns" else self
 
+    def of_expert_rank(self, ranks: int) -> "Parameter":
+        """What one of `ranks` that share experts has."""
+        if ranks == 1 or not self.by_expert:
+            return self
+        return dataclasses.replace(self, rows=self.rows // ranks, is_apart=True)
+
     def part(self, shards: int) -> int:
         """Elements that the first of `shards` ranks has; the last ones may have fewer, and their place is padded. They
         are kept, because weights, gradients and optimizer ask for the same, and a search's are long arrays."""
         if shards not in self._parts:
-            self._parts[shards] = self.size if shards == 1 else self.copies * -(-self.rows // shards) * self.width
+            is_whole = shards == 1 or self.is_apart
+            self._parts[shards] = self.size if is_whole else self.copies * -(-self.rows // shards) * self.width
         return self._parts[shards]
 
 
@@ -153,9 +179,10 @@ class Parameters:
         return elements(self.all)
 
     def block(self, kind: Kind, shards: int, trained: bool = False) -> Any:
-        """Elements of a block of this kind, padded for `shards` ranks, or of what is trained of it; 0 where a search
-        has none."""
-        size = shards * elements(of_trained(self.blocks[kind]) if trained else self.blocks[kind], shards)
+        """Elements of a block of this kind that data ranks divide, padded for `shards` of them, or of what is trained
+        of it; 0 where a search has none."""
+        divided = together(self.blocks[kind])
+        size = shards * elements(of_trained(divided) if trained else divided, shards)
         count = self.counts[kind]
         return size * (count > 0) if isinstance(count, np.ndarray) else size
 
@@ -163,11 +190,11 @@ class Parameters:
         """Elements of the gradients of a block, padded for `shards` ranks."""
         return functools.reduce(larger, (self.block(kind, shards, trained=True) for kind in self.blocks))
 
-    def of_tensor_rank(self, ranks: int) -> "Parameters":
-        """What one of `ranks` that share every layer has."""
+    def of_rank(self, mesh: Mesh) -> "Parameters":
+        """What one rank has of layers and of experts that it shares."""
 
         def parts(group: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
-            return tuple(parameter.of_tensor_rank(ranks) for parameter in group)
+            return tuple(one.of_tensor_rank(mesh.tensor).of_expert_rank(mesh.experts) for one in group)
 
         blocks = {kind: parts(block) for kind, block in self.blocks.items()}
         return dataclasses.replace(self, root=parts(self.root), blocks=blocks)
@@ -181,6 +208,16 @@ def elements(group: Iterable[Parameter], shards: int = 1) -> int:
 def of_trained(group: Iterable[Parameter]) -> tuple[Parameter, ...]:
     """Those that have a gradient."""
     return tuple(parameter for parameter in group if parameter.trained)
+
+
+def together(group: Iterable[Parameter]) -> tuple[Parameter, ...]:
+    """Those that all data ranks have, or divide, in one way."""
+    return tuple(parameter for parameter in group if not parameter.is_apart)
+
+
+def apart(group: Iterable[Parameter]) -> tuple[Parameter, ...]:
+    """Those of experts that some of them share."""
+    return tuple(parameter for parameter in group if parameter.is_apart)
 
 
 def times(count: Any, parameter: Parameter) -> Parameter:
@@ -229,4 +266,5 @@ def _parameter(weights: Weights, frozen: bool = False, names: tuple[str, ...] | 
     width = product(others) if others else 1
     is_divided = weights.divided in ("rows", "columns")
     divided = "columns" if len(others) == 2 and is_divided else weights.divided  # of a stack, each matrix is
-    return Parameter(first, width, len(names or weights.names), divided, not frozen, weights.are_matrices)
+    copies = len(names or weights.names)
+    return Parameter(first, width, copies, divided, not frozen, weights.are_matrices, weights.by_expert)

@@ -68,6 +68,7 @@ class Experts(nn.Module):
     Returns beside (B, T, D) what it adds to the loss, by name, and the load: each expert's share of the choices.
 
     Tensor-parallel ranks call it on all tokens and with a part of every expert's hidden width; their outputs are added.
+    Ranks that share experts have some of them whole, and `routed` brings the tokens (parallel/expert_parallel.py).
     """
 
     def __init__(self, config: ModelArchitectureConfig):
@@ -82,7 +83,7 @@ class Experts(nn.Module):
         self.is_clamped, self.limit = config.expert_type == CLAMPED, config.swiglu_limit
         gate = CLAMPED_GATE if self.is_clamped else GATES[config.expert_type]
         self.activation = module("activation", gate)(config)
-        self.backend = config.experts_backend
+        self.routed = BACKENDS[config.experts_backend]
         self.balance_loss, self.z_loss = config.balance_loss, config.router_z_loss
         self.by_sequence, self.has_shared = config.balance_over == "sequence", config.n_shared_experts > 0
         if self.has_shared:
@@ -111,9 +112,10 @@ class Experts(nn.Module):
         balance_bias = None if self.balance_bias is None else own_part(self.balance_bias)
         scores, chosen, weights = self.routing(logits, balance_bias)
         load = counts_of(chosen, scores.shape[1]) / chosen.numel()  # (E,)
-        expert = Expert(self._gated, _parts(self.gate_proj), _parts(self.up_proj), _summand(self.down_proj))
+        down = _summand(self.down_proj, ranks_of(self.router.weight))
+        expert = Expert(self._gated, _parts(self.gate_proj), _parts(self.up_proj), down)
         compute = tokens.to(_compute_dtype(tokens))
-        y = BACKENDS[self.backend](compute, weights, chosen, expert)
+        y = self.routed(compute, weights, chosen, expert)
         if self.has_shared:
             y = y + self._shared(tokens, compute)
         return y.view(x.shape), self._added(logits, scores, chosen, x.shape[0]), load
@@ -126,7 +128,7 @@ class Experts(nn.Module):
 
     def _shared(self, tokens: Tensor, compute: Tensor) -> Tensor:
         gate, up = (F.linear(compute, *_parts(layer)) for layer in (self.shared_gate_proj, self.shared_up_proj))
-        y = F.linear(self._gated(gate, up), *_summand(self.shared_down_proj))
+        y = F.linear(self._gated(gate, up), *_summand(self.shared_down_proj, ranks_of(self.router.weight)))
         return y if self.shared_expert_gate is None else y * in_float32(tokens, self.shared_expert_gate).sigmoid()
 
     def _added(self, logits: Tensor, scores: Tensor, chosen: Tensor, batch: int) -> dict[str, Tensor]:
@@ -153,9 +155,9 @@ def _parts(layer: Any) -> tuple[Tensor, Tensor | None]:
     return own_part(layer.weight), None if layer.bias is None else own_part(layer.bias)
 
 
-def _summand(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """The same of a layer whose output the ranks add up: each adds its share of the bias."""
-    (weight, bias), ranks = _parts(layer), ranks_of(layer.weight)
+def _summand(layer: Any, ranks: int) -> tuple[Tensor, Tensor | None]:
+    """The same of a layer whose output so many ranks add up: each adds its share of the bias."""
+    weight, bias = _parts(layer)
     return weight, bias if bias is None or ranks == 1 else bias / ranks
 
 

@@ -139,7 +139,9 @@ class Experts(Clamps):
 
     def weights(self, config: Config) -> list[Weights]:
         count, width, hidden = config.n_experts, config.n_embd, config.expert_d_ff
-        of_routed: dict[str, Any] = {"met": (config.n_experts_per_token, count), "part": "experts"}
+        of_routed: dict[str, Any] = {
+            "met": (config.n_experts_per_token, count), "part": "experts", "by_expert": True,
+        }  # fmt: skip
         found = [
             *matrices("router", count, width, config.expert_bias, "sequence", part="router", in_float32=True),
             Weights(("gate_proj.weight", "up_proj.weight"), (count, hidden, width), True, divided="rows", **of_routed),
@@ -177,6 +179,8 @@ class Experts(Clamps):
             routed = self._kept_by_loop(batch)
         else:
             routed = 2 * choices * config.expert_d_ff * batch.e
+        if batch.experts > 1:
+            routed += self._kept_by_travelling(batch)
         shared = _between(config) * batch.tokens * config.n_shared_experts * config.expert_d_ff * batch.e
         if config.shared_expert_gate:  # its output, and what it multiplies
             shared += batch.tokens * (4 + config.n_embd * batch.e)
@@ -188,6 +192,17 @@ class Experts(Clamps):
         config = batch.config
         numbers = batch.e * (2 * config.n_embd + _between(config) * config.expert_d_ff) + 4 * (config.n_embd + 1)
         return batch.tokens * config.n_experts_per_token * (numbers + 2 * 8)
+
+    def _kept_by_travelling(self, batch: MicroBatch) -> int:
+        """Where ranks share experts (parallel/expert_parallel.py): what came here, with a weight of one, and what comes
+        back; the token of each choice, and its place there or, of the loop, here. The loop keeps neither what came, of
+        which it takes copies, nor what an expert made, as the weight of one is no parameter. Without shared experts no
+        cast of the input is kept."""
+        config, choices = batch.config, batch.tokens * batch.config.n_experts_per_token
+        loops = config.experts_backend == "loop"
+        rows = choices * ((2 * (not loops)) * config.n_embd * batch.e + 8 + 8 + 4)
+        is_idle_cast = batch.e < 4 and not loops and not config.n_shared_experts
+        return rows - is_idle_cast * batch.tokens * config.n_embd * batch.e
 
     def whole(self, batch: MicroBatch) -> int:
         """The input in float32, which the router multiplies, and a cast of it; the scores; the places and the weights
