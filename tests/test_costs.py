@@ -94,7 +94,7 @@ def on_meta(config: ModelArchitectureConfig) -> LanguageModel:
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    counts = dict.fromkeys([*PARTS.values(), "mamba", "delta", "experts"], 0)
+    counts = dict.fromkeys([*PARTS.values(), "mamba", "delta", "short_conv", "experts"], 0)
     for name, parameter in model.named_parameters():
         part = next(part for pattern, part in PARTS.items() if pattern in name)
         if part == "attention" and not isinstance(model.get_submodule(name.partition(".mixer.")[0]).mixer, Attention):

@@ -132,7 +132,7 @@ def latent_sizes(draw):
 @st.composite
 def mixers(draw, n_layer, block_size):
     """Any pattern with attention in it, and FFNs after it (what no layer has is refused), and sizes of its mixers."""
-    pattern = draw(st.text("AWUMSCDK", min_size=n_layer - 1, max_size=n_layer - 1))
+    pattern = draw(st.text("AWUMSCDKV", min_size=n_layer - 1, max_size=n_layer - 1))
     keys = {"layer_pattern": "A" + pattern, "ffn_after": draw(st.sampled_from(["all", "attention"]))}
     if "W" in pattern:
         keys["attention_window"] = draw(st.integers(1, block_size))
@@ -457,7 +457,7 @@ def grids(draw):
     """Architectures of the same components: their configurations, and the same as arrays."""
     config, batch_size, _ = draw(micro_batches())
     shapes = draw(st.lists(st.tuples(st.integers(2, 9), *[st.integers(1, 9)] * 4), min_size=1, max_size=4))
-    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C", "D", "K"]))
+    pattern = draw(st.sampled_from(["A", "W", "M", "S", "C", "D", "K", "V"]))
     ratio = draw(st.sampled_from([None, 0.375, 0.5, 0.8]))
     sizes = {"attention_window": 3, "mamba_head_dim": 2, "mamba_n_groups": 1}
     config = config.replace(**sizes, layer_pattern=pattern, n_layer=1)

@@ -18,6 +18,7 @@ from components.mixers.mamba1.module import Mamba1
 from components.mixers.mamba2.kernels import ssd_fla
 from components.mixers.mamba2.module import Mamba2
 from components.mixers.mamba2.scan import ssd_chunked
+from components.mixers.short_convolution.module import ShortConvolution
 from components.norms.module import ZeroCentredRMSNorm
 from components.registry import PRESETS
 from configurator import load, with_vocabulary
@@ -77,7 +78,7 @@ ACTIVATIONS = {
 
 def observed_keys(model: LanguageModel) -> dict:
     """The architecture keys, read off the module and its behaviour and never off its configuration."""
-    mixers, rules = _observed_mixers(model), _observed_delta_rules(model)
+    mixers, rules = _observed_mixers(model), _observed_delta_rules(model) | _observed_convolutions(model)
     sizes = _observed_sizes(model) | _observed_norms(model) | _observed_ffn(model)
     blocks = {"parallel_residual": _is_parallel(model)} | _observed_factors(model)
     return sizes | mixers | blocks | _observed_attention(model) | _observed_latent_attention(model) | rules
@@ -211,14 +212,14 @@ def _is_parallel(model: LanguageModel) -> bool:
 
 
 LETTERS = {Attention: "A", SlidingAttention: "W", UnplacedAttention: "U", Mamba2: "M", Mamba1: "S"}
-LETTERS |= {LatentAttention: "C", GatedDelta: "D", KimiDelta: "K"}
+LETTERS |= {LatentAttention: "C", GatedDelta: "D", KimiDelta: "K", ShortConvolution: "V"}
 
 
 def _observed_mixers(model: LanguageModel) -> dict:
     """Letter by letter; and of Mamba-2 its sizes, by the shapes of its weights where they tell."""
     letters = "".join(LETTERS[type(block.mixer)] for block in model.blocks)
     with_ffn = {letter for letter, block in zip(letters, model.blocks, strict=True) if hasattr(block, "ffn")}
-    after = {("A", "W", "U", "C"): "attention", ("M", "S", "D", "K"): "mamba"}
+    after = {("A", "W", "U", "C"): "attention", ("M", "S", "D", "K", "V"): "mamba"}
     found = {"layer_pattern": None if set(letters) == {"A"} else letters}
     if set(letters) == {"A"} and not all(hasattr(block, "ffn") for block in model.blocks):
         return found | {"ffn_pattern": "".join("F" if hasattr(block, "ffn") else "-" for block in model.blocks)}
@@ -249,6 +250,13 @@ def _observed_delta_rules(model: LanguageModel) -> dict:
         found |= {"linear_conv_kernel_dim": mixer.k_conv.weight.shape[1], "linear_chunk_size": mixer.chunk_size}
         if isinstance(mixer, GatedDelta):
             found["linear_num_key_heads"] = mixer.k_proj.out_features // keys
+    return found
+
+
+def _observed_convolutions(model: LanguageModel) -> dict:
+    found = {}
+    for mixer in (block.mixer for block in model.blocks if isinstance(block.mixer, ShortConvolution)):
+        found |= {"short_conv_kernel_dim": mixer.conv.weight.shape[1], "short_conv_bias": mixer.conv.bias is not None}
     return found
 
 
@@ -358,6 +366,7 @@ for _preset in ("deepseek_dense", "deepseek_v3", "qwen3_next", "kimi_linear"):
 LATENT = {"layer_pattern": "AC", "mamba_head_dim": 64}
 DELTA = {"layer_pattern": "AD", "linear_num_value_heads": 4, "linear_num_key_heads": 2, "mamba_head_dim": 64}
 DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 12}
+CONVOLUTION = {"layer_pattern": "AV", "mamba_head_dim": 64}
 MIXED_PRESETS["neox"] = {"head_dim": 16}  # of which a quarter is two pairs
 
 # Every architecture key: a value that no preset has at these sizes, and what must be given with it.
@@ -417,6 +426,8 @@ OVERRIDES = {
     "linear_value_head_dim": (7, DELTA),
     "linear_conv_kernel_dim": (3, DELTA),
     "linear_chunk_size": (16, DELTA),
+    "short_conv_kernel_dim": (4, CONVOLUTION),
+    "short_conv_bias": (True, CONVOLUTION),
     "mamba_d_state": (24, MIXED),
     "mamba_expand": (3, MIXED),
     "mamba_d_conv": (2, MIXED),

@@ -88,6 +88,8 @@ OVERRIDES = {
     "linear_value_head_dim": (24, DELTA),
     "linear_conv_kernel_dim": (3, DELTA),
     "linear_chunk_size": (32, DELTA),
+    "short_conv_kernel_dim": (4, {"layer_pattern": "AV"}),
+    "short_conv_bias": (True, {"layer_pattern": "AV"}),
     "n_experts": (24, EXPERTS),
     "n_experts_per_token": (3, EXPERTS),
     "n_shared_experts": (3, EXPERTS),

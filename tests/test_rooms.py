@@ -61,12 +61,13 @@ def architectures(draw) -> ModelArchitectureConfig:
         "q_lora_rank": 9,
     }
     own |= {"linear_num_value_heads": 4, "linear_num_key_heads": 1, "linear_key_head_dim": 6}
-    own |= {"linear_conv_kernel_dim": 3}
+    own |= {"linear_conv_kernel_dim": 3, "short_conv_bias": True}
     own |= {"mamba_conv_bias": False, "mamba_bias": True, "mamba_dt_rank": 3, "mamba_n_groups": 2}
     chosen = {name: own[name] for name in draw(st.sets(st.sampled_from(list(own))))}
     if draw(st.booleans()):
         gated = {"attention_output_gate": "head"} if "value_residual" in chosen else {"n_head": 8}
         of_others = {"C": {"n_head": 8}, "D": {"linear_num_value_heads": 2}, "K": {"linear_num_value_heads": 3}}
+        of_others["V"] = {"short_conv_kernel_dim": 2}
         own_values = gated if pattern[0] in "AWU" else of_others.get(pattern[0], {"mamba_expand": 3})
         chosen["layer_values"] = {0: own_values}
     fitting = {name: value for name, value in {**TINY, **keys, **chosen}.items() if _is_of(name, pattern, keys)}
@@ -270,8 +271,8 @@ def places_that_name_a_mixer(root: Path = ROOT) -> list[str]:
     value that is a mixer's name."""
     names, letters = (
         {"attention", "sliding_attention", "unplaced_attention", "latent_attention", "mamba1", "mamba2"}
-        | {"gated_delta", "kimi_delta"},
-        set("AWUMSC"),
+        | {"gated_delta", "kimi_delta", "short_convolution"},
+        set("AWUMSCV"),
     )
     rooms = ("components", "tests", "benchmarks", "interop", "config", "docs", "out", "findings")
     found = []

@@ -1,7 +1,8 @@
-"""What the state-space mixers have in common: their cache, and the convolution before the scan."""
+"""What the recurrent mixers have in common: their cache, and the convolution before a scan or a rule."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,13 +27,21 @@ class RecurrentCache:
 
 
 class CausalConvolution(nn.Module):
-    """Each channel's last K tokens, weighted and summed, then silu: (B, T, channels) -> (B, T, channels).
+    """Each channel's last K tokens, weighted and summed, then the activation, if any: (B, T, channels) -> (B, T,
+    channels).
 
     As K shifted multiplications, which for so few are faster than a convolution kernel.
     """
 
-    def __init__(self, channels: int, width: int, bias: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        bias: bool = True,
+        activation: Callable[[Tensor], Tensor] | None = F.silu,
+    ):
         super().__init__()
+        self.activation = activation
         self.weight = nn.Parameter(torch.empty(channels, width))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
@@ -54,7 +63,7 @@ class CausalConvolution(nn.Module):
         y = _Shifted.apply(padded, self.weight.type_as(x), bias, places)
         if tail is not None:
             tail.copy_(padded[:, length:])
-        return F.silu(y)
+        return y if self.activation is None else self.activation(y)
 
 
 class _Shifted(torch.autograd.Function):

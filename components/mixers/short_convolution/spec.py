@@ -1,0 +1,58 @@
+"""The gated short convolution of LFM2 (Liquid AI 2025, LFM2 Technical Report, section 2.1): a layer that sees a few
+tokens, beside which a few layers of attention see all.
+
+K tokens, D = n_embd channels.
+"""
+
+from typing import Any
+
+from common.keys import key
+from components.registry import register_spec
+from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights, matrices, vectors
+
+
+@register_spec
+class ShortConvolution(Mixer):
+    name, label, letter, title = "short_convolution", "ShortConv", "V", "gated short convolution"
+    what = "a short convolution"
+    part = "short_conv"
+    products_parts = ("short_convolution",)
+    has_constant_state = True
+    takes_documents = "places"
+    divides = None
+    not_shared = (
+        "tensor_parallel shares attention and FFNs among ranks, not the channels of a short convolution: take "
+        "use_fsdp, which divides any layer"
+    )
+
+    short_conv_kernel_dim: int = key(
+        3,
+        "tokens that a short-convolution layer sees, the current one included",
+        at_least=1,
+        group="Architecture: short convolutions",
+    )
+    short_conv_bias: bool = key(False, "biases of a short-convolution layer: its projections' and the convolution's")
+
+    def weights(self, config: Config) -> list[Weights]:
+        width, bias = config.n_embd, config.short_conv_bias
+        found = matrices(("B_proj", "C_proj", "x_proj"), width, width, bias)
+        found.append(Weights(("conv.weight",), (width, config.short_conv_kernel_dim)))
+        found += vectors("conv.bias", width) if bias else []
+        return [*found, *matrices("o_proj", width, width, bias, writes=True)]
+
+    def products(self, config: Config, length: int) -> list[Product]:
+        return [Product("short_convolution", 2 * config.short_conv_kernel_dim * config.n_embd)]
+
+    def kept(self, batch: MicroBatch) -> int:
+        """The input of three projections, and what they give; the padded input of the convolution, and what it gives;
+        the input of the output projection; of autocast, the cast weight of the convolution."""
+        config, width, e = batch.config, batch.config.n_embd, batch.e
+        kernel = config.short_conv_kernel_dim
+        padded = batch.batch_size * (config.block_size + kernel - 1)
+        cast = 0 if e == 4 else e * width * kernel
+        return batch.linear_inputs(width, layers=3) + (padded + 5 * batch.tokens) * width * e + cast
+
+    def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
+        """The tokens that the convolution sees again."""
+        again: Any = config.short_conv_kernel_dim - (not with_current)
+        return [Remembered("convolution", config.n_embd * again)]
