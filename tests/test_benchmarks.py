@@ -51,6 +51,7 @@ COUNT = "'0' is not a whole number of 1 or more"
         (decoding, "--contexts 0", COUNT),
         (decoding, "--n_layer 1", "--n_layer=1: the hybrid has both attention and Mamba-2, and takes 2 or more"),
         (decoding, "--n_embd 64", "--n_embd=64 must be a multiple of 128"),
+        (decoding, "--patterns A X", "layer_pattern='X' must be made of the letters A attention"),
         (decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
         (documents, "--rounds 0", COUNT),
         (documents, "--block_sizes 300", "--block_sizes 300: --tokens must be a multiple, and --documents no more"),

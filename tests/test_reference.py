@@ -1,5 +1,6 @@
 """docs/reference/components.md: what is generated, and that every component says its formula and its source."""
 
+import argparse
 import inspect
 import re
 
@@ -8,6 +9,7 @@ import torch
 import transformers
 from conftest import ROOT
 
+from benchmarks import decoding
 from components import reference, registry
 from components.reference import KINDS, components_of_families, costs, documentation, entries, example, formula
 from interop.configurations import FAMILIES
@@ -68,3 +70,45 @@ def test_a_family_has_the_norms_and_the_activation_of_transformers_class(family)
     rotates = any("rotary" in type(module).__name__.lower() for module in model.modules())
     assert ("rope" in having["position_encoding"]) == rotates
     assert bool(having["activation"]) == bool(having["ffn_type"] - {"experts"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mixers side by side
+
+MIXERS_PAGE = (ROOT / "docs/reference/mixers.md").read_text()
+
+
+def test_every_mixer_stands_beside_the_others_with_the_diagram_of_its_module():
+    for name, spec in registry.specs("mixer").items():
+        if registry.has_module("mixer", name):
+            assert re.search(rf"^### .*`{spec.letter}`", MIXERS_PAGE, re.MULTILINE), name
+            text = inspect.getdoc(inspect.getmodule(registry.module("mixer", name)))
+            diagram = re.findall(r"^    .+$", text.partition("\nShapes")[0], re.MULTILINE)
+            assert "\n".join(diagram) in MIXERS_PAGE
+
+
+def test_the_mixers_figures_are_what_the_benchmark_computes():
+    """All but the times, which it measures."""
+    (command,) = re.findall(r"^    python benchmarks/decoding.py (.*)$", MIXERS_PAGE, re.MULTILINE)
+    options = argparse.Namespace(
+        patterns=command.removeprefix("--patterns ").split(), n_embd=512, n_layer=8, vocab_size=8192,
+        contexts=[1024 * 2**n for n in range(6)], tokens=16,
+    )  # fmt: skip
+    rows = re.findall(r"^\| `(\w+)` \| ([\d., |]+) \|$", MIXERS_PAGE, re.MULTILINE)
+    tables = [dict(rows[start : start + len(options.patterns)]) for start in range(0, len(rows), len(options.patterns))]
+    flops, caches, times = ({name: numbers(row) for name, row in table.items()} for table in tables)
+    assert set(flops) == set(caches) == set(times) == set(options.patterns)
+    counts = set()
+    for pattern, config in decoding.of_patterns(options).items():
+        counts.add(decoding.parameters(config))
+        assert flops[pattern] == [round(decoding.mflops(config, index), 2) for index in range(8)]
+        with torch.device("meta"):
+            model = LanguageModel(config)
+        held = [model.empty_caches(1, context).bytes / 1e6 for context in options.contexts]
+        assert caches[pattern] == [round(size, 2) for size in held]
+        assert len(times[pattern]) == len(options.contexts)
+    assert max(counts) / min(counts) < 1.0025
+
+
+def numbers(row: str) -> list[float]:
+    return [float(cell.replace(",", "")) for cell in row.split("|")]

@@ -1,8 +1,10 @@
 """The gated short convolution, (B, T, D) -> (B, T, D).
 
-x ─┬─ B_proj ─┐
-   ├─ x_proj ─ * ─ convolution ─┐
-   └─ C_proj ───────────────────* ─ o_proj
+    x ─┬─ B_proj ─┐
+       ├─ x_proj ─ * ─ convolution ─┐
+       └─ C_proj ───────────────────* ─ o_proj
+
+Shapes: B batch, T tokens, D n_embd, K tokens that the convolution sees.
 """
 
 import dataclasses
