@@ -97,6 +97,20 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True)
+class AddedUp:
+    """Numbers a token that tensor-parallel ranks add up within a component, in the compute dtype or in float32, and
+    again their gradients. They are made of the parameters in these modules of it."""
+
+    numbers: Any
+    made_in: tuple[str, ...]
+    in_float32: bool = False
+
+    def made_of(self, name: str) -> bool:
+        """Whether of the parameter that has this name in the component."""
+        return name.split(".")[0] in self.made_in
+
+
+@dataclasses.dataclass(frozen=True)
 class Remembered:
     """What one layer keeps of a sequence while it is continued. Elements are in the compute dtype, or in float32."""
 
@@ -210,6 +224,10 @@ class Spec:
         """Whether tensor-parallel ranks can share it."""
         return self.divides is not None
 
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        """What tensor-parallel ranks must divide, by the key or the product of keys that it is."""
+        return {name: getattr(config, name) for name in self.divides or ()}
+
     def all_weights(self, config: Config) -> list[Weights]:
         """The parameters of the component with what it contains, under their names in its module."""
         found = list(self.weights(config))
@@ -274,12 +292,19 @@ class Half(Spec):
 
     def is_shared(self, config: Config) -> bool:
         """Whether each of its matrices is divided, and no vector is left of which every rank has a part of the
-        gradient unawares: the biases of divided matrices are divided, or added once, with them."""
+        gradient unawares: the biases of divided matrices are divided, or added once, with them. Of one that sums parts,
+        every parameter says what ranks have of it."""
         weights = self.weights(config)
+        if self.sums_parts:
+            return super().is_shared(config) and all(one.divided for one in weights)
         modules = {name.rpartition(".")[0] for one in weights if one.multiplies or one.divided for name in one.names}
         others = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
         divided = all(one.divided for one in weights if one.multiplies)
         return super().is_shared(config) and divided and others <= modules - {""}
+
+    def added_up(self, config: Config) -> list[AddedUp]:
+        """What tensor-parallel ranks add up within it, beside its output."""
+        return []
 
     def whole(self, batch: MicroBatch) -> int:
         """The kept bytes that tensor-parallel ranks do not share: the input that they gather."""
