@@ -31,9 +31,9 @@ class Weights:
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
     `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, and a part of the gradient,
     for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
-    what a module of their own returns. `in_float32`: they multiply in it, whatever the compute dtype. `writes`: their
-    product is added to the residual stream, for which they start smaller. `fused`: the rows of each of several linear
-    layers that lie in one matrix, one below the other.
+    what a module of their own returns, unless the component sums parts. `in_float32`: they multiply in it, whatever the
+    compute dtype. `writes`: their product is added to the residual stream, for which they start smaller. `fused`: the
+    rows of each of several linear layers that lie in one matrix, one below the other.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -99,15 +99,11 @@ class Product:
 @dataclasses.dataclass(frozen=True)
 class AddedUp:
     """Numbers a token that tensor-parallel ranks add up within a component, in the compute dtype or in float32, and
-    again their gradients. They are made of the parameters in these modules of it."""
+    again their gradients. `made_of`: the parameters that they come out of, by their names in the module."""
 
     numbers: Any
-    made_in: tuple[str, ...]
+    made_of: tuple[str, ...]
     in_float32: bool = False
-
-    def made_of(self, name: str) -> bool:
-        """Whether of the parameter that has this name in the component."""
-        return name.split(".")[0] in self.made_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +224,10 @@ class Spec:
         """What tensor-parallel ranks must divide, by the key or the product of keys that it is."""
         return {name: getattr(config, name) for name in self.divides or ()}
 
+    def added_up(self, config: Config) -> list[AddedUp]:
+        """What tensor-parallel ranks add up within it, beside its output."""
+        return []
+
     def all_weights(self, config: Config) -> list[Weights]:
         """The parameters of the component with what it contains, under their names in its module."""
         found = list(self.weights(config))
@@ -301,10 +301,6 @@ class Half(Spec):
         others = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
         divided = all(one.divided for one in weights if one.multiplies)
         return super().is_shared(config) and divided and others <= modules - {""}
-
-    def added_up(self, config: Config) -> list[AddedUp]:
-        """What tensor-parallel ranks add up within it, beside its output."""
-        return []
 
     def whole(self, batch: MicroBatch) -> int:
         """The kept bytes that tensor-parallel ranks do not share: the input that they gather."""

@@ -19,14 +19,18 @@ from setups import (
     FSDP,
     GPT2,
     HYBRID,
+    KIMI_DELTA,
     LATENT,
     LLAMA,
+    MAMBA1,
+    MAMBA2,
     MUON,
     ODD,
     OFFLOAD,
     OPTIONS,
     POST_NORM,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -138,6 +142,8 @@ GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2 = (
     [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM, OPTIONS)
 )
 
+STATES_AND_EXPERTS = [*KIMI_DELTA, *"--ffn_pattern=E --n_experts=4 --expert_d_ff=12".split()]
+
 Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
 CASES: list[Case] = [
     *[(1, DDP, model) for model in (ODD, GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2)],
@@ -148,6 +154,15 @@ CASES: list[Case] = [
     *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     (1, DDP, [*MIXED, BF16]),
     (2, FSDP, [*MIXED, BF16]),
+    *[(n, keys, model) for n, keys in ((1, DDP), (2, TENSOR), (4, [*TENSOR, *FSDP])) for model in WITH_STATES],
+    *[(n, keys, [*model, *PACKED]) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
+    *[(2, [*TENSOR, CHECKPOINTING], model) for model in WITH_STATES],
+    (2, TENSOR, MIXED),
+    *[(4, keys, MAMBA2) for keys in (TENSOR, ["--tensor_parallel=4"])],
+    *[(n, keys, [*model, BF16]) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
+    *[(n, keys, [MUON, *model]) for n, keys in ((1, DDP), (2, TENSOR)) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
+    *[(n, keys, STATES_AND_EXPERTS) for n, keys in ((1, DDP), (2, [*TENSOR, CHECKPOINTING]))],
+    (4, [*TENSOR, *FSDP], [MUON, *MAMBA2]),
     *[(1, DDP, model) for model in (GEMMA, NEOX, OLMO)],
     *[(2, TENSOR, model) for model in (GEMMA, NEOX)],
     *[(2, FSDP, model) for model in (GEMMA, OLMO)],

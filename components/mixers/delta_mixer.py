@@ -31,8 +31,8 @@ class HeadNorm(nn.Module):
 
 
 class DeltaMixer(nn.Module):
-    """All but what the decays and the gate of the output come from, which a mixer says. Tensor-parallel ranks call it on
-    all tokens, with the parameters of some heads; their outputs are added."""
+    """All but what the decays and the gate of the output come from, which a mixer says. Tensor-parallel ranks call it
+    on all tokens, with the parameters of some heads; their outputs are added."""
 
     rates_from: float  # of exp(A_log), which is drawn uniformly from there to 16
 

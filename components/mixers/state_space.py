@@ -55,9 +55,7 @@ class StateSpace(Mixer):
     ) -> list[Weights]:
         """Depthwise and causal: its products are no linear map, and counted apart."""
         names = (names,) if isinstance(names, str) else names
-        found = [
-            Weights(tuple(f"{name}.weight" for name in names), (channels, config.mamba_d_conv), divided=divided)
-        ]
+        found = [Weights(tuple(f"{name}.weight" for name in names), (channels, config.mamba_d_conv), divided=divided)]
         if config.mamba_conv_bias:
             found.append(Weights(tuple(f"{name}.bias" for name in names), (channels,), divided=divided))
         return found

@@ -166,10 +166,9 @@ def _added_up(step: Step, found: Named, of_input: bool, is_again: bool) -> int:
     """Bytes a token of what ranks add up within a half of a block: in the forward pass, in one that is made again, and
     of gradients where what they are made of is trained."""
     assert found.place is not None
-    total, prefix = 0, f"blocks.{found.block}.{found.place.name}."
-    trained = [name for one in found.weights for name in one.names if not step.run.freezes(name)]
+    total, place = 0, f"blocks.{found.block}.{found.place.name}"
     for one in found.place.spec.added_up(found.place.config):
-        has_gradient = of_input or any(one.made_of(name.removeprefix(prefix)) for name in trained)
+        has_gradient = of_input or not all(step.run.freezes(f"{place}.{name}") for name in one.made_of)
         total += (1 + is_again + has_gradient) * one.numbers * (4 if one.in_float32 else step.e)
     return total
 

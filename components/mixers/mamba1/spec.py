@@ -46,7 +46,8 @@ class Mamba1(StateSpace):
     def added_up(self, config: Config) -> list[AddedUp]:
         """What is selected from the channels of all ranks."""
         selected = self.rank(config) + 2 * self.state(config)
-        return [AddedUp(selected, ("x_proj", "x_conv", "selection_proj"))]
+        names = (name for one in self.weights(config) for name in one.names)
+        return [AddedUp(selected, tuple(name for name in names if name.startswith(("x_", "selection_"))))]
 
     def products(self, config: Config, length: int) -> list[Product]:
         """The scan makes two multiply-adds for every element of the state (channels x d_state): one adds the outer

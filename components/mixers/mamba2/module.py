@@ -27,8 +27,8 @@ from model_config import ModelArchitectureConfig
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of y silu(z), in groups of channels, in float32: y, z (B, T, E) -> (B, T, E). A rank has the channels that
-    it has of the weight; those of a group which several have are squared and added up over these."""
+    """RMSNorm of y silu(z), in groups of channels, in float32: y, z (B, T, E) -> (B, T, E). A rank has the channels
+    that it has of the weight; where that is a part of a group, the ranks add up their squares."""
 
     def __init__(self, width: int, groups: int, eps: float):
         super().__init__()
@@ -58,8 +58,8 @@ class Mamba2(nn.Module):
         state[t] = exp(-exp(A_log) step[t]) state[t - 1] + step[t] u[t] write[t]^T
         y[t] = o_proj(norm((state[t] read[t] + D u[t]) * silu(z_proj(x[t]))))
 
-    Tensor-parallel ranks call it on all tokens, with the parameters of some heads, and with those of their groups, or of
-    the one that all are in; their outputs are added (Dao and Gu 2024, section 8.1).
+    Tensor-parallel ranks call it on all tokens, with the parameters of some heads, and with those of their groups, or
+    of the one that all are in; their outputs are added (Dao and Gu 2024, section 8.1).
     """
 
     def __init__(self, config: ModelArchitectureConfig):

@@ -105,8 +105,9 @@ class Mamba2(StateSpace):
 
     def added_up(self, config: Config) -> list[AddedUp]:
         """The squares of what the norm is given, where it spans the heads of all ranks."""
-        made_in = ("z_proj", "x_proj", "B_proj", "C_proj", "dt_proj", "x_conv", "B_conv", "C_conv", "dt_bias", "A_log", "D")
-        return [AddedUp(1, made_in, in_float32=True)] * self.has_one_group(config)
+        names = (name for one in self.weights(config) for name in one.names)
+        before = tuple(name for name in names if not name.startswith(("norm.", "o_proj.")))
+        return [AddedUp(1, before, in_float32=True)] * self.has_one_group(config)
 
     def products(self, config: Config, length: int) -> list[Product]:
         """The scan makes the products within a chunk in full (Q x Q); a token of a last chunk that is not full counts
