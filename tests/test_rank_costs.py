@@ -18,13 +18,17 @@ from setups import (
     GPT2,
     HYBRID,
     LATENT,
+    KIMI_DELTA,
     LLAMA,
+    MAMBA1,
+    MAMBA2,
     MUON,
     ODD,
     OFFLOAD,
     OPTIONS,
     POST_NORM,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -60,6 +64,12 @@ ACCUMULATION = "--gradient_accumulation_steps=8"
 MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_layer=3 --mamba_head_dim=8".split()
 MIXED += ["--mamba_d_state=5"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
+
+# What ranks add up within a mixer comes out of frozen parameters alone
+SUMS_WITHOUT_GRADIENT = [
+    ([*MAMBA2, "--layer_pattern=AM"], "blocks.1.mixer.[!no]*"),
+    ([*MAMBA1, "--layer_pattern=AS"], "blocks.1.mixer.x_*,blocks.1.mixer.selection_*"),
+]
 
 
 def few_each(size: int, keys: list[str]) -> list[str]:
@@ -103,6 +113,15 @@ CASES = [
     *[(4, [*strategy, MUON, *model]) for strategy in (ZERO1, FSDP, HYBRID) for model in (ODD, EXPERTS)],
     *[(4, [*TENSOR, *FSDP, MUON, *model]) for model in (EXPERTS, LATENT)],
     (2, [*FSDP, MUON, *IN_PART]),
+    *[(2, [*TENSOR, *keys, *model]) for keys in ([], [BF16, CHECKPOINTING]) for model in (*WITH_STATES, MIXED)],
+    (2, [*TENSOR, CHECKPOINTING, *POST_NORM, "--layer_pattern=AM", "--mamba_head_dim=8", "--ffn_pattern=F-"]),
+    *[(2, [*TENSOR, *model, f"--frozen=embedding.*,blocks.0.*,{names}"]) for model, names in SUMS_WITHOUT_GRADIENT],
+    *[(2, [*TENSOR, *model, "--frozen=embedding.*"]) for model, _ in SUMS_WITHOUT_GRADIENT],
+    *[(4, [*TENSOR, *FSDP, *model]) for model in WITH_STATES],
+    (4, [*TENSOR, *MAMBA2]),
+    (4, ["--tensor_parallel=4", *MAMBA2]),
+    *[(2, [*TENSOR, MUON, *model]) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
+    (4, [*TENSOR, *FSDP, MUON, *MAMBA1]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
