@@ -272,6 +272,7 @@ class Position(Spec):
     acts_in: ClassVar[str | None] = "embedding"  # or in the `mixers` that use positions, or nowhere
     rotates: ClassVar[bool] = False  # queries and keys
     biases_scores: ClassVar[bool] = False
+    keeps_places: ClassVar[bool] = False  # of tokens in their documents, for the backward pass
 
     def turns_by_length(self, config: Config) -> bool:
         """Whether what it does to a token depends on how long its text is, in texts of up to block_size tokens."""

@@ -33,6 +33,8 @@ MAMBA1 = [*_BESIDE_ATTENTION, *"--layer_pattern=SA --mamba_d_state=5 --mamba_dt_
 GATED_DELTA = [*_BESIDE_ATTENTION, *"--layer_pattern=DA --linear_num_value_heads=4 --linear_num_key_heads=2".split()]
 KIMI_DELTA = [*_BESIDE_ATTENTION, *"--layer_pattern=KA --linear_num_value_heads=2 --linear_key_head_dim=6".split()]
 WITH_STATES = (MAMBA2, MAMBA2_OF_GROUPS, MAMBA1, GATED_DELTA, KIMI_DELTA)
+ALL_STATES = "--arch_preset=hybrid --n_layer=5 --layer_pattern=MSDKA --mamba_head_dim=8 --mamba_d_state=5".split()
+ALL_STATES += "--linear_num_value_heads=2 --linear_key_head_dim=6".split()
 
 MUON = "--optimizer=muon"  # its learning rate is the run's
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
-from setups import DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, OPTIONS, TENSOR, ZERO1, ZERO2
+from setups import ALL_STATES, DDP, FSDP, GPT2, HYBRID, LLAMA, ODD, OFFLOAD, OPTIONS, TENSOR, ZERO1, ZERO2
 from test_parallel import CPU, MIXED
 from test_resume import curve
 
@@ -42,6 +42,7 @@ JOURNEYS: list[Journey] = [
     ([*ODD, "--weight_tying=False"], [HYBRID, DDP, DDP]),
     (MIXED, [FSDP, ZERO1, DDP, ZERO1]),
     (OPTIONS, [[*TENSOR, *FSDP], ZERO1, DDP]),
+    (ALL_STATES, [[*TENSOR, *FSDP], TENSOR, DDP, TENSOR]),
 ]
 
 

@@ -14,11 +14,13 @@ from setups import (
     HYBRID,
     LATENT,
     LLAMA,
+    MAMBA2,
     MUON,
     ODD,
     OPTIONS,
     POST_NORM,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -41,6 +43,13 @@ ACTIVATIONS = [
     for dtype in ([], [BF16])
     for model in (GPT2, LLAMA, POST_NORM, EXPERTS, [*LLAMA, CHECKPOINTING], WINDOW, MANUAL, LATENT, OPTIONS)
 ]
+PACKED = "--mask_documents=True"
+# Of the last a rank has a single head, which needs no copies
+STATES = [
+    [*TENSOR, *dtype, *model]
+    for dtype in ([], [BF16])
+    for model in (*WITH_STATES, *([*one, PACKED] for one in WITH_STATES), MIXED, [*MAMBA2, "--mamba_head_dim=64"])
+]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ ACTIVATIONS = [
 )
 @pytest.mark.parametrize("architecture", [LLAMA, ODD, MIXED], ids=named)
 def test_the_planner_says_the_same(shared, keys, architecture):
-    if "tensor_parallel" in shared and architecture in (ODD, MIXED):
+    if "tensor_parallel" in shared and architecture == ODD:
         architecture = GPT2
     configuration = small_configuration(*keys, *architecture, BF16)
     model = configuration.model
@@ -78,8 +87,9 @@ def kept_on_a_rank(ranks, configuration) -> int:
     training, _ = prepared_step(configuration, dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel))
     model = training.model
     tokens = torch.randint(256, (run.batch_size, model_config.block_size))
+    documents = (torch.arange(model_config.block_size) // 10).expand_as(tokens) if run.mask_documents else None
     with counting_kept_bytes(model) as kept, precision(CPU, run.dtype):
-        model.hidden(tokens)
+        model._read(tokens, documents=documents)
     total = sum(size for size, _ in kept.values())
     if not run.activation_checkpointing:
         return total
@@ -93,7 +103,7 @@ def kept_on_a_rank(ranks, configuration) -> int:
 
 @pytest.fixture(scope="module")
 def kept():
-    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS)
+    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS + STATES)
 
 
 @pytest.mark.slow
@@ -103,6 +113,14 @@ def test_activations_under_tensor_parallelism(keys, kept):
     estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
     for of_rank in kept:
         assert estimate == pytest.approx(of_rank[ACTIVATIONS.index(keys)], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", STATES, ids=named)
+def test_activations_of_states_to_the_byte(keys, kept):
+    configuration = small_configuration(*BIG, *keys)
+    estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
+    assert {of_rank[len(ACTIVATIONS) + STATES.index(keys)] for of_rank in kept} == {estimate}
 
 
 # Wide enough that weights, and not only activations, take memory.
