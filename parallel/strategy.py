@@ -181,7 +181,8 @@ def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: t
 
 
 def settle_gradients(model: nn.Module) -> None:
-    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms), once a step."""
+    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms, and of what all heads
+    share), once a step."""
     for parameter in model.parameters():
         gradient: Tensor | None = parameter.grad
         if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):

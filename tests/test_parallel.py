@@ -157,7 +157,7 @@ CASES: list[Case] = [
     (2, FSDP, [*MIXED, BF16]),
     *[(n, keys, model) for n, keys in ((1, DDP), (2, TENSOR), (4, [*TENSOR, *FSDP])) for model in WITH_STATES],
     *[(n, keys, [*model, *PACKED]) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
-    *[(2, [*TENSOR, CHECKPOINTING], model) for model in WITH_STATES],
+    *[(n, [*keys, CHECKPOINTING], model) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
     (2, TENSOR, MIXED),
     *[(4, keys, MAMBA2) for keys in (TENSOR, ["--tensor_parallel=4"])],
     *[(n, keys, [MUON, *model]) for n, keys in ((1, DDP), (2, TENSOR)) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
