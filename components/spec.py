@@ -31,10 +31,10 @@ class Weights:
     `multiplies`: a token is multiplied by them, 2 FLOPs an element. `met`: how many, of how many, a token meets.
     `divided`: what tensor-parallel ranks have of them: other rows, other columns, or all, and a part of the gradient,
     for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
-    what a module of their own returns. `in_float32`: they multiply in it, whatever the compute dtype. `writes`: their
-    product is added to the residual stream, for which they start smaller. `fused`: the rows of each of several linear
-    layers that lie in one matrix, one below the other. `by_expert`: the first dimension is of experts, which
-    expert_parallel divides.
+    what a module of their own returns, unless the component sums parts. `in_float32`: they multiply in it, whatever the
+    compute dtype. `writes`: their product is added to the residual stream, for which they start smaller. `fused`: the
+    rows of each of several linear layers that lie in one matrix, one below the other. `by_expert`: the first dimension
+    is of experts, which expert_parallel divides.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -96,6 +96,16 @@ class Product:
     part: str
     flops: Any
     masked: Any = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedUp:
+    """Numbers a token that tensor-parallel ranks add up within a component, in the compute dtype or in float32, and
+    again their gradients. `made_of`: the parameters that they come out of, by their names in the module."""
+
+    numbers: Any
+    made_of: tuple[str, ...]
+    in_float32: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +223,14 @@ class Spec:
         """Whether tensor-parallel ranks can share it."""
         return self.divides is not None
 
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        """What tensor-parallel ranks must divide, by the key or the product of keys that it is."""
+        return {name: getattr(config, name) for name in self.divides or ()}
+
+    def added_up(self, config: Config) -> list[AddedUp]:
+        """What tensor-parallel ranks add up within it, beside its output."""
+        return []
+
     def all_weights(self, config: Config) -> list[Weights]:
         """The parameters of the component with what it contains, under their names in its module."""
         found = list(self.weights(config))
@@ -257,6 +275,7 @@ class Position(Spec):
     acts_in: ClassVar[str | None] = "embedding"  # or in the `mixers` that use positions, or nowhere
     rotates: ClassVar[bool] = False  # queries and keys
     biases_scores: ClassVar[bool] = False
+    keeps_places: ClassVar[bool] = False  # of tokens in their documents, for the backward pass
 
     def turns_by_length(self, config: Config) -> bool:
         """Whether what it does to a token depends on how long its text is, in texts of up to block_size tokens."""
@@ -277,8 +296,11 @@ class Half(Spec):
 
     def is_shared(self, config: Config) -> bool:
         """Whether each of its matrices is divided, and no vector is left of which every rank has a part of the
-        gradient unawares: the biases of divided matrices are divided, or added once, with them."""
+        gradient unawares: the biases of divided matrices are divided, or added once, with them. Of one that sums parts,
+        every parameter says what ranks have of it."""
         weights = self.weights(config)
+        if self.sums_parts:
+            return super().is_shared(config) and all(one.divided for one in weights)
         modules = {name.rpartition(".")[0] for one in weights if one.multiplies or one.divided for name in one.names}
         others = {name.rpartition(".")[0] for one in weights if not one.multiplies for name in one.names}
         divided = all(one.divided for one in weights if one.multiplies)

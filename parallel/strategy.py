@@ -186,8 +186,8 @@ def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: t
 
 
 def settle_gradients(model: nn.Module) -> None:
-    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms), and those of experts,
-    once a step."""
+    """Complete the sums over ranks that tensor parallelism has left open (gradients of norms, and of what all heads
+    share), and those of experts, once a step."""
     for parameter in model.parameters():
         gradient: Tensor | None = parameter.grad
         if gradient is not None and shares_experts(parameter):

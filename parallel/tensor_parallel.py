@@ -4,6 +4,7 @@ residual stream along the sequence (Korthikanti et al. 2022).
     tokens ─ embedding (rows of the vocabulary) ─ positions ─┐ sequence split
       ┌──────────────────────────────────────────────────────┘
       │  norm ─ gather ─ q, k, v by heads ─ attention ─ o ─ sum and split ─ (+)      each block
+      │  norm ─ gather ─ a state's inputs by heads ─ scan or rule ─ o ─ sum and split ─ (+)      or this
       │  norm ─ gather ─ gate, up by columns ─ activation ─ down ─ sum and split ─ (+)
       └─ final norm ─ gather ─ head (rows of the vocabulary) ─ loss of all rows
 """

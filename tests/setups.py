@@ -28,6 +28,18 @@ OPTIONS = """
 --attention_sinks=True --attention_output_gate=element --value_residual=True
 """.split()
 
+# Each mixer with a state beside attention; two ranks divide heads, groups and channels
+_BESIDE_ATTENTION = "--arch_preset=hybrid --n_layer=2 --gradient_accumulation_steps=2".split()
+MAMBA2 = [*_BESIDE_ATTENTION, *"--layer_pattern=AM --mamba_head_dim=8 --mamba_d_state=5 --mamba_chunk_size=8".split()]
+MAMBA2_OF_GROUPS = [*MAMBA2, "--mamba_n_groups=2", "--mamba_bias=True"]
+MAMBA1 = [*_BESIDE_ATTENTION, *"--layer_pattern=SA --mamba_d_state=5 --mamba_dt_rank=3 --mamba_bias=True".split()]
+GATED_DELTA = [*_BESIDE_ATTENTION, *"--layer_pattern=DA --linear_num_value_heads=4 --linear_num_key_heads=2".split()]
+KIMI_DELTA = [*_BESIDE_ATTENTION, *"--layer_pattern=KA --linear_num_value_heads=2 --linear_key_head_dim=6".split()]
+CONVOLUTION = [*_BESIDE_ATTENTION, "--layer_pattern=VA", "--short_conv_bias=True"]
+WITH_STATES = (MAMBA2, MAMBA2_OF_GROUPS, MAMBA1, GATED_DELTA, KIMI_DELTA, CONVOLUTION)
+ALL_STATES = "--arch_preset=hybrid --n_layer=5 --layer_pattern=MSDKA --mamba_head_dim=8 --mamba_d_state=5".split()
+ALL_STATES += "--linear_num_value_heads=2 --linear_key_head_dim=6".split()
+
 MUON = "--optimizer=muon"  # its learning rate is the run's
 
 CHECKPOINTING = "--activation_checkpointing=True"

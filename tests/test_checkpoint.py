@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
 from setups import (
+    ALL_STATES,
     DDP,
     FSDP,
     GPT2,
@@ -59,6 +60,7 @@ JOURNEYS: list[Journey] = [
     (OPTIONS, [[*TENSOR, *FSDP], ZERO1, DDP]),
     (MORE_EXPERTS, [[*SHARED_EXPERTS, *FSDP], SHARED_EXPERTS, DDP, ["--expert_parallel=4"]]),
     ([*MORE_EXPERTS, MUON], [SHARED_EXPERTS, TENSOR, DDP, [*SHARED_EXPERTS, *FSDP]]),
+    (ALL_STATES, [[*TENSOR, *FSDP], TENSOR, DDP, TENSOR]),
 ]
 
 

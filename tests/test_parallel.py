@@ -17,10 +17,14 @@ from setups import (
     EXPERTS,
     F16,
     FSDP,
+    GATED_DELTA,
     GPT2,
     HYBRID,
+    KIMI_DELTA,
     LATENT,
     LLAMA,
+    MAMBA1,
+    MAMBA2,
     MORE_EXPERTS,
     MUON,
     ODD,
@@ -29,6 +33,7 @@ from setups import (
     POST_NORM,
     SHARED_EXPERTS,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -142,6 +147,8 @@ GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2 = (
     [*model, "--gradient_accumulation_steps=2"] for model in (GPT2, LLAMA, POST_NORM, OPTIONS)
 )
 
+STATES_AND_EXPERTS = [*KIMI_DELTA, *"--ffn_pattern=E --n_experts=4 --expert_d_ff=12".split()]
+
 Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
 CASES: list[Case] = [
     *[(1, DDP, model) for model in (ODD, GPT2_OF_2, LLAMA_OF_2, POST_NORM_OF_2, OPTIONS_OF_2)],
@@ -152,6 +159,14 @@ CASES: list[Case] = [
     *[(2, keys, MIXED) for keys in (DDP, ZERO1, FSDP, [*FSDP, CHECKPOINTING])],
     (1, DDP, [*MIXED, BF16]),
     (2, FSDP, [*MIXED, BF16]),
+    *[(n, keys, model) for n, keys in ((1, DDP), (2, TENSOR), (4, [*TENSOR, *FSDP])) for model in WITH_STATES],
+    *[(n, keys, [*model, *PACKED]) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
+    *[(n, [*keys, CHECKPOINTING], model) for n, keys in ((1, DDP), (2, TENSOR)) for model in WITH_STATES],
+    (2, TENSOR, MIXED),
+    *[(4, keys, MAMBA2) for keys in (TENSOR, ["--tensor_parallel=4"])],
+    *[(n, keys, [MUON, *model]) for n, keys in ((1, DDP), (2, TENSOR)) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
+    *[(n, keys, STATES_AND_EXPERTS) for n, keys in ((1, DDP), (2, [*TENSOR, CHECKPOINTING]))],
+    (4, [*TENSOR, *FSDP], [MUON, *MAMBA2]),
     *[(1, DDP, model) for model in (GEMMA, NEOX, OLMO)],
     *[(2, TENSOR, model) for model in (GEMMA, NEOX)],
     *[(2, FSDP, model) for model in (GEMMA, OLMO)],
@@ -242,6 +257,23 @@ def test_every_strategy_trains_as_one_process_does(size, strategy, model, result
 
 
 @pytest.mark.slow
+def test_in_16_bits_the_ranks_of_a_state_are_as_near_to_float32_as_one_process(data_dir):
+    """Each rank rounds its part of a sum, and the sum is rounded again: at most twice as far, by the norm of all
+    gradients of a step, each relative to its own."""
+    of_one, data = [[*model, *dtype] for model in WITH_STATES for dtype in ([], [BF16])], data_dir / "tiny"
+    (alone,), (shared, _) = (
+        on_ranks(size, all_trained, cases, data, 1)
+        for size, cases in ((1, of_one), (2, [[*TENSOR, *model, BF16] for model in WITH_STATES]))
+    )
+    for exact, *others in zip(alone[::2], alone[1::2], shared, strict=True):
+        half, ours = (
+            sum(((one.gradients[n] - x).norm() / x.norm()).square() for n, x in exact.gradients.items()).sqrt()
+            for one in others
+        )
+        assert 0 < ours < 2 * half
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["GPT-2", "Llama 3"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
@@ -253,13 +285,15 @@ def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
 
 @pytest.mark.soak
 def test_compiled_blocks_train_alike_under_every_strategy(data_dir):
-    compiled = [*LLAMA, "--compile=True"]
-    ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny", MANY)
-    strategies = [DDP, ZERO1, FSDP, ZERO2, TENSOR]
-    cases = [[*strategy, *compiled] for strategy in strategies]
-    for of_rank in on_ranks(2, all_trained, cases, data_dir / "tiny", MANY):
-        for one in of_rank:
-            assert max(compare(one, alone).values()) <= 1e-6
+    of_models = {(*LLAMA,): [DDP, ZERO1, FSDP, ZERO2, TENSOR], (*MAMBA2,): [TENSOR], (*MAMBA1,): [TENSOR]}
+    of_models |= {(*model,): [TENSOR] for model in (GATED_DELTA, KIMI_DELTA)}
+    for model, strategies in of_models.items():
+        compiled = [*model, "--compile=True"]
+        ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny", MANY)
+        cases = [[*strategy, *compiled] for strategy in strategies]
+        for of_rank in on_ranks(2, all_trained, cases, data_dir / "tiny", MANY):
+            for one in of_rank:
+                assert max(compare(one, alone).values()) <= 1e-6
 
 
 def compare(one: Trained, other: Trained) -> dict[str, float]:

@@ -17,8 +17,11 @@ from setups import (
     FSDP,
     GPT2,
     HYBRID,
+    KIMI_DELTA,
     LATENT,
     LLAMA,
+    MAMBA1,
+    MAMBA2,
     MORE_EXPERTS,
     MUON,
     ODD,
@@ -27,6 +30,7 @@ from setups import (
     POST_NORM,
     SHARED_EXPERTS,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -64,6 +68,12 @@ MIXED = "--arch_preset=hybrid --layer_pattern=ASM --ffn_after=attention --n_laye
 MIXED += ["--mamba_d_state=5"]
 FROZEN = ["--frozen=embedding.*,blocks.0.*,blocks.1.mixer*", "--frozen=embedding.*,blocks.*", "--frozen=blocks.1.ffn.*"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
+
+# What ranks add up within a mixer comes out of frozen parameters alone
+SUMS_WITHOUT_GRADIENT = [
+    ([*MAMBA2, "--layer_pattern=AM"], "blocks.1.mixer.[!no]*"),
+    ([*MAMBA1, "--layer_pattern=AS"], "blocks.1.mixer.x_*,blocks.1.mixer.selection_*"),
+]
 
 
 def few_each(size: int, keys: list[str]) -> list[str]:
@@ -113,6 +123,15 @@ CASES = [
     (4, ["--expert_parallel=4", *FSDP, *MORE_EXPERTS]),
     *[(2, [*SHARED_EXPERTS, CHECKPOINTING, *MORE_EXPERTS, frozen]) for frozen in FROZEN],
     *[(4, [*SHARED_EXPERTS, *strategy, MUON, *MORE_EXPERTS]) for strategy in (DDP, FSDP)],
+    *[(2, [*TENSOR, *keys, *model]) for keys in ([], [BF16, CHECKPOINTING]) for model in (*WITH_STATES, MIXED)],
+    (2, [*TENSOR, CHECKPOINTING, *POST_NORM, "--layer_pattern=AM", "--mamba_head_dim=8", "--ffn_pattern=F-"]),
+    *[(2, [*TENSOR, *model, f"--frozen=embedding.*,blocks.0.*,{names}"]) for model, names in SUMS_WITHOUT_GRADIENT],
+    *[(2, [*TENSOR, *model, "--frozen=embedding.*"]) for model, _ in SUMS_WITHOUT_GRADIENT],
+    *[(4, [*TENSOR, *FSDP, *model]) for model in WITH_STATES],
+    (4, [*TENSOR, *MAMBA2]),
+    (4, ["--tensor_parallel=4", *MAMBA2]),
+    *[(2, [*TENSOR, MUON, *model]) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
+    (4, [*TENSOR, *FSDP, MUON, *MAMBA1]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 

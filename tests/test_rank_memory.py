@@ -14,6 +14,7 @@ from setups import (
     HYBRID,
     LATENT,
     LLAMA,
+    MAMBA2,
     MORE_EXPERTS,
     MUON,
     ODD,
@@ -21,6 +22,7 @@ from setups import (
     POST_NORM,
     SHARED_EXPERTS,
     TENSOR,
+    WITH_STATES,
     ZERO1,
     ZERO2,
 )
@@ -51,6 +53,13 @@ ACTIVATIONS += [
     for model in (MORE_EXPERTS, ROUTED_ALONE)
     for keys in ([], ZERO2, ["--experts_backend=loop"], [CHECKPOINTING])
 ]
+PACKED = "--mask_documents=True"
+# Of the last a rank has a single head, which needs no copies
+STATES = [
+    [*TENSOR, *dtype, *model]
+    for dtype in ([], [BF16])
+    for model in (*WITH_STATES, *([*one, PACKED] for one in WITH_STATES), MIXED, [*MAMBA2, "--mamba_head_dim=64"])
+]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ ACTIVATIONS += [
 )
 @pytest.mark.parametrize("architecture", [LLAMA, ODD, MIXED], ids=named)
 def test_the_planner_says_the_same(shared, keys, architecture):
-    if "tensor_parallel" in shared and architecture in (ODD, MIXED):
+    if "tensor_parallel" in shared and architecture == ODD:
         architecture = GPT2
     architecture = MORE_EXPERTS if "expert_parallel" in shared else architecture
     configuration = small_configuration(*keys, *architecture, BF16)
@@ -93,8 +102,9 @@ def kept_on_a_rank(ranks, configuration) -> int:
     if run.expert_parallel > 1:
         with torch.no_grad(), precision(CPU, run.dtype):
             training.wrapped(tokens)  # FSDP gathers the rest, and leaves it gathered
+    documents = (torch.arange(model_config.block_size) // 10).expand_as(tokens) if run.mask_documents else None
     with counting_kept_bytes(model) as kept, precision(CPU, run.dtype):
-        model.hidden(tokens)
+        model._read(tokens, documents=documents)
     total = sum(size for size, _ in kept.values())
     if not run.activation_checkpointing:
         return total
@@ -108,7 +118,7 @@ def kept_on_a_rank(ranks, configuration) -> int:
 
 @pytest.fixture(scope="module")
 def kept():
-    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS)
+    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS + STATES)
 
 
 @pytest.mark.slow
@@ -122,6 +132,14 @@ def test_activations_of_ranks_that_share_layers(keys, kept):
         assert estimate == pytest.approx(sum(found) / 2, rel=0.005)
     else:
         assert found == pytest.approx([estimate, estimate], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", STATES, ids=named)
+def test_activations_of_states_to_the_byte(keys, kept):
+    configuration = small_configuration(*BIG, *keys)
+    estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
+    assert {of_rank[len(ACTIVATIONS) + STATES.index(keys)] for of_rank in kept} == {estimate}
 
 
 # Wide enough that weights, and not only activations, take memory.

@@ -60,6 +60,11 @@ TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
 SHARED = [*FOUR, "--ffn_pattern=E", "--expert_parallel=4", "--dry_run", "--world_size=4"]
 
 
+def states(letter: str, *keys: str) -> list[str]:
+    """Layers with a state beside those of attention."""
+    return [*TENSOR, "--arch_preset=hybrid", f"--layer_pattern=A{letter}", *keys]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -84,6 +89,18 @@ SHARED = [*FOUR, "--ffn_pattern=E", "--expert_parallel=4", "--dry_run", "--world
         ([*TENSOR, "--qk_norm=True"], "tensor_parallel does not share norms of queries and keys: take qk_norm=False"),
         ([*TENSOR, "--position_encoding=alibi"], "tensor_parallel does not share ALiBi's slopes"),
         ([*TENSOR, "--dropout=0.1"], "tensor_parallel needs dropout=0"),
+        (
+            states("M", "--mamba_head_dim=32"),
+            "does not divide mamba_expand*n_embd/mamba_head_dim=2: change one of them",
+        ),
+        (states("M", "--mamba_head_dim=8", "--mamba_n_groups=2"), "does not divide mamba_n_groups=2: change one of"),
+        (
+            states("S", "--n_embd=34", "--head_dim=8", "--mamba_expand=1", "--d_ff=64"),
+            "tensor_parallel=4 does not divide mamba_expand*n_embd=34: change one of them",
+        ),
+        (states("D", "--linear_num_value_heads=6"), "does not divide linear_num_value_heads=6: change one of them"),
+        (states("D", "--linear_num_value_heads=8", "--linear_num_key_heads=2"), "linear_num_key_heads=2: change one"),
+        (states("K"), "tensor_parallel=4 does not divide linear_num_value_heads=1: change one of them"),
         (["--use_zero1=True", FSDP], "use_zero1 and use_fsdp exclude each other"),
         ([*TENSOR, "--use_zero1=True"], "use_zero1 and tensor_parallel exclude each other"),
         (
@@ -149,6 +166,13 @@ def test_what_can_only_be_counted_is_planned_and_refused(train, tmp_path):
     assert planned.returncode == 0 and f"the run itself is refused: {reason}" in planned.stdout
     refused = train(*keys, "--out_dir=run")
     assert (refused.returncode, refused.stderr) == (2, f"error: {reason}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_that_ranks_do_not_divide_are_told_once(train, tmp_path):
+    keys = ["--layer_pattern=AK", "--linear_num_value_heads=3", "--tensor_parallel=2"]
+    line = one_line_of_two_ranks(train(*keys, ranks=2))
+    assert line == "error: tensor_parallel=2 does not divide linear_num_value_heads=3: change one of them"
     assert not (tmp_path / "run").exists()
 
 

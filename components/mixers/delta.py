@@ -26,11 +26,7 @@ class DeltaRule(Mixer):
     products_parts = ("short_convolution", "delta_rule")
     has_constant_state = in_float32 = True  # decays do not bear to be rounded
     takes_documents = "places"
-    divides = None
-    not_shared = (
-        "tensor_parallel shares attention and FFNs among ranks, not the heads of a delta rule: take use_fsdp, "
-        "which divides any layer"
-    )
+    divides, sums_parts = (), True
 
     linear_num_value_heads: int | None = key(
         None,
@@ -103,16 +99,19 @@ class DeltaRule(Mixer):
         """All but those of the decays and of the gate, which are a mixer's own."""
         keys, values = self.key_width(config), self.value_width(config)
         return [
-            *matrices(("q_proj", "k_proj"), keys, config.n_embd),
-            *matrices("v_proj", values, config.n_embd),
-            *matrices("b_proj", self.heads(config), config.n_embd),  # how far a token corrects
-            Weights(("q_conv.weight", "k_conv.weight"), (keys, config.linear_conv_kernel_dim)),
-            Weights(("v_conv.weight",), (values, config.linear_conv_kernel_dim)),
-            *vectors("A_log", self.heads(config)),
-            *vectors("dt_bias", self.decays(config)),
-            *vectors("norm.weight", self.value_dim(config)),  # of every head's output
-            *matrices("o_proj", config.n_embd, values, writes=True),
+            *matrices(("q_proj", "k_proj"), keys, config.n_embd, divided="rows"),
+            *matrices("v_proj", values, config.n_embd, divided="rows"),
+            *matrices("b_proj", self.heads(config), config.n_embd, divided="rows"),  # how far a token corrects
+            Weights(("q_conv.weight", "k_conv.weight"), (keys, config.linear_conv_kernel_dim), divided="rows"),
+            Weights(("v_conv.weight",), (values, config.linear_conv_kernel_dim), divided="rows"),
+            *vectors("A_log", self.heads(config), divided="rows"),
+            *vectors("dt_bias", self.decays(config), divided="rows"),
+            *vectors("norm.weight", self.value_dim(config), divided="heads"),  # of every head's output
+            *matrices("o_proj", config.n_embd, values, divided="columns", writes=True),
         ]
+
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        return {"linear_num_value_heads": self.heads(config)}
 
     # FLOPs
 
@@ -145,6 +144,10 @@ class DeltaRule(Mixer):
 
     # Memory
 
+    def whole(self, batch: MicroBatch) -> int:
+        """The input of six projections, and which tokens forget."""
+        return batch.linear_inputs(batch.config.n_embd, layers=6) + kept_by_forgetting(batch)
+
     def rule_kept(self, batch: MicroBatch) -> int:
         """The convolutions; and of the rule its inputs, the state at every chunk's start, the inverse of its system,
         and how far each token's value was off."""
@@ -159,7 +162,6 @@ class DeltaRule(Mixer):
             + tokens * (2 * keys + values) * batch.e
             + tokens * (self.decays(config) + heads) * 4
             + chunks * (K * V + chunk * chunk + chunk * V) * 4
-            + kept_by_forgetting(batch)
         )
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:

@@ -10,6 +10,7 @@ from components.documents import forgetting
 from components.mixers.delta import DeltaRule
 from components.mixers.delta_rule import delta_chunked, delta_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
+from components.parts import PartLinear, SummandLinear, own_part
 from components.precision import wide
 
 
@@ -26,11 +27,12 @@ class HeadNorm(nn.Module):
         self.weight.fill_(1.0)
 
     def forward(self, y: Tensor) -> Tensor:
-        return F.rms_norm(y, y.shape[-1:], wide(self.weight), self.eps)
+        return F.rms_norm(y, y.shape[-1:], wide(own_part(self.weight)), self.eps)
 
 
 class DeltaMixer(nn.Module):
-    """All but what the decays and the gate of the output come from, which a mixer says."""
+    """All but what the decays and the gate of the output come from, which a mixer says. Tensor-parallel ranks call it
+    on all tokens, with the parameters of some heads; their outputs are added."""
 
     rates_from: float  # of exp(A_log), which is drawn uniformly from there to 16
 
@@ -40,17 +42,17 @@ class DeltaMixer(nn.Module):
         self.chunk_size = config.linear_chunk_size
         keys, values, heads = mixer.key_width(config), mixer.value_width(config), mixer.heads(config)
         self.convolved = (keys, keys, values)  # channels of q, k, v
-        self.q_proj = nn.Linear(config.n_embd, keys, bias=False)
-        self.k_proj = nn.Linear(config.n_embd, keys, bias=False)
-        self.v_proj = nn.Linear(config.n_embd, values, bias=False)
-        self.b_proj = nn.Linear(config.n_embd, heads, bias=False)
+        self.q_proj = PartLinear(config.n_embd, keys, bias=False)
+        self.k_proj = PartLinear(config.n_embd, keys, bias=False)
+        self.v_proj = PartLinear(config.n_embd, values, bias=False)
+        self.b_proj = PartLinear(config.n_embd, heads, bias=False)
         self.q_conv, self.k_conv, self.v_conv = (
             CausalConvolution(channels, config.linear_conv_kernel_dim, bias=False) for channels in self.convolved
         )
         self.dt_bias = nn.Parameter(torch.empty(mixer.decays(config)))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.norm = HeadNorm(self.value_dim, config.norm_eps)
-        self.o_proj = nn.Linear(values, config.n_embd, bias=False)
+        self.o_proj = SummandLinear(values, config.n_embd, bias=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -162,12 +162,12 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, v, decay, beta = ctx.saved_tensors[:5]
-        inputs += [decay, beta]  # q, k, decay, beta
+        q, k, v, decay, beta, *kept = ctx.saved_tensors  # read once: a checkpoint gives them out once
+        inputs = [q, k, decay, beta]
         gradients, v_grad, shape = [torch.empty_like(one) for one in inputs], torch.empty_like(v), state_grad.shape
         state_grad = state_grad.flatten(0, 1)
         for index, part in reversed(list(enumerate(_segments(v, ctx.chunk)))):
-            starts, errors, solved = ctx.saved_tensors[5 + 3 * index :][:3]
+            starts, errors, solved = kept[3 * index :][:3]
             with torch.enable_grad():
                 leaves = [one[:, part].detach().requires_grad_() for one in inputs]
                 chunks = _chunks(leaves, ctx.chunk)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from components.parts import own_part
+
 STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-uniformly (Gu and Dao 2023, section 3.6)
 
 
@@ -30,7 +32,8 @@ class CausalConvolution(nn.Module):
     """Each channel's last K tokens, weighted and summed, then the activation, if any: (B, T, channels) -> (B, T,
     channels).
 
-    As K shifted multiplications, which for so few are faster than a convolution kernel.
+    As K shifted multiplications, which for so few are faster than a convolution kernel. A rank convolves the channels
+    that it has of the weight.
     """
 
     def __init__(
@@ -59,8 +62,8 @@ class CausalConvolution(nn.Module):
         (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
         padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
-        bias = x.new_zeros(()) if self.bias is None else self.bias.type_as(x)
-        y = _Shifted.apply(padded, self.weight.type_as(x), bias, places)
+        bias = x.new_zeros(()) if self.bias is None else own_part(self.bias).type_as(x)
+        y = _Shifted.apply(padded, own_part(self.weight).type_as(x), bias, places)
         if tail is not None:
             tail.copy_(padded[:, length:])
         return y if self.activation is None else self.activation(y)

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.keys import key
 from components.mixers.convolution import kept_by_convolution
-from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights
+from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights, matrices, vectors
 
 
 class StateSpace(Mixer):
@@ -18,11 +18,7 @@ class StateSpace(Mixer):
     products_parts = ("convolution", "scan")
     has_constant_state = in_float32 = True  # decays and steps do not bear to be rounded
     takes_documents = "places"
-    divides = None
-    not_shared = (
-        "tensor_parallel shares attention and FFNs among ranks, not the scan of a Mamba layer: take use_fsdp, "
-        "which divides any layer"
-    )
+    divides, sums_parts = (), True
     own_state: int  # unless mamba_d_state gives it, as published
 
     mamba_d_state: int | None = key(
@@ -54,13 +50,20 @@ class StateSpace(Mixer):
         """Channels that the convolution sees."""
         return self.width(config)
 
-    def convolution(self, names: str | tuple[str, ...], channels: int, config: Config) -> list[Weights]:
+    def convolution(
+        self, names: str | tuple[str, ...], channels: int, config: Config, divided: str = "rows"
+    ) -> list[Weights]:
         """Depthwise and causal: its products are no linear map, and counted apart."""
         names = (names,) if isinstance(names, str) else names
-        weights = [Weights(tuple(f"{name}.weight" for name in names), (channels, config.mamba_d_conv))]
+        found = [Weights(tuple(f"{name}.weight" for name in names), (channels, config.mamba_d_conv), divided=divided)]
         if config.mamba_conv_bias:
-            weights.append(Weights(tuple(f"{name}.bias" for name in names), (channels,)))
-        return weights
+            found.append(Weights(tuple(f"{name}.bias" for name in names), (channels,), divided=divided))
+        return found
+
+    def output(self, config: Config) -> list[Weights]:
+        """The output projection; of its bias each tensor-parallel rank adds a share."""
+        found = matrices("o_proj", config.n_embd, self.width(config), divided="columns", writes=True)
+        return [*found, *vectors("o_proj.bias", config.n_embd, divided="heads") * self.has_bias(config)]
 
     def convolution_product(self, config: Config) -> Product:
         """mamba_d_conv multiply-adds a channel."""

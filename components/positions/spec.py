@@ -41,6 +41,7 @@ class _Position(Position):
 @register_spec
 class LearnedAbsolute(_Position):
     name, label = "learned_absolute", "AbsPos"
+    keeps_places = True
 
     def weights(self, config: Config) -> list[Weights]:
         return [Weights(("embedding.weight",), (config.block_size, config.n_embd))]

@@ -18,7 +18,7 @@ import dataclasses
 
 from components.spec import GRADIENT_IN_PART
 from flops_parameter_counting.costs.memory import REDUCE_BYTES
-from flops_parameter_counting.costs.model_cost import gradients
+from flops_parameter_counting.costs.model_cost import Named, gradients
 from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import (
@@ -148,7 +148,7 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     and their gradients, are float32 as the norms leave them; sums, and theirs, are in the compute dtype. Outside, all
     float32: the embedding's sum goes to every rank, for positions to be added, and its gradient is gathered; what the
     head reads is gathered and its gradient divided. With activation checkpointing a block gathers its inputs again,
-    and divides again what it keeps: of two sums the first, or both where a norm follows. Where nothing before is
+    and divides again what it keeps: all sums but its last, which it needs where a norm follows. Where nothing before is
     trained there is no gradient to be sent, and a block without one is not computed again.
     """
     config, ranks, stream, e = step.config, step.mesh.tensor, step.stream, step.e
@@ -156,18 +156,33 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     halves = [index for index, one in enumerate(found) if one.place and one.place.name in ("mixer", "ffn")]
     of_inputs, of_sums = sum(of_input[index] for index in halves), sum(of_output[index] for index in halves)
     of_stream, of_head = of_output[1], of_input[-1]  # with the positions added to it; as the head reads it
-    again = step.run.activation_checkpointing * len({found[index].block for index in halves if of_output[index]})
-    sums_again = again if config.norm_position == "pre" else 2 * again
-    gathered = (len(halves) + 2 * again) * 4 + of_sums * e + of_stream * 4 + 4
+    blocks = {found[index].block for index in halves if step.run.activation_checkpointing and of_output[index]}
+    again = [found[index].block in blocks for index in halves]
+    sums_again = sum(again) - (len(blocks) if config.norm_position == "pre" else 0)
+    gathered = (len(halves) + sum(again)) * 4 + of_sums * e + of_stream * 4 + 4
     divided = (len(halves) + sums_again) * e + of_inputs * 4 + of_head * 4
     rows = step.run.batch_size * config.block_size
+    within = sum(
+        _added_up(step, found[index], of_input[index], is_again) for index, is_again in zip(halves, again, strict=True)
+    )
     exchanges = [
-        Exchange("activations", "all_reduce", ranks, 4 * stream),
+        Exchange("activations", "all_reduce", ranks, 4 * stream + within * rows),
         Exchange("activations", "all_gather", ranks, gathered * stream),
         Exchange("activations", "reduce_scatter", ranks, divided * stream),
         Exchange("loss", "all_gather", ranks, ranks * 2 * 4 * rows),  # every rank's normalizer and target of each row
     ]
     return [dataclasses.replace(one, payload=step.micro_batches * one.payload) for one in exchanges]
+
+
+def _added_up(step: Step, found: Named, of_input: bool, is_again: bool) -> int:
+    """Bytes a token of what ranks add up within a half of a block: in the forward pass, in one that is made again, and
+    of gradients where what they are made of is trained."""
+    assert found.place is not None
+    total, place = 0, f"blocks.{found.block}.{found.place.name}"
+    for one in found.place.spec.added_up(found.place.config):
+        has_gradient = of_input or not all(step.run.freezes(f"{place}.{name}") for name in one.made_of)
+        total += (1 + is_again + has_gradient) * one.numbers * (4 if one.in_float32 else step.e)
+    return total
 
 
 def _expert_parallel(step: Step) -> list[Exchange]:

@@ -97,6 +97,18 @@ def _position_bytes(batch: MicroBatch) -> int:
     return kept
 
 
+def _place_bytes(batch: MicroBatch) -> int:
+    """Bytes of each token's place in its document, one tensor for all layers that are handed it, and for a position
+    encoding that counts it as its own."""
+    config = batch.config
+    if not batch.has_documents or config.component("position_encoding").keeps_places:
+        return 0
+    counts = config.layer_counts.items()
+    return (
+        8 * batch.tokens * (sum(count * (layer.mixer_spec.takes_documents == "places") for layer, count in counts) > 0)
+    )
+
+
 def _handed_bytes(batch: MicroBatch) -> int:
     """Bytes that the first mixer which hands something on hands to later ones, where there are any."""
     config, counts, sizes = batch.config, dict[str, Any](), dict[str, Any]()
@@ -118,7 +130,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
     for place in places_outside(config):
         if place.name != "position":
             outside += place.spec.kept(batch) // batch.tensor
-    outside += _position_bytes(batch)
+    outside += _position_bytes(batch) + _place_bytes(batch)
     layers = {layer: count for layer, count in config.layer_counts.items() if np.any(count)}
     blocks = {layer: block_bytes(batch, layer) for layer in layers}
     if not checkpointing:

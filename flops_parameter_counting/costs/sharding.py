@@ -84,12 +84,10 @@ def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
     a head, a column or a row belongs to one of them."""
     sizes: list[tuple[str, Any]] = []
     for place in all_places(model):
-        for found in (place.spec, *place.spec.within(place.config).values()):
-            if not found.is_shared(place.config) and np.any(place.count):
+        for found in (place.spec, *place.spec.within(place.config).values()) if np.any(place.count) else ():
+            if not found.is_shared(place.config):
                 raise UserError(found.not_shared.format(f"{found.kind}={found.name!r}"))
-            sizes += [(name, getattr(place.config, name)) for name in found.divides or ()]
-    if np.any(model.ffn_layers != model.n_layer):
-        raise UserError("tensor_parallel needs an FFN in every layer: take ffn_after='all', or use_fsdp")
+            sizes += found.shared_sizes(place.config).items()
     for name, size in (*sizes, ("vocab_size", model.vocab_size), ("block_size", model.block_size)):
         if np.any((size or 0) % ranks if size is None or np.ndim(size) == 0 else size % ranks):
             raise UserError(f"tensor_parallel={ranks} does not divide {name}={size}: change one of them")

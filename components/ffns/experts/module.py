@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from components.ffns.experts.products import BACKENDS, Expert, counts_of
 from components.ffns.gated.module import clamped_swiglu
 from components.ffns.gated.spec import CLAMPED, CLAMPED_GATE, GATES
-from components.parts import own_part, ranks_of
+from components.parts import own_part, parts_of, ranks_of, summand_of
 from components.precision import wide
 from components.registry import module, register_module
 from components.stacked import StackedLinear
@@ -112,8 +112,7 @@ class Experts(nn.Module):
         balance_bias = None if self.balance_bias is None else own_part(self.balance_bias)
         scores, chosen, weights = self.routing(logits, balance_bias)
         load = counts_of(chosen, scores.shape[1]) / chosen.numel()  # (E,)
-        down = _summand(self.down_proj, ranks_of(self.router.weight))
-        expert = Expert(self._gated, _parts(self.gate_proj), _parts(self.up_proj), down)
+        expert = Expert(self._gated, parts_of(self.gate_proj), parts_of(self.up_proj), summand_of(self.down_proj))
         compute = tokens.to(_compute_dtype(tokens))
         y = self.routed(compute, weights, chosen, expert)
         if self.has_shared:
@@ -127,8 +126,8 @@ class Experts(nn.Module):
         return self.activation(gate) * up
 
     def _shared(self, tokens: Tensor, compute: Tensor) -> Tensor:
-        gate, up = (F.linear(compute, *_parts(layer)) for layer in (self.shared_gate_proj, self.shared_up_proj))
-        y = F.linear(self._gated(gate, up), *_summand(self.shared_down_proj, ranks_of(self.router.weight)))
+        gate, up = (F.linear(compute, *parts_of(layer)) for layer in (self.shared_gate_proj, self.shared_up_proj))
+        y = F.linear(self._gated(gate, up), *summand_of(self.shared_down_proj))
         return y if self.shared_expert_gate is None else y * in_float32(tokens, self.shared_expert_gate).sigmoid()
 
     def _added(self, logits: Tensor, scores: Tensor, chosen: Tensor, batch: int) -> dict[str, Tensor]:
@@ -148,17 +147,6 @@ class Experts(nn.Module):
             found["router_z"] = self.z_loss * logits.logsumexp(-1).square().mean()
         ranks = ranks_of(self.router.weight)
         return {name: term if ranks == 1 else _of_each_rank(term, ranks) for name, term in found.items()}
-
-
-def _parts(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """This rank's part of the matrix of an nn.Linear, or of those of a StackedLinear, and of the bias."""
-    return own_part(layer.weight), None if layer.bias is None else own_part(layer.bias)
-
-
-def _summand(layer: Any, ranks: int) -> tuple[Tensor, Tensor | None]:
-    """The same of a layer whose output so many ranks add up: each adds its share of the bias."""
-    weight, bias = _parts(layer)
-    return weight, bias if bias is None or ranks == 1 else bias / ranks
 
 
 def _of_each_rank(term: Tensor, ranks: int) -> Tensor:

@@ -133,10 +133,6 @@ class Experts(Clamps):
         width = config.expert_d_ff / config.n_embd
         return Routing(config.n_experts_per_token + shared, config.n_experts + shared, width)
 
-    def is_shared(self, config: Config) -> bool:
-        """Every rank has a part of each expert's hidden width, and the whole router."""
-        return True
-
     def weights(self, config: Config) -> list[Weights]:
         count, width, hidden = config.n_experts, config.n_embd, config.expert_d_ff
         of_routed: dict[str, Any] = {

@@ -13,10 +13,11 @@ and z of each key head after one another, and b and a; and the three convolution
 Shapes: B batch, T tokens, D n_embd, G key heads, H value heads, K and V the widths of their keys and values.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from components.mixers.delta_mixer import DeltaMixer
+from components.parts import PartLinear, own_part
 from components.precision import wide
 from components.registry import register_module, spec
 from model_config import ModelArchitectureConfig
@@ -40,13 +41,13 @@ class GatedDelta(DeltaMixer):
     def __init__(self, config: ModelArchitectureConfig):
         mixer = spec("mixer", "gated_delta")
         super().__init__(mixer, config)
-        self.z_proj = nn.Linear(config.n_embd, mixer.value_width(config), bias=False)
-        self.a_proj = nn.Linear(config.n_embd, mixer.heads(config), bias=False)
+        self.z_proj = PartLinear(config.n_embd, mixer.value_width(config), bias=False)
+        self.a_proj = PartLinear(config.n_embd, mixer.heads(config), bias=False)
         self.reset_parameters()
 
     def decay(self, x: Tensor) -> Tensor:
-        step = F.softplus(wide(self.a_proj(x)) + wide(self.dt_bias))  # (B, T, H)
-        return (step * -wide(self.A_log).exp())[..., None]
+        step = F.softplus(wide(self.a_proj(x)) + wide(own_part(self.dt_bias)))  # (B, T, H)
+        return (step * -wide(own_part(self.A_log)).exp())[..., None]
 
     def gate(self, x: Tensor) -> Tensor:
         return F.silu(wide(self.z_proj(x)))

@@ -42,22 +42,24 @@ class GatedDelta(DeltaRule):
     def weights(self, config: Config) -> list[Weights]:
         return [
             *super().weights(config),
-            *matrices("z_proj", self.value_width(config), config.n_embd),  # the gate
-            *matrices("a_proj", self.heads(config), config.n_embd),  # the decays
+            *matrices("z_proj", self.value_width(config), config.n_embd, divided="rows"),  # the gate
+            *matrices("a_proj", self.heads(config), config.n_embd, divided="rows"),  # the decays
         ]
+
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        return {**super().shared_sizes(config), "linear_num_key_heads": self.key_heads(config)}
 
     def scores(self, config: Config, chunk: int) -> Any:
         """In full, C x C: a decay is a factor of each."""
         return 2 * 2 * chunk * self.key_dim(config)
 
     def kept(self, batch: MicroBatch) -> int:
-        """The input of six projections; the rule; the decays' steps, before softplus and after; the gate, before silu
-        and after; the rule's output, normalized, and times the norm's weight; and the input of the output
-        projection."""
+        """What is kept whole; the rule; the decays' steps, before softplus and after; the gate, before silu and after;
+        the rule's output, normalized, and times the norm's weight; and the input of the output projection."""
         config, e, tokens = batch.config, batch.e, batch.tokens
         heads, values = self.heads(config), self.value_width(config)
         return (
-            batch.linear_inputs(config.n_embd, layers=6)
+            self.whole(batch)
             + self.rule_kept(batch)
             + 2 * tokens * heads * 4
             + 2 * heads * 4  # exp(A_log), and with its sign turned

@@ -12,10 +12,11 @@ The convolutions are three; Hugging Face's Kimi Linear holds them as one, in the
 Shapes: B batch, T tokens, D n_embd, H heads, K and V the widths of their keys and values.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from components.mixers.delta_mixer import DeltaMixer
+from components.parts import PartLinear, own_part
 from components.precision import wide
 from components.registry import register_module, spec
 from model_config import ModelArchitectureConfig
@@ -39,15 +40,15 @@ class KimiDelta(DeltaMixer):
         mixer = spec("mixer", "kimi_delta")
         super().__init__(mixer, config)
         rank = mixer.value_dim(config)
-        self.f_a_proj = nn.Linear(config.n_embd, rank, bias=False)
-        self.f_b_proj = nn.Linear(rank, mixer.decays(config), bias=False)
-        self.g_a_proj = nn.Linear(config.n_embd, rank, bias=False)
-        self.g_b_proj = nn.Linear(rank, mixer.value_width(config), bias=False)
+        self.f_a_proj = PartLinear(config.n_embd, rank, bias=False)
+        self.f_b_proj = PartLinear(rank, mixer.decays(config), bias=False)
+        self.g_a_proj = PartLinear(config.n_embd, rank, bias=False)
+        self.g_b_proj = PartLinear(rank, mixer.value_width(config), bias=False)
         self.reset_parameters()
 
     def decay(self, x: Tensor) -> Tensor:
-        step = F.softplus(wide(self.f_b_proj(self.f_a_proj(x))) + wide(self.dt_bias))  # (B, T, H K)
-        return step.unflatten(-1, (-1, self.key_dim)) * -wide(self.A_log).exp()[:, None]
+        step = F.softplus(wide(self.f_b_proj(self.f_a_proj(x))) + wide(own_part(self.dt_bias)))  # (B, T, H K)
+        return step.unflatten(-1, (-1, self.key_dim)) * -wide(own_part(self.A_log)).exp()[:, None]
 
     def gate(self, x: Tensor) -> Tensor:
         return wide(self.g_b_proj(self.g_a_proj(x))).sigmoid()

@@ -22,9 +22,9 @@ class KimiDelta(DeltaRule):
         rank = self.value_dim(config)
         return [
             *super().weights(config),
-            *matrices(("f_a_proj", "g_a_proj"), rank, config.n_embd),
-            *matrices("f_b_proj", self.decays(config), rank),
-            *matrices("g_b_proj", self.value_width(config), rank),
+            *matrices(("f_a_proj", "g_a_proj"), rank, config.n_embd, divided="heads"),
+            *matrices("f_b_proj", self.decays(config), rank, divided="rows"),
+            *matrices("g_b_proj", self.value_width(config), rank, divided="rows"),
         ]
 
     def scores(self, config: Config, chunk: int) -> Any:
@@ -33,14 +33,12 @@ class KimiDelta(DeltaRule):
         return 2 * 2 * self.key_dim(config) * (chunk + 1) // 2
 
     def kept(self, batch: MicroBatch) -> int:
-        """The input of six projections, and of the two after narrow vectors; the rule; the decays' steps, before
-        softplus and after; the gate; the rule's output, normalized, and times the norm's weight; and the input of the
-        output projection."""
+        """What is kept whole; the rule; the decays' steps, before softplus and after; the gate; the rule's output,
+        normalized, and times the norm's weight; and the input of the output projection."""
         config, e, tokens = batch.config, batch.e, batch.tokens
         heads, values = self.heads(config), self.value_width(config)
         return (
-            batch.linear_inputs(config.n_embd, layers=6)
-            + 2 * tokens * self.value_dim(config) * e
+            self.whole(batch)
             + self.rule_kept(batch)
             + 2 * tokens * self.decays(config) * 4
             + 2 * heads * 4  # exp(A_log), and with its sign turned
@@ -48,6 +46,10 @@ class KimiDelta(DeltaRule):
             + tokens * heads * 4  # each head's root mean square
             + tokens * values * e
         )
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The narrow vectors besides, which come out of the stream for all heads."""
+        return super().whole(batch) + 2 * batch.tokens * self.value_dim(batch.config) * batch.e
 
 
 _LAYERS = {"layer_pattern": "KKKC", "linear_key_head_dim": 128, "ffn_pattern": "F,E", "position_encoding": "none"}

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from components.mixers.mamba1.scan import selective_scan, selective_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
+from components.parts import PartLinear, SummandLinear, added_up, own_part
 from components.precision import wide
 from components.registry import register_module, spec
 from model_config import ModelArchitectureConfig
@@ -41,7 +42,7 @@ class StepProjection(nn.Module):
         self.bias.copy_(bias_of_steps(len(self.bias)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(wide(F.linear(x, self.weight)) + wide(self.bias))
+        return F.softplus(wide(F.linear(x, own_part(self.weight))) + wide(own_part(self.bias)))
 
 
 @register_module("mixer", "mamba1")
@@ -52,6 +53,9 @@ class Mamba1(nn.Module):
         u = silu(convolution(x_proj(x)));  step, write, read = split(selection_proj(u));  step = softplus(dt_proj(step))
         state[t] = exp(-exp(A_log) step[t]) state[t - 1] + step[t] u[t] write[t]
         y[t] = o_proj((state[t] read[t] + D u[t]) * silu(z_proj(x[t])))
+
+    Tensor-parallel ranks call it on all tokens, with the parameters of some channels, and add up what is selected from
+    these; their outputs are added, too.
     """
 
     def __init__(self, config: ModelArchitectureConfig):
@@ -59,16 +63,16 @@ class Mamba1(nn.Module):
         mixer = spec("mixer", "mamba1")
         width, rank, bias = mixer.width(config), mixer.rank(config), mixer.has_bias(config)
         self.state_size = mixer.state(config)
-        self.z_proj = nn.Linear(config.n_embd, width, bias=bias)
-        self.x_proj = nn.Linear(config.n_embd, width, bias=bias)
+        self.z_proj = PartLinear(config.n_embd, width, bias=bias)
+        self.x_proj = PartLinear(config.n_embd, width, bias=bias)
         self.x_conv = CausalConvolution(width, config.mamba_d_conv, config.mamba_conv_bias)
         self.selection = (rank, self.state_size, self.state_size)  # rows of selection_proj: for the steps, B, C
-        self.selection_proj = nn.Linear(width, sum(self.selection), bias=False)
+        self.selection_proj = SummandLinear(width, sum(self.selection), bias=False)
         self.dt_proj = StepProjection(rank, width)
         # (E, N) as one vector: what is no matrix of a linear map is not to be treated like one by the optimizer
         self.A_log = nn.Parameter(torch.empty(width * self.state_size))
         self.D = nn.Parameter(torch.empty(width))
-        self.o_proj = nn.Linear(width, config.n_embd, bias=bias)
+        self.o_proj = SummandLinear(width, config.n_embd, bias=bias)
         self.scan = selective_scan
         self.reset_parameters()
 
@@ -86,9 +90,10 @@ class Mamba1(nn.Module):
 
     def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
         x_in = self.x_conv(self.x_proj(x), cache.convolution if cache is not None else None, places)  # (B, T, E)
-        for_steps, B, C = self.selection_proj(x_in).split(self.selection, dim=-1)  # (B, T, rank), (B, T, N) twice
+        selected = added_up(self.selection_proj(x_in), self.selection_proj.weight)  # of the channels of all ranks
+        for_steps, B, C = selected.split(self.selection, dim=-1)  # (B, T, rank), (B, T, N) twice
         dt = self.dt_proj(for_steps)  # (B, T, E)
-        A = -wide(self.A_log).exp().view(-1, self.state_size)
+        A = -wide(own_part(self.A_log)).exp().view(-1, self.state_size)
         if cache is None:
             y, _ = self.scan(x_in, dt, A, B, C, places=places)
         elif x.shape[1] == 1:
@@ -96,5 +101,5 @@ class Mamba1(nn.Module):
             y = cache.advance(y[:, None], state)
         else:
             y = cache.advance(*self.scan(x_in, dt, A, B, C, cache.state))
-        y = (y + self.D.type_as(y) * x_in) * F.silu(self.z_proj(x))
+        y = (y + own_part(self.D).type_as(y) * x_in) * F.silu(self.z_proj(x))
         return self.o_proj(y)

@@ -6,7 +6,7 @@ from common.keys import key
 from components.mixers.convolution import kept_by_forgetting
 from components.mixers.state_space import StateSpace
 from components.registry import register_preset, register_spec
-from components.spec import Config, MicroBatch, Product, Weights, matrices, vectors
+from components.spec import AddedUp, Config, MicroBatch, Product, Weights, matrices, vectors
 
 SCAN_CHUNK = 16  # tokens between the states that the scan keeps: few enough for a core's cache
 
@@ -30,14 +30,24 @@ class Mamba1(StateSpace):
         width, d_state, rank, bias = self.width(config), self.state(config), self.rank(config), self.has_bias(config)
         selected = (rank, d_state, d_state)
         return [
-            *matrices(("z_proj", "x_proj"), width, config.n_embd, bias),  # the gate and the input
+            *matrices(("z_proj", "x_proj"), width, config.n_embd, bias, "rows"),  # the gate and the input
             *self.convolution("x_conv", width, config),
-            *matrices("selection_proj", sum(selected), width, fused=selected),  # the steps' origin, B, C
-            *matrices("dt_proj", width, rank, bias=True),  # the steps
-            *vectors("A_log", width * d_state),
-            *vectors("D", width),
-            *matrices("o_proj", config.n_embd, width, bias, writes=True),
+            # The steps' origin, B, C
+            *matrices("selection_proj", sum(selected), width, divided="columns", fused=selected),
+            *matrices("dt_proj", width, rank, True, "rows"),  # the steps
+            *vectors("A_log", width * d_state, divided="rows"),
+            *vectors("D", width, divided="rows"),
+            *self.output(config),
         ]
+
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        return {"mamba_expand*n_embd": self.width(config)}
+
+    def added_up(self, config: Config) -> list[AddedUp]:
+        """What is selected from the channels of all ranks."""
+        selected = self.rank(config) + 2 * self.state(config)
+        names = (name for one in self.weights(config) for name in one.names)
+        return [AddedUp(selected, tuple(name for name in names if name.startswith(("x_", "selection_"))))]
 
     def products(self, config: Config, length: int) -> list[Product]:
         """The scan makes two multiply-adds for every element of the state (channels x d_state): one adds the outer
@@ -49,19 +59,25 @@ class Mamba1(StateSpace):
         """What the scan keeps are its inputs, in float32, and the state at the start of every SCAN_CHUNK tokens."""
         config, e, tokens = batch.config, batch.e, batch.tokens
         width, state = self.width(config), self.state(config)
-        selection = self.rank(config) + 2 * state
-        cast = 0 if e == 4 else 4 * tokens * (width + 2 * state) + e * width  # the input, B and C; D
+        cast = 0 if e == 4 else 4 * tokens * width + e * width  # the input; D
         starts = batch.batch_size * -(-config.block_size // SCAN_CHUNK)
         return (
-            batch.linear_inputs(config.n_embd, layers=2)  # the input of the gate's and the input's projection
+            self.whole(batch)
             + self.convolution_kept(batch, width)
-            + tokens * (width + selection) * e  # its output, and what is selected from it
+            + tokens * width * e  # its output
             + 2 * tokens * width * 4  # the steps, before softplus and after
-            + kept_by_forgetting(batch)
             + cast
             + (starts + 2) * width * state * 4  # the states, and A twice
             + 4 * tokens * width * e  # the gate, before silu and after; what it multiplies; their product
         )
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The input of the gate's and the input's projection; what is selected, of which the scan casts B and C; and
+        which tokens forget."""
+        config, e, state = batch.config, batch.e, self.state(batch.config)
+        cast = 0 if e == 4 else 4 * 2 * state
+        selected = batch.tokens * ((self.rank(config) + 2 * state) * e + cast)
+        return batch.linear_inputs(config.n_embd, layers=2) + selected + kept_by_forgetting(batch)
 
 
 register_preset(

@@ -20,17 +20,19 @@ from components.documents import forgetting
 from components.mixers.mamba2 import kernels  # noqa: F401 (registers the backends)
 from components.mixers.mamba2.scan import ssd_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
+from components.parts import PartLinear, SummandLinear, added_up, own_part
 from components.precision import wide
 from components.registry import module, register_module, spec
 from model_config import ModelArchitectureConfig
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of y silu(z), in groups of channels, in float32: y, z (B, T, E) -> (B, T, E)."""
+    """RMSNorm of y silu(z), in groups of channels, in float32: y, z (B, T, E) -> (B, T, E). A rank has the channels
+    that it has of the weight; where that is a part of a group, the ranks add up their squares."""
 
     def __init__(self, width: int, groups: int, eps: float):
         super().__init__()
-        self.groups, self.eps = groups, eps
+        self.span, self.eps = width // groups, eps  # channels of a group
         self.weight = nn.Parameter(torch.ones(width))
 
     @torch.no_grad()
@@ -38,9 +40,13 @@ class GatedNorm(nn.Module):
         self.weight.fill_(1.0)
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (self.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return (normed * wide(self.weight)).type_as(z)
+        weight, gated = own_part(self.weight), wide(y) * F.silu(wide(z))
+        if len(weight) < self.span:
+            squares = added_up(gated.square().sum(-1, keepdim=True), self.weight)  # (B, T, 1), of all ranks
+            normed = gated * (squares / self.span + self.eps).rsqrt()
+        else:
+            normed = F.rms_norm(gated.unflatten(-1, (-1, self.span)), (self.span,), eps=self.eps).flatten(-2)
+        return (normed * wide(weight)).type_as(z)
 
 
 @register_module("mixer", "mamba2")
@@ -51,21 +57,24 @@ class Mamba2(nn.Module):
         u, write, read = silu(convolution(x_proj(x), B_proj(x), C_proj(x)));  step = softplus(dt_proj(x) + dt_bias)
         state[t] = exp(-exp(A_log) step[t]) state[t - 1] + step[t] u[t] write[t]^T
         y[t] = o_proj(norm((state[t] read[t] + D u[t]) * silu(z_proj(x[t]))))
+
+    Tensor-parallel ranks call it on all tokens, with the parameters of some heads, and with those of their groups, or
+    of the one that all are in; their outputs are added (Dao and Gu 2024, section 8.1).
     """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
         mixer = spec("mixer", "mamba2")
-        self.head_dim, self.groups = config.mamba_head_dim, config.mamba_n_groups
-        self.state_size, self.chunk_size = mixer.state(config), config.mamba_chunk_size
+        self.head_dim, self.state_size = config.mamba_head_dim, mixer.state(config)
+        self.chunk_size = config.mamba_chunk_size
         width, heads, bias = mixer.width(config), mixer.heads(config), mixer.has_bias(config)
         written_or_read = mixer.written_or_read(config)
         self.convolved = (width, written_or_read, written_or_read)  # channels of x, B, C
-        self.z_proj = nn.Linear(config.n_embd, width, bias=bias)
-        self.x_proj = nn.Linear(config.n_embd, width, bias=bias)
-        self.B_proj = nn.Linear(config.n_embd, written_or_read, bias=bias)
-        self.C_proj = nn.Linear(config.n_embd, written_or_read, bias=bias)
-        self.dt_proj = nn.Linear(config.n_embd, heads, bias=bias)
+        self.z_proj = PartLinear(config.n_embd, width, bias=bias)
+        self.x_proj = PartLinear(config.n_embd, width, bias=bias)
+        self.B_proj = PartLinear(config.n_embd, written_or_read, bias=bias)
+        self.C_proj = PartLinear(config.n_embd, written_or_read, bias=bias)
+        self.dt_proj = PartLinear(config.n_embd, heads, bias=bias)
         self.x_conv, self.B_conv, self.C_conv = (
             CausalConvolution(channels, config.mamba_d_conv, config.mamba_conv_bias) for channels in self.convolved
         )
@@ -73,7 +82,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = GatedNorm(width, config.mamba_n_groups, config.norm_eps)
-        self.o_proj = nn.Linear(width, config.n_embd, bias=bias)
+        self.o_proj = SummandLinear(width, config.n_embd, bias=bias)
         self.scan = module("mamba_backend", config.mamba_backend)
         self.reset_parameters()
 
@@ -94,10 +103,10 @@ class Mamba2(nn.Module):
     def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
         tails = cache.convolution.split(self.convolved, dim=-1) if cache is not None else (None, None, None)
         x_in = self.x_conv(self.x_proj(x), tails[0], places).unflatten(-1, (-1, self.head_dim))  # (B, T, H, E/H)
-        B = self.B_conv(self.B_proj(x), tails[1], places).unflatten(-1, (self.groups, -1))  # (B, T, G, N)
-        C = self.C_conv(self.C_proj(x), tails[2], places).unflatten(-1, (self.groups, -1))
-        dt = F.softplus(wide(self.dt_proj(x)) + wide(self.dt_bias))  # (B, T, H)
-        entering, decay = x_in * dt[..., None], dt * -wide(self.A_log).exp()  # (B, T, H, E/H), (B, T, H)
+        B = self.B_conv(self.B_proj(x), tails[1], places).unflatten(-1, (-1, self.state_size))  # (B, T, G, N)
+        C = self.C_conv(self.C_proj(x), tails[2], places).unflatten(-1, (-1, self.state_size))
+        dt = F.softplus(wide(self.dt_proj(x)) + wide(own_part(self.dt_bias)))  # (B, T, H)
+        entering, decay = x_in * dt[..., None], dt * -wide(own_part(self.A_log)).exp()  # (B, T, H, E/H), (B, T, H)
         decay = forgetting(decay, places)
         if cache is None:
             y, _ = self.scan(entering, decay, B, C, self.chunk_size)
@@ -106,5 +115,5 @@ class Mamba2(nn.Module):
             y = cache.advance(y[:, None], state)
         else:
             y = cache.advance(*self.scan(entering, decay, B, C, self.chunk_size, cache.state))
-        y = y + wide(self.D)[:, None] * x_in
+        y = y + wide(own_part(self.D))[:, None] * x_in
         return self.o_proj(self.norm(y.flatten(2), self.z_proj(x)))

@@ -11,7 +11,7 @@ from common.keys import key
 from components.mixers.convolution import kept_by_forgetting
 from components.mixers.state_space import StateSpace
 from components.registry import register_preset, register_spec, spec
-from components.spec import Config, MicroBatch, Product, Spec, Weights, matrices, vectors
+from components.spec import AddedUp, Config, MicroBatch, Product, Spec, Weights, matrices, vectors
 
 FUSED_CHUNK = 64  # tokens of a chunk in the fused kernels
 
@@ -20,6 +20,10 @@ class Backend(Spec):
     """What computes the scan in training; it has no parameters, and its FLOPs are the mixer's."""
 
     kind = "mamba_backend"
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The kept bytes that tensor-parallel ranks do not share."""
+        return 0
 
 
 @register_spec
@@ -78,17 +82,32 @@ class Mamba2(StateSpace):
 
     def weights(self, config: Config) -> list[Weights]:
         width, heads, bias = self.width(config), self.heads(config), self.has_bias(config)
-        written_or_read = self.written_or_read(config)
+        written_or_read, of_groups = self.written_or_read(config), "heads" if self.has_one_group(config) else "rows"
         return [
-            *matrices(("z_proj", "x_proj"), width, config.n_embd, bias),  # the gate and the input
-            *matrices(("B_proj", "C_proj"), written_or_read, config.n_embd, bias),
-            *matrices("dt_proj", heads, config.n_embd, bias),  # the steps
+            *matrices(("z_proj", "x_proj"), width, config.n_embd, bias, "rows"),  # the gate and the input
+            *matrices(("B_proj", "C_proj"), written_or_read, config.n_embd, bias, of_groups),
+            *matrices("dt_proj", heads, config.n_embd, bias, "rows"),  # the steps
             *self.convolution("x_conv", width, config),
-            *self.convolution(("B_conv", "C_conv"), written_or_read, config),
-            *vectors(("dt_bias", "A_log", "D"), heads),
-            *vectors("norm.weight", width),  # of the gated output
-            *matrices("o_proj", config.n_embd, width, bias, writes=True),
+            *self.convolution(("B_conv", "C_conv"), written_or_read, config, of_groups),
+            *vectors(("dt_bias", "A_log", "D"), heads, divided="rows"),
+            *vectors("norm.weight", width, divided="rows"),  # of the gated output
+            *self.output(config),
         ]
+
+    def has_one_group(self, config: Config) -> bool:
+        """Whether all heads share what they write and read by, which tensor-parallel ranks then all make, and a norm,
+        which spans them."""
+        return config.mamba_n_groups == 1
+
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        groups = {} if self.has_one_group(config) else {"mamba_n_groups": config.mamba_n_groups}
+        return {"mamba_expand*n_embd/mamba_head_dim": self.heads(config), **groups}
+
+    def added_up(self, config: Config) -> list[AddedUp]:
+        """The squares of what the norm is given, where it spans the heads of all ranks."""
+        names = (name for one in self.weights(config) for name in one.names)
+        before = tuple(name for name in names if not name.startswith(("norm.", "o_proj.")))
+        return [AddedUp(1, before, in_float32=True)] * self.has_one_group(config)
 
     def products(self, config: Config, length: int) -> list[Product]:
         """The scan makes the products within a chunk in full (Q x Q); a token of a last chunk that is not full counts
@@ -112,15 +131,26 @@ class Mamba2(StateSpace):
         return (
             batch.linear_inputs(config.n_embd, layers=5)
             + self.convolution_kept(batch, width)
-            + 2 * self.convolution_kept(batch, self.written_or_read(config))
             + tokens * width * e  # the convolved input
             + 2 * tokens * heads * 4  # the steps, before softplus and after
             + kept_by_forgetting(batch)
             + spec("mamba_backend", config.mamba_backend).kept(batch)
             + 5 * tokens * width * 4  # the gate, before silu and after; y; their product; the same, normalized
-            + tokens * config.mamba_n_groups * 4
+            + self._of_groups(batch)
             + tokens * width * e  # the input of the output projection
         )
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The input of five projections, which tokens forget, and what is of a group that all heads are in."""
+        inputs = batch.linear_inputs(batch.config.n_embd, layers=5) + kept_by_forgetting(batch)
+        if not self.has_one_group(batch.config):
+            return inputs
+        return inputs + self._of_groups(batch) + spec("mamba_backend", batch.config.mamba_backend).whole(batch)
+
+    def _of_groups(self, batch: MicroBatch) -> int:
+        """The convolutions of B and C, and the root mean square of every group."""
+        convolved = 2 * self.convolution_kept(batch, self.written_or_read(batch.config))
+        return convolved + batch.tokens * batch.config.mamba_n_groups * 4
 
     # Hybrids
 
@@ -178,19 +208,30 @@ class Chunked(Backend):
         """What the products within and between chunks take, and the states at the chunks' starts."""
         config, e, mixer = batch.config, batch.e, spec("mixer", Mamba2.name)
         width, state, heads = mixer.width(config), mixer.state(config), mixer.heads(config)
-        chunk = min(config.mamba_chunk_size, config.block_size)
-        chunks = batch.batch_size * -(-config.block_size // chunk)
+        chunk, chunks = self._chunks(batch)
         padded = chunks * chunk  # tokens
-        copies = 1 + (config.mamba_n_groups > 1)  # of B and C: groups do not lie together, for any product
+        is_copied = heads // batch.tensor > 1  # head by head, where a rank has several
         return (
-            2 * copies * padded * mixer.written_or_read(config) * e
-            + padded * config.mamba_n_groups * chunk * e  # C B^T
+            self.whole(batch)
             + padded * heads * chunk * (4 + e)  # how they fade, and the product, in the compute dtype
-            + padded * width * e * (3 + (heads > 1))  # inputs: as they are, head by head, faded; what is read
+            + padded * width * e * (3 + is_copied)  # inputs: as they are, head by head, faded; what is read
             + 2 * padded * heads * 4  # the decays from the chunk's start and to its end
             + (chunks + 2) * heads * 4  # the decays of whole chunks, and A twice
             + chunks * width * state * (4 + (e if e < 4 else 0))  # the states, and a cast of them
         )
+
+    def whole(self, batch: MicroBatch) -> int:
+        """B and C, and C B^T, which a rank has of its groups, or of the one that all heads are in."""
+        config, e, (chunk, chunks) = batch.config, batch.e, self._chunks(batch)
+        written_or_read = spec("mixer", Mamba2.name).written_or_read(config)
+        copies = 1 + (config.mamba_n_groups // batch.tensor > 1)  # groups do not lie together, for any product
+        return chunks * chunk * e * (2 * copies * written_or_read + config.mamba_n_groups * chunk)
+
+    def _chunks(self, batch: MicroBatch) -> tuple[Any, Any]:
+        """Tokens of a chunk, and how many chunks there are."""
+        config = batch.config
+        chunk = min(config.mamba_chunk_size, config.block_size)
+        return chunk, batch.batch_size * -(-config.block_size // chunk)
 
 
 @register_spec

@@ -12,6 +12,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from components.mixers.recurrent import CausalConvolution
+from components.parts import PartLinear, SummandLinear
 from components.registry import register_module
 from model_config import ModelArchitectureConfig
 
@@ -29,14 +30,16 @@ class ShortConvolution(nn.Module):
     token is (Liquid AI 2025, LFM2 Technical Report, section 2.1).
 
         y = o_proj(C_proj(x) * convolution(B_proj(x) * x_proj(x)))
+
+    Tensor-parallel ranks call it on all tokens, with the parameters of some channels; their outputs are added.
     """
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
         width, bias = config.n_embd, config.short_conv_bias
-        self.B_proj, self.C_proj, self.x_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.B_proj, self.C_proj, self.x_proj = (PartLinear(width, width, bias=bias) for _ in range(3))
         self.conv = CausalConvolution(width, config.short_conv_kernel_dim, bias, activation=None)
-        self.o_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = SummandLinear(width, width, bias=bias)
 
     def empty_cache(self, batch: int, room: int = 0) -> ConvolutionCache:
         """A cache of the same size for any number of tokens, `room`, to come."""

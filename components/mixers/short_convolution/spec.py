@@ -19,11 +19,7 @@ class ShortConvolution(Mixer):
     products_parts = ("short_convolution",)
     has_constant_state = True
     takes_documents = "places"
-    divides = None
-    not_shared = (
-        "tensor_parallel shares attention and FFNs among ranks, not the channels of a short convolution: take "
-        "use_fsdp, which divides any layer"
-    )
+    divides, sums_parts = (), True
 
     short_conv_kernel_dim: int = key(
         3,
@@ -35,10 +31,14 @@ class ShortConvolution(Mixer):
 
     def weights(self, config: Config) -> list[Weights]:
         width, bias = config.n_embd, config.short_conv_bias
-        found = matrices(("B_proj", "C_proj", "x_proj"), width, width, bias)
-        found.append(Weights(("conv.weight",), (width, config.short_conv_kernel_dim)))
-        found += vectors("conv.bias", width) if bias else []
-        return [*found, *matrices("o_proj", width, width, bias, writes=True)]
+        found = matrices(("B_proj", "C_proj", "x_proj"), width, width, bias, "rows")
+        found.append(Weights(("conv.weight",), (width, config.short_conv_kernel_dim), divided="rows"))
+        found += vectors("conv.bias", width, divided="rows") if bias else []
+        found += matrices("o_proj", width, width, divided="columns", writes=True)
+        return found + (vectors("o_proj.bias", width, divided="heads") if bias else [])
+
+    def shared_sizes(self, config: Config) -> dict[str, Any]:
+        return {"n_embd": config.n_embd}
 
     def products(self, config: Config, length: int) -> list[Product]:
         return [Product("short_convolution", 2 * config.short_conv_kernel_dim * config.n_embd)]
@@ -50,7 +50,11 @@ class ShortConvolution(Mixer):
         kernel = config.short_conv_kernel_dim
         padded = batch.batch_size * (config.block_size + kernel - 1)
         cast = 0 if e == 4 else e * width * kernel
-        return batch.linear_inputs(width, layers=3) + (padded + 5 * batch.tokens) * width * e + cast
+        return self.whole(batch) + (padded + 5 * batch.tokens) * width * e + cast
+
+    def whole(self, batch: MicroBatch) -> int:
+        """The input of three projections."""
+        return batch.linear_inputs(batch.config.n_embd, layers=3)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
         """The tokens that the convolution sees again."""
