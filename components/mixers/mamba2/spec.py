@@ -29,8 +29,14 @@ class Mamba2(StateSpace):
     own_state = 128
     pattern_key = "hybrid_attention_ratio"
     portable: ClassVar[dict[str, Any]] = {"mamba_backend": "chunked"}
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {"mamba_expand": ("mamba_n_heads",)}
 
     mamba_head_dim: int = key(64, "of Mamba-2: channels that share their decay", at_least=1)
+    mamba_n_heads: int | None = key(
+        None,
+        "heads of Mamba-2, of mamba_head_dim channels each; None: as many as mamba_expand x n_embd channels make",
+        at_least=1,
+    )
     mamba_n_groups: int = key(1, "of Mamba-2: groups of heads that share what they write and read by", at_least=1)
     mamba_chunk_size: int = key(
         64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
@@ -41,6 +47,17 @@ class Mamba2(StateSpace):
         "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
         changes="speed",
     )
+
+    def idle(self, config: Config) -> dict[str, str]:
+        return {} if config.mamba_n_heads is None else {"mamba_expand": f"mamba_n_heads={config.mamba_n_heads}"}
+
+    def function(self, config: Config) -> dict[str, Any]:
+        """The heads, however they were given."""
+        return {**super().function(config), "mamba_n_heads": self.heads(config), "mamba_expand": None}
+
+    def width(self, config: Config) -> int:
+        heads = config.mamba_n_heads
+        return super().width(config) if heads is None else heads * config.mamba_head_dim
 
     def heads(self, config: Config) -> int:
         return self.width(config) // config.mamba_head_dim
@@ -60,8 +77,8 @@ class Mamba2(StateSpace):
             )
         if self.heads(config) % config.mamba_n_groups:
             raise UserError(
-                f"the {self.heads(config)} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
-                f"divisible by mamba_n_groups={config.mamba_n_groups}"
+                f"the {self.heads(config)} heads of a Mamba-2 layer (mamba_n_heads, or mamba_expand x n_embd / "
+                f"mamba_head_dim) are not divisible by mamba_n_groups={config.mamba_n_groups}"
             )
         if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
             raise UserError(
@@ -70,8 +87,12 @@ class Mamba2(StateSpace):
             )
 
     def width_step(self, config: Config) -> int:
-        """For whole heads."""
-        return config.mamba_head_dim // math.gcd(config.mamba_expand, config.mamba_head_dim)
+        """For whole heads, where n_embd decides how many there are."""
+        return (
+            1
+            if config.mamba_n_heads is not None
+            else config.mamba_head_dim // math.gcd(config.mamba_expand, config.mamba_head_dim)
+        )
 
     def within(self, config: Config) -> dict[str, Spec]:
         return {"scan": spec("mamba_backend", config.mamba_backend)}
