@@ -136,7 +136,8 @@ def _write(
     try:
         if family.has_ffn is not None and config.ffn_layers != (config.n_layer if family.has_ffn else 0):
             has = "an FFN after every layer" if family.has_ffn else "no FFN"
-            raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
+            key = "ffn_after" if config.ffn_pattern is None else "ffn_pattern"
+            raise UserError(f"{family.model_class} has {has}: {key}={config[key]!r} cannot be represented")
         written = {
             "model_type": model_type,
             "architectures": [family.model_class],

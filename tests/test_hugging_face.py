@@ -268,8 +268,31 @@ def test_a_bamba_is_stepped_with_position_ids():
         ({"layer_pattern": "SAM"}, "layer_pattern='SAM': .* has Mamba-1 beside other mixers"),
         ({"layer_pattern": "M", "position_encoding": "none"}, "has Mamba-2 with FFNs and without attention"),
         ({"layer_pattern": "MWA", "attention_window": 4}, "layer_pattern='MWA': .* has attention within a window"),
-        ({"ffn_after": "attention"}, "BambaForCausalLM has an FFN after every layer: ffn_after='attention'"),
-        ({"ffn_after": "mamba"}, "BambaForCausalLM has an FFN after every layer: ffn_after='mamba'"),
+        (
+            {"layer_pattern": "DAD", "ffn_after": "attention"},
+            "Qwen3NextForCausalLM has an FFN after every layer: ffn_after='attention' cannot",
+        ),
+        (
+            {"layer_pattern": "DAD", "ffn_pattern": "FF-"},
+            "Qwen3NextForCausalLM has an FFN after every layer: ffn_pattern='FF-' cannot",
+        ),
+        ({"ffn_after": "attention"}, "position_encoding='rope' cannot be .*: NemotronHForCausalLM has 'none'"),
+        (
+            {"ffn_after": "mamba", "position_encoding": "none", "weight_tying": False},
+            "ffn_type='swiglu' cannot be represented: NemotronHForCausalLM has 'standard'",
+        ),
+        (
+            {"arch_preset": "nemotron_h", "layer_pattern": "MAM", "mamba_n_groups": 1, "weight_tying": True},
+            "weight_tying=True cannot be represented: NemotronHForCausalLM has False",
+        ),
+        (
+            {"arch_preset": "nemotron_h", "layer_pattern": "MAM", "mamba_n_groups": 1, "attention_bias": "all"},
+            "attention_bias='all' cannot be represented: NemotronHForCausalLM has 'none'",
+        ),
+        (
+            {"arch_preset": "granite_hybrid", "layer_pattern": "MAM", "norm_topk_prob": False},
+            "norm_topk_prob=False cannot be represented: GraniteMoeHybridForCausalLM has True",
+        ),
         ({"ffn_type": "geglu"}, "ffn_type='geglu' cannot be represented: BambaForCausalLM has 'swiglu'"),
         ({"position_encoding": "alibi", "rope_theta": 1e4}, "position_encoding='alibi' cannot .*: Bamba.* has 'rope'"),
         ({"normalization": "layernorm"}, "normalization='layernorm' cannot"),
@@ -292,7 +315,7 @@ def test_a_bamba_is_stepped_with_position_ids():
             {"layer_pattern": "A", "qk_norm": True, "attention_bias": "qkv", "head_dim": 6},
             "attention_bias='qkv' cannot .*: Qwen3ForCausalLM has 'none'",
         ),
-        ({"head_dim": 6}, "head_dim=6 cannot be represented: BambaForCausalLM has 8"),
+        ({"head_dim": 6}, "head_dim=6 cannot be represented: GraniteMoeHybridForCausalLM has 8"),
         (
             {"layer_pattern": "A", "attention_sinks": True, "attention_backend": "manual"},
             "attention_sinks=True cannot be represented: LlamaForCausalLM has False",
@@ -358,6 +381,10 @@ def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
 
 _DELTA = {"n_experts": 6, "n_experts_per_token": 2, "expert_d_ff": 16, "linear_num_value_heads": 2, "norm_eps": 0.1}
 _DELTA |= {"linear_key_head_dim": 8}
+OF_MAMBA_HYBRIDS = {
+    "granite_hybrid": {"n_experts": 6, "n_experts_per_token": 2, "expert_d_ff": 16},
+    "nemotron_h": {"layer_pattern": "MAM", "ffn_pattern": "F-F", "mamba_n_groups": 2},
+}
 OF_DELTA_RULES = {
     "qwen3_next": {**_DELTA, "layer_pattern": "DAD", "head_dim": 8},
     "kimi_linear": {
@@ -371,11 +398,12 @@ OF_DELTA_RULES = {
 def architectures(draw):
     """A preset that has a class, and up to two changes of which some take it out of it."""
     presets = ["gpt2", "llama", "llama3", "mistral", "qwen3", "neox", "mamba1", "mamba2", "hybrid", *OF_DELTA_RULES]
+    presets += OF_MAMBA_HYBRIDS
     preset = draw(st.sampled_from(presets))
     keys = {"arch_preset": preset, "n_layer": 3, "n_embd": 32, "vocab_size": 101, "block_size": 24}
     keys |= {"n_head": 4} if preset not in ("mamba1", "mamba2") else {}
-    keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid") else {}
-    keys |= OF_DELTA_RULES.get(preset, {})
+    keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid", *OF_MAMBA_HYBRIDS) else {}
+    keys |= OF_DELTA_RULES.get(preset, {}) | OF_MAMBA_HYBRIDS.get(preset, {})
     choices = {
         "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W", "UAW", "DDA", "AKC"],
         "parallel_residual": [True, False],
@@ -400,6 +428,7 @@ def architectures(draw):
         "mamba_n_groups": [2],
         "mamba_d_state": [5],
         "mamba_expand": [1],
+        "mamba_n_heads": [4, 6],
         "mamba_d_conv": [2],
         "head_dim": [6],
         "attention_bias": ["none", "qkv", "all"],
@@ -453,7 +482,7 @@ def test_presets_that_have_a_class():
         ("olmo2", "olmo2"), ("mixtral", "mixtral"), ("qwen3_moe", "qwen3_moe"), ("olmoe", "olmoe"),
         ("gpt_oss", "gpt_oss"), ("deepseek_dense", "deepseek_v3"), ("deepseek_v3", "deepseek_v3"),
         ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"), ("qwen3_next", "qwen3_next"),
-        ("kimi_linear", "kimi_linear"),
+        ("kimi_linear", "kimi_linear"), ("granite_hybrid", "granitemoehybrid"), ("nemotron_h", "nemotron_h"),
     ):  # fmt: skip
         config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
         written = architecture_to_hugging_face(config)

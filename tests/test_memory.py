@@ -34,6 +34,8 @@ OF_THREE_LAYERS = {  # with attention and its FFN, too
     "mamba2": {"layer_pattern": "MAM"},
     "qwen3_next": {"layer_pattern": "DAD"},
     "kimi_linear": {"layer_pattern": "KCK"},
+    "granite_hybrid": {"layer_pattern": "MAM"},
+    "nemotron_h": {"layer_pattern": "MAM", "ffn_pattern": "F-F", "mamba_n_groups": 2},
 }
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]

@@ -87,12 +87,9 @@ class Mamba2(StateSpace):
             )
 
     def width_step(self, config: Config) -> int:
-        """For whole heads, where n_embd decides how many there are."""
-        return (
-            1
-            if config.mamba_n_heads is not None
-            else config.mamba_head_dim // math.gcd(config.mamba_expand, config.mamba_head_dim)
-        )
+        """For whole heads in every group, where n_embd decides how many there are."""
+        channels = config.mamba_head_dim * config.mamba_n_groups
+        return 1 if config.mamba_n_heads is not None else channels // math.gcd(config.mamba_expand, channels)
 
     def within(self, config: Config) -> dict[str, Spec]:
         return {"scan": spec("mamba_backend", config.mamba_backend)}
@@ -243,4 +240,23 @@ register_preset(
         "ffn_type": "swiglu",
     },
     "Waleffe et al. 2024, An Empirical Study of Mamba-based Language Models, in this repository's order of layers",
+)
+
+# With the multipliers of its width, 4,096, and of its heads, of 128.
+_GRANITE = {"layer_pattern": "MMMMMAMMMM", "ffn_pattern": "E", "position_encoding": "none", "normalization": "rmsnorm"}
+_GRANITE_EXPERTS = {"n_experts": 72, "n_experts_per_token": 10, "n_shared_experts": 2, "expert_expansion_ratio": 0.1875}
+_GRANITE_STREAM = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 4096 / 256}
+register_preset(
+    "granite_hybrid",
+    {**_GRANITE, **_GRANITE_EXPERTS, **_GRANITE_STREAM, "attention_multiplier": 1 / 128},
+    "IBM 2025, Granite 4.0: the config.json of Granite-4.0-H-Small",
+)
+
+# Of its 28 blocks, four have attention; the Mamba-2 layer before each of these has no FFN.
+_NEMOTRON = {"layer_pattern": "MMMMA" + 3 * "MMMMMA" + "MMMMM", "ffn_pattern": "FFF-F" + 3 * "FFFF-F" + "FFFFF"}
+_NEMOTRON_KIND = {"position_encoding": "none", "normalization": "rmsnorm", "weight_tying": False, "mamba_n_groups": 8}
+register_preset(
+    "nemotron_h",
+    {**_NEMOTRON, **_NEMOTRON_KIND, "activation": "relu_squared", "ffn_expansion_ratio": 5.25},
+    "NVIDIA 2025, Nemotron-H: Nemotron-H-8B",
 )
