@@ -10,6 +10,7 @@ says; `notes` names what was passed over.
 from typing import Any
 
 from common.errors import UserError, same_name
+from components.registry import REFUSED
 from interop.keys import deepseek, delta, experts, gemma_olmo, gpt2, llama, mamba_hybrids, state_space
 from interop.keys.base import (
     ANOTHER_NETWORK,
@@ -43,7 +44,9 @@ def has_room(config: Values) -> bool:
 
 
 def no_room(model_type: Any) -> str:
-    """That a model_type is none of FAMILIES, and which it may have meant."""
+    """That a model_type is none of FAMILIES, and which it may have meant, or why it is none."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        return f"model_type={model_type!r} cannot be represented: {REFUSED[model_type]}"
     return f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{same_name(str(model_type), FAMILIES)}"
 
 

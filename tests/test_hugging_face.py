@@ -15,6 +15,7 @@ from hugging_face_models import (
     DEEPSEEK,
     DEEPSEEK_YARN,
     GPT2,
+    GRANITE_HYBRID,
     KIMI_LINEAR,
     LLAMA,
     LLAMA3_ROPE,
@@ -22,6 +23,7 @@ from hugging_face_models import (
     MAMBA,
     MAMBA2,
     MODELS,
+    NEMOTRON_H,
     QWEN3_NEXT,
     WHOLE_HEADS,
     WINDOWS_WITHOUT_POSITIONS,
@@ -38,6 +40,7 @@ from transformers import (
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    NemotronHConfig,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -260,6 +263,33 @@ def test_a_bamba_is_stepped_with_position_ids():
         output = theirs(token, past_key_values=theirs_keep, use_cache=True, position_ids=at)
         theirs_keep = output.past_key_values
         torch.testing.assert_close(ours(token, caches=caches), output.logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_nemotron_h_has_no_least_step():
+    """Its class has one where it reads a prompt, time_step_min, and none where it goes on token by token; neither has a
+    model here, and what is written has one that is nothing."""
+    theirs = original(NemotronHConfig(**NEMOTRON_H | {"time_step_min": 1e-3}))
+    for name, bias in theirs.named_parameters():
+        if name.endswith("dt_bias"):
+            bias -= 7
+    config, tokens = theirs.config.to_dict(), torch.randint(101, (1, 20))
+    ours = build_model(architecture_from_hugging_face(config)).eval()
+    ours.load_state_dict(weights_from_hugging_face(theirs.state_dict(), config))
+    written = architecture_to_hugging_face(ours.config)["time_step_min"]
+
+    def read_from(least, tokens, cache=None):
+        for layer in theirs.model.layers:
+            layer.mixer.time_step_limit = (least, math.inf)
+        return theirs(tokens, past_key_values=cache, use_cache=True)
+
+    logits = ours(tokens)
+    assert (read_from(1e-3, tokens).logits - logits).abs().max() > 100 * TOLERANCE["atol"]
+    torch.testing.assert_close(read_from(written, tokens).logits, logits, **TOLERANCE)
+    cache = read_from(written, tokens[:, :1]).past_key_values
+    for position in range(1, tokens.shape[1]):
+        output = read_from(1e-3, tokens[:, position : position + 1], cache)
+        torch.testing.assert_close(output.logits[:, 0], logits[:, position], **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -537,6 +567,8 @@ ANYTHING = [
         "bamba",
         "qwen 3 next",
         "kimi linear",
+        "granite 4",
+        "nemotron-h",
     ],
 )
 def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
@@ -629,6 +661,29 @@ def test_kimis_config_as_published():
         architecture_from_hugging_face(published | own | {"linear_attn_config": layers | {"kda_layers": [1]}})
         == expected
     )
+
+
+def test_nemotron_hs_config_as_published():
+    """With the layers as a text, and what its first files call otherwise; a list beside the text wins."""
+    published = {key: value for key, value in NEMOTRON_H.items() if key not in ("layers_block_type", "head_dim")}
+    published |= {
+        "model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-", "num_hidden_layers": 5, "attention_head_dim": 6,
+        "mamba_proj_bias": False, "expand": 2, "time_step_limit": [0.0, math.inf], "use_mamba_kernels": True,
+        "rescale_prenorm_residual": True, "residual_in_fp32": False, "num_logits_to_keep": 1, "sliding_window": None,
+    }  # fmt: skip
+    expected = architecture_from_hugging_face({"model_type": "nemotron_h", **NEMOTRON_H})
+    assert (expected.layer_pattern, expected.ffn_pattern) == ("MMA", "F-F")
+    assert architecture_from_hugging_face(published) == expected
+    listed = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
+    found = architecture_from_hugging_face(published | listed)
+    assert (found.layer_pattern, found.ffn_pattern) == ("MA", "--")
+    assert AutoConfig.for_model(**published).layers_block_type == AutoConfig.for_model(**NEMOTRON_H | {
+        "model_type": "nemotron_h"
+    }).layers_block_type  # fmt: skip
+    further = {"mtp.layers.0.norm.weight": torch.ones(32)}  # which transformers leaves out, too
+    theirs = original(MODELS["nemotron-h"])
+    weights = weights_from_hugging_face({**theirs.state_dict(), **further}, published)
+    assert weights.keys() == weights_from_hugging_face(theirs.state_dict(), published).keys()
 
 
 def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
@@ -750,6 +805,20 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("qwen3_next", {"shared_expert_intermediate_size": 13}, "=13 is not divisible by moe_intermediate_size=12"),
         ("qwen3_next", {"linear_num_key_heads": 3}, "linear_num_value_heads=4 is not divisible by linear_num_key_h"),
         ("qwen3_next", {"partial_rotary_factor": 0.0}, "partial_rotary_factor=0.0"),
+        ("falcon_h1", {}, "model_type='falcon_h1' cannot be represented: in its layers attention and Mamba-2 read the"),
+        ("granitemoehybrid", {"layer_types": ["mamba"] * 3}, "layer_types must name one full_attention layer at least"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type='alibi' is none of: rope"),
+        ("granitemoehybrid", {"hidden_act": "gelu"}, "hidden_act='gelu' cannot be represented; only 'silu' can"),
+        ("granitemoehybrid", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("granitemoehybrid", {"attention_multiplier": 0.0}, "attention_multiplier=0.0"),
+        ("nemotron_h", {"layers_block_type": ["mamba", "mlp"]}, "layers_block_type must name one full_attention layer"),
+        ("nemotron_h", {"layers_block_type": ["mlp", "attention"]}, "'-\\*': an FFN that follows no mixer cannot be"),
+        ("nemotron_h", {"layers_block_type": ["attention", "moe"]}, "the experts of moe layers have no gates"),
+        ("nemotron_h", {"mlp_hidden_act": "mish"}, "mlp_hidden_act='mish' is none of"),
+        ("nemotron_h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act='gelu' cannot be represented"),
+        ("nemotron_h", {"time_step_limit": [0.001, 0.1]}, "time_step_limit"),
+        ("nemotron_h", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers=1 cannot be represented"),
+        ("nemotron_h", {"sliding_window": 5}, "sliding_window=5 cannot be represented"),
         ("kimi_linear", {"layer_types": ["linear_attention"] * 3}, "must name one full_attention layer at least"),
         ("kimi_linear", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
         ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope=False cannot be represented; only True can"),
@@ -762,7 +831,8 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
 )
 def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, named):
     sizes = {"gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
-    sizes = (sizes | {"qwen3_next": QWEN3_NEXT, "kimi_linear": KIMI_LINEAR}).get(model_type, LLAMA)
+    sizes |= {"qwen3_next": QWEN3_NEXT, "kimi_linear": KIMI_LINEAR}
+    sizes = (sizes | {"granitemoehybrid": GRANITE_HYBRID, "nemotron_h": NEMOTRON_H}).get(model_type, LLAMA)
     config = {"model_type": model_type, **sizes, **change}
     with pytest.raises(UserError, match=named) as refusal:
         architecture_from_hugging_face(config)
@@ -848,16 +918,17 @@ def test_weights_of_a_hybrid_that_do_not_fit_are_refused(damage, message):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files of models with experts
+# Files that name tensors otherwise than the class
 
 IN_FILES = [
     "mixtral", "qwen 3 with experts in some layers", "olmoe", "gpt-oss", "deepseek v3, experts", "qwen 3 next",
+    "granite 4", "nemotron-h",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IN_FILES)
-def test_files_have_each_experts_matrices_as_save_pretrained_writes_them(name, tmp_path):
-    """And what they hold is read as what the class holds is."""
+def test_files_have_the_names_that_save_pretrained_writes(name, tmp_path):
+    """Each expert's matrices by themselves, mostly; and what they hold is read as what the class holds is."""
     theirs = original(MODELS[name])
     theirs.save_pretrained(tmp_path)
     config, files = theirs.config.to_dict(), load_file(tmp_path / "model.safetensors")

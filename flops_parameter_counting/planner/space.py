@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import UserError, same_name
 from common.keys import keys_of
-from components.registry import default_letter
+from components.registry import check_not_refused, default_letter
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
@@ -63,6 +63,7 @@ class Family:
     arch: str
 
     def __post_init__(self) -> None:
+        check_not_refused("arch", self.arch)
         if self.arch not in presets():
             raise UserError(f"arch {self.arch!r} is none of: {', '.join(presets())}{same_name(self.arch, presets())}")
 
