@@ -12,7 +12,7 @@ n_embd = 768
 n_experts = 32
 n_experts_per_token = 6
 expert_d_ff = 272
-logits_scaling = 3.0  # n_embd / 256, as in the published ones: 16 at 4,096
+logits_scaling = 3.0  # n_embd / 256, as the preset's 16 is 4,096 / 256
 
 dataset = "openwebtext"  # python data/openwebtext/prepare.py
 vocab_size = 50304  # GPT-2's 50,257, rounded up to a multiple of 64
