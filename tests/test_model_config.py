@@ -502,6 +502,9 @@ def test_sizes_of_mamba_layers():
         ({"mamba_head_dim": 2048}, "1536 channels are not divisible by mamba_head_dim=2048"),
         ({"mamba_n_groups": 5}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=5"),
         ({"mamba_n_groups": 48}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=48"),
+        ({"mamba_n_groups": 5, "mamba_n_heads": 6}, "the 6 heads of a Mamba-2 layer .* by mamba_n_groups=5"),
+        ({"mamba_expand": 3, "mamba_n_heads": 6}, "mamba_expand=3 changes nothing where mamba_n_heads=6"),
+        ({"arch_preset": "falcon_h1"}, "arch_preset='falcon_h1' cannot be represented: in its layers attention and"),
         (
             {"mamba_backend": "fla", "mamba_chunk_size": 128},
             "mamba_backend='fla' has chunks of 64 tokens: drop mamba_chunk_size=128",
