@@ -359,6 +359,7 @@ def resolve_architecture(given: Mapping[str, Any]) -> ModelArchitectureConfig:
     for name in given:
         if name not in known:
             raise UserError(f"unknown architecture key {name!r}{did_you_mean(name, known)}")
+    registry.check_not_refused("arch_preset", given.get("arch_preset"))
     given = {name: check_value(known[name], value) for name, value in given.items()}
     values = _preset_layers(preset_values(given.get("arch_preset", "legacy"), given), given) | given
     config = _with_layers(ModelArchitectureConfig(**values))

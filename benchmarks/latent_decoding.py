@@ -146,7 +146,7 @@ def their_layer(config: ModelArchitectureConfig, attention: str) -> Any:
 def load_weights(ours: LatentAttention, theirs: Any, config: ModelArchitectureConfig) -> None:
     """Theirs, in the order that our rows have."""
     weights = theirs.state_dict()
-    for name, place in DEEPSEEK_V3.block("C").items():
+    for name, place in DEEPSEEK_V3.mixers["C"].items():
         of_theirs = name.removeprefix("self_attn.") + ".weight"
         if name.startswith("self_attn.") and of_theirs in weights:
             (module,) = place.modules

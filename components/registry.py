@@ -25,6 +25,7 @@ SPECS: dict[str, dict[str, Any]] = {}
 MODULES: dict[str, dict[str, Any]] = {}
 PRESETS: dict[str, dict[str, Any]] = {}
 PRESET_SOURCES: dict[str, str] = {}
+REFUSED: dict[str, str] = {}  # names of networks that are neither presets nor read, and why
 OWN_PRESETS: dict[str, Path] = {}  # those that a folder of the user's registered, and the folder
 CHOICES: list[Callable[..., "Choice"]] = []
 _KEYS: dict[str, Key] = {}
@@ -96,6 +97,13 @@ def register_preset(name: str, values: Mapping[str, Any], source: str = "") -> N
     PRESETS[name], PRESET_SOURCES[name] = dict(values), source
     if _loading is not None:
         OWN_PRESETS[name] = _loading
+
+
+def check_not_refused(what: str, name: Any) -> None:
+    """Raises UserError, with the reason, for the name of a network that is known and cannot be had: `what` is called
+    so."""
+    if isinstance(name, str) and name in REFUSED:
+        raise UserError(f"{what}={name!r} cannot be represented: {REFUSED[name]}")
 
 
 def register_choice(choose: Callable[..., Choice]) -> Callable[..., Choice]:

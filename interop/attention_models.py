@@ -98,7 +98,7 @@ def _write_olmo3(config: ModelArchitectureConfig) -> dict[str, Any]:
     return _write_olmo2(config) | their_windows(config) | {"rope_parameters": _their_rotary_by_kind(config)}
 
 
-def _write_granite(config: ModelArchitectureConfig) -> dict[str, Any]:
+def write_granite(config: ModelArchitectureConfig) -> dict[str, Any]:
     return _write_olmo2(config) | {
         "embedding_multiplier": config.embedding_factor,
         "residual_multiplier": config.residual_multiplier,
@@ -279,4 +279,4 @@ OLMO2 = dataclasses.replace(
     buffers=(),
 )
 OLMO3 = dataclasses.replace(OLMO2, model_class="Olmo3ForCausalLM", write=_write_olmo3, mixers=_WITH_NORMS)
-GRANITE = dataclasses.replace(LLAMA, model_class="GraniteForCausalLM", write=_write_granite, buffers=())
+GRANITE = dataclasses.replace(LLAMA, model_class="GraniteForCausalLM", write=write_granite, buffers=())

@@ -10,7 +10,8 @@ says; `notes` names what was passed over.
 from typing import Any
 
 from common.errors import UserError, same_name
-from interop.keys import deepseek, delta, experts, gemma_olmo, gpt2, llama, state_space
+from components.registry import REFUSED
+from interop.keys import deepseek, delta, experts, gemma_olmo, gpt2, llama, mamba_hybrids, state_space
 from interop.keys.base import (
     ANOTHER_NETWORK,
     FIXED_EVERYWHERE,
@@ -26,7 +27,7 @@ from interop.keys.base import (
 from interop.known_keys import check_is_language_model, check_unknown, unknown_to
 from model_config import ModelArchitectureConfig, resolve_architecture
 
-_GROUPS = (gpt2, llama, gemma_olmo, experts, deepseek, state_space, delta)
+_GROUPS = (gpt2, llama, gemma_olmo, experts, deepseek, state_space, mamba_hybrids, delta)
 FAMILIES: dict[str, FamilyKeys] = {name: family for group in _GROUPS for name, family in group.FAMILIES.items()}
 
 
@@ -43,7 +44,9 @@ def has_room(config: Values) -> bool:
 
 
 def no_room(model_type: Any) -> str:
-    """That a model_type is none of FAMILIES, and which it may have meant."""
+    """That a model_type is none of FAMILIES, and which it may have meant, or why it is none."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        return f"model_type={model_type!r} cannot be represented: {REFUSED[model_type]}"
     return f"model_type={model_type!r} is none of: {', '.join(FAMILIES)}{same_name(str(model_type), FAMILIES)}"
 
 
@@ -96,7 +99,7 @@ def _complete(config: Values) -> Keys:
         check_size(key, values[key])
     for key, default in family.counted.items():
         if key in values:
-            check_counted(key, values[key], default)
+            check_counted(key, values[key], default, key in family.may_be_zero)
     return {**family.counted, **family.function, **values}
 
 

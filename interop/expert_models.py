@@ -46,10 +46,15 @@ def _gate_and_up(kind: str) -> tuple[str, str]:
     return f"ffn.gate_proj.{kind}", f"ffn.up_proj.{kind}"
 
 
-STACKED = {
-    "mlp.experts.gate_up_proj": Place(_gate_and_up("weight"), _gate_above_up, _gate_beside_up),
-    **places({"mlp.experts.down_proj": "ffn.down_proj.weight"}),
-}
+def stacked(module: str) -> dict[str, Place]:
+    """The matrices of all experts, in a module of this name."""
+    return {
+        f"{module}.experts.gate_up_proj": Place(_gate_and_up("weight"), _gate_above_up, _gate_beside_up),
+        **places({f"{module}.experts.down_proj": "ffn.down_proj.weight"}),
+    }
+
+
+STACKED = stacked("mlp")
 _GPT_OSS_STACKED = {
     "mlp.experts.gate_up_proj": Place(_gate_and_up("weight"), _gates_first, _alternating),
     "mlp.experts.gate_up_proj_bias": Place(_gate_and_up("bias"), _gates_first, _alternating),

@@ -32,7 +32,7 @@ class Family:
     """The models of one `model_type`."""
 
     model_class: str
-    has_ffn: bool  # in every layer, or in none
+    has_ffn: bool | None  # in every layer, or in none; None: in any
     write: Callable[[ModelArchitectureConfig], dict[str, Any]]  # their keys, those that are the same both ways apart
     prefix: str  # of all their tensors but the head's; absent where the model was saved without its head
     blocks: str
@@ -40,11 +40,14 @@ class Family:
     within: Mapping[str, Place]  # each block, its mixer apart
     mixers: Mapping[str, Mapping[str, Place]]  # by its letter in layer_pattern
     experts: Mapping[str, Place] | None = None  # of a layer with these, in place of what an FFN has
+    ffn_layer: Mapping[str, Place] | None = None  # where an FFN is a layer of its own, after that of the mixer
     may_lack_mixers: bool = True  # a model with some of these mixers only is one of the family too
     older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of modules, in files -> today's
     buffers: tuple[str, ...] = ()  # how the tensors of older checkpoints end that are no parameters
     left_out: tuple[str, ...] = ()  # how the tensors in files begin that transformers leaves out, too
     in_files: InFiles | None = None  # where files name tensors otherwise than today's class does
+    # Keys in place of a file's where logits are compared: of those, transformers' class makes another function
+    compared_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variant: Callable[[Mapping[str, Any]], "Family"] | None = None  # by keys that decide how tensors lie, and no more
 
     def of(self, config: Mapping[str, Any]) -> "Family":
@@ -60,12 +63,15 @@ class Family:
             for name, (module, _, kind), tensor in found
         }
 
-    def block(self, letter: str, has_experts: bool = False) -> dict[str, Place]:
-        """What a block with this mixer has, and with an FFN or experts."""
+    def layers(self, letter: str, has_ffn: bool, has_experts: bool) -> list[dict[str, Place]]:
+        """What their layers have that make a block with this mixer, and with an FFN or experts or neither: one, or one
+        for each half."""
+        if self.ffn_layer is not None:
+            return [{**self.within, **self.mixers[letter]}, *[dict(self.ffn_layer)] * has_ffn]
         if not has_experts:
-            return {**self.within, **self.mixers[letter]}
+            return [{**self.within, **self.mixers[letter]}]
         others = {name: place for name, place in self.within.items() if not place.modules[0].startswith("ffn.")}
-        return {**others, **self.mixers[letter], **(self.experts or {})}
+        return [{**others, **self.mixers[letter], **(self.experts or {})}]
 
 
 def their_activation(name: str | None) -> str:

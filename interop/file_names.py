@@ -55,3 +55,24 @@ class InFiles:
                 for own, part in parts or ((self.down, matrix),):
                     found[f"{layer}{self.module}.experts.{index}.{own}.weight"] = part.contiguous()
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed(InFiles):
+    """Where files have every tensor as today's class has it, under another name: parts of names in files, and what the
+    class calls them."""
+
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def stacked(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_replaced(name, self.renamed): tensor for name, tensor in tensors.items()}
+
+    def apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        back = tuple((of_class, in_file) for in_file, of_class in self.renamed)
+        return {_replaced(name, back): tensor for name, tensor in tensors.items()}
+
+
+def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name

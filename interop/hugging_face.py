@@ -36,6 +36,7 @@ from interop.configurations import exact_architecture
 from interop.delta_models import KIMI_LINEAR, QWEN3_NEXT
 from interop.expert_models import GPT_OSS, MIXTRAL, OLMOE, QWEN3_MOE
 from interop.family import Family, Place
+from interop.hybrid_models import GRANITE_HYBRID, NEMOTRON_H
 from interop.latent_models import DEEPSEEK_V2, DEEPSEEK_V3
 from interop.state_space_models import BAMBA, MAMBA, MAMBA2
 from model_builder import LanguageModel
@@ -65,6 +66,8 @@ FAMILIES = {
     "mamba": MAMBA,
     "mamba2": MAMBA2,
     "bamba": BAMBA,
+    "granitemoehybrid": GRANITE_HYBRID,
+    "nemotron_h": NEMOTRON_H,
     "qwen3_next": QWEN3_NEXT,
     "kimi_linear": KIMI_LINEAR,
 }
@@ -131,9 +134,10 @@ def _write(
     key, or as many as there are keys where the family has no such model at all."""
     family = FAMILIES[model_type]
     try:
-        if config.ffn_layers != (config.n_layer if family.has_ffn else 0):
+        if family.has_ffn is not None and config.ffn_layers != (config.n_layer if family.has_ffn else 0):
             has = "an FFN after every layer" if family.has_ffn else "no FFN"
-            raise UserError(f"{family.model_class} has {has}: ffn_after={config.ffn_after!r} cannot be represented")
+            key = "ffn_after" if config.ffn_pattern is None else "ffn_pattern"
+            raise UserError(f"{family.model_class} has {has}: {key}={config[key]!r} cannot be represented")
         written = {
             "model_type": model_type,
             "architectures": [family.model_class],
@@ -164,7 +168,7 @@ def _what_acts(config: ModelArchitectureConfig, family: Family) -> dict[str, Any
     core = [name for name, key in architecture_keys().items() if key.changes == "function" and key.what is None]
     values = {name: config[name] for name in core if name not in (*composed, *component_keys())}
     values["embedding_multiplier"] = config.embedding_factor
-    if not family.has_ffn:  # no length either; and their mixers say of themselves which biases they have
+    if family.has_ffn is False:  # no length either; and their mixers say of themselves which biases they have
         del values["block_size"], values["bias"]
     values |= {"layer_pattern": config.pattern, **config.component("position_encoding").function(config)}
     layers = [_of_layer(config, layer) for layer in config.layers]
@@ -275,11 +279,14 @@ def _modules(family: Family, config: ModelArchitectureConfig) -> Iterator[tuple[
     """Every module's name there, its names here, and the way between."""
     for name, place in family.outside.items():
         yield name if name == _HEAD else f"{family.prefix}{name}", place.modules, place
+    number = 0
     for index, layer in enumerate(config.layers):
         has_experts = layer.ffn_spec is not None and layer.ffn_spec.loads(config) > 0
-        for name, place in family.block(layer.mixer_spec.letter, has_experts).items():
-            ours = tuple(f"blocks.{index}.{module}" for module in place.modules)
-            yield f"{family.prefix}{family.blocks}.{index}.{name}", ours, place
+        for of_theirs in family.layers(layer.mixer_spec.letter, layer.ffn is not None, has_experts):
+            for name, place in of_theirs.items():
+                ours = tuple(f"blocks.{index}.{module}" for module in place.modules)
+                yield f"{family.prefix}{family.blocks}.{number}.{name}", ours, place
+            number += 1
 
 
 def _split(name: str, names: list[str], tensor: Tensor, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

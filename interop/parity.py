@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from interop.hugging_face import FAMILIES
+from interop.sources import read_configuration
 from model_builder import LanguageModel
 
 ROWS, TOKENS = 2, 64  # that are tried, drawn at random
@@ -34,8 +36,9 @@ class NotCompared(Exception):
 
 @torch.no_grad()
 def measure(folder: Path, model: LanguageModel, called: Path) -> Parity:
-    """The folder as transformers reads it, beside the model. Raises NotCompared where transformers is not installed or
-    cannot read the folder, which users know as `called`, and UserError where it computes something else."""
+    """The folder as transformers reads it, but for what `Family.compared_with` replaces, beside the model. Raises
+    NotCompared where transformers is not installed or cannot read the folder, which users know as `called`, and
+    UserError where it computes something else."""
     if importlib.util.find_spec("transformers") is None:
         raise NotCompared("transformers is not installed")
     try:
@@ -43,9 +46,9 @@ def measure(folder: Path, model: LanguageModel, called: Path) -> Parity:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        theirs = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
-        ).eval()
+        how = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "eager"}
+        keys = FAMILIES[read_configuration(folder)["model_type"]].compared_with
+        theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how, **keys).eval()
     except Exception as error:  # whatever it is, of whatever version
         raise NotCompared(f"transformers cannot read {called}: {' '.join(str(error).split())[:200]}") from None
     assert model.config.vocab_size is not None

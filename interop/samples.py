@@ -16,7 +16,8 @@ CHOSEN: Keys = {
     "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 16, "v_head_dim": 8, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
-    "linear_num_heads": 3, "linear_head_dim": 6,
+    "linear_num_heads": 3, "linear_head_dim": 6, "shared_intermediate_size": 96, "mamba_num_heads": 6,
+    "ssm_state_size": 8, "hybrid_override_pattern": "M*-M",
     "linear_attn_config": {"kda_layers": [1, 3], "full_attn_layers": [2, 4]},
 }  # fmt: skip
 
@@ -30,6 +31,8 @@ def small(model_type: str) -> Keys:
     values |= {key: SIZES[key] for key in family.counted if key in SIZES and key not in _WIDTHS}
     if "kv_lora_rank" in values:  # latent attention has as many keys as queries
         values["num_key_value_heads"] = values["num_attention_heads"]
+    if model_type == "granitemoehybrid":  # which has no attention unless something says where
+        values["layer_types"] = ["mamba", "attention", "mamba", "mamba"]
     if "max_window_layers" not in values:  # by which windows begin somewhere
         values.pop("use_sliding_window", None)
     return {"model_type": model_type, **values}
@@ -71,6 +74,16 @@ PUBLIC: dict[str, Keys] = {
                     "num_heads": 24, "n_groups": 1, "tie_word_embeddings": True},
     "bamba-9b": {"model_type": "bamba", **_sizes(32, 4096, 14336, (32, 8), 128256), "mamba_d_state": 128,
                  "attn_layer_indices": [9, 18, 27]},
+    "granite-4.0-h-small": {
+        "model_type": "granitemoehybrid", **_sizes(40, 4096, 768, (32, 8), 100352), "num_local_experts": 72,
+        "num_experts_per_tok": 10, "shared_intermediate_size": 1536, "mamba_n_heads": 128, "mamba_d_state": 128,
+        "layer_types": ["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
+        "tie_word_embeddings": True,
+    },
+    "nemotron-h-8b": {
+        "model_type": "nemotron_h", **_sizes(52, 4096, 21504, (32, 8), 131072), "mamba_num_heads": 128,
+        "hybrid_override_pattern": "M-M-M-M*-" + 3 * "M-M-M-M-M*-" + 5 * "M-",
+    },
     "deepseek-v2-lite": {
         "model_type": "deepseek_v2", **_sizes(27, 2048, 10944, (16, 16), 102400), **_LATENT, "q_lora_rank": None,
         "n_routed_experts": 64, "num_experts_per_tok": 6, "n_shared_experts": 2, "moe_intermediate_size": 1408,
@@ -116,6 +129,10 @@ def public(name: str, layers: int | None = None) -> Keys:
         values[key] = min(layers, values[key])
         if "attn_layer_indices" in values:
             values["attn_layer_indices"] = [1]
+        if "layer_types" in values:
+            values["layer_types"] = values["layer_types"][:layers]
+        if "hybrid_override_pattern" in values:
+            values["hybrid_override_pattern"] = "M-M-*-"[:layers]
         if "linear_attn_config" in values:
             values["linear_attn_config"] = {
                 key: [one for one in value if one <= layers] if isinstance(value, list) else value

@@ -24,6 +24,7 @@ def _write_mamba2(config: ModelArchitectureConfig) -> dict[str, Any]:
     mixer = spec("mixer", "mamba2")
     return {
         "num_heads": mixer.heads(config),
+        "expand": mixer.width(config) // config.n_embd,
         "time_step_limit": ANY_STEP,
         "state_size": mixer.state(config),
         "use_bias": mixer.has_bias(config),
@@ -32,18 +33,29 @@ def _write_mamba2(config: ModelArchitectureConfig) -> dict[str, Any]:
 
 
 def _write_bamba(config: ModelArchitectureConfig) -> dict[str, Any]:
-    mixer = spec("mixer", "mamba2")
     return {
         "attn_layer_indices": [layer for layer, letter in enumerate(config.pattern) if letter == "A"],
         "num_key_value_heads": config.kv_heads,
         "attention_bias": all(biases(config)),
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"partial_rotary_factor": 1.0, **their_rotary(config)},
+        **write_bamba_mamba(config),
+    }
+
+
+def write_bamba_mamba(config: ModelArchitectureConfig) -> dict[str, Any]:
+    mixer = spec("mixer", "mamba2")
+    return {
         "mamba_n_heads": mixer.heads(config),
-        "time_step_limit": ANY_STEP,
         "mamba_d_head": config.mamba_head_dim,
+        "mamba_expand": mixer.width(config) // config.n_embd,
+        "mamba_n_groups": config.mamba_n_groups,
         "mamba_d_state": mixer.state(config),
+        "mamba_d_conv": config.mamba_d_conv,
+        "mamba_chunk_size": config.mamba_chunk_size,
+        "mamba_conv_bias": config.mamba_conv_bias,
         "mamba_proj_bias": mixer.has_bias(config),
+        "time_step_limit": ANY_STEP,
     }
 
 
@@ -67,7 +79,7 @@ _MAMBA_MIXER = {
     ),
     "D": Place(("mixer.D",)),
 }
-_MAMBA2_MIXER = {
+MAMBA2_MIXER = {
     "in_proj": Place(tuple(f"mixer.{name}_proj" for name in ("z", "x", "B", "C", "dt"))),
     "conv1d": convolutions("mixer.x_conv", "mixer.B_conv", "mixer.C_conv"),
     **places({name: f"mixer.{name}" for name in ("dt_bias", "A_log", "D", "norm")}),
@@ -75,7 +87,7 @@ _MAMBA2_MIXER = {
 }
 
 
-def _named(prefix: str, mixer: dict[str, Place]) -> dict[str, Place]:
+def named(prefix: str, mixer: dict[str, Place]) -> dict[str, Place]:
     return {f"{prefix}.{name}": place for name, place in mixer.items()}
 
 
@@ -89,7 +101,7 @@ MAMBA = Family(
     blocks="layers",
     outside=_BACKBONE,
     within=places({"norm": "mixer_norm"}),
-    mixers={"S": _named("mixer", _MAMBA_MIXER)},
+    mixers={"S": named("mixer", _MAMBA_MIXER)},
 )
 
 MAMBA2 = Family(
@@ -100,7 +112,7 @@ MAMBA2 = Family(
     blocks="layers",
     outside=_BACKBONE,
     within=places({"norm": "mixer_norm"}),
-    mixers={"M": _named("mixer", _MAMBA2_MIXER)},
+    mixers={"M": named("mixer", MAMBA2_MIXER)},
 )
 
 BAMBA = Family(
@@ -118,5 +130,5 @@ BAMBA = Family(
         }
     ),
     may_lack_mixers=False,
-    mixers={"A": LLAMA_ATTENTION, "M": _named("mamba", _MAMBA2_MIXER)},
+    mixers={"A": LLAMA_ATTENTION, "M": named("mamba", MAMBA2_MIXER)},
 )

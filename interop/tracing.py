@@ -154,12 +154,29 @@ def part_of(model: Any, name: str) -> str:
         return "norms"
     named = (
         ("router", "router" in kind or segments[-1] in ("router", "gate")),
-        ("shared_experts", any(one.startswith(("shared_expert", "shared_mlp")) for one in segments)),
+        ("shared_experts", _is_shared_expert(model, segments)),
         ("experts", any(one.startswith("experts") for one in segments)),
         ("attention", any("attn" in one or "attention" in one for one in segments)),
         ("ffn", any(word in one for one in segments for word in ("mlp", "ffn", "feed_forward", "fc", "ff"))),
+        ("attention", "attention" in _classes(model, name)),  # of a half that names no kind, such as Nemotron-H's mixer
+        ("ffn", "mlp" in _classes(model, name)),
     )
     return next((part for part, is_it in named if is_it), "other")
+
+
+def _is_shared_expert(model: Any, segments: list[str]) -> bool:
+    """Whether it is called so, and other experts stand beside it: Granite 4 calls its only FFN so, too."""
+    for depth, segment in enumerate(segments):
+        if segment.startswith(("shared_expert", "shared_mlp")):
+            beside = (name for name, _ in model.get_submodule(".".join(segments[:depth])).named_children())
+            return any("expert" in name or "moe" in name for name in beside if name != segment)
+    return False
+
+
+def _classes(model: Any, name: str) -> str:
+    """The names of the classes of a module and of the one that it is in."""
+    modules = (model.get_submodule(one) for one in (name, name.rpartition(".")[0]))
+    return " ".join(type(one).__name__ for one in modules).lower()
 
 
 def _recurrent_ancestor(model: Any, name: str) -> str | None:

@@ -10,12 +10,14 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     KimiLinearConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronHConfig,
     Olmo2Config,
     Olmo3Config,
     OlmoeConfig,
@@ -98,6 +100,19 @@ KIMI_LINEAR = {
     "moe_intermediate_size": 12, "linear_num_heads": 3, "linear_head_dim": 6, "bos_token_id": None,
     "eos_token_id": None, "first_k_dense_replace": 1,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+GRANITE_HYBRID = {
+    **LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "intermediate_size": 24, "shared_intermediate_size": 48, "layer_types": ["mamba", "attention", "mamba"],
+    "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_chunk_size": 8, "attention_multiplier": 0.3,
+}  # fmt: skip
+# With steps as they are: transformers would enlarge those of a prompt that are less than time_step_min, and not those
+# of decoding. The floor, at which they begin, has them large enough to matter.
+NEMOTRON_H = {
+    **{key: value for key, value in LLAMA.items() if key != "num_hidden_layers"}, "num_key_value_heads": 2,
+    "head_dim": 6, "layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp"], "mamba_num_heads": 6,
+    "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 8, "time_step_min": 1e-30,
+    "time_step_floor": 0.2, "pad_token_id": None,
 }  # fmt: skip
 WINDOWS_WITHOUT_POSITIONS = {"use_sliding_window": True, "sliding_window": 5, "num_key_value_heads": 2,
                              "num_hidden_layers": 4}  # fmt: skip
@@ -269,7 +284,33 @@ MODELS = {
         **BAMBA | {"rope_parameters": {**LLAMA3_ROPE, "partial_rotary_factor": 1.0}, "attn_layer_indices": [0, 2]},
         tie_word_embeddings=True, rms_norm_eps=0.1, attention_bias=True, mlp_bias=True, mamba_proj_bias=True
     ),
+    "bamba, half of each head rotated": BambaConfig(
+        **BAMBA | {"rope_parameters": {**WHOLE_HEADS, "partial_rotary_factor": 0.5}}
+    ),
     "bamba, biases of attention": BambaConfig(**BAMBA, attention_bias=True),
     "bamba, biases of the FFN, none of the convolution": BambaConfig(**BAMBA, mlp_bias=True, mamba_conv_bias=False),
     "bamba, biases of Mamba-2": BambaConfig(**BAMBA, mamba_proj_bias=True),
+    "granite 4": GraniteMoeHybridConfig(
+        **GRANITE_HYBRID, embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=1.7
+    ),
+    "granite 4, rotary positions, no experts, tied": GraniteMoeHybridConfig(
+        **GRANITE_HYBRID | {"num_local_experts": 0, "num_experts_per_tok": 0}, position_embedding_type="rope",
+        rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, attention_bias=True
+    ),
+    "granite 4, biases of the state spaces, one wide expert": GraniteMoeHybridConfig(
+        **GRANITE_HYBRID | {"shared_intermediate_size": 24, "mamba_n_groups": 1, "mamba_expand": 3, "mamba_d_conv": 3},
+        mamba_proj_bias=True, mamba_conv_bias=False, position_embedding_type="nope", rms_norm_eps=0.1
+    ),
+    "granite 4, attention alone": GraniteMoeHybridConfig(
+        **GRANITE_HYBRID | {"layer_types": ["attention"] * 3}, position_embedding_type="rope"
+    ),
+    "nemotron-h": NemotronHConfig(**NEMOTRON_H),
+    "nemotron-h, biases, another activation": NemotronHConfig(
+        **NEMOTRON_H | {"layers_block_type": ["attention", "mlp", "mamba", "mamba", "mlp", "attention"], "n_groups": 3},
+        mlp_hidden_act="silu", mlp_bias=True, use_bias=True, use_conv_bias=False, conv_kernel=3, layer_norm_epsilon=0.01
+    ),
+    "nemotron-h, no FFN": NemotronHConfig(**NEMOTRON_H | {"layers_block_type": ["mamba", "attention", "mamba"]}),
+    "nemotron-h, attention alone": NemotronHConfig(
+        **NEMOTRON_H | {"layers_block_type": ["attention", "mlp", "attention"]}
+    ),
 }  # fmt: skip

@@ -21,10 +21,14 @@ def layers_to_attention(config) -> int:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_small_overrides_train(train, tmp_path, config):
     kv = ["--num_key_value_heads=1"] if "num_key_value_heads" in config.read_text() else []
-    has_heads = load([str(config)]).model.layers_with("A")
+    model = load([str(config)]).model
+    has_heads = model.layers_with("A")
+    groups = ["--mamba_n_groups=1"] if model.layers_with("M") and model.mamba_n_groups > 1 else []  # of one head
     heads = "--n_head=2" if has_heads else "--n_head=12"  # the default, which is no statement
     layers = f"--n_layer={max(2, layers_to_attention(config))}"
-    done = train(str(config), *TINY, layers, heads, *kv, "--max_iters=2", "--lr_decay_iters=2", "--warmup_iters=0")
+    done = train(
+        str(config), *TINY, layers, heads, *kv, *groups, "--max_iters=2", "--lr_decay_iters=2", "--warmup_iters=0"
+    )
     assert done.returncode == 0, done.stderr
     assert "finished at step 2 of 2" in done.stdout
 

@@ -494,7 +494,7 @@ def command_lines(draw) -> list[str]:
     if draw(st.booleans()) or keys["arch_preset"] in OF_OTHER_MIXERS:
         keys |= {"n_layer": 2 * draw(st.integers(1, 20)), "layer_pattern": draw(st.sampled_from(["AM", "MA", "A"]))}
         if "M" in keys["layer_pattern"]:
-            keys["mamba_head_dim"] = 2
+            keys |= {"mamba_head_dim": 2, "mamba_n_groups": 1}
     if keys["arch_preset"] in ("gemma2", "gpt_oss"):
         keys.pop("attention_backend", None)  # sdpa has no cap, and no sinks
     if "E" in PRESETS[keys["arch_preset"]].get("ffn_pattern", ""):

@@ -295,7 +295,7 @@ def count_convolutions(module: torch.nn.Module, batch: int, length: int) -> int:
 
 
 @pytest.mark.parametrize("length", [2, 4, 16])  # half a chunk, one, four
-@pytest.mark.parametrize("keys", [{}, {"mamba_n_groups": 1, "mamba_chunk_size": 8, "bias": True}])
+@pytest.mark.parametrize("keys", [{}, {"mamba_n_groups": 1, "mamba_chunk_size": 8, "bias": True}, {"mamba_n_heads": 4}])
 def test_mamba_2_takes_the_flops_that_its_cost_says(keys, length):
     """Forward; and backward, which is twice forward where there are chunks to pass a state between."""
     config = mamba_architecture(**keys)

@@ -15,6 +15,7 @@ from hugging_face_models import (
     DEEPSEEK,
     DEEPSEEK_YARN,
     GPT2,
+    GRANITE_HYBRID,
     KIMI_LINEAR,
     LLAMA,
     LLAMA3_ROPE,
@@ -22,6 +23,7 @@ from hugging_face_models import (
     MAMBA,
     MAMBA2,
     MODELS,
+    NEMOTRON_H,
     QWEN3_NEXT,
     WHOLE_HEADS,
     WINDOWS_WITHOUT_POSITIONS,
@@ -38,6 +40,7 @@ from transformers import (
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    NemotronHConfig,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -262,14 +265,64 @@ def test_a_bamba_is_stepped_with_position_ids():
         torch.testing.assert_close(ours(token, caches=caches), output.logits, **TOLERANCE)
 
 
+@torch.no_grad()
+def test_a_nemotron_h_has_no_least_step():
+    """Its class has one where it reads a prompt, time_step_min, and none where it goes on token by token; neither has a
+    model here, and what is written has one that is nothing."""
+    theirs = original(NemotronHConfig(**NEMOTRON_H | {"time_step_min": 1e-3}))
+    for name, bias in theirs.named_parameters():
+        if name.endswith("dt_bias"):
+            bias -= 7
+    config, tokens = theirs.config.to_dict(), torch.randint(101, (1, 20))
+    ours = build_model(architecture_from_hugging_face(config)).eval()
+    ours.load_state_dict(weights_from_hugging_face(theirs.state_dict(), config))
+    written = architecture_to_hugging_face(ours.config)["time_step_min"]
+
+    def read_from(least, tokens, cache=None):
+        for layer in theirs.model.layers:
+            layer.mixer.time_step_limit = (least, math.inf)
+        return theirs(tokens, past_key_values=cache, use_cache=True)
+
+    logits = ours(tokens)
+    assert (read_from(1e-3, tokens).logits - logits).abs().max() > 100 * TOLERANCE["atol"]
+    torch.testing.assert_close(read_from(written, tokens).logits, logits, **TOLERANCE)
+    cache = read_from(written, tokens[:, :1]).past_key_values
+    for position in range(1, tokens.shape[1]):
+        output = read_from(1e-3, tokens[:, position : position + 1], cache)
+        torch.testing.assert_close(output.logits[:, 0], logits[:, position], **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
         ({"layer_pattern": "SAM"}, "layer_pattern='SAM': .* has Mamba-1 beside other mixers"),
         ({"layer_pattern": "M", "position_encoding": "none"}, "has Mamba-2 with FFNs and without attention"),
         ({"layer_pattern": "MWA", "attention_window": 4}, "layer_pattern='MWA': .* has attention within a window"),
-        ({"ffn_after": "attention"}, "BambaForCausalLM has an FFN after every layer: ffn_after='attention'"),
-        ({"ffn_after": "mamba"}, "BambaForCausalLM has an FFN after every layer: ffn_after='mamba'"),
+        (
+            {"layer_pattern": "DAD", "ffn_after": "attention"},
+            "Qwen3NextForCausalLM has an FFN after every layer: ffn_after='attention' cannot",
+        ),
+        (
+            {"layer_pattern": "DAD", "ffn_pattern": "FF-"},
+            "Qwen3NextForCausalLM has an FFN after every layer: ffn_pattern='FF-' cannot",
+        ),
+        ({"ffn_after": "attention"}, "position_encoding='rope' cannot be .*: NemotronHForCausalLM has 'none'"),
+        (
+            {"ffn_after": "mamba", "position_encoding": "none", "weight_tying": False},
+            "ffn_type='swiglu' cannot be represented: NemotronHForCausalLM has 'standard'",
+        ),
+        (
+            {"arch_preset": "nemotron_h", "layer_pattern": "MAM", "mamba_n_groups": 1, "weight_tying": True},
+            "weight_tying=True cannot be represented: NemotronHForCausalLM has False",
+        ),
+        (
+            {"arch_preset": "nemotron_h", "layer_pattern": "MAM", "mamba_n_groups": 1, "attention_bias": "all"},
+            "attention_bias='all' cannot be represented: NemotronHForCausalLM has 'none'",
+        ),
+        (
+            {"arch_preset": "granite_hybrid", "layer_pattern": "MAM", "norm_topk_prob": False},
+            "norm_topk_prob=False cannot be represented: GraniteMoeHybridForCausalLM has True",
+        ),
         ({"ffn_type": "geglu"}, "ffn_type='geglu' cannot be represented: BambaForCausalLM has 'swiglu'"),
         ({"position_encoding": "alibi", "rope_theta": 1e4}, "position_encoding='alibi' cannot .*: Bamba.* has 'rope'"),
         ({"normalization": "layernorm"}, "normalization='layernorm' cannot"),
@@ -292,7 +345,7 @@ def test_a_bamba_is_stepped_with_position_ids():
             {"layer_pattern": "A", "qk_norm": True, "attention_bias": "qkv", "head_dim": 6},
             "attention_bias='qkv' cannot .*: Qwen3ForCausalLM has 'none'",
         ),
-        ({"head_dim": 6}, "head_dim=6 cannot be represented: BambaForCausalLM has 8"),
+        ({"head_dim": 6}, "head_dim=6 cannot be represented: GraniteMoeHybridForCausalLM has 8"),
         (
             {"layer_pattern": "A", "attention_sinks": True, "attention_backend": "manual"},
             "attention_sinks=True cannot be represented: LlamaForCausalLM has False",
@@ -358,6 +411,10 @@ def test_what_no_class_of_theirs_is_is_refused_with_the_reason(keys, reason):
 
 _DELTA = {"n_experts": 6, "n_experts_per_token": 2, "expert_d_ff": 16, "linear_num_value_heads": 2, "norm_eps": 0.1}
 _DELTA |= {"linear_key_head_dim": 8}
+OF_MAMBA_HYBRIDS = {
+    "granite_hybrid": {"n_experts": 6, "n_experts_per_token": 2, "expert_d_ff": 16},
+    "nemotron_h": {"layer_pattern": "MAM", "ffn_pattern": "F-F", "mamba_n_groups": 2},
+}
 OF_DELTA_RULES = {
     "qwen3_next": {**_DELTA, "layer_pattern": "DAD", "head_dim": 8},
     "kimi_linear": {
@@ -371,11 +428,12 @@ OF_DELTA_RULES = {
 def architectures(draw):
     """A preset that has a class, and up to two changes of which some take it out of it."""
     presets = ["gpt2", "llama", "llama3", "mistral", "qwen3", "neox", "mamba1", "mamba2", "hybrid", *OF_DELTA_RULES]
+    presets += OF_MAMBA_HYBRIDS
     preset = draw(st.sampled_from(presets))
     keys = {"arch_preset": preset, "n_layer": 3, "n_embd": 32, "vocab_size": 101, "block_size": 24}
     keys |= {"n_head": 4} if preset not in ("mamba1", "mamba2") else {}
-    keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid") else {}
-    keys |= OF_DELTA_RULES.get(preset, {})
+    keys |= {"mamba_head_dim": 16, "mamba_chunk_size": 8} if preset in ("mamba2", "hybrid", *OF_MAMBA_HYBRIDS) else {}
+    keys |= OF_DELTA_RULES.get(preset, {}) | OF_MAMBA_HYBRIDS.get(preset, {})
     choices = {
         "layer_pattern": ["A", "M", "S", "MMA", "SSA", "AWW", "W", "UAW", "DDA", "AKC"],
         "parallel_residual": [True, False],
@@ -400,6 +458,7 @@ def architectures(draw):
         "mamba_n_groups": [2],
         "mamba_d_state": [5],
         "mamba_expand": [1],
+        "mamba_n_heads": [4, 6],
         "mamba_d_conv": [2],
         "head_dim": [6],
         "attention_bias": ["none", "qkv", "all"],
@@ -453,7 +512,7 @@ def test_presets_that_have_a_class():
         ("olmo2", "olmo2"), ("mixtral", "mixtral"), ("qwen3_moe", "qwen3_moe"), ("olmoe", "olmoe"),
         ("gpt_oss", "gpt_oss"), ("deepseek_dense", "deepseek_v3"), ("deepseek_v3", "deepseek_v3"),
         ("mamba1", "mamba"), ("mamba2", "mamba2"), ("hybrid", "bamba"), ("qwen3_next", "qwen3_next"),
-        ("kimi_linear", "kimi_linear"),
+        ("kimi_linear", "kimi_linear"), ("granite_hybrid", "granitemoehybrid"), ("nemotron_h", "nemotron_h"),
     ):  # fmt: skip
         config = resolve_architecture({"arch_preset": preset, "vocab_size": 100, "dropout": 0.25})
         written = architecture_to_hugging_face(config)
@@ -508,6 +567,8 @@ ANYTHING = [
         "bamba",
         "qwen 3 next",
         "kimi linear",
+        "granite 4",
+        "nemotron-h",
     ],
 )
 def test_anything_under_any_key_is_read_or_refused_in_one_line(name):
@@ -600,6 +661,29 @@ def test_kimis_config_as_published():
         architecture_from_hugging_face(published | own | {"linear_attn_config": layers | {"kda_layers": [1]}})
         == expected
     )
+
+
+def test_nemotron_hs_config_as_published():
+    """With the layers as a text, and what its first files call otherwise; a list beside the text wins."""
+    published = {key: value for key, value in NEMOTRON_H.items() if key not in ("layers_block_type", "head_dim")}
+    published |= {
+        "model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-", "num_hidden_layers": 5, "attention_head_dim": 6,
+        "mamba_proj_bias": False, "expand": 2, "time_step_limit": [0.0, math.inf], "use_mamba_kernels": True,
+        "rescale_prenorm_residual": True, "residual_in_fp32": False, "num_logits_to_keep": 1, "sliding_window": None,
+    }  # fmt: skip
+    expected = architecture_from_hugging_face({"model_type": "nemotron_h", **NEMOTRON_H})
+    assert (expected.layer_pattern, expected.ffn_pattern) == ("MMA", "F-F")
+    assert architecture_from_hugging_face(published) == expected
+    listed = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
+    found = architecture_from_hugging_face(published | listed)
+    assert (found.layer_pattern, found.ffn_pattern) == ("MA", "--")
+    assert AutoConfig.for_model(**published).layers_block_type == AutoConfig.for_model(**NEMOTRON_H | {
+        "model_type": "nemotron_h"
+    }).layers_block_type  # fmt: skip
+    further = {"mtp.layers.0.norm.weight": torch.ones(32)}  # which transformers leaves out, too
+    theirs = original(MODELS["nemotron-h"])
+    weights = weights_from_hugging_face({**theirs.state_dict(), **further}, published)
+    assert weights.keys() == weights_from_hugging_face(theirs.state_dict(), published).keys()
 
 
 def test_a_bamba_of_transformers_4_that_rotates_whole_heads():
@@ -721,6 +805,20 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
         ("qwen3_next", {"shared_expert_intermediate_size": 13}, "=13 is not divisible by moe_intermediate_size=12"),
         ("qwen3_next", {"linear_num_key_heads": 3}, "linear_num_value_heads=4 is not divisible by linear_num_key_h"),
         ("qwen3_next", {"partial_rotary_factor": 0.0}, "partial_rotary_factor=0.0"),
+        ("falcon_h1", {}, "model_type='falcon_h1' cannot be represented: in its layers attention and Mamba-2 read the"),
+        ("granitemoehybrid", {"layer_types": ["mamba"] * 3}, "layer_types must name one full_attention layer at least"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type='alibi' is none of: rope"),
+        ("granitemoehybrid", {"hidden_act": "gelu"}, "hidden_act='gelu' cannot be represented; only 'silu' can"),
+        ("granitemoehybrid", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("granitemoehybrid", {"attention_multiplier": 0.0}, "attention_multiplier=0.0"),
+        ("nemotron_h", {"layers_block_type": ["mamba", "mlp"]}, "layers_block_type must name one full_attention layer"),
+        ("nemotron_h", {"layers_block_type": ["mlp", "attention"]}, "'-\\*': an FFN that follows no mixer cannot be"),
+        ("nemotron_h", {"layers_block_type": ["attention", "moe"]}, "the experts of moe layers have no gates"),
+        ("nemotron_h", {"mlp_hidden_act": "mish"}, "mlp_hidden_act='mish' is none of"),
+        ("nemotron_h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act='gelu' cannot be represented"),
+        ("nemotron_h", {"time_step_limit": [0.001, 0.1]}, "time_step_limit"),
+        ("nemotron_h", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers=1 cannot be represented"),
+        ("nemotron_h", {"sliding_window": 5}, "sliding_window=5 cannot be represented"),
         ("kimi_linear", {"layer_types": ["linear_attention"] * 3}, "must name one full_attention layer at least"),
         ("kimi_linear", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
         ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope=False cannot be represented; only True can"),
@@ -733,7 +831,8 @@ def test_a_checkpoint_saved_without_its_head_and_with_old_buffers():
 )
 def test_what_cannot_be_represented_is_refused_by_its_key(model_type, change, named):
     sizes = {"gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2, "bamba": BAMBA}
-    sizes = (sizes | {"qwen3_next": QWEN3_NEXT, "kimi_linear": KIMI_LINEAR}).get(model_type, LLAMA)
+    sizes |= {"qwen3_next": QWEN3_NEXT, "kimi_linear": KIMI_LINEAR}
+    sizes = (sizes | {"granitemoehybrid": GRANITE_HYBRID, "nemotron_h": NEMOTRON_H}).get(model_type, LLAMA)
     config = {"model_type": model_type, **sizes, **change}
     with pytest.raises(UserError, match=named) as refusal:
         architecture_from_hugging_face(config)
@@ -819,16 +918,17 @@ def test_weights_of_a_hybrid_that_do_not_fit_are_refused(damage, message):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files of models with experts
+# Files that name tensors otherwise than the class
 
 IN_FILES = [
     "mixtral", "qwen 3 with experts in some layers", "olmoe", "gpt-oss", "deepseek v3, experts", "qwen 3 next",
+    "granite 4", "nemotron-h",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IN_FILES)
-def test_files_have_each_experts_matrices_as_save_pretrained_writes_them(name, tmp_path):
-    """And what they hold is read as what the class holds is."""
+def test_files_have_the_names_that_save_pretrained_writes(name, tmp_path):
+    """Each expert's matrices by themselves, mostly; and what they hold is read as what the class holds is."""
     theirs = original(MODELS[name])
     theirs.save_pretrained(tmp_path)
     config, files = theirs.config.to_dict(), load_file(tmp_path / "model.safetensors")

@@ -74,6 +74,16 @@ SMALL = {
         **TRANSFORMER, "attn_layer_indices": [1], "mamba_n_heads": 6, "mamba_d_head": 8, "mamba_n_groups": 2,
         "mamba_d_state": 5, "mamba_chunk_size": 4,
     },
+    "granitemoehybrid": {
+        **TRANSFORMER, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 80,
+        "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 6, "mamba_d_head": 8, "mamba_n_groups": 2,
+        "mamba_d_state": 5, "mamba_chunk_size": 4,
+    },
+    "nemotron_h": {
+        **{key: value for key, value in TRANSFORMER.items() if key != "num_hidden_layers"},
+        "layers_block_type": ["mamba", "attention", "mlp", "mamba"], "head_dim": 7, "mamba_num_heads": 4,
+        "mamba_head_dim": 9, "n_groups": 2, "ssm_state_size": 5, "chunk_size": 4, "pad_token_id": None,
+    },
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": {**DEEPSEEK, "q_lora_rank": 9},
 }  # fmt: skip
@@ -158,8 +168,10 @@ def test_a_key_that_a_file_leaves_out_has_the_default_of_transformers_class(fami
     """Every single one of what save_pretrained writes of a model of real width: the sizes that every model has are
     missed by name."""
     experts = {"num_experts_per_tok": 6} if family.startswith("deepseek") else {}
-    file = written(family, {"num_hidden_layers": 5, **experts}, tmp_path)
-    for key in file.keys() - {"model_type"}:
+    blocks = {"layers_block_type": ["mamba", "attention", "mlp", "mamba"]} if family == "nemotron_h" else {}
+    experts |= {"intermediate_size": 512} if family == "granitemoehybrid" else {}  # of which a shared one has several
+    file = written(family, {"num_hidden_layers": 5, **experts} | blocks, tmp_path)
+    for key in file.keys() - {"model_type", *blocks}:  # by default some of these blocks are experts without gates
         values = {name: value for name, value in file.items() if name != key}
         if key in FAMILIES[family].required:
             with pytest.raises(UserError, match=f"needs {key}, which is missing"):
@@ -188,6 +200,10 @@ def test_the_defaults_are_those_of_transformers_class(family):
     [
         ("deepseek_v2", {"mlp_bias": True, "attention_bias": True}),  # of shared experts too
         ("deepseek_v2", {"num_experts": 4, "n_routed_experts": 4}),
+        ("nemotron_h", {"mlp_bias": True, "use_bias": True, "use_conv_bias": False}),
+        ("nemotron_h", {"layers_block_type": None, "hybrid_override_pattern": "*-M-M", "mamba_d_conv": 2}),
+        ("granitemoehybrid", {"attention_bias": True, "mamba_proj_bias": True, "mamba_conv_bias": False}),
+        ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "nope"}),
         ("gpt2", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}),
     ],
 )
@@ -521,6 +537,24 @@ def test_public_files_are_read_as_they_are(tmp_path, parameters):
         ("mamba2", {"num_heads": 5}, "num_heads x head_dim = 40 contradicts expand x hidden_size"),
         ("bamba", {"attn_layer_indices": [3]}, "names a layer that is none of 0 to 2"),
         ("bamba", {"mamba_d_head": 4}, "mamba_d_head=4 contradicts"),
+        ("granitemoehybrid", {"shared_intermediate_size": 41}, "=41 is not divisible by intermediate_size=40"),
+        ("granitemoehybrid", {"num_experts_per_tok": 5}, "num_experts_per_tok=5 is more than num_local_experts=4"),
+        ("granitemoehybrid", {"num_experts_per_tok": 0}, "num_experts_per_tok=0: expected a whole number from 1"),
+        ("granitemoehybrid", {"layer_types": ["mamba", "mlp", "mamba"]}, "layer_types contradicts num_hidden_layers=3"),
+        ("granitemoehybrid", {"mamba_d_head": 4}, "mamba_d_head=4 contradicts"),
+        ("nemotron_h", {"layers_block_type": None}, "needs layers_block_type or hybrid_override_pattern"),
+        ("nemotron_h", {"layers_block_type": ["mlp", "mamba"]}, "'-M': an FFN that follows no mixer cannot be repr"),
+        ("nemotron_h", {"layers_block_type": ["attention", "mlp", "mlp"]}, "'*--': an FFN that follows no mixer"),
+        (
+            "nemotron_h",
+            {"layers_block_type": ["attention", "moe"]},
+            "moe layers have no gates, and cannot be represented",
+        ),
+        ("nemotron_h", {"layers_block_type": ["attention", 3]}, "layers_block_type must be made of: linear_attention"),
+        ("nemotron_h", {"layers_block_type": None, "hybrid_override_pattern": "M|*"}, "'|' is none of: M, *, -, E"),
+        ("nemotron_h", {"num_hidden_layers": 5}, "num_hidden_layers=5 contradicts the number of layers_block_type = 4"),
+        ("nemotron_h", {"n_groups": 3}, "mamba_num_heads=4 is not divisible by n_groups=3"),
+        ("nemotron_h", {"attention_bias": True}, "attention_bias=True cannot be represented; only False can"),
         ("deepseek_v2", {"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than n_routed_experts=8"),
         ("deepseek_v2", {"first_k_dense_replace": 4}, "first_k_dense_replace=4 is more than num_hidden_layers=3"),
         ("deepseek_v2", {"num_key_value_heads": 2}, "num_key_value_heads=2 contradicts num_attention_heads = 4"),
@@ -579,6 +613,7 @@ EXACT["bamba"] = {
     **SMALL["bamba"],
     "rope_parameters": {"partial_rotary_factor": 1.0},
 }  # of half a head, 3, are no pairs
+EXACT["granitemoehybrid"] = {**SMALL["granitemoehybrid"], "position_embedding_type": "rope"}
 EXACT["gpt_neox"] = {**SMALL["gpt_neox"], "rope_parameters": {"partial_rotary_factor": 1.0}}
 EXACT["deepseek_v2"] = {**SMALL["deepseek_v2"], "topk_method": "group_limited_greedy", "topk_group": 2}
 EXACT["deepseek_v3"] = {**SMALL["deepseek_v3"], "topk_group": 2}

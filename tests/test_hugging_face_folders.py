@@ -28,10 +28,12 @@ from transformers import (
     GPT2Config,
     GPT2Model,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     KimiLinearConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    NemotronHConfig,
     Qwen3NextConfig,
 )
 
@@ -59,6 +61,16 @@ MODELS = {
         **LLAMA, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2,
         mamba_d_state=8, mamba_chunk_size=8, rope_parameters={"partial_rotary_factor": 1.0, "rope_theta": 500.0},
         **TOKENS,
+    ),
+    "granitemoehybrid": GraniteMoeHybridConfig(
+        **LLAMA, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=88,
+        layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_n_groups=2, mamba_d_state=8, mamba_chunk_size=8,
+        attention_multiplier=0.3, embedding_multiplier=3.0, position_embedding_type="nope", **TOKENS,
+    ),
+    "nemotron_h": NemotronHConfig(
+        **{key: value for key, value in LLAMA.items() if key != "num_hidden_layers"}, num_key_value_heads=2, head_dim=6,
+        layers_block_type=["mamba", "attention", "mlp"], mamba_num_heads=6, mamba_head_dim=16, n_groups=2,
+        ssm_state_size=8, chunk_size=8, time_step_min=1e-30, **TOKENS,
     ),
     "qwen3_next": Qwen3NextConfig(
         **LLAMA, **EXPERTS, num_key_value_heads=2, head_dim=8, num_experts=4, shared_expert_intermediate_size=12,
@@ -160,6 +172,21 @@ def test_what_save_pretrained_writes_comes_in_and_goes_out(name, tmp_path):
     written = [content(tmp_path / folder / "generation_config.json") for folder in ("hf", "back")]
     assert written[0] == written[1] and written[1]["temperature"] == 0.5
     assert left_in(tmp_path) == ["back", "hf", "run"]
+
+
+def test_the_steps_of_a_nemotron_h_are_compared_as_they_are(tmp_path):
+    """Whatever time_step_min its file has, of which transformers makes a bound of a prompt's steps."""
+    config = copy.deepcopy(MODELS["nemotron_h"])
+    config.time_step_min = 1e-3
+    theirs = made(config)
+    with torch.no_grad():
+        theirs.model.layers[0].mixer.dt_bias -= 7
+    theirs.save_pretrained(tmp_path / "hf")
+    said = there_and_back(tmp_path / "hf", tmp_path)
+    found = [float(one) for one in re.findall(r"largest difference (\S+),", said)]
+    assert len(found) == 2 and max(found) < 1e-4
+    assert content(tmp_path / "hf/config.json")["time_step_min"] == 1e-3
+    assert (logits(read(tmp_path / "back")) - logits(theirs)).abs().max() > 1e-3
 
 
 def test_no_network_is_asked(tmp_path, monkeypatch):

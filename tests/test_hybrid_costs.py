@@ -213,6 +213,7 @@ def test_an_emitted_config_is_what_trains(arch, monkeypatch, capsys, tmp_path, d
             "--arch hybrids",
             "arch 'hybrids' is none of: legacy, gpt2, llama, llama3, team, qwen3_next, kimi_linear, mamba1, ",
         ),
+        ("--arch falcon_h1", "arch='falcon_h1' cannot be represented: in its layers attention and Mamba-2 read the"),
         ("--arch hybrid --flops_formula published", "the published formula is Llama's"),
     ],
 )

@@ -31,6 +31,8 @@ OF_THREE_LAYERS = {  # with attention and its FFN, too
     "mamba2": {"layer_pattern": "MAM"},
     "qwen3_next": {"layer_pattern": "DAD"},
     "kimi_linear": {"layer_pattern": "KCK"},
+    "granite_hybrid": {"layer_pattern": "MAM"},
+    "nemotron_h": {"layer_pattern": "MAM", "ffn_pattern": "F-F", "mamba_n_groups": 2},
 }
 BUILT_IN = [(kind, name) for kind, names in registered().items() for name in names]
 DTYPES = ["float32", "bfloat16"]
@@ -216,13 +218,13 @@ def test_activations_with_checkpointing(position, dtype, norm_position):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("groups", "heads"), [(1, None), (4, None), (4, 12)])
 @pytest.mark.parametrize("pattern", ["M", "S", "MAS"])
-def test_activations_of_mamba_layers_to_the_byte(pattern, groups, dtype):
+def test_activations_of_mamba_layers_to_the_byte(pattern, groups, heads, dtype):
     """The sequence is no whole number of chunks."""
     keys = {"arch_preset": "mamba2", "layer_pattern": pattern, "block_size": 45, "n_layer": 6}
     if "M" in pattern:
-        keys |= {"mamba_head_dim": 16, "mamba_n_groups": groups, "mamba_chunk_size": 16}
+        keys |= {"mamba_head_dim": 16, "mamba_n_groups": groups, "mamba_chunk_size": 16, "mamba_n_heads": heads}
     sizes = {key: size for key, size in SMALL.items() if key != "n_head" or "A" in pattern}
     assert_kept_to_the_byte(resolve_architecture(sizes | keys), dtype)
 

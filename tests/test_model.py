@@ -162,7 +162,7 @@ def _observed_factors(model: LanguageModel) -> dict:
         embedding = (embedded / model.embedding(tokens)).median().item()
         scaling = (model.final_norm(seen["end"]) / hidden).median().item()
         added = model.blocks[0]._joined(torch.zeros(1, width), torch.eye(width)[:1], torch.nn.Identity())
-        residual = added.max().item() if model.blocks[0].norm_position in ("pre", "post") else 1.0
+        residual = added.max().item()
         cap = model._logits(torch.full((1, width), 1e9)).abs().max().item()
     first.remove()
     last.remove()
@@ -234,7 +234,9 @@ def _observed_mixers(model: LanguageModel) -> dict:
         written = mixer.B_proj.out_features
         heads = len(mixer.A_log)
         found |= {"mamba_d_conv": d_conv, "mamba_head_dim": channels // heads, "mamba_n_groups": mixer.groups}
-        found |= {"mamba_expand": channels // model.embedding.embedding_dim, "mamba_chunk_size": mixer.chunk_size}
+        expand, is_no_multiple = divmod(channels, model.embedding.embedding_dim)
+        found |= {"mamba_n_heads": heads} if is_no_multiple else {"mamba_n_heads": None, "mamba_expand": expand}
+        found |= {"mamba_chunk_size": mixer.chunk_size}
         found |= {"mamba_backend": {ssd_chunked: "auto", ssd_fla: "fla"}[mixer.scan]}
         mixer.scan = ssd_chunked  # which computes without a GPU, too
         found |= {"mamba_d_state": None if written // mixer.groups == 128 else written // mixer.groups}
@@ -359,7 +361,8 @@ def one_of(values: set):
 
 # Two layers of any preset that has Mamba's: one of each kind, the first with its FFN.
 MIXED = {"layer_pattern": "AM", "mamba_head_dim": 16}
-MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid"), MIXED)
+MIXED_PRESETS = dict.fromkeys(("mamba1", "mamba2", "hybrid", "granite_hybrid"), MIXED)
+MIXED_PRESETS["nemotron_h"] = MIXED | {"mamba_n_groups": 1}
 MIXED_PRESETS["gemma3"] = {"layer_pattern": "A"}  # without the values of its W layers
 for _preset in ("deepseek_dense", "deepseek_v3", "qwen3_next", "kimi_linear"):
     MIXED_PRESETS[_preset] = {"layer_pattern": "A"}  # whose keys these are, for the most part
@@ -433,6 +436,7 @@ OVERRIDES = {
     "mamba_d_conv": (2, MIXED),
     "mamba_head_dim": (8, MIXED),
     "mamba_n_groups": (2, MIXED),
+    "mamba_n_heads": (5, MIXED),  # whose channels are no multiple of n_embd
     "mamba_chunk_size": (5, MIXED),
     "mamba_backend": ("fla", MIXED),
 }

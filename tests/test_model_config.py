@@ -44,7 +44,7 @@ OVERRIDES = {
     "normalization": ("a_norm", {}),
     "norm_eps": (1e-3, {}),
     "norm_position": ("post", {}),
-    "activation": ("relu_squared", {"ffn_type": "standard", **BOTH}),
+    "activation": ("leaky_relu", {"ffn_type": "standard", **BOTH}),
     "ffn_type": ("geglu", BOTH),
     "swiglu_limit": (3.0, {"ffn_type": "swiglu_clamped", **BOTH}),
     "position_encoding": ("alibi", BOTH),
@@ -111,6 +111,7 @@ OVERRIDES = {
     "experts_backend": ("loop", EXPERTS),
     "mamba_head_dim": (32, BOTH),
     "mamba_n_groups": (4, BOTH),
+    "mamba_n_heads": (8, BOTH),
     "mamba_chunk_size": (32, BOTH),
     "mamba_backend": ("chunked", BOTH),
 }
@@ -172,8 +173,10 @@ def test_a_preset_never_swallows_an_override(preset, key, tmp_path):
         value, needed = "sdpa", needed | {"attn_logit_softcapping": None, "attention_sinks": False}
     if PRESETS[preset].get("ffn_pattern") == "E" and key in OF_DENSE_FFNS:
         needed |= {"ffn_pattern": "F"}
-    if "E" in PRESETS[preset].get("ffn_pattern", "") and key == "ffn_after":
+    if PRESETS[preset].get("ffn_pattern") and key == "ffn_after":
         needed |= {"ffn_pattern": None}
+    if preset == "nemotron_h" and key != "mamba_n_groups":  # whose 8 do not divide the heads of every width
+        needed |= {"mamba_n_groups": 1}
     baseline = load([f"--{k}={v}" for k, v in needed.items()]).model
     if value is None:
         value = not getattr(baseline, key)
@@ -202,6 +205,7 @@ def test_a_preset_never_swallows_an_override(preset, key, tmp_path):
             "smollm3": 4128,
             "gemma3": 4608,
             "olmo2": 2064,
+            "nemotron_h": 4032,
         }
         assert 0 <= model.d_ff - gated.get(preset, 3072) < 100
     elif key == "expert_expansion_ratio":
@@ -500,6 +504,9 @@ def test_sizes_of_mamba_layers():
         ({"mamba_head_dim": 2048}, "1536 channels are not divisible by mamba_head_dim=2048"),
         ({"mamba_n_groups": 5}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=5"),
         ({"mamba_n_groups": 48}, "the 24 heads of a Mamba-2 layer .* are not divisible by mamba_n_groups=48"),
+        ({"mamba_n_groups": 5, "mamba_n_heads": 6}, "the 6 heads of a Mamba-2 layer .* by mamba_n_groups=5"),
+        ({"mamba_expand": 3, "mamba_n_heads": 6}, "mamba_expand=3 changes nothing where mamba_n_heads=6"),
+        ({"arch_preset": "falcon_h1"}, "arch_preset='falcon_h1' cannot be represented: in its layers attention and"),
         (
             {"mamba_backend": "fla", "mamba_chunk_size": 128},
             "mamba_backend='fla' has chunks of 64 tokens: drop mamba_chunk_size=128",

@@ -1,7 +1,7 @@
 """The presets of transformers: what each says beyond the defaults. Those of mixers with a state stand in their rooms.
 Sizes and the vocabulary are the config file's business."""
 
-from components.registry import register_preset
+from components.registry import REFUSED, register_preset
 
 register_preset("legacy", {"activation": "gelu"}, "nanoGPT (Karpathy 2022)")
 register_preset(
@@ -107,4 +107,9 @@ register_preset(
     "deepseek_v3",
     {**_LLAMA, **_V3_LAYERS, **_V3_SIZES, **_V3_EXPERTS, **_V3_ROUTER, **_V3_BALANCE},
     "DeepSeek-AI 2024, DeepSeek-V3 Technical Report: its experts, and FFNs in its first three layers",
+)
+
+REFUSED["falcon_h1"] = (
+    "in its layers attention and Mamba-2 read the stream side by side, each with multipliers of its own, and a layer "
+    "here has one mixer"
 )

@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import UserError, same_name
 from common.keys import keys_of
-from components.registry import default_letter
+from components.registry import check_not_refused, default_letter
 from flops_parameter_counting.costs.model_cost import model_cost, with_backward
 from model_config import Layer, ModelArchitectureConfig, pattern_forms, preset_values, presets, resolve_architecture
 
@@ -189,6 +189,7 @@ class Family:
 @functools.cache
 def family_of(arch: str) -> Family:
     """The family of a preset. Raises UserError for an unknown one."""
+    check_not_refused("arch", arch)
     if arch not in presets():
         raise UserError(f"arch {arch!r} is none of: {', '.join(presets())}{same_name(arch, presets())}")
     return Family(arch)
@@ -450,7 +451,8 @@ def default_space(budget: float, arch: str) -> SearchSpace:
     """A space around what the budget is likely to buy; the published one from 1.6e20 to 9.9e21 FLOPs with llama3.
 
     The middle is D = 20 N with C = 6 N D, and 64 of width a layer of 12 H^2 parameters; widths reach from 0.2 or 0.4
-    to 3 times that in steps of a power of two, so that every budget gets some 30 of them.
+    to 3 times that in steps of a power of two, so that every budget gets some 30 of them; and to the narrowest that the
+    architecture has.
     """
     family, step = family_of(arch), _width_step(budget)
     is_large = step >= PUBLISHED_WIDTH_STEP
@@ -465,7 +467,7 @@ def default_space(budget: float, arch: str) -> SearchSpace:
         arch=arch,
         vocab_size=vocab_size,
         sequence_length=sequence_length,
-        hidden_sizes=range((4 if is_large else 2) * step, 32 * step, step),
+        hidden_sizes=range((4 if is_large else 2) * step, max(32 * step, family.width_step + 1), step),
         layers=layers,
         head_dims=head_dims if family.has_heads else (),
         kv_heads=(8,) if grouped and is_large else None,

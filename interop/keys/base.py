@@ -34,10 +34,12 @@ class FamilyKeys:
     read: Callable[[Values], Keys]  # sizes and counts, as our keys
     details: Callable[[Values], Keys]  # `function`, as our keys
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name that transformers takes -> key
+    no_effect: tuple[str, ...] = ()  # of its class or its files, which it reads for nothing of such a model
+    may_be_zero: tuple[str, ...] = ()  # of what is counted, which in other families is 1 or more
 
     @property
     def known(self) -> set[str]:
-        own = {*self.required, *self.counted, *self.function, *self.fixed, *self.aliases}
+        own = {*self.required, *self.counted, *self.function, *self.fixed, *self.aliases, *self.no_effect}
         return own | {"model_type", *FIXED_EVERYWHERE, *ANOTHER_NETWORK} | HARMLESS
 
     @property
@@ -81,10 +83,13 @@ _MAY_BE_NULL = (
     "attn_logit_softcapping",
 )  # fmt: skip
 _MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "max_window_layers")
-_LISTS = ("layer_types", "attn_layer_indices", "no_rope_layers", "mlp_only_layers", "mlp_layer_types")
+_LISTS = (
+    "layer_types", "attn_layer_indices", "no_rope_layers", "mlp_only_layers", "mlp_layer_types", "layers_block_type",
+)  # fmt: skip
+_TEXTS = ("hybrid_override_pattern",)
 
 
-def check_counted(key: str, value: Any, default: Any) -> None:
+def check_counted(key: str, value: Any, default: Any, may_be_zero: bool = False) -> None:
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UserError(f"{key}={value!r}: expected true or false")
@@ -100,8 +105,11 @@ def check_counted(key: str, value: Any, default: Any) -> None:
     elif key in _LISTS:
         if value is not None and not isinstance(value, list):
             raise UserError(f"{key}={value!r}: expected a list")
+    elif key in _TEXTS:
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{key}={value!r}: expected a text")
     elif value is not None or (isinstance(default, int) and key not in _MAY_BE_NULL):
-        check_size(key, value, least=0 if key in _MAY_BE_ZERO else 1)
+        check_size(key, value, least=0 if may_be_zero or key in _MAY_BE_ZERO else 1)
 
 
 def check_only(key: str, value: Any, only: Any) -> None:
@@ -259,6 +267,12 @@ def of_each_layer(values: Values, key: str, letters: Mapping[str, str], unless_g
     if len(types) != count or not all(isinstance(one, str) and one in letters for one in types):
         raise UserError(f"{key} contradicts num_hidden_layers={count}: one of {', '.join(letters)} for each")
     return "".join(letters[one] for one in types)
+
+
+def check_attends(pattern: str, said_by: str = "layer_types") -> None:
+    """Raises UserError for layers of which none has attention: transformers' own cache raises where none has."""
+    if not set(pattern) & {"A", "C"}:
+        raise UserError(f"{said_by} must name one {FULL} layer at least: transformers cannot run others alone")
 
 
 def layer_windows(values: Values, unless_given: Sequence[str], window: int | None) -> Keys:

@@ -11,6 +11,7 @@ from interop.keys.base import (
     Keys,
     Values,
     biases_of,
+    check_attends,
     check_size,
     divides,
     heads,
@@ -59,14 +60,9 @@ def _shared_expert(values: Values) -> Keys:
 
 def _qwen3_next_details(values: Values) -> Keys:
     pattern = _qwen3_next(values)["layer_pattern"]
-    _check_attends(values, pattern)
+    check_attends(pattern)
     normed = {"norm_topk_prob": values["norm_topk_prob"]} if "E" in _qwen3_next(values)["ffn_pattern"] else {}
     return {"norm_eps": values["rms_norm_eps"], **rotary(values, values["partial_rotary_factor"]), **normed}
-
-
-def _check_attends(values: Values, pattern: str) -> None:
-    if not set(pattern) & {"A", "C"}:
-        raise UserError(f"layer_types must name one {FULL} layer at least: transformers cannot run others alone")
 
 
 KIMI_LAYERS = {LINEAR: "K", FULL: "C"}
@@ -140,7 +136,7 @@ def _kimi_experts(values: Values) -> Keys:
 def _kimi_linear_details(values: Values) -> Keys:
     """As DeepSeek-V3 routes."""
     counted = _kimi_linear(values)
-    _check_attends(values, counted["layer_pattern"])
+    check_attends(counted["layer_pattern"])
     for key in ("n_group", "topk_group"):
         check_size(key, values[key])
     if "E" in counted["ffn_pattern"] and not values["n_shared_experts"]:

@@ -106,11 +106,11 @@ def _olmo3_details(values: Values) -> Keys:
 
 
 _OLMO3_THETA = 500000.0
-_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
 def _granite_details(values: Values) -> Keys:
-    return llama_details(values) | {key: values[key] for key in _MULTIPLIERS}
+    return llama_details(values) | {key: values[key] for key in MULTIPLIERS}
 
 
 _GEMMAS_COUNTED: Keys = {
@@ -172,7 +172,7 @@ FAMILIES: dict[str, FamilyKeys] = {
         counted={
             "num_key_value_heads": None, "max_position_embeddings": 2048, "tie_word_embeddings": False, **BIASES,
         },
-        function={**LLAMAS_FUNCTION, **dict.fromkeys(_MULTIPLIERS, 1.0)},
+        function={**LLAMAS_FUNCTION, **dict.fromkeys(MULTIPLIERS, 1.0)},
         fixed=WHOLE_HEADS,
         same=LLAMA_SAME,
         read=llama,

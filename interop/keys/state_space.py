@@ -79,18 +79,13 @@ def _state_space_details(values: Values) -> Keys:
 
 def _bamba(values: Values) -> Keys:
     """Mamba-2 and a few layers of attention; each has an FFN."""
-    count, d_inner = values["num_hidden_layers"], values["mamba_expand"] * values["hidden_size"]
+    count = values["num_hidden_layers"]
     indices = values["attn_layer_indices"] or []
     if any(type(index) is not int or not 0 <= index < count for index in indices):
         raise UserError(f"attn_layer_indices={indices} names a layer that is none of 0 to {count - 1}")
-    if values["mamba_d_head"] != "auto":
-        agree(values, "mamba_d_head", "mamba_expand x hidden_size / mamba_n_heads", d_inner // values["mamba_n_heads"])
-    divides({"mamba_expand x hidden_size": d_inner, **values}, "mamba_expand x hidden_size", "mamba_n_heads")
-    divides(values, "mamba_n_heads", "mamba_n_groups")
+    mamba, pattern = bamba_mamba(values), "".join("A" if layer in indices else "M" for layer in range(count))
     attention = heads(values) | {"attention_bias": biases_of(values), "n_head": values["num_attention_heads"]}
     shared = {key: value for key, value in transformer(values).items() if key not in attention}
-    mamba = {**same_keys(values, _BAMBA_MAMBA), "mamba_head_dim": d_inner // values["mamba_n_heads"]}
-    pattern = "".join("A" if layer in indices else "M" for layer in range(count))
     return {
         **shared,
         "layer_pattern": pattern,
@@ -98,6 +93,16 @@ def _bamba(values: Values) -> Keys:
         **(attention if "A" in pattern else {"position_encoding": "none"}),
         **(mamba if "M" in pattern else {}),
     }
+
+
+def bamba_mamba(values: Values) -> Keys:
+    """The sizes of its Mamba-2. Raises UserError where they contradict each other."""
+    d_inner = values["mamba_expand"] * values["hidden_size"]
+    if values["mamba_d_head"] != "auto":
+        agree(values, "mamba_d_head", "mamba_expand x hidden_size / mamba_n_heads", d_inner // values["mamba_n_heads"])
+    divides({"mamba_expand x hidden_size": d_inner, **values}, "mamba_expand x hidden_size", "mamba_n_heads")
+    divides(values, "mamba_n_heads", "mamba_n_groups")
+    return {**same_keys(values, _BAMBA_MAMBA), "mamba_head_dim": d_inner // values["mamba_n_heads"]}
 
 
 def _bamba_details(values: Values) -> Keys:
@@ -112,6 +117,10 @@ _PURE_MAMBA: Keys = {
     "d_model": None, "n_layer": None, "d_inner": None, "ssm_cfg": None,
 }  # fmt: skip
 _SILU: Keys = {"hidden_act": "silu"}  # of the convolution too
+BAMBAS_SIZES: Keys = {
+    "mamba_n_heads": 128, "mamba_d_head": "auto", "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4,
+    "mamba_expand": 2, "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_proj_bias": False,
+}  # fmt: skip
 ANY_STEP = [0.0, math.inf]
 
 FAMILIES: dict[str, FamilyKeys] = {
@@ -139,15 +148,13 @@ FAMILIES: dict[str, FamilyKeys] = {
     "bamba": FamilyKeys(
         required=tuple(TRANSFORMER_SIZES),
         counted={
-            "num_key_value_heads": 8, "attn_layer_indices": None, "mamba_n_heads": 128, "mamba_d_head": "auto",
-            "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 256,
-            "mamba_conv_bias": True, "mamba_proj_bias": False, "max_position_embeddings": 262144,
-            "tie_word_embeddings": False, **BIASES,
+            "num_key_value_heads": 8, "attn_layer_indices": None, "max_position_embeddings": 262144,
+            "tie_word_embeddings": False, **BAMBAS_SIZES, **BIASES,
         },
         # Whatever partial_rotary_factor is beside rope_parameters, transformers 5 reads 0.5: it decides nothing.
         function={"rms_norm_eps": 1e-5, "partial_rotary_factor": None, **ROPE},
         fixed={"attention_dropout": 0.0, "z_loss_coefficient": 0.0, "time_step_limit": ANY_STEP, **_SILU},
-        same=LLAMA_SAME | _BAMBA_MAMBA,
+        same=LLAMA_SAME,
         read=_bamba,
         details=_bamba_details,
     ),

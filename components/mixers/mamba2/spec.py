@@ -33,8 +33,14 @@ class Mamba2(StateSpace):
     own_state = 128
     pattern_key = "hybrid_attention_ratio"
     portable: ClassVar[dict[str, Any]] = {"mamba_backend": "chunked"}
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {"mamba_expand": ("mamba_n_heads",)}
 
     mamba_head_dim: int = key(64, "of Mamba-2: channels that share their decay", at_least=1)
+    mamba_n_heads: int | None = key(
+        None,
+        "heads of Mamba-2, of mamba_head_dim channels each; None: as many as mamba_expand x n_embd channels make",
+        at_least=1,
+    )
     mamba_n_groups: int = key(1, "of Mamba-2: groups of heads that share what they write and read by", at_least=1)
     mamba_chunk_size: int = key(
         64, "of Mamba-2: tokens whose products are made at once; changes speed and FLOPs, not the function", at_least=1
@@ -45,6 +51,17 @@ class Mamba2(StateSpace):
         "kernels: fused, for a GPU, in chunks of 64), or auto (fla on a GPU in 16 bits, where it runs and agrees)",
         changes="speed",
     )
+
+    def idle(self, config: Config) -> dict[str, str]:
+        return {} if config.mamba_n_heads is None else {"mamba_expand": f"mamba_n_heads={config.mamba_n_heads}"}
+
+    def function(self, config: Config) -> dict[str, Any]:
+        """The heads, however they were given."""
+        return {**super().function(config), "mamba_n_heads": self.heads(config), "mamba_expand": None}
+
+    def width(self, config: Config) -> int:
+        heads = config.mamba_n_heads
+        return super().width(config) if heads is None else heads * config.mamba_head_dim
 
     def heads(self, config: Config) -> int:
         return self.width(config) // config.mamba_head_dim
@@ -64,8 +81,8 @@ class Mamba2(StateSpace):
             )
         if self.heads(config) % config.mamba_n_groups:
             raise UserError(
-                f"the {self.heads(config)} heads of a Mamba-2 layer (mamba_expand x n_embd / mamba_head_dim) are not "
-                f"divisible by mamba_n_groups={config.mamba_n_groups}"
+                f"the {self.heads(config)} heads of a Mamba-2 layer (mamba_n_heads, or mamba_expand x n_embd / "
+                f"mamba_head_dim) are not divisible by mamba_n_groups={config.mamba_n_groups}"
             )
         if config.mamba_backend == "fla" and config.mamba_chunk_size != FUSED_CHUNK:
             raise UserError(
@@ -74,8 +91,9 @@ class Mamba2(StateSpace):
             )
 
     def width_step(self, config: Config) -> int:
-        """For whole heads."""
-        return config.mamba_head_dim // math.gcd(config.mamba_expand, config.mamba_head_dim)
+        """For whole heads in every group, where n_embd decides how many there are."""
+        channels = config.mamba_head_dim * config.mamba_n_groups
+        return 1 if config.mamba_n_heads is not None else channels // math.gcd(config.mamba_expand, channels)
 
     def within(self, config: Config) -> dict[str, Spec]:
         return {"scan": spec("mamba_backend", config.mamba_backend)}
@@ -101,7 +119,8 @@ class Mamba2(StateSpace):
 
     def shared_sizes(self, config: Config) -> dict[str, Any]:
         groups = {} if self.has_one_group(config) else {"mamba_n_groups": config.mamba_n_groups}
-        return {"mamba_expand*n_embd/mamba_head_dim": self.heads(config), **groups}
+        heads = "mamba_expand*n_embd/mamba_head_dim" if config.mamba_n_heads is None else "mamba_n_heads"
+        return {heads: self.heads(config), **groups}
 
     def added_up(self, config: Config) -> list[AddedUp]:
         """The squares of what the norm is given, where it spans the heads of all ranks."""
@@ -263,4 +282,23 @@ register_preset(
         "ffn_type": "swiglu",
     },
     "Waleffe et al. 2024, An Empirical Study of Mamba-based Language Models, in this repository's order of layers",
+)
+
+# With the multipliers of its width, 4,096, and of its heads, of 128.
+_GRANITE = {"layer_pattern": "MMMMMAMMMM", "ffn_pattern": "E", "position_encoding": "none", "normalization": "rmsnorm"}
+_GRANITE_EXPERTS = {"n_experts": 72, "n_experts_per_token": 10, "n_shared_experts": 2, "expert_expansion_ratio": 0.1875}
+_GRANITE_STREAM = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 4096 / 256}
+register_preset(
+    "granite_hybrid",
+    {**_GRANITE, **_GRANITE_EXPERTS, **_GRANITE_STREAM, "attention_multiplier": 1 / 128},
+    "IBM 2025, Granite 4.0: the config.json of Granite-4.0-H-Small",
+)
+
+# Of its 28 blocks, four have attention; the Mamba-2 layer before each of these has no FFN.
+_NEMOTRON = {"layer_pattern": "MMMMA" + 3 * "MMMMMA" + "MMMMM", "ffn_pattern": "FFF-F" + 3 * "FFFF-F" + "FFFFF"}
+_NEMOTRON_KIND = {"position_encoding": "none", "normalization": "rmsnorm", "weight_tying": False, "mamba_n_groups": 8}
+register_preset(
+    "nemotron_h",
+    {**_NEMOTRON, **_NEMOTRON_KIND, "activation": "relu_squared", "ffn_expansion_ratio": 5.25},
+    "NVIDIA 2025, Nemotron-H: Nemotron-H-8B",
 )
