@@ -205,18 +205,23 @@ def test_what_ranks_hold_of_experts_and_latent_vectors():
 def test_another_mamba_needs_what_its_model_does(change):
     """Steps of another rank, and biases of its own: against what autograd keeps of it, and the rows that ranks divide
     of each of its parameters."""
-    keys = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, **change}
+    keys = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 62, **change}
     mamba = model_from_values(keys, "m")
     model = build_model(mamba.architecture, seed=0)
     with counting_kept_bytes(model) as kept:
-        model.hidden(torch.randint(61, (3, 50)))
+        model.hidden(torch.randint(62, (3, 50)))
     found = describe(mamba, Setting(sequence_length=50, micro_batch=3, dtype="float32", device_memory=1e9))["memory"]
     assert found["not_known"] is None and found["fits"] is True
     assert found["by_part"]["activations"] == pytest.approx(sum(size for size, _ in kept.values()), rel=0.01)
     shared = describe(mamba, Setting(devices=5, strategy="fsdp"))["memory"]["by_part"]
     assert shared["weights"] == 4 * sum(-(-len(p) // 5) * (p.numel() // len(p)) for p in model.parameters())
-    with pytest.raises(UserError, match="not the scan of a Mamba layer: take use_fsdp"):
-        describe(mamba, Setting(devices=4, tensor_parallel=2))
+    by_channels = describe(mamba, Setting(devices=2, tensor_parallel=2))["memory"]["by_part"]
+    whole = sum(p.numel() for name, p in model.named_parameters() if name.endswith(("norm.weight", "o_proj.bias")))
+    assert by_channels["weights"] == 4 * (sum(p.numel() for p in model.parameters()) + whole) / 2
+    with pytest.raises(
+        UserError, match=r"tensor_parallel=3 does not divide mamba_expand\*n_embd=64: change one of them"
+    ):
+        describe(mamba, Setting(devices=3, tensor_parallel=3))
 
 
 # Decoding

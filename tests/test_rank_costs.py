@@ -309,6 +309,24 @@ def test_a_layer_under_tensor_parallelism_sends_four_all_reduces(ranks):
         assert deeper - shallower - norms == pytest.approx(4 * share * all_reduce)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_state_sends_what_attention_does_unless_its_heads_share_something(ranks):
+    """Dao and Gu 2024, section 8.1: with groups that the ranks divide, no more than attention; a norm over all heads
+    takes a number a token more, and Mamba-1 what it selects, each reduced forward and backward."""
+    shared = ["--arch_preset=hybrid", f"--tensor_parallel={ranks}", "--gradient_accumulation_steps=1"]
+
+    def activations(letter: str, *own: str) -> float:
+        configuration = small_configuration(*shared, f"--layer_pattern=A{letter}", *own)
+        return sent_by_part(step_exchanges(configuration.model, configuration.run, ranks, "float32"))["activations"]
+
+    of_attention, all_reduce = activations("A"), 2 * (ranks - 1) / ranks * 4 * 2 * 16
+    assert activations("M", "--mamba_head_dim=8", f"--mamba_n_groups={ranks}") == of_attention
+    assert activations("M", "--mamba_head_dim=8") - of_attention == pytest.approx(2 * all_reduce)
+    selecting = activations("S", "--mamba_dt_rank=3", "--mamba_d_state=5")
+    assert selecting - of_attention == pytest.approx(2 * (3 + 5 + 5) * all_reduce)
+    assert {activations(letter, "--linear_num_value_heads=4") for letter in "DK"} == {of_attention}
+
+
 def test_one_rank_sends_nothing():
     assert all(not sent(1, *strategy, *LLAMA) for strategy in (DDP, ZERO1, FSDP))
 
