@@ -233,13 +233,14 @@ def _observed_mixers(model: LanguageModel) -> dict:
         channels, d_conv = mixer.x_conv.weight.shape
         written = mixer.B_proj.out_features
         heads = len(mixer.A_log)
-        found |= {"mamba_d_conv": d_conv, "mamba_head_dim": channels // heads, "mamba_n_groups": mixer.groups}
+        groups = channels // mixer.norm.span
+        found |= {"mamba_d_conv": d_conv, "mamba_head_dim": channels // heads, "mamba_n_groups": groups}
         expand, is_no_multiple = divmod(channels, model.embedding.embedding_dim)
         found |= {"mamba_n_heads": heads} if is_no_multiple else {"mamba_n_heads": None, "mamba_expand": expand}
         found |= {"mamba_chunk_size": mixer.chunk_size}
         found |= {"mamba_backend": {ssd_chunked: "auto", ssd_fla: "fla"}[mixer.scan]}
         mixer.scan = ssd_chunked  # which computes without a GPU, too
-        found |= {"mamba_d_state": None if written // mixer.groups == 128 else written // mixer.groups}
+        found |= {"mamba_d_state": None if written // groups == 128 else written // groups}
     return found
 
 

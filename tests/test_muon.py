@@ -104,10 +104,15 @@ def test_every_matrix_is_updated_as_by_torchs_class_step_by_step(model, keys):
         assert torch.equal(torch.cat([one.flatten() for one in buffers]), momentum.flatten()), name
 
 
-OWN = {letter: ["n_head"] for letter in "AU"} | {"W": ["n_head", "attention_window"], "S": [], "M": ["mamba_head_dim"]}
+OWN: dict[str, list[str]] = {letter: ["n_head"] for letter in "AU"} | {
+    "W": ["n_head", "attention_window"],
+    "S": [],
+    "V": [],
+    "M": ["mamba_head_dim"],
+}
 OWN |= {letter: ["linear_num_value_heads"] for letter in "DK"}
 OWN["C"] = ["n_head", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
-ADAMW_HAS = r"embedding|lm_head|router|norm|bias|_conv|A_log|\bD$|sinks|value_weight|shared_expert_gate"
+ADAMW_HAS = r"embedding|lm_head|router|norm|bias|_?conv|A_log|\bD$|sinks|value_weight|shared_expert_gate"
 
 
 def test_every_parameter_of_every_component_falls_on_one_side():

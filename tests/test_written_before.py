@@ -56,7 +56,7 @@ def unchanged(part: str, folder: Path) -> None:
 def differences(before: Any, now: Any, tolerance: float, place: str = "") -> Iterator[str]:
     """Every number, text and list that is another now; what is said besides is none, nor is why something was not
     known."""
-    if place.endswith("> not_known") or (before == REFUSED and isinstance(now, dict)):
+    if place.endswith("> not_known") or (before == REFUSED and isinstance(now, dict | list)):
         return
     if _was_in_part(before) and not _was_in_part(now):  # what was known of it stands
         before = {key: value for key, value in before.items() if key not in ("total", "fits")}
