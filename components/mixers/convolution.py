@@ -1,4 +1,4 @@
-"""What the short causal convolutions before a scan or a rule keep for backward, without PyTorch."""
+"""What short causal convolutions keep for backward, without PyTorch."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from components.spec import MicroBatch
 
 
 def kept_by_convolution(batch: MicroBatch, channels: Any, width: int) -> Any:
-    """Bytes of the padded input, and of the sum before silu; of autocast, of the cast weight."""
+    """Bytes of the padded input, and of the sum, of which silu or what multiplies it is a function; of autocast, of the
+    cast weight."""
     config, e = batch.config, batch.e
     padded = batch.batch_size * (config.block_size + width - 1)
     cast = 0 if e == 4 else e * channels * width

@@ -196,7 +196,7 @@ class Experts(Clamps):
         cast of the input is kept."""
         config, choices = batch.config, batch.tokens * batch.config.n_experts_per_token
         loops = config.experts_backend == "loop"
-        rows = choices * ((2 * (not loops)) * config.n_embd * batch.e + 8 + 8 + 4)
+        rows = choices * (2 * (not loops) * config.n_embd * batch.e + 8 + 8 + 4)
         is_idle_cast = batch.e < 4 and not loops and not config.n_shared_experts
         return rows - is_idle_cast * batch.tokens * config.n_embd * batch.e
 

@@ -7,6 +7,7 @@ K tokens, D = n_embd channels.
 from typing import Any
 
 from common.keys import key
+from components.mixers.convolution import kept_by_convolution
 from components.registry import register_spec
 from components.spec import Config, MicroBatch, Mixer, Product, Remembered, Weights, matrices, vectors
 
@@ -44,13 +45,10 @@ class ShortConvolution(Mixer):
         return [Product("short_convolution", 2 * config.short_conv_kernel_dim * config.n_embd)]
 
     def kept(self, batch: MicroBatch) -> int:
-        """The input of three projections, and what they give; the padded input of the convolution, and what it gives;
-        the input of the output projection; of autocast, the cast weight of the convolution."""
-        config, width, e = batch.config, batch.config.n_embd, batch.e
-        kernel = config.short_conv_kernel_dim
-        padded = batch.batch_size * (config.block_size + kernel - 1)
-        cast = 0 if e == 4 else e * width * kernel
-        return self.whole(batch) + (padded + 5 * batch.tokens) * width * e + cast
+        """The input of three projections, and what they give; the convolution; the input of the output projection."""
+        width = batch.config.n_embd
+        convolution = kept_by_convolution(batch, width, batch.config.short_conv_kernel_dim)
+        return self.whole(batch) + convolution + 4 * batch.tokens * width * batch.e
 
     def whole(self, batch: MicroBatch) -> int:
         """The input of three projections."""
