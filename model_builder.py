@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from common.errors import UserError
 from common.machine import check_memory
 from components.caches import Caches
+from components.context import Context
 from components.documents import HANDED
 from components.heads.cross_entropy import linear_cross_entropy
 from components.heads.spec import IGNORED
@@ -103,7 +104,12 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder-only language model. Its parameters hold no values until `init_weights` or a checkpoint gives them."""
+    """A decoder-only language model. Its parameters hold no values until `init_weights` or a checkpoint gives them.
+
+    Where ranks divide sequences it is called on the tokens of one of them, and on documents of all (`context`).
+    """
+
+    context: Context | None = None
 
     def __init__(self, config: ModelArchitectureConfig, activation_checkpointing: bool = False):
         super().__init__()
@@ -178,13 +184,15 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
         """Once through the blocks."""
         length, start = tokens.shape[1], 0 if caches is None else caches.length
+        if self.context is not None:
+            start = self.context.start(length)
         room = self.config.block_size if caches is None else caches.room
         if room is not None and start + length > room:
             what = "the block size" if caches is None else "the caches' room of"
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         x = self.embedding(tokens)
         x = x if (factor := self.config.embedding_factor) == 1 else x * factor
-        own = {} if documents is None else self._of_documents(documents)
+        own = {} if documents is None else self._of_documents(documents, slice(start, start + length))
         x = self.dropout(self.position.embed(x, start, own["places"]) if own else self.position.embed(x, start))
         auxiliary: dict[str, Tensor] = {}
         loads: dict[int, Tensor] = {}
@@ -214,14 +222,14 @@ class LanguageModel(nn.Module):
         x = self.final_norm(x)
         return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary, loads
 
-    def _of_documents(self, documents: Tensor) -> dict[str, Tensor]:
-        """(B, T) -> what blocks and positions are handed of them, by name."""
+    def _of_documents(self, documents: Tensor, own: slice) -> dict[str, Tensor]:
+        """(B, T) -> what blocks and positions are handed of them for their `own` tokens, by name."""
         taken = {"places"}
         for layer in self.config.layer_counts:
             if layer.mixer_spec.takes_documents is None:
                 raise ValueError(f"a layer of {layer.mixer} does not keep the documents of a sequence apart")
             taken.add(layer.mixer_spec.takes_documents)
-        return {name: HANDED[name](documents) for name in taken}
+        return {name: HANDED[name](documents, own) for name in taken}
 
     def forward(
         self,

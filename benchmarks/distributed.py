@@ -68,11 +68,12 @@ COLLECTIVES = {
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1),
     "c10d::broadcast_": ("broadcast", 0),
     "c10d::alltoall_base_": ("all_to_all", 1),
+    "c10d::send": ("pass", 0),
     "_c10d_functional::all_reduce": ("all_reduce", 0),
     "_c10d_functional::all_gather_into_tensor": ("all_gather", 0),
     "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 0),
 }
-SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
+SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd", "recv_")
 
 
 class CollectiveBytes(TorchDispatchMode):
@@ -140,7 +141,7 @@ def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, co
     dtype = choose_dtype(run.dtype, device)
     compute = Compute(device, dtype, ranks, device_mesh(run, ranks, device))
     model, wrapped = parallelize(configuration, compute, compiles)
-    settle_buckets(wrapped, run.batch_size, configuration.model.block_size, device)
+    settle_buckets(wrapped, run.batch_size, configuration.model.block_size // run.context_parallel, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     training = Training(model, build_optimizer(model, run, compute.mesh), scaler, Progress(), wrapped)
     batches = random_batches(configuration, device, run.gradient_accumulation_steps)

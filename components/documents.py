@@ -17,13 +17,13 @@ def places(documents: Tensor) -> Tensor:
     return positions - torch.where(is_first, positions, 0).cummax(dim=1).values
 
 
-def hidden(documents: Tensor) -> Tensor:
-    """(B, T) -> (B, 1, T, T), true where a key is of another document than its query."""
-    return (documents[:, :, None] != documents[:, None, :])[:, None]
+def hidden(documents: Tensor, own: slice) -> Tensor:
+    """(B, T) -> (B, 1, own, keys up to the last of these), true where a key is of another document than its query."""
+    return (documents[:, own, None] != documents[:, None, : own.stop])[:, None]
 
 
-# What a mixer may be handed of them, by the name that its spec's `takes_documents` says.
-HANDED = {"places": places, "hidden": hidden}
+# What a mixer may be handed of them, for its own tokens, by the name that its spec's `takes_documents` says.
+HANDED = {"places": lambda documents, own: places(documents)[:, own].contiguous(), "hidden": hidden}
 
 
 def forgetting(decay: Tensor, places: Tensor | None) -> Tensor:

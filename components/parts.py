@@ -1,6 +1,6 @@
 """What a rank has of tensors that may be distributed, and what ranks that share a layer add up within it."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,12 @@ def added_up(values: Tensor, parameter: Tensor) -> Tensor:
     themselves. What each rank makes of the sum is its own, and so is its gradient: these are added up, too."""
     if not isinstance(parameter, DTensor):
         return values
-    return _AddedUp.apply(values, parameter.device_mesh.get_group())
+    return added_over(values, parameter.device_mesh.get_group())
+
+
+def added_over(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum of the values of a group's ranks, on each of them, and likewise of their gradients."""
+    return cast(Tensor, _AddedUp.apply(values, group))
 
 
 class _AddedUp(torch.autograd.Function):

@@ -110,11 +110,13 @@ class AddedUp:
 
 @dataclasses.dataclass(frozen=True)
 class Remembered:
-    """What one layer keeps of a sequence while it is continued. Elements are in the compute dtype, or in float32."""
+    """What one layer keeps of a sequence while it is continued. Elements are in the compute dtype, or in float32; of
+    `whole` of them, none is of a single head, so that every tensor-parallel rank would have it."""
 
     part: str
     elements: int
     in_float32: bool = False
+    whole: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,7 @@ class MicroBatch:
     weights_are_cast: bool = False  # by FSDP, in gathering them: autocast has nothing to copy
     has_documents: bool = False  # that are kept apart: each sequence has a mask, and states forget, of its own
     experts: int = 1  # ranks that share the experts of every layer
+    before: int = 0  # tokens of a sequence that other ranks have, and that its own T, the next ones, may meet
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""
@@ -140,6 +143,15 @@ class MicroBatch:
     @property
     def tokens(self) -> int:
         return self.batch_size * self.config.block_size
+
+    @property
+    def keys(self) -> int:
+        """Tokens of a sequence that the last one of T may meet."""
+        return self.before + self.config.block_size
+
+    def within(self, window: int | None) -> "MicroBatch":
+        """The same where a token meets the last `window`, its own included."""
+        return self if window is None or not self.before else dataclasses.replace(self, before=min(self.before, window - 1))
 
     def dropout_mask(self, elements: int, e: int) -> int:
         """Bytes of the factor of every element, kept in the dtype of dropout's input."""
@@ -325,6 +337,7 @@ class Mixer(Half):
     # What it is handed of several documents in a sequence, which it keeps apart: `hidden` or `places`
     # (components/documents.py); None: it would mix them
     takes_documents: ClassVar[str | None] = None
+    takes_context: ClassVar[bool] = False  # goes on where another rank's tokens end (components/context.py)
     in_float32: ClassVar[bool] = False  # FSDP gathers its layer's weights unrounded
     portable: ClassVar[dict[str, Any]] = {}  # values of its keys with which it runs on any machine
     # A key that writes the layers' letters in another way, and how: see `pattern`.
@@ -391,6 +404,10 @@ class FFN(Half):
     def loads(self, config: Config) -> int:
         """Of how many experts it says how often they are chosen."""
         return 0
+
+    def averaged(self, config: Config, batch_size: int) -> tuple[int, int]:
+        """Numbers whose mean is taken over the ranks that divide a sequence: without a gradient, and with one."""
+        return 0, 0
 
     def routing(self, config: Config) -> Routing | None:
         """Its experts, as laws of experts see them; None where every token meets all of it."""

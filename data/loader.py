@@ -26,13 +26,14 @@ from data.dataset import Dataset, checksum, document_numbers
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B sequences of T tokens, int64. What does not count as a target is IGNORED
+    """A micro-batch of B sequences, T tokens of each, int64. What does not count as a target is IGNORED
     (components/heads/spec.py); `n_targets` do (None: all). `documents` says which document of its sequence a token is
-    of, where tokens meet those of their own only (None: all are of one)."""
+    of, where tokens meet those of their own only (None: all are of one); they are of whole sequences, where ranks
+    divide these."""
 
     tokens: torch.Tensor  # (B, T)
     targets: torch.Tensor  # (B, T)
-    documents: torch.Tensor | None = None  # (B, T)
+    documents: torch.Tensor | None = None  # (B, T, or more)
     n_targets: int | None = None
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
@@ -100,10 +101,18 @@ class WindowLoader:
     not mapped: a file that someone cuts short would end a process that has it mapped.
     """
 
-    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int, tells_documents: bool = False):
-        """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no
-        ends of documents."""
-        self.block_size = block_size
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        block_size: int,
+        seed: int,
+        tells_documents: bool = False,
+        own_part: slice = slice(None),
+    ):
+        """`tells_documents`: batches say which document a token is of. `own_part`: the tokens of every sequence that
+        batches have; documents they have of all. Raises UserError for a dataset that marks no ends of documents."""
+        self.block_size, self.own_part = block_size, own_part
         self._end_of_document = dataset.end_of_document if tells_documents else None
         self.n_windows = dataset.splits[split].n_windows(block_size)
         self.order = WindowOrder(self.n_windows, seed)
@@ -126,11 +135,11 @@ class WindowLoader:
                 raise UnusableData(f"{self._split.path} was cut short while the run read it")
             row[:] = np.frombuffer(content, self._dtype)
         self.check_unchanged()
-        both = torch.from_numpy(rows)
         documents = None
         if self._end_of_document is not None:
             documents = torch.from_numpy(document_numbers(rows[:, :-1], self._end_of_document))
-        return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), documents)
+        tokens, targets = (torch.from_numpy(one[:, self.own_part]).contiguous() for one in (rows[:, :-1], rows[:, 1:]))
+        return Batch(tokens, targets, documents)
 
     def check_unchanged(self) -> None:
         """Raises UnusableData when what has been read since the last call may be something else than was opened: when

@@ -64,9 +64,9 @@ def meeting_place(ranks: Ranks) -> dist.Store:
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """In place; every rank gets the sum, to which ranks with the same data contribute once."""
+    """In place; every rank gets the sum, to which ranks with the same tokens contribute once."""
     if ranks.size > 1:
-        if not ranks.speaks_for_its_data:
+        if not ranks.speaks_for_its_tokens:
             values.zero_()
         dist.all_reduce(values)
     return values

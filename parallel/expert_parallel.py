@@ -79,13 +79,13 @@ class _Out(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, tokens: Tensor, given: list[int], taken: list[int], group: Any) -> Tensor:
         ctx.given, ctx.taken, ctx.group, ctx.shape = given, taken, group, x.shape
         ctx.save_for_backward(tokens)
-        return _exchanged(x[tokens], given, taken, group)
+        return exchanged(x[tokens], given, taken, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (tokens,) = ctx.saved_tensors
-        of_rows = _exchanged(gradient, ctx.taken, ctx.given, ctx.group)
+        of_rows = exchanged(gradient, ctx.taken, ctx.given, ctx.group)
         summed = torch.zeros(ctx.shape, device=of_rows.device).index_add_(0, tokens, of_rows.float())
         return summed.to(of_rows.dtype), None, None, None, None
 
@@ -97,17 +97,19 @@ class _Back(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, places: Tensor, given: list[int], taken: list[int], group: Any) -> Tensor:
         ctx.given, ctx.taken, ctx.group = given, taken, group
         ctx.save_for_backward(places)
-        received = _exchanged(rows, given, taken, group)
+        received = exchanged(rows, given, taken, group)
         return torch.empty_like(received).index_copy_(0, places, received)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (places,) = ctx.saved_tensors
-        return _exchanged(gradient[places], ctx.taken, ctx.given, ctx.group), None, None, None, None
+        return exchanged(gradient[places], ctx.taken, ctx.given, ctx.group), None, None, None, None
 
 
-def _exchanged(rows: Tensor, given: list[int], taken: list[int], group: dist.ProcessGroup) -> Tensor:
+def exchanged(rows: Tensor, given: list[int], taken: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Rows (sum of given, ...), which lie in the order of the ranks that so many of them are for -> (sum of taken, ...),
+    in the order of those that they come from."""
     received = rows.new_empty(sum(taken), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), taken, given, group=group)
     return received

@@ -10,14 +10,15 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of a run. `tensor_parallel` neighbouring ranks share every layer and so see the same data; the data
-    are shared among the groups that they form."""
+    """One process of a run. `tensor_parallel` neighbouring ranks share every layer and so see the same data;
+    `context_parallel` neighbouring groups of these divide every sequence; the data are shared among what they form."""
 
     rank: int
     local_rank: int
     size: int
     local_size: int = 1  # ranks of this machine
     tensor_parallel: int = 1
+    context_parallel: int = 1
     started_by: int | None = field(default=None, compare=False)  # the process that started this one
 
     @property
@@ -27,16 +28,27 @@ class Ranks:
     @property
     def data_size(self) -> int:
         """Parts that a step's micro-batches are shared among."""
-        return self.size // self.tensor_parallel
+        return self.copies // self.context_parallel
 
     @property
     def data_rank(self) -> int:
-        return self.rank // self.tensor_parallel
+        return self.rank // self.tensor_parallel // self.context_parallel
 
     @property
-    def speaks_for_its_data(self) -> bool:
-        """Whether what it measures on its data counts in a sum over the ranks: of those with the same data, one."""
+    def copies(self) -> int:
+        """Ranks, or groups of those that share every layer, with tokens of their own: gradients are averaged over
+        them."""
+        return self.size // self.tensor_parallel
+
+    @property
+    def speaks_for_its_tokens(self) -> bool:
+        """Whether what it measures on its tokens counts in a sum over the ranks: of those with the same ones, one."""
         return self.rank % self.tensor_parallel == 0
+
+    def own_part(self, length: int) -> slice:
+        """The tokens of a sequence of so many that this rank has."""
+        part, index = length // self.context_parallel, self.rank // self.tensor_parallel % self.context_parallel
+        return slice(index * part, (index + 1) * part)
 
     def share(self, items: range) -> range:
         """This rank's part of `items`, in contiguous runs whose lengths differ by one at most."""
@@ -48,7 +60,7 @@ class Ranks:
 ALONE = Ranks(rank=0, local_rank=0, size=1)
 
 
-def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
+def ranks_from_environment(tensor_parallel: int = 1, context_parallel: int = 1) -> Ranks:
     """The ranks as torchrun tells them; a plain process is the first of one. Raises UserError for a broken
     environment."""
     defaults = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "1"), strict=True))
@@ -56,7 +68,7 @@ def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
         rank, local_rank, size, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     except ValueError:
         raise UserError(f"{', '.join(LAUNCHER_VARIABLES)} must be numbers, as torchrun sets them") from None
-    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel, started_by=os.getppid())
+    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel, context_parallel, started_by=os.getppid())
     if not 0 <= ranks.rank < ranks.size:
         raise UserError(f"RANK={ranks.rank} is not one of WORLD_SIZE={ranks.size} ranks: let torchrun set them")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]

@@ -1,8 +1,8 @@
 """From a configuration to a model as the ranks of a run train it, in this order:
 
 1. the model, on the meta device: it takes no memory yet;
-2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; what the run does not train is
-   frozen;
+2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; context parallel: sequences;
+   what the run does not train is frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
@@ -28,6 +28,7 @@ from components.parts import own_part
 from configurator import Configuration
 from model_builder import LanguageModel
 from parallel.compute import Compute
+from parallel.context_parallel import divide_sequences
 from parallel.expert_parallel import complete_gradient, share_experts, shares_experts
 from parallel.ranks import Ranks
 from parallel.tensor_parallel import shard_layers
@@ -45,17 +46,19 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     if mesh is not None and run.tensor_parallel > 1:
         shard_layers(model, mesh["tensor"])
     experts = share_experts(model, ranks, run.expert_parallel, device) if run.expert_parallel > 1 else set()
+    if run.context_parallel > 1:
+        divide_sequences(model, ranks, device)
     freeze(model, run)
     model.activation_checkpointing = run.activation_checkpointing
     if compiles:
         for block in model.blocks:
             block.compile(dynamic=False)  # evaluations may have batches of another size: compiled apart
-    fsdp = run.use_fsdp or (run.shares_layers and ranks.data_size > 1)
+    fsdp = run.use_fsdp or (run.shares_layers and ranks.copies > 1)
     if mesh is not None and fsdp:
         shard_fully(model, run, compute, experts)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
-    if fsdp or ranks.data_size == 1:
+    if fsdp or ranks.copies == 1:
         return model, model
     device_ids = [device.index] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(
@@ -77,10 +80,10 @@ def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMes
     """
     if not run.is_sharded:
         return None
-    replicas = run.fsdp_replicas if run.use_fsdp else ranks.data_size
+    replicas = run.fsdp_replicas if run.use_fsdp else ranks.copies
     # It warns that a norm over two axes of the mesh takes two exchanges, of one number each.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    shape = (replicas, ranks.data_size // replicas, run.tensor_parallel)
+    shape = (replicas, ranks.copies // replicas, run.tensor_parallel)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
 
 
@@ -172,15 +175,15 @@ def whole(values: Tensor) -> Tensor:
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
-def settle_buckets(model: nn.Module, batch_size: int, block_size: int, device: torch.device) -> None:
-    """One forward and backward pass that changes nothing.
+def settle_buckets(model: nn.Module, batch_size: int, length: int, device: torch.device) -> None:
+    """One forward and backward pass, over `length` tokens of each sequence, that changes nothing.
 
     DDP packs gradients anew after its first backward pass, which rounds sums over the ranks in another way: without
     this, the first step after a resume would differ from the same step of a run that was not interrupted.
     """
     if not isinstance(model, DistributedDataParallel):
         return
-    tokens = torch.zeros(batch_size, block_size, dtype=torch.long, device=device)
+    tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     model(tokens, tokens).total().backward()
     model.zero_grad(set_to_none=True)
 

@@ -157,6 +157,9 @@ class RunConfig:
     expert_parallel: int = key(
         1, "neighbouring ranks that share the experts of every layer; FSDP or DDP for the rest", at_least=1
     )
+    context_parallel: int = key(
+        1, "neighbouring ranks that divide every sequence; FSDP, ZeRO-1 or DDP over all of them", at_least=1
+    )
     backend: str = key(
         "auto", "process-group backend: auto is nccl on CUDA and gloo on CPU", choices=("auto", "nccl", "gloo")
     )

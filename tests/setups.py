@@ -21,6 +21,7 @@ HYBRID = [*FSDP, "--fsdp_replicas=2"]
 OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
 TENSOR = ["--tensor_parallel=2"]
 SHARED_EXPERTS = ["--expert_parallel=2"]
+CONTEXT = ["--context_parallel=2"]
 
 # What attention may have besides, in layers of two kinds
 OPTIONS = """

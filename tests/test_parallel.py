@@ -88,7 +88,7 @@ def build(configuration: Configuration, ranks: Ranks) -> Training:
     compute = Compute(CPU, run.dtype, ranks, device_mesh(run, ranks, CPU))
     model, wrapped = parallelize(configuration, compute, compiles=run.compile is True)
     optimizer = build_optimizer(model, run, compute.mesh)
-    settle_buckets(wrapped, run.batch_size, configuration.model.block_size, CPU)
+    settle_buckets(wrapped, run.batch_size, configuration.model.block_size // run.context_parallel, CPU)
     scaler = torch.amp.GradScaler("cpu", enabled=run.dtype == "float16")
     return Training(model, optimizer, scaler, Progress(), wrapped)
 
@@ -107,16 +107,17 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     """What came of some steps, whole, as this rank sees it."""
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, context_parallel=run.context_parallel)
     dataset = open_dataset(data.with_name("short") if run.mask_documents else data)
-    loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents)
+    own_part = ranks.own_part(model.block_size)
+    loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents, own_part)
 
     def batches(step: int):
         for micro in ranks.share(range(run.gradient_accumulation_steps)):
             yield loader.batch(step * run.sequences_per_step + micro * run.batch_size, run.batch_size)
 
     def evaluated() -> float:
-        windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents)
+        windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents, own_part)
         return evaluate(training.model, windows, run.eval_iters, 3, compute, lambda: False)
 
     training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import math
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from ranks import on_ranks
 from setups import (
     BF16,
     CHECKPOINTING,
+    CONTEXT,
     DDP,
     EXPERTS,
     FSDP,
@@ -69,6 +71,9 @@ MIXED += ["--mamba_d_state=5"]
 FROZEN = ["--frozen=embedding.*,blocks.0.*,blocks.1.mixer*", "--frozen=embedding.*,blocks.*", "--frozen=blocks.1.ffn.*"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
+WINDOW = [*LLAMA, "--layer_pattern=WA", "--attention_window=10"]
+BALANCED = [*MORE_EXPERTS, "--balance_loss=0.1", "--balance_over=sequence"]
+
 # What ranks add up within a mixer comes out of frozen parameters alone
 SUMS_WITHOUT_GRADIENT = [
     ([*MAMBA2, "--layer_pattern=AM"], "blocks.1.mixer.[!no]*"),
@@ -78,8 +83,8 @@ SUMS_WITHOUT_GRADIENT = [
 
 def few_each(size: int, keys: list[str]) -> list[str]:
     """Three micro-batches on each data rank: a first, one between, and a last one; two on each of four."""
-    sharing = max([int(key.partition("=")[2]) for key in keys if key.startswith("--tensor_parallel=")], default=1)
-    data_ranks = size // sharing
+    sharing = [int(key.partition("=")[2]) for key in keys if key.startswith(("--tensor_par", "--context_par"))]
+    data_ranks = size // math.prod(sharing)
     return [f"--gradient_accumulation_steps={8 if data_ranks == 4 else 3 * data_ranks}", *keys]
 
 
@@ -132,6 +137,13 @@ CASES = [
     (4, ["--tensor_parallel=4", *MAMBA2]),
     *[(2, [*TENSOR, MUON, *model]) for model in (MAMBA2, MAMBA1, KIMI_DELTA)],
     (4, [*TENSOR, *FSDP, MUON, *MAMBA1]),
+    *[(size, [*CONTEXT, *keys, *model]) for size, keys in ((2, []), (4, FSDP)) for model in (GPT2, WINDOW, LATENT)],
+    *[(2, [*CONTEXT, BF16, CHECKPOINTING, *model]) for model in (LLAMA, BALANCED, *WITH_STATES)],
+    *[(4, ["--context_parallel=4", *keys, *model]) for keys in ([], ZERO1) for model in (WINDOW, MIXED)],
+    *[(4, [*CONTEXT, *TENSOR, *model]) for model in (LLAMA, LATENT, *WITH_STATES)],
+    *[(4, [*CONTEXT, *keys, *BALANCED]) for keys in (SHARED_EXPERTS, ["--expert_parallel=4", *FSDP])],
+    (2, [*CONTEXT, MUON, *MAMBA2]),
+    (2, [*CONTEXT, *LLAMA, FROZEN[0]]),
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
@@ -147,9 +159,10 @@ def prepared_step(configuration: Configuration, ranks: Ranks):
     compute = Compute(CPU, run.dtype, ranks, device_mesh(run, ranks, CPU))
     model, wrapped = parallelize(configuration, compute, compiles=False)
     optimizer = build_optimizer(model, run, compute.mesh)
-    settle_buckets(wrapped, run.batch_size, model_config.block_size, CPU)
+    length = model_config.block_size // run.context_parallel
+    settle_buckets(wrapped, run.batch_size, length, CPU)
     training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), Progress(), wrapped)
-    tokens = torch.randint(model_config.vocab_size or 0, (run.batch_size, model_config.block_size))
+    tokens = torch.randint(model_config.vocab_size or 0, (run.batch_size, length))
 
     def step() -> None:
         batches = iter([Batch(tokens, tokens)] * run.gradient_accumulation_steps)
@@ -173,14 +186,15 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, context_parallel=run.context_parallel)
     training, step = prepared_step(configuration, ranks)
     step()
     with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
-    seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
+    names = [event.name() for event in profiled.profiler.kineto_results.events()]
+    seen = sum(name.startswith("gloo:") and name != "gloo:recv" for name in names)
 
-    tokens = torch.zeros(run.batch_size, configuration.model.block_size, dtype=torch.long)
+    tokens = torch.zeros(run.batch_size, configuration.model.block_size // run.context_parallel, dtype=torch.long)
     backward_pass(training, itertools.repeat(Batch(tokens, tokens)), run, Compute(CPU, run.dtype, ranks))
     settle_gradients(training.model)
     optimizer, parameters = training.optimizer, list(training.model.parameters())
@@ -228,10 +242,13 @@ def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
         expected[exchange.kind, exchange.ranks] += exchange.payload
     ranks = counted(size, keys)
     given = sum((of_rank.payload for of_rank in ranks), collections.Counter())
-    for exchange in [exchange for exchange in expected if exchange[0] == "all_to_all"]:
-        assert given[exchange] == size * expected.pop(exchange)  # not all give as much
+    for members in (2, 4):  # of a group; not all of them give as much
+        exchanged = [counts.pop(("all_to_all", members), 0) for counts in (given, expected)]
+        passed = [counts.pop(("pass", members), 0) for counts in (given, expected)]
+        assert exchanged[0] + members * passed[0] == size * (exchanged[1] + passed[1])
     for of_rank in ranks:
-        assert {exchange: of for exchange, of in of_rank.payload.items() if exchange[0] != "all_to_all"} == expected
+        alike = {kind: of for kind, of in of_rank.payload.items() if kind[0] not in ("all_to_all", "pass")}
+        assert alike == expected
         assert of_rank.calls == of_rank.seen_by_the_backend
 
 

@@ -58,7 +58,7 @@ def take_step(
     stats = gradient_stats(training.model) if wants_gradient_stats else None
     summed = sum_over_ranks(torch.cat((torch.stack(list(sums.values())), *loads.values())), compute.ranks)
     means, *of_blocks = summed.split([len(sums), *map(len, loads.values())])
-    loads = {block: load / run.gradient_accumulation_steps for block, load in zip(loads, of_blocks, strict=True)}
+    loads = {block: load / (run.gradient_accumulation_steps * run.context_parallel) for block, load in zip(loads, of_blocks, strict=True)}
     found = torch.cat((means / n_targets, norm.to(compute.device).reshape(1)))
     loss, *auxiliary, grad_norm = found.tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -90,11 +90,11 @@ def backward_pass(
     targets of the global batch count.
 
     Each micro-batch's gradients are those of its sums over that number, so that every target weighs the same, however
-    the global batch is divided; gradients are averaged over the data ranks, hence the factor of these.
+    the global batch is divided; gradients are averaged over the ranks with tokens of their own, hence the factor.
     """
     micro_batches = compute.ranks.share(range(run.gradient_accumulation_steps))
     batches, n_targets = targets_of_step(batches, run, compute, len(micro_batches))
-    weight = compute.ranks.data_size / n_targets
+    weight = compute.ranks.copies / n_targets
     sums, loads = {LOSS: torch.zeros((), device=compute.device)}, dict[int, torch.Tensor]()
     for micro in micro_batches:
         batch = next(batches)
@@ -121,7 +121,7 @@ def targets_of_step(
     """
     first = next(batches)
     if first.n_targets is None:
-        every = run.gradient_accumulation_steps * first.targets.numel()
+        every = run.gradient_accumulation_steps * run.context_parallel * first.targets.numel()
         return itertools.chain([first], batches), every
     mine = [first, *itertools.islice(batches, count - 1)]
     n_targets = torch.tensor(sum(batch.n_targets or 0 for batch in mine), device=compute.device)

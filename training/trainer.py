@@ -132,8 +132,9 @@ class Trainer:
         self.stop, self.watch = process.stop, process.watch
         block_size = configuration.model.block_size
         tells = self.run.mask_documents
-        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed, tells)
-        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED, tells)
+        own_part = ranks.own_part(block_size)
+        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed, tells, own_part)
+        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED, tells, own_part)
         self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
@@ -161,7 +162,8 @@ class Trainer:
 
     def start(self, checkpoint: Path | None, damaged: dict[Path, str], dataset: Dataset) -> None:
         """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
-        settle_buckets(self.training.wrapped, self.run.batch_size, self.configuration.model.block_size, self.device)
+        length = self.configuration.model.block_size // self.run.context_parallel
+        settle_buckets(self.training.wrapped, self.run.batch_size, length, self.device)
         changed: list[str] = []
         notes: list[str] = []
         if checkpoint is not None:

@@ -25,7 +25,7 @@ class DeltaRule(Mixer):
     part = "delta"
     products_parts = ("short_convolution", "delta_rule")
     has_constant_state = in_float32 = True  # decays do not bear to be rounded
-    takes_documents = "places"
+    takes_documents, takes_context = "places", True
     divides, sums_parts = (), True
 
     linear_num_value_heads: int | None = key(

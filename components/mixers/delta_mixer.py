@@ -39,7 +39,7 @@ class DeltaMixer(nn.Module):
     def __init__(self, mixer: DeltaRule, config: Any):
         super().__init__()
         self.key_dim, self.value_dim = mixer.key_dim(config), mixer.value_dim(config)
-        self.chunk_size = config.linear_chunk_size
+        self.chunk_size, self.scan = config.linear_chunk_size, delta_chunked
         keys, values, heads = mixer.key_width(config), mixer.value_width(config), mixer.heads(config)
         self.convolved = (keys, keys, values)  # channels of q, k, v
         self.q_proj = PartLinear(config.n_embd, keys, bias=False)
@@ -62,9 +62,9 @@ class DeltaMixer(nn.Module):
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""
-        weight = self.q_conv.weight
+        weight = own_part(self.q_conv.weight)
         convolution = weight.new_zeros(batch, weight.shape[1] - 1, sum(self.convolved))
-        state = wide(weight.new_zeros(batch, len(self.A_log), self.key_dim, self.value_dim))
+        state = wide(weight.new_zeros(batch, len(own_part(self.A_log)), self.key_dim, self.value_dim))
         return RecurrentCache(convolution, state)
 
     def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
@@ -74,12 +74,12 @@ class DeltaMixer(nn.Module):
         v = self.v_conv(self.v_proj(x), tails[2], places).unflatten(-1, (-1, self.value_dim))  # (B, T, H, V)
         decay, beta = forgetting(self.decay(x), places), wide(self.b_proj(x)).sigmoid()
         if cache is None:
-            y, _ = delta_chunked(q, k, v, decay, beta, self.chunk_size)
+            y, _ = self.scan(q, k, v, decay, beta, self.chunk_size)
         elif x.shape[1] == 1:
             y, state = delta_step(q[:, 0], k[:, 0], v[:, 0], decay[:, 0], beta[:, 0], cache.state)
             y = cache.advance(y[:, None], state)
         else:
-            y = cache.advance(*delta_chunked(q, k, v, decay, beta, self.chunk_size, cache.state))
+            y = cache.advance(*self.scan(q, k, v, decay, beta, self.chunk_size, cache.state))
         gated = self.norm(y).flatten(2) * self.gate(x)  # (B, T, H V)
         return self.o_proj(gated.type_as(v))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from components.context import Context
 from components.parts import own_part
 
 STEPS = (1e-3, 1e-1)  # between which a layer's steps dt lie at first, log-uniformly (Gu and Dao 2023, section 3.6)
@@ -36,6 +37,8 @@ class CausalConvolution(nn.Module):
     that it has of the weight.
     """
 
+    context: Context | None = None
+
     def __init__(
         self,
         channels: int,
@@ -61,7 +64,11 @@ class CausalConvolution(nn.Module):
         """`tail` (B, K - 1, channels): the tokens before x, replaced by the last ones of x; None: zeros. `places`
         (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
-        padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat((tail.type_as(x), x), dim=1)
+        if tail is not None:
+            padded = torch.cat((tail.type_as(x), x), dim=1)
+        else:
+            seen = x if self.context is None else torch.cat((self.context.before(x, 1, before + 1), x), dim=1)
+            padded = F.pad(seen, (0, 0, before + length - seen.shape[1], 0))
         bias = x.new_zeros(()) if self.bias is None else own_part(self.bias).type_as(x)
         y = _Shifted.apply(padded, own_part(self.weight).type_as(x), bias, places)
         if tail is not None:

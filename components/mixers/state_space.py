@@ -17,7 +17,7 @@ class StateSpace(Mixer):
     part = "mamba"
     products_parts = ("convolution", "scan")
     has_constant_state = in_float32 = True  # decays and steps do not bear to be rounded
-    takes_documents = "places"
+    takes_documents, takes_context = "places", True
     divides, sums_parts = (), True
     own_state: int  # unless mamba_d_state gives it, as published
 
@@ -78,5 +78,9 @@ class StateSpace(Mixer):
         again = config.mamba_d_conv - (not with_current)
         return [
             Remembered("state", self.width(config) * self.state(config), in_float32=True),
-            Remembered("convolution", self.convolved(config) * again),
+            Remembered("convolution", self.convolved(config) * again, whole=self.convolved_whole(config) * again),
         ]
+
+    def convolved_whole(self, config: Config) -> Any:
+        """Channels of the convolutions that every tensor-parallel rank has."""
+        return 0

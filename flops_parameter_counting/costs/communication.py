@@ -3,7 +3,8 @@
 Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes among n ranks, an all-gather and a
 reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
 part send (n-1)/n S on average (Thakur et al. 2005). In an all-to-all a rank sends of its own n-th part what is not for
-itself, (n-1)/n S/n where all are even. gloo has no reduce-scatter of its own and moves an all-reduce instead; the
+itself, (n-1)/n S/n where all are even. What ranks pass on to others without a whole is S of all of them, S/n on average,
+and more by the first ones. gloo has no reduce-scatter of its own and moves an all-reduce instead; the
 figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
@@ -49,6 +50,8 @@ class Exchange:
     @property
     def sent(self) -> float:
         """Bytes, by one rank."""
+        if self.kind == "pass":
+            return self.payload / self.ranks
         of_whole = 1 / self.ranks if self.kind == "all_to_all" else SENT_OF_WHOLE[self.kind]
         return of_whole * (self.ranks - 1) / self.ranks * self.payload
 
@@ -68,7 +71,12 @@ class Step:
     @property
     def stream(self) -> int:
         """Elements of the residual stream of one micro-batch."""
-        return self.run.batch_size * self.config.block_size * self.config.n_embd
+        return self.tokens * self.config.n_embd
+
+    @property
+    def tokens(self) -> int:
+        """Of one micro-batch, that a rank calls the model on."""
+        return self.run.batch_size * self.config.block_size // self.mesh.context
 
 
 def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> list[Exchange]:
@@ -78,8 +86,8 @@ def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: 
     """
     mesh = mesh_of(run, world_size)
     own = parameters(config, run.frozen_names).of_rank(mesh)
-    step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.data, COMPUTE_BYTES[dtype])
-    exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step)]
+    step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.batches, COMPUTE_BYTES[dtype])
+    exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step), *_context_parallel(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
@@ -161,7 +169,7 @@ def _tensor_parallel(step: Step) -> list[Exchange]:
     sums_again = sum(again) - (len(blocks) if config.norm_position == "pre" else 0)
     gathered = (len(halves) + sum(again)) * 4 + of_sums * e + of_stream * 4 + 4
     divided = (len(halves) + sums_again) * e + of_inputs * 4 + of_head * 4
-    rows = step.run.batch_size * config.block_size
+    rows = step.tokens
     within = sum(
         _added_up(step, found[index], of_input[index], is_again) for index, is_again in zip(halves, again, strict=True)
     )
@@ -203,12 +211,40 @@ def _expert_parallel(step: Step) -> list[Exchange]:
         forward = 1 + (run.activation_checkpointing and of_output)
         counts += forward * own.n_experts
         rows += (2 * forward + of_input + (of_input or is_trained)) * own.n_experts_per_token
-    tokens = run.batch_size * config.block_size
-    travelling = 8 * counts + step.e * rows * tokens * config.n_embd
+    travelling = 8 * counts + step.e * rows * step.stream
     groups = elements(of_trained(apart(step.own.all)))
     return [
         Exchange("activations", "all_to_all", mesh.experts, step.micro_batches * mesh.experts * travelling),
         Exchange("gradients", "all_reduce", mesh.data // mesh.experts, 4 * groups),
+    ]
+
+
+def _context_parallel(step: Step) -> list[Exchange]:
+    """What ranks that divide sequences pass on in each micro-batch: to each, before a mixer, what decoding would
+    remember of the tokens before its own; with activation checkpointing again; and of all that the gradients, the other
+    way, where the mixer or something before it is trained. Beside it the means that auxiliary losses are of."""
+    config, run, mesh = step.config, step.run, step.mesh
+    if mesh.context == 1:
+        return []
+    passed, means = 0, 0
+    part = config.block_size // mesh.context
+    for found, of_input, of_output in gradients(config, run.frozen_names):
+        if found.place is None or found.place.name not in ("mixer", "ffn"):
+            continue
+        forward, own = 1 + (run.activation_checkpointing and of_output), found.place.config
+        if found.place.name == "ffn":
+            once, with_gradient = found.place.spec.averaged(own, run.batch_size)
+            means += forward * once + (forward + of_output) * with_gradient
+            continue
+        for rank in range(1, mesh.context):
+            left = found.place.spec.remembers(own, rank * part, with_current=False)
+            sizes = ((4 if one.in_float32 else step.e, one.whole, one.elements) for one in left)
+            passed += (forward + of_output) * sum(
+                size * (whole + (elements - whole) // mesh.tensor) for size, whole, elements in sizes
+            )
+    return [
+        Exchange("activations", "pass", mesh.context, step.micro_batches * run.batch_size * passed),
+        Exchange("scalars", "all_reduce", mesh.context, 4 * step.micro_batches * means),
     ]
 
 

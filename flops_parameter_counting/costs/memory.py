@@ -137,7 +137,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
         return outside + sum(layers[layer] * kept for layer, kept in blocks.items())
     inputs = config.n_layer * 4 * batch.stream_part
     if config.component("position_encoding").biases_scores:
-        inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
+        inputs += 4 * config.n_head * config.block_size * batch.keys  # one for all blocks
     inputs += _handed_bytes(batch)
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
@@ -148,7 +148,8 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
 
 def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
     """Bytes of the first of `world_size` ranks, by part, for `run`'s strategy, micro-batches and checkpointing; the
-    others hold as much, or less where rows do not divide by the ranks.
+    others hold as much, or less where rows do not divide by the ranks. Of ranks that divide sequences the last one's
+    activations, which are the most: its tokens meet those of all others.
 
     `state_memory`, `update_memory` and `working_memory` say what the parts are. Their sum is an upper bound of what is
     held at once: gradients fill up while activations are freed. PyTorch, its allocator and the data come on top.
@@ -200,8 +201,12 @@ def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
 
 def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
-    parallelism divides them, too, but for what each rank gathers of them."""
-    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts)
+    parallelism divides them, too, but for what each rank gathers of them; and ranks that divide sequences."""
+    before = 0
+    if mesh.context > 1:
+        part = config.block_size // mesh.context
+        config, before = config.replace(block_size=part), config.block_size - part
+    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before)
     return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
 
 

@@ -30,12 +30,13 @@ from runs.config import RunConfig
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """The ranks of a run, by what they divide. Without FSDP every data rank is a replica. Of the data ranks, each
-    `experts` neighbours share the experts."""
+    `experts` neighbours share the experts, and each `context` neighbours divide every sequence."""
 
     replicas: int
     shards: int
     tensor: int
     experts: int = 1
+    context: int = 1
 
     @property
     def size(self) -> int:
@@ -43,15 +44,20 @@ class Mesh:
 
     @property
     def data(self) -> int:
-        """Parts that a step's micro-batches are shared among."""
+        """Ranks with tokens of their own, over which gradients are averaged."""
         return self.replicas * self.shards
+
+    @property
+    def batches(self) -> int:
+        """Parts that a step's micro-batches are shared among."""
+        return self.data // self.context
 
 
 def mesh_of(run: RunConfig, world_size: int) -> Mesh:
     """The mesh that `parallel.strategy.device_mesh` makes, for ranks that `check_mesh` has passed."""
     data = world_size // run.tensor_parallel
     replicas = run.fsdp_replicas if run.use_fsdp else data
-    return Mesh(replicas, data // replicas, run.tensor_parallel, run.expert_parallel)
+    return Mesh(replicas, data // replicas, run.tensor_parallel, run.expert_parallel, run.context_parallel)
 
 
 def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) -> None:
@@ -65,6 +71,27 @@ def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) 
         _check_tensor_parallel(model, run.tensor_parallel)
     if run.expert_parallel > 1:
         _check_expert_parallel(model, run.expert_parallel, world_size)
+    if run.context_parallel > 1:
+        _check_context_parallel(model, run.context_parallel, world_size)
+
+
+def _check_context_parallel(model: ModelArchitectureConfig, ranks: int, world_size: int) -> None:
+    if world_size % ranks:
+        raise UserError(f"{world_size} ranks are no multiple of context_parallel={ranks}")
+    if model.block_size % ranks:
+        raise UserError(f"context_parallel={ranks} does not divide block_size={model.block_size}: change one of them")
+    for layer in model.layer_counts:
+        if not layer.mixer_spec.takes_context:
+            raise UserError(
+                f"context_parallel: a layer of {layer.mixer} does not go on where another rank's tokens end"
+            )
+        if model.component("position_encoding").turns_by_length(model.of(layer)):
+            raise UserError(
+                "context_parallel: this rope_scaling turns tokens by the length of their text, beyond its original "
+                "context, and a rank sees a part of it: take a smaller block_size"
+            )
+    if model.dropout:
+        raise UserError("context_parallel needs dropout=0: ranks would drop the same places of their tokens")
 
 
 def _check_expert_parallel(model: ModelArchitectureConfig, ranks: int, world_size: int) -> None:

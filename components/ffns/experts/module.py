@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.context import Context
 from components.ffns.experts.products import BACKENDS, Expert, counts_of
 from components.ffns.gated.module import clamped_swiglu
 from components.ffns.gated.spec import CLAMPED, CLAMPED_GATE, GATES
@@ -98,6 +99,7 @@ class Experts(nn.Module):
             nn.init.zeros_(self.balance_bias)
 
     balance_bias: Tensor | None
+    context: Context | None = None
 
     @torch.no_grad()
     def after_step(self, load: Tensor) -> None:
@@ -112,12 +114,13 @@ class Experts(nn.Module):
         balance_bias = None if self.balance_bias is None else own_part(self.balance_bias)
         scores, chosen, weights = self.routing(logits, balance_bias)
         load = counts_of(chosen, scores.shape[1]) / chosen.numel()  # (E,)
+        added = self._added(logits, scores, chosen, x.shape[0])
         expert = Expert(self._gated, parts_of(self.gate_proj), parts_of(self.up_proj), summand_of(self.down_proj))
         compute = tokens.to(_compute_dtype(tokens))
         y = self.routed(compute, weights, chosen, expert)
         if self.has_shared:
             y = y + self._shared(tokens, compute)
-        return y.view(x.shape), self._added(logits, scores, chosen, x.shape[0]), load
+        return y.view(x.shape), added, load
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """Elementwise."""
@@ -138,15 +141,19 @@ class Experts(nn.Module):
             shares = scores if self.routing.is_softmax else scores / scores.sum(-1, keepdim=True)
             means = batch if self.by_sequence else 1
             with torch.no_grad():
-                busy = torch.zeros_like(scores).scatter(1, chosen, 1.0).view(means, -1, scores.shape[1]).mean(1)
+                busy = self._mean(torch.zeros_like(scores).scatter(1, chosen, 1.0).view(means, -1, scores.shape[1]))
                 busy = busy * (scores.shape[1] / chosen.shape[1])  # (1 or B, E): 1 in balance
-            found["balance"] = (
-                self.balance_loss * (busy * shares.view(means, -1, scores.shape[1]).mean(1)).sum() / means
-            )
+            shares = self._mean(shares.view(means, -1, scores.shape[1]))
+            found["balance"] = self.balance_loss * (busy * shares).sum() / means
         if self.z_loss:
-            found["router_z"] = self.z_loss * logits.logsumexp(-1).square().mean()
+            found["router_z"] = self.z_loss * self._mean(logits.logsumexp(-1).square()[None])[0]
         ranks = ranks_of(self.router.weight)
         return {name: term if ranks == 1 else _of_each_rank(term, ranks) for name, term in found.items()}
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """(n, tokens, ...) -> (n, ...), over the tokens of all ranks that divide a sequence."""
+        mean = x.mean(1)
+        return mean if self.context is None else self.context.mean(mean)
 
 
 def _of_each_rank(term: Tensor, ranks: int) -> Tensor:

@@ -128,6 +128,12 @@ class Experts(Clamps):
     def loads(self, config: Config) -> int:
         return config.n_experts
 
+    def averaged(self, config: Config, batch_size: int) -> tuple[int, int]:
+        """How busy experts are, and their scores; and of logits one number."""
+        means = config.n_experts * (batch_size if config.balance_over == "sequence" else 1)
+        balance = means * (config.balance_loss > 0)
+        return balance, balance + (config.router_z_loss > 0)
+
     def routing(self, config: Config) -> Routing:
         shared = config.n_shared_experts
         width = config.expert_d_ff / config.n_embd

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.context import Context
 from components.mixers.attention.spec import biases, blocks, without_positions
 from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
 from components.positions.module import rotate
@@ -184,6 +185,7 @@ class Attention(nn.Module):
     """
 
     window: int | None = None
+    context: Context | None = None
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -248,12 +250,15 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
-            score_bias = None if score_bias is None else score_bias[..., -k.shape[2] :]  # of the keys that are left
+        elif self.context is not None:
+            k, v = self._with_those_before(k, v, self.context)
+        keys = k.shape[2]  # that are left, within a window
+        score_bias = None if score_bias is None else score_bias[..., -keys:]
         if hidden is not None:
             score_bias = q.new_zeros(1, 1, 1) if score_bias is None else score_bias
-            score_bias = score_bias.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, S + T)
+            score_bias = score_bias.masked_fill(hidden[..., -keys:], -torch.inf)  # (B, H or 1, T, S + T)
         if self.sinks is not None:
-            score_bias = with_sinks(score_bias, self.sinks(), k.shape[2])
+            score_bias = with_sinks(score_bias, self.sinks(), keys)
         dropout = self.dropout if self.training else 0.0
         if self.multiplier is not None:  # in place of the 1 / sqrt(h) that backends multiply by
             q = q * (self.multiplier * math.sqrt(self.head_dim))
@@ -262,6 +267,12 @@ class Attention(nn.Module):
             y = y * self.gate_proj(x).sigmoid().unflatten(-1, (y.shape[2], -1))  # (B, T, H, 1 or h)
         y = self.o_proj(y.flatten(2))
         return (y, handed) if handed else y
+
+    def _with_those_before(self, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, T, h) after those that other ranks have of the tokens before: (B, K, S + T, h)."""
+        both = torch.cat((k, v), dim=-1)
+        both = torch.cat((context.before(both, 2, self.window), both), dim=2)
+        return both.split(self.head_dim, dim=-1)  # type: ignore[return-value]
 
 
 @register_module("mixer", "sliding_attention")

@@ -138,7 +138,7 @@ def biases(config: Config) -> tuple[bool, bool]:
 @register_spec
 class Attention(_AttentionKeys):
     name, label, letter, title = "attention", "Attention", "A", "attention"
-    is_default, takes_documents = True, "hidden"
+    is_default, takes_documents, takes_context = True, "hidden", True
     divides = ("n_head", "num_key_value_heads")
     not_shared = "tensor_parallel does not share norms of queries and keys: take qk_norm=False, or use_fsdp"
     has_window = False
@@ -212,6 +212,7 @@ class Attention(_AttentionKeys):
         """The input of the three projections and of a gate's, what norms, a value residual, the backend and a gate
         keep, and the input of the output projection, unless that is the fused kernel's output: its layout follows the
         queries', and rotated ones lie head by head, which is no other layout for a single head."""
+        batch = batch.within(batch.config.attention_window if self.has_window else None)
         config = batch.config
         backend = spec("attention_backend", config.attention_backend)
         fused, gated = backend.keeps_output(batch, self.has_window), config.attention_output_gate is not None
@@ -231,7 +232,7 @@ class Attention(_AttentionKeys):
         return super().whole(batch) + self._mask(batch)
 
     def _mask(self, batch: MicroBatch) -> int:
-        window = self.window(batch.config, batch.config.block_size) if self.has_window else None
+        window = self.window(batch.config, batch.keys) if self.has_window else None
         return spec("attention_backend", batch.config.attention_backend).mask(batch, window)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
@@ -339,34 +340,34 @@ class Fused(Backend):
         With dropout PyTorch has no fused kernel on the CPU and takes the formula, in float32.
         """
         config, e, width = batch.config, batch.e, larger(sizes.width, sizes.value_width)
-        scores = batch.tokens * sizes.heads * config.block_size
+        scores = batch.tokens * sizes.heads * batch.keys
         if config.dropout:  # softmax, dropout's mask, dropped weights
             return 3 * batch.tokens * 4 * sizes.heads * width + 3 * scores * 4
         biased = spec("position_encoding", config.position_encoding).biases_scores
         masks = batch.batch_size if batch.has_documents else 1
-        mask = masks * sizes.heads * _pairs(config.block_size, None, config.dropout) * e if biased else 0
-        vectors = 2 * (sizes.heads + sizes.kv_heads) * width
-        return batch.tokens * vectors * e + batch.tokens * sizes.heads * 4 + mask
+        mask = masks * sizes.heads * _pairs(batch, None, config.dropout) * e if biased else 0
+        keys_and_values = batch.batch_size * batch.keys * 2 * sizes.kv_heads * width
+        return (batch.tokens * 2 * sizes.heads * width + keys_and_values) * e + batch.tokens * sizes.heads * 4 + mask
 
     def mask(self, batch: MicroBatch, window: int | None) -> int:
-        """That of a window, or of each sequence's documents, unless it lies in the score bias, which every head has of
-        its own."""
+        """That of a window, of queries after other ranks' keys, or of each sequence's documents, unless it lies in the
+        score bias, which every head has of its own."""
         config = batch.config
         biased = spec("position_encoding", config.position_encoding).biases_scores
-        masks = batch.batch_size if batch.has_documents else window is not None
-        return batch.e * _pairs(config.block_size, window, 0.0) * masks * (not biased and not config.dropout)
+        masks = batch.batch_size if batch.has_documents else window is not None or batch.before > 0
+        return batch.e * _pairs(batch, window, 0.0) * masks * (not biased and not config.dropout)
 
     def keeps_output(self, batch: MicroBatch, has_window: bool) -> bool:
         """Unless the formula takes its place, or it is joined of several blocks'."""
         config = batch.config
         biased = spec("position_encoding", config.position_encoding).biases_scores
-        has_mask = biased or has_window or batch.has_documents
+        has_mask = biased or has_window or batch.has_documents or batch.before > 0
         return not config.dropout and not (has_mask and config.block_size > QUERIES_AT_ONCE)
 
 
-def _pairs(length: int, window: int | None, dropout: float) -> int:
+def _pairs(batch: MicroBatch, window: int | None, dropout: float) -> int:
     """Elements of the masks of all blocks of queries."""
-    of_blocks = blocks(length, length, window, dropout)
+    of_blocks = blocks(batch.config.block_size, batch.keys, window, dropout)
     return sum((own.stop - own.start) * (met.stop - met.start) for own, met in of_blocks)
 
 
@@ -382,13 +383,14 @@ class Manual(Backend):
         they are not the softmax itself; dropout's mask; and of a cap what it bounds to 1."""
         config, e = batch.config, batch.e
         rows = batch.tokens * sizes.heads
-        scores = rows * config.block_size
+        scores = rows * batch.keys
         softmax = 4 * (scores + rows * sizes.has_sinks)
         weights = scores * e if e < 4 or config.dropout else 0
         capped = scores * e if sizes.is_capped else 0
-        vectors = sizes.heads * (2 * sizes.width + sizes.value_width)
-        return batch.tokens * vectors * e + softmax + weights + batch.dropout_mask(scores, e) + capped
+        keys_and_values = batch.batch_size * batch.keys * sizes.heads * (sizes.width + sizes.value_width)
+        vectors = rows * sizes.width + keys_and_values
+        return vectors * e + softmax + weights + batch.dropout_mask(scores, e) + capped
 
     def mask(self, batch: MicroBatch, window: int | None) -> int:
-        """(T, T), the keys that are not seen."""
-        return batch.config.block_size**2
+        """(T, S + T), the keys that are not seen."""
+        return batch.config.block_size * batch.within(window).keys

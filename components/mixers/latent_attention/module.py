@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from components.context import Context
 from components.mixers.attention.spec import biases
 from components.mixers.latent_attention.spec import flops_of_queries, score_factor
 from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
@@ -51,6 +52,8 @@ class LatentAttention(nn.Module):
         q = q_proj(x), or q_b_proj(norm(q_a_proj(x)))    (B, H, T, r + p)
         y = o_proj(softmax(q [rotate(turned), k]^T / sqrt(r + p) + mask) v)
     """
+
+    context: Context | None = None
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -95,12 +98,21 @@ class LatentAttention(nn.Module):
         if cache is not None:
             y = self.continued(q, cache.extend(latent, turned[:, 0]), score_bias)
         else:
+            if self.context is not None:
+                latent, turned = self._with_those_before(latent, turned, self.context)
             if hidden is not None:
                 score_bias = q.new_zeros(1, 1, 1) if score_bias is None else score_bias
                 score_bias = score_bias.masked_fill(hidden, -torch.inf)  # (B, H or 1, T, T)
             k, v = self.expanded(latent, turned)
             y = self.attend(q, k, v, score_bias, self.config.dropout if self.training else 0.0)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _with_those_before(self, latent: Tensor, turned: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """(B, T, l), (B, 1, T, r) after those that other ranks have of the tokens before: (B, S, l), (B, 1, S, r)."""
+        both = torch.cat((latent, turned[:, 0]), dim=-1)
+        both = torch.cat((context.before(both, 1), both), dim=1)
+        latent, turned = both.split((self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1)
+        return latent, turned[:, None]
 
     def expanded(self, latent: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, l), (B, 1, S, r) -> keys (B, H, S, r + p), values (B, H, S, w)."""

@@ -17,7 +17,7 @@ from components.spec import Config, MicroBatch, Product, Remembered, Spec, Weigh
 class LatentAttention(Heads):
     name, label, letter, title = "latent_attention", "Latent", "C", "latent attention"
     what = "latent attention"
-    takes_documents = "hidden"
+    takes_documents, takes_context = "hidden", True
     divides = ("n_head",)
 
     q_lora_rank: int | None = key(
@@ -98,7 +98,8 @@ class LatentAttention(Heads):
         return spec("attention_backend", batch.config.attention_backend).mask(batch, None)
 
     def remembers(self, config: Config, length: int, with_current: bool) -> list[Remembered]:
-        return [Remembered("latent_keys_and_values", length * (config.kv_lora_rank + config.qk_rope_head_dim))]
+        numbers = length * (config.kv_lora_rank + config.qk_rope_head_dim)
+        return [Remembered("latent_keys_and_values", numbers, whole=numbers)]
 
     def decoding_difference(self, config: Config, length: int) -> int:
         """What `flops_of_queries` says of one query, less a token's share of a forward pass."""

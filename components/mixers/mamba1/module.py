@@ -84,9 +84,10 @@ class Mamba1(nn.Module):
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""
-        channels, width = self.x_conv.weight.shape
-        convolution = self.x_conv.weight.new_zeros(batch, width - 1, channels)
-        return RecurrentCache(convolution, wide(self.A_log.new_zeros(batch, channels, self.state_size)))
+        weight = own_part(self.x_conv.weight)
+        channels, width = weight.shape
+        convolution = weight.new_zeros(batch, width - 1, channels)
+        return RecurrentCache(convolution, wide(weight.new_zeros(batch, channels, self.state_size)))
 
     def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:
         x_in = self.x_conv(self.x_proj(x), cache.convolution if cache is not None else None, places)  # (B, T, E)

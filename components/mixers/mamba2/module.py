@@ -95,9 +95,9 @@ class Mamba2(nn.Module):
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""
-        weight = self.x_conv.weight
+        weight = own_part(self.x_conv.weight)
         convolution = weight.new_zeros(batch, weight.shape[1] - 1, sum(self.convolved))
-        state = wide(weight.new_zeros(batch, len(self.D), self.head_dim, self.state_size))
+        state = wide(weight.new_zeros(batch, len(own_part(self.D)), self.head_dim, self.state_size))
         return RecurrentCache(convolution, state)
 
     def forward(self, x: Tensor, cache: RecurrentCache | None = None, places: Tensor | None = None) -> Tensor:

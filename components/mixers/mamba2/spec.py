@@ -73,6 +73,9 @@ class Mamba2(StateSpace):
     def convolved(self, config: Config) -> int:
         return self.width(config) + 2 * self.written_or_read(config)
 
+    def convolved_whole(self, config: Config) -> int:
+        return 2 * self.written_or_read(config) * self.has_one_group(config)
+
     def check(self, config: Config) -> None:
         if (width := self.width(config)) % config.mamba_head_dim:
             raise UserError(

@@ -19,7 +19,7 @@ class ShortConvolution(Mixer):
     part = "short_conv"
     products_parts = ("short_convolution",)
     has_constant_state = True
-    takes_documents = "places"
+    takes_documents, takes_context = "places", True
     divides, sums_parts = (), True
 
     short_conv_kernel_dim: int = key(
