@@ -2,8 +2,9 @@
 
 Each rank calls the model on its own tokens, which lie together; the ranks before it have those before. Norms, FFNs and
 projections need no others. What looks back, or takes a mean over tokens, has an attribute `context`, which is None
-where every sequence is whole, and else this; a mixer with a state has besides `scan`, a function (x, ..., initial_state)
--> (y, the last state), and is given one that begins where the rank before ended. A spec says so by `takes_context`.
+where every sequence is whole, and else this; a mixer with a state has besides `scan`, a function
+(x, ..., initial_state) -> (y, the last state), and is given one that begins where the rank before ended. The spec of a
+mixer says so by `takes_context`; what a rank receives is what the spec says that decoding remembers.
 """
 
 from typing import Protocol

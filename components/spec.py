@@ -151,7 +151,11 @@ class MicroBatch:
 
     def within(self, window: int | None) -> "MicroBatch":
         """The same where a token meets the last `window`, its own included."""
-        return self if window is None or not self.before else dataclasses.replace(self, before=min(self.before, window - 1))
+        return (
+            self
+            if window is None or not self.before
+            else dataclasses.replace(self, before=min(self.before, window - 1))
+        )
 
     def dropout_mask(self, elements: int, e: int) -> int:
         """Bytes of the factor of every element, kept in the dtype of dropout's input."""

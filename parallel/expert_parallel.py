@@ -108,8 +108,8 @@ class _Back(torch.autograd.Function):
 
 
 def exchanged(rows: Tensor, given: list[int], taken: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Rows (sum of given, ...), which lie in the order of the ranks that so many of them are for -> (sum of taken, ...),
-    in the order of those that they come from."""
+    """Rows (sum of given, ...), in the order of the ranks that so many of them are for -> (sum of taken, ...), in the
+    order of those that they come from."""
     received = rows.new_empty(sum(taken), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), taken, given, group=group)
     return received

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from checkpoints import same
+from ranks import sharing
 from test_parallel import CPU, build, small_configuration
 
 import configurator
@@ -42,8 +43,9 @@ def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: 
     configuration = small_configuration(*keys)
     otherwise = small_configuration(*keys, "--seed=99")  # other weights, so that all must come from the checkpoint
     run, model = configuration.run, configuration.model
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
-    loader = WindowLoader(open_dataset(data), "train", model.block_size, run.seed)
+    ranks = sharing(ranks, run)
+    own_part = ranks.own_part(model.block_size)
+    loader = WindowLoader(open_dataset(data), "train", model.block_size, run.seed, own_part=own_part)
 
     def steps(training: Training) -> tuple[list[float], list[float]]:
         results = []

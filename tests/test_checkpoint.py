@@ -19,6 +19,7 @@ from journeys import STEPS, Hop, all_hops
 from ranks import on_ranks
 from setups import (
     ALL_STATES,
+    CONTEXT,
     DDP,
     FSDP,
     GPT2,
@@ -61,6 +62,7 @@ JOURNEYS: list[Journey] = [
     (MORE_EXPERTS, [[*SHARED_EXPERTS, *FSDP], SHARED_EXPERTS, DDP, ["--expert_parallel=4"]]),
     ([*MORE_EXPERTS, MUON], [SHARED_EXPERTS, TENSOR, DDP, [*SHARED_EXPERTS, *FSDP]]),
     (ALL_STATES, [[*TENSOR, *FSDP], TENSOR, DDP, TENSOR]),
+    (ALL_STATES, [[*CONTEXT, *FSDP], CONTEXT, DDP, [*CONTEXT, *TENSOR]]),
 ]
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from checkpoints import same
 from orthogonal import in_float64
-from ranks import on_ranks
+from ranks import on_ranks, sharing
 from setups import (
     BF16,
     CHECKPOINTING,
+    CONTEXT,
     DDP,
     EXPERTS,
     F16,
@@ -69,6 +70,12 @@ WINDOW = [*LLAMA, "--layer_pattern=WA", "--attention_window=5"]
 IN_PART = [*LLAMA, "--frozen=embedding.*,blocks.0.*,blocks.*.mixer.k_proj.*"]
 
 
+ALIBI = [*LLAMA, "--position_encoding=alibi"]
+# Terms of the loss that are means over all tokens of a micro-batch, or of a sequence
+BALANCED = [*MORE_EXPERTS, "--balance_loss=0.1"]
+BALANCED_BY_SEQUENCE = [*BALANCED, "--balance_over=sequence"]
+
+
 GEMMA = "--arch_preset=gemma2 --attention_window=5 --n_layer=2 --num_key_value_heads=2 --logits_scaling=0.5".split()
 NEOX = "--arch_preset=neox --partial_rotary_factor=0.5 --residual_multiplier=0.5".split()
 LATENT_OF_STREAM = [*LATENT, "--q_lora_rank=None", "--attention_backend=manual"]
@@ -107,7 +114,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     """What came of some steps, whole, as this rank sees it."""
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, context_parallel=run.context_parallel)
+    ranks = sharing(ranks, run)
     dataset = open_dataset(data.with_name("short") if run.mask_documents else data)
     own_part = ranks.own_part(model.block_size)
     loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents, own_part)
@@ -209,6 +216,18 @@ CASES: list[Case] = [
     *[(2, keys, [MUON, *model]) for keys in (DDP, ZERO1, FSDP, TENSOR) for model in (GPT2, EXPERTS)],
     *[(4, keys, [MUON, *GPT2]) for keys in (DDP, ZERO1, FSDP, HYBRID, OFFLOAD, TENSOR)],
     *[(4, keys, [MUON, *EXPERTS]) for keys in (FSDP, [*TENSOR, *FSDP])],
+    *[(1, DDP, model) for model in (ALIBI, BALANCED, BALANCED_BY_SEQUENCE, [*WINDOW, *PACKED])],
+    *[(2, CONTEXT, model) for model in (GPT2, LLAMA, ALIBI, WINDOW, OPTIONS_OF_2, LATENT, *WITH_STATES)],
+    *[(2, CONTEXT, [*model, *PACKED]) for model in (GPT2, WINDOW, LATENT, *WITH_STATES)],
+    *[(2, [*CONTEXT, CHECKPOINTING], model) for model in (LLAMA, *WITH_STATES)],
+    *[(2, [*CONTEXT, *keys], LLAMA) for keys in (ZERO1, ZERO2)],
+    *[(2, CONTEXT, [*model, BF16]) for model in (LLAMA, MIXED)],
+    *[(4, ["--context_parallel=4"], model) for model in (GPT2, WINDOW, LATENT, MIXED, BALANCED)],
+    *[(4, [*CONTEXT, *keys], model) for keys in (FSDP, TENSOR) for model in (LLAMA, LATENT, MIXED)],
+    *[(4, [*CONTEXT, *SHARED_EXPERTS, *keys], BALANCED_BY_SEQUENCE) for keys in (DDP, FSDP)],
+    (4, [*CONTEXT, *HYBRID], GPT2),
+    (4, [*CONTEXT, *FSDP], [MUON, *MAMBA2]),
+    (4, [*CONTEXT, *TENSOR], [*MAMBA2, *PACKED]),
 ]
 
 
@@ -240,7 +259,7 @@ def results(data_dir, request):
 def test_every_strategy_trains_as_one_process_does(size, strategy, model, results):
     """To a few times the rounding of float32, 1.2e-7. With a compute dtype of 16 bits later steps round differently, as
     anything does that changes one bit; and tensor parallel ranks round their parts of each sum before they add them, as
-    ranks that share experts round what each makes of a token.
+    ranks that share experts round what each makes of a token, and ranks that divide sequences gradients of keys.
     """
     (alone,) = results(1, model)
     assert min(alone.norms) > small_configuration(*model).run.grad_clip, "every step is clipped"
@@ -250,7 +269,7 @@ def test_every_strategy_trains_as_one_process_does(size, strategy, model, result
         differences = compare(one, alone)
         if half is None:
             assert max(differences.values()) <= 1e-6, differences
-        elif strategy == TENSOR or SHARED_EXPERTS[0] in strategy:
+        elif strategy in (TENSOR, CONTEXT) or SHARED_EXPERTS[0] in strategy:
             assert differences["gradients"] <= torch.finfo(half).eps
         else:
             assert differences["gradients"] <= 1e-6
@@ -287,7 +306,7 @@ def test_zero1_and_ddp_are_the_same_to_the_last_bit(size, model, results):
 @pytest.mark.soak
 def test_compiled_blocks_train_alike_under_every_strategy(data_dir):
     of_models = {(*LLAMA,): [DDP, ZERO1, FSDP, ZERO2, TENSOR], (*MAMBA2,): [TENSOR], (*MAMBA1,): [TENSOR]}
-    of_models |= {(*model,): [TENSOR] for model in (GATED_DELTA, KIMI_DELTA)}
+    of_models |= {(*model,): [TENSOR, CONTEXT] for model in (GATED_DELTA, KIMI_DELTA)}
     for model, strategies in of_models.items():
         compiled = [*model, "--compile=True"]
         ((alone,),) = on_ranks(1, all_trained, [compiled], data_dir / "tiny", MANY)

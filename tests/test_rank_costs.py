@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 from hypothesis import given, settings
-from ranks import on_ranks
+from ranks import on_ranks, sharing
 from setups import (
     BF16,
     CHECKPOINTING,
@@ -186,7 +186,7 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, context_parallel=run.context_parallel)
+    ranks = sharing(ranks, run)
     training, step = prepared_step(configuration, ranks)
     step()
     with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:

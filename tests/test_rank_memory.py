@@ -1,13 +1,12 @@
 """What passes through a rank's memory in a step, measured on real ranks against the closed forms."""
 
-import dataclasses
-
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import on_ranks, sharing
 from setups import (
     BF16,
     CHECKPOINTING,
+    CONTEXT,
     EXPERTS,
     FSDP,
     GPT2,
@@ -74,6 +73,7 @@ STATES = [
         ({"tensor_parallel": 2}, TENSOR),
         ({"strategy": "fsdp", "tensor_parallel": 2}, [*TENSOR, *FSDP]),
         ({"strategy": "fsdp", "expert_parallel": 2}, [*SHARED_EXPERTS, *FSDP]),
+        ({"strategy": "fsdp", "context_parallel": 2}, [*CONTEXT, *FSDP]),
     ],
     ids=named,
 )
@@ -89,20 +89,22 @@ def test_the_planner_says_the_same(shared, keys, architecture):
     assert planned == rank_memory(model, configuration.run, 4, "bfloat16")
 
 
-def kept_by_tensor_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
+def kept_by_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     """Bytes that autograd keeps of the model without its loss, and of a block that is computed again."""
     return [kept_on_a_rank(ranks, small_configuration(*BIG, *keys)) for keys in cases]
 
 
 def kept_on_a_rank(ranks, configuration) -> int:
     run, model_config = configuration.run, configuration.model
-    training, _ = prepared_step(configuration, dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel))
+    ranks = sharing(ranks, run)
+    training, _ = prepared_step(configuration, ranks)
     model = training.model
-    tokens = torch.randint(256, (run.batch_size, model_config.block_size))
+    tokens = torch.randint(256, (run.batch_size, model_config.block_size // run.context_parallel))
     if run.expert_parallel > 1:
         with torch.no_grad(), precision(CPU, run.dtype):
             training.wrapped(tokens)  # FSDP gathers the rest, and leaves it gathered
-    documents = (torch.arange(model_config.block_size) // 10).expand_as(tokens) if run.mask_documents else None
+    places = torch.arange(model_config.block_size).expand(run.batch_size, -1)
+    documents = places // 10 if run.mask_documents else None
     with counting_kept_bytes(model) as kept, precision(CPU, run.dtype):
         model._read(tokens, documents=documents)
     total = sum(size for size, _ in kept.values())
@@ -116,9 +118,19 @@ def kept_on_a_rank(ranks, configuration) -> int:
     return total + sum(size for size, _ in kept.values())
 
 
+DIVIDED = [
+    [*CONTEXT, *dtype, *model]
+    for dtype in ([], [BF16])
+    for model in (
+        *(GPT2, LLAMA, POST_NORM, MORE_EXPERTS, WINDOW, MANUAL, LATENT, OPTIONS, *WITH_STATES),
+        *([*one, PACKED] for one in (GPT2, WINDOW, LATENT, *WITH_STATES)),
+    )
+]
+
+
 @pytest.fixture(scope="module")
 def kept():
-    return on_ranks(2, kept_by_tensor_ranks, ACTIVATIONS + STATES)
+    return on_ranks(2, kept_by_ranks, ACTIVATIONS + STATES + DIVIDED)
 
 
 @pytest.mark.slow
@@ -142,6 +154,15 @@ def test_activations_of_states_to_the_byte(keys, kept):
     assert {of_rank[len(ACTIVATIONS) + STATES.index(keys)] for of_rank in kept} == {estimate}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", DIVIDED, ids=named)
+def test_activations_of_the_last_part_of_a_sequence(keys, kept):
+    configuration = small_configuration(*BIG, *keys)
+    estimate = rank_memory(configuration.model, configuration.run, 2, configuration.run.dtype)["activations"]
+    first, last = (of_rank[len(ACTIVATIONS) + len(STATES) + DIVIDED.index(keys)] for of_rank in kept)
+    assert first <= last == estimate
+
+
 # Wide enough that weights, and not only activations, take memory.
 WIDE = ["--n_layer=4", "--n_embd=128", "--batch_size=4", "--block_size=64", "--vocab_size=1000"]
 PEAKS = [
@@ -154,7 +175,7 @@ def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     peaks = []
     for keys in cases:
         configuration = small_configuration(*keys, *WIDE)
-        of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        of_case = sharing(ranks, configuration.run)
         _, step = prepared_step(configuration, of_case)
         peaks.append(allocation_peak(step))
     return peaks
@@ -180,7 +201,7 @@ def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     peaks = []
     for keys in cases:
         configuration = small_configuration(*keys, *LLAMA, *WIDE)
-        of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        of_case = sharing(ranks, configuration.run)
         _, step = prepared_step(configuration, of_case)
         step()
         peaks.append(min(allocation_peak(step) for _ in range(2)))

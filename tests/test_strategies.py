@@ -36,8 +36,12 @@ def parts_of(text: str, heading: str) -> dict[str, float]:
         ([FSDP], "1 replicas x 64 shards of one x 1 that share every layer"),
         (["--use_zero1=True"], "64 replicas x 1 shards of one x 1 that share every layer"),
         ([FSDP, "--tensor_parallel=4"], "1 replicas x 16 shards of one x 4 that share every layer"),
+        (
+            [FSDP, "--context_parallel=4"],
+            "1 replicas x 64 shards of one x 1 that share every layer; each 4 divide every sequence",
+        ),
     ],
-    ids=["FSDP", "ZeRO-1", "tensor parallel x FSDP"],
+    ids=["FSDP", "ZeRO-1", "tensor parallel x FSDP", "context parallel x FSDP"],
 )
 def test_a_dry_run_tells_what_64_ranks_would_hold_and_send(train, keys, ranks):
     done = train("--dry_run", "--world_size=64", *MODEL, *keys)
@@ -58,6 +62,8 @@ def test_a_dry_run_tells_what_64_ranks_would_hold_and_send(train, keys, ranks):
 FOUR = ["--gradient_accumulation_steps=4", "--n_head=4", "--n_embd=32"]
 TENSOR = [*FOUR, "--tensor_parallel=4", "--dry_run", "--world_size=4"]
 SHARED = [*FOUR, "--ffn_pattern=E", "--expert_parallel=4", "--dry_run", "--world_size=4"]
+
+DIVIDED = [*FOUR, "--context_parallel=4", "--dry_run", "--world_size=4"]
 
 
 def states(letter: str, *keys: str) -> list[str]:
@@ -116,6 +122,25 @@ def states(letter: str, *keys: str) -> list[str]:
             "use_zero1 and expert_parallel exclude each other: beside",
         ),
         ([*SHARED, FSDP, "--fsdp_cpu_offload=True"], "fsdp_cpu_offload does not offload experts that ranks share"),
+        ([*DIVIDED, "--world_size=6"], "6 ranks are no multiple of tensor_parallel x context_parallel = 1 x 4"),
+        (
+            [*DIVIDED, "--tensor_parallel=2"],
+            "4 ranks are no multiple of tensor_parallel x context_parallel = 2 x 4",
+        ),
+        ([*DIVIDED, "--block_size=30"], "context_parallel=4 does not divide block_size=30: change one of them"),
+        (
+            [*DIVIDED, "--block_size=36", "--tensor_parallel=4", "--world_size=16"],
+            "tensor_parallel=4 does not divide block_size/context_parallel=9",
+        ),
+        ([*DIVIDED, "--dropout=0.1"], "context_parallel needs dropout=0: ranks would drop the same places of their"),
+        (
+            [
+                *DIVIDED,
+                "--arch_preset=llama3",
+                "--rope_scaling={'rope_type': 'dynamic', 'factor': 4.0, 'original_max_position_embeddings': 16}",
+            ],
+            "context_parallel: this rope_scaling turns tokens by the length of their text",
+        ),
         (["--fsdp_cpu_offload=True"], "fsdp_cpu_offload=True is for FSDP: add --use_fsdp=True"),
         (["--fsdp_replicas=2"], "fsdp_replicas=2 is for FSDP: add --use_fsdp=True"),
         (["--fsdp_reshard_after_forward=False"], "fsdp_reshard_after_forward=False is for FSDP"),

@@ -161,7 +161,8 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     lines = [
         f"Ranks:                 {world_size:,} = {mesh.replicas:,} replicas x {mesh.shards:,} shards of one x "
         f"{mesh.tensor:,} that share every layer"
-        + (f"; each {mesh.experts:,} share the experts" if mesh.experts > 1 else ""),
+        + (f"; each {mesh.experts:,} share the experts" if mesh.experts > 1 else "")
+        + (f"; each {mesh.context:,} divide every sequence" if mesh.context > 1 else ""),
         f"Sent in a step:        {which}   (by each rank, ring algorithms)",
     ]
     for part in next(iter(sent.values())):

@@ -58,7 +58,8 @@ def take_step(
     stats = gradient_stats(training.model) if wants_gradient_stats else None
     summed = sum_over_ranks(torch.cat((torch.stack(list(sums.values())), *loads.values())), compute.ranks)
     means, *of_blocks = summed.split([len(sums), *map(len, loads.values())])
-    loads = {block: load / (run.gradient_accumulation_steps * run.context_parallel) for block, load in zip(loads, of_blocks, strict=True)}
+    parts = run.gradient_accumulation_steps * run.context_parallel  # of the global batch, each with as many tokens
+    loads = {block: load / parts for block, load in zip(loads, of_blocks, strict=True)}
     found = torch.cat((means / n_targets, norm.to(compute.device).reshape(1)))
     loss, *auxiliary, grad_norm = found.tolist()  # the one place where a step waits for the device
     finite = math.isfinite(loss) and math.isfinite(grad_norm)

@@ -3,9 +3,8 @@
 Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes among n ranks, an all-gather and a
 reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
 part send (n-1)/n S on average (Thakur et al. 2005). In an all-to-all a rank sends of its own n-th part what is not for
-itself, (n-1)/n S/n where all are even. What ranks pass on to others without a whole is S of all of them, S/n on average,
-and more by the first ones. gloo has no reduce-scatter of its own and moves an all-reduce instead; the
-figures are those of a backend that has.
+itself, (n-1)/n S/n where all are even. What ranks pass on is S of all of them together, S/n on average. gloo has no
+reduce-scatter of its own and moves an all-reduce instead; the figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
 sends 2 S, FSDP 3 S, less what travels in two bytes and what is not gathered again for the backward pass; ZeRO-1 sends
@@ -17,7 +16,7 @@ reduced over all ranks), and sends a few numbers for an evaluation and every wei
 
 import dataclasses
 
-from components.spec import GRADIENT_IN_PART
+from components.spec import FFN, GRADIENT_IN_PART, Mixer
 from flops_parameter_counting.costs.memory import REDUCE_BYTES
 from flops_parameter_counting.costs.model_cost import Named, gradients
 from flops_parameter_counting.costs.optimizer import update_of
@@ -227,25 +226,30 @@ def _context_parallel(step: Step) -> list[Exchange]:
     if mesh.context == 1:
         return []
     passed, means = 0, 0
-    part = config.block_size // mesh.context
-    for found, of_input, of_output in gradients(config, run.frozen_names):
-        if found.place is None or found.place.name not in ("mixer", "ffn"):
+    for found, _, of_output in gradients(config, run.frozen_names):
+        if found.place is None:
             continue
-        forward, own = 1 + (run.activation_checkpointing and of_output), found.place.config
-        if found.place.name == "ffn":
-            once, with_gradient = found.place.spec.averaged(own, run.batch_size)
-            means += forward * once + (forward + of_output) * with_gradient
-            continue
-        for rank in range(1, mesh.context):
-            left = found.place.spec.remembers(own, rank * part, with_current=False)
-            sizes = ((4 if one.in_float32 else step.e, one.whole, one.elements) for one in left)
-            passed += (forward + of_output) * sum(
-                size * (whole + (elements - whole) // mesh.tensor) for size, whole, elements in sizes
-            )
+        spec, own = found.place.spec, found.place.config
+        forward = 1 + (run.activation_checkpointing and of_output)
+        if isinstance(spec, Mixer):
+            passed += (forward + of_output) * _passed_on(step, spec, own)
+        elif isinstance(spec, FFN):
+            plain, with_gradient = spec.averaged(own, run.batch_size)
+            means += forward * plain + (forward + of_output) * with_gradient
     return [
         Exchange("activations", "pass", mesh.context, step.micro_batches * run.batch_size * passed),
         Exchange("scalars", "all_reduce", mesh.context, 4 * step.micro_batches * means),
     ]
+
+
+def _passed_on(step: Step, mixer: Mixer, config: ModelArchitectureConfig) -> int:
+    """Bytes of a sequence, by all ranks that divide it, in one direction."""
+    ranks, total = step.mesh.context, 0
+    for rank in range(1, ranks):
+        for one in mixer.remembers(config, rank * config.block_size // ranks, with_current=False):
+            numbers = one.whole + (one.elements - one.whole) // step.mesh.tensor
+            total += (4 if one.in_float32 else step.e) * numbers
+    return total
 
 
 def _partial_gradients(step: Step) -> list[Exchange]:

@@ -127,6 +127,7 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
         "devices": setting.devices,
         "tensor_parallel": setting.tensor_parallel,
         "expert_parallel": setting.expert_parallel,
+        "context_parallel": setting.context_parallel,
         "fsdp_replicas": setting.fsdp_replicas,
         "micro_batch": setting.micro_batch,
         "dtype": setting.dtype,
@@ -298,6 +299,7 @@ def _devices(memory: dict[str, Any]) -> str:
     tensor, replicas = memory["tensor_parallel"], memory["fsdp_replicas"]
     layers = f", {tensor} share every layer" if tensor > 1 else ""
     layers += f", {memory['expert_parallel']} share the experts" if memory["expert_parallel"] > 1 else ""
+    layers += f", {memory['context_parallel']} divide every sequence" if memory["context_parallel"] > 1 else ""
     copies = f", {replicas} replicas" if replicas > 1 else ""
     return f"each of {memory['devices']} devices, {memory['strategy']}{copies}{layers}"
 

@@ -68,16 +68,20 @@ def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) 
             f"{run.fsdp_replicas}"
         )
     if run.tensor_parallel > 1:
-        _check_tensor_parallel(model, run.tensor_parallel)
+        _check_tensor_parallel(model, run)
     if run.expert_parallel > 1:
         _check_expert_parallel(model, run.expert_parallel, world_size)
     if run.context_parallel > 1:
-        _check_context_parallel(model, run.context_parallel, world_size)
+        _check_context_parallel(model, run, world_size)
 
 
-def _check_context_parallel(model: ModelArchitectureConfig, ranks: int, world_size: int) -> None:
-    if world_size % ranks:
-        raise UserError(f"{world_size} ranks are no multiple of context_parallel={ranks}")
+def _check_context_parallel(model: ModelArchitectureConfig, run: RunConfig, world_size: int) -> None:
+    """Raises UserError for what cannot go on where another rank's tokens end."""
+    ranks, tensor = run.context_parallel, run.tensor_parallel
+    if world_size % (tensor * ranks):
+        raise UserError(
+            f"{world_size} ranks are no multiple of tensor_parallel x context_parallel = {tensor} x {ranks}"
+        )
     if model.block_size % ranks:
         raise UserError(f"context_parallel={ranks} does not divide block_size={model.block_size}: change one of them")
     for layer in model.layer_counts:
@@ -106,16 +110,18 @@ def _check_expert_parallel(model: ModelArchitectureConfig, ranks: int, world_siz
             raise UserError(f"expert_parallel={ranks} does not divide n_experts={count}: change one of them")
 
 
-def _check_tensor_parallel(model: ModelArchitectureConfig, ranks: int) -> None:
+def _check_tensor_parallel(model: ModelArchitectureConfig, run: RunConfig) -> None:
     """Raises UserError for a component that tensor-parallel ranks cannot share, and for a size that they do not divide:
-    a head, a column or a row belongs to one of them."""
+    a head, a column or a row belongs to one of them, and each token of a sequence, or of their part of it."""
+    ranks, length = run.tensor_parallel, model.block_size // run.context_parallel
     sizes: list[tuple[str, Any]] = []
     for place in all_places(model):
         for found in (place.spec, *place.spec.within(place.config).values()) if np.any(place.count) else ():
             if not found.is_shared(place.config):
                 raise UserError(found.not_shared.format(f"{found.kind}={found.name!r}"))
             sizes += found.shared_sizes(place.config).items()
-    for name, size in (*sizes, ("vocab_size", model.vocab_size), ("block_size", model.block_size)):
+    part = "block_size" if run.context_parallel == 1 else "block_size/context_parallel"
+    for name, size in (*sizes, ("vocab_size", model.vocab_size), (part, length)):
         if np.any((size or 0) % ranks if size is None or np.ndim(size) == 0 else size % ranks):
             raise UserError(f"tensor_parallel={ranks} does not divide {name}={size}: change one of them")
     if model.dropout:

@@ -181,6 +181,8 @@ class Experts(Clamps):
             routed = self._kept_by_loop(batch)
         else:
             routed = 2 * choices * config.expert_d_ff * batch.e
+            if config.expert_bias and batch.e < 4 and not batch.weights_are_cast:  # biases, cast
+                routed += batch.e * config.n_experts * (2 * config.expert_d_ff + config.n_embd) // batch.experts
         if batch.experts > 1:
             routed += self._kept_by_travelling(batch)
         shared = _between(config) * batch.tokens * config.n_shared_experts * config.expert_d_ff * batch.e

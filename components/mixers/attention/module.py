@@ -272,7 +272,8 @@ class Attention(nn.Module):
         """Keys and values (B, K, T, h) after those that other ranks have of the tokens before: (B, K, S + T, h)."""
         both = torch.cat((k, v), dim=-1)
         both = torch.cat((context.before(both, 2, self.window), both), dim=2)
-        return both.split(self.head_dim, dim=-1)  # type: ignore[return-value]
+        k, v = both.split(self.head_dim, dim=-1)
+        return k, v
 
 
 @register_module("mixer", "sliding_attention")

@@ -121,14 +121,18 @@ def _query_and_value_width(config: Config) -> tuple[Any, Any]:
 def _kept_by_norms(batch: MicroBatch) -> int:
     """Latent vectors before the norms and normalized, in float32, and each norm's root mean square; and what comes out,
     which is expanded. What becomes keys and values is not copied for that in float32, and keeps the rotary key with
-    it."""
+    it; so does what comes from other ranks, in front of a copy."""
     config = batch.config
     widths = [config.kv_lora_rank] + [config.q_lora_rank] * (config.q_lora_rank is not None)
     beside = config.qk_rope_head_dim if batch.e == 4 else 0
     is_centred = spec("normalization", config.normalization).is_zero_centred
     factors = sum(widths) if is_centred else 0  # 1 + weight
     numbers = sum(2 * width + 1 for width in widths) + beside
-    return 4 * (batch.tokens * numbers + factors) + batch.tokens * sum(widths) * batch.e
+    expanded = batch.tokens * sum(widths)
+    if batch.before:
+        both = config.kv_lora_rank + config.qk_rope_head_dim
+        expanded += batch.batch_size * batch.keys * both - batch.tokens * config.kv_lora_rank
+    return 4 * (batch.tokens * numbers + factors) + expanded * batch.e
 
 
 def _kept_beside_the_backend(batch: MicroBatch, backend: Backend) -> Any:
