@@ -60,6 +60,8 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     init_weights(model, run.seed)
     if fsdp or ranks.copies == 1:
         return model, model
+    # The newer name for it, since torch 2.13, would still send buffers once.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     device_ids = [device.index] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(
         model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False  # equal on all ranks anyway
