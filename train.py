@@ -4,6 +4,7 @@ config -> model -> parallelism -> loop. This file says what happens in which ord
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from common.errors import UserError, exit_cleanly
 from common.output import outlast_output, terminal_width
 from configurator import Configuration, differences, from_dict, load, with_run_dir, with_vocabulary
-from data.dataset import Dataset, dataset_folder, open_dataset
+from data.dataset import dataset_folder
+from data.mixture import Data, as_values, open_data, read_phases
 from data.tokenizers import same_ids
 from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
@@ -32,6 +34,7 @@ def main() -> int:
     if source is not None:
         configuration = with_architecture_of(source, configuration)
     ranks = ranks_from_environment(configuration.run.tensor_parallel, configuration.run.context_parallel)
+    configuration = with_mixture(configuration)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:
         configuration = with_vocabulary(configuration, dataset.vocab_size)
@@ -72,16 +75,28 @@ def main() -> int:
             return train(configuration, dataset, plan, folder, [checkpoint], ranks)
 
 
-def find_dataset(configuration: Configuration, ranks: Ranks) -> Dataset | None:
-    """The prepared dataset; None for a dry run without one. Raises UserError for one that is missing or damaged."""
+def with_mixture(configuration: Configuration) -> Configuration:
+    """A mixture as the run keeps it, whatever becomes of a file that says it. Raises UserError for what is none."""
+    run = configuration.run
+    if run.mixture is None:
+        return configuration
+    run = dataclasses.replace(run, mixture=as_values(read_phases(run.mixture)))
+    return dataclasses.replace(configuration, run=run)
+
+
+def find_dataset(configuration: Configuration, ranks: Ranks) -> Data | None:
+    """The prepared dataset, or several; None for a dry run without. Raises UserError for one that is missing or
+    damaged."""
     run = configuration.run
     path = dataset_folder(run.dataset, run.data_dir)
-    if run.dry_run and configuration.model.vocab_size is not None and not (path / "meta.json").exists():
+    knows_size = configuration.model.vocab_size is not None and run.mixture is None
+    if run.dry_run and knows_size and not (path / "meta.json").exists():
         return None
-    return open_dataset(path, verify=ranks.local_rank == 0)  # one process of a machine reads the files through
+    verify = ranks.local_rank == 0  # one process of a machine reads the files through
+    return open_data(run.dataset, run.mixture, run.data_dir, verify)
 
 
-def where_to_start(configuration: Configuration, dataset: Dataset, folder: RunFolder, ranks: Ranks) -> list[Path]:
+def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolder, ranks: Ranks) -> list[Path]:
     """The checkpoints that the run can be resumed from, newest first; none for scratch.
 
     Raises UserError where that would lose or mix up a run. A run that torchrun has started again continues.

@@ -24,12 +24,12 @@ from common.errors import UserError
 from common.units import flops_unit, number
 from components.registry import Choice
 from configurator import Configuration
-from data.dataset import Dataset
+from data.mixture import Data
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from parallel.device import Peak, memory_in_use
 from runs.checkpoint import NO_SPACE, Saved
 from runs.folder import Progress
-from training.plan import RunPlan
+from training.plan import RunPlan, Source
 from training.step import StepResult
 
 
@@ -78,7 +78,7 @@ class TrainingLogger:
             self._bar = tqdm(total=plan.length, unit="step", dynamic_ncols=True, disable=None, leave=False)
 
     def start(
-        self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Dataset, notes: list[str]
+        self, progress: Progress, resumed_from: Path | None, changed: list[str], dataset: Data, notes: list[str]
     ) -> None:
         """Open the outputs, and write the `run` record; for a resumed run, also the event that says so."""
         if not self.writes:
@@ -134,7 +134,8 @@ class TrainingLogger:
         self._to_sinks(progress.step, "train", record)
         self.say(iteration_lines(record))
 
-    def evaluation(self, progress: Progress, val_loss: float, seconds: float) -> None:
+    def evaluation(self, progress: Progress, val_loss: float, seconds: float, losses: dict[str, float]) -> None:
+        """`losses` are those of the sources of a mixture, or of the one dataset."""
         self._last_val_loss = val_loss
         if not self.writes:
             return
@@ -150,11 +151,16 @@ class TrainingLogger:
             "train_seconds": progress.train_seconds,
             "seconds": seconds,
         }
+        by_source = {} if self.plan.sources is None else _by_source(losses, self.plan.sources)
+        if by_source:
+            record["sources"] = by_source
         self._log.write("eval", **record)
         self._to_sinks(progress.step, "val", record)
         best = " (best so far)" if record["best"] else ""
         loss = f"validation loss {val_loss:.4f}{_expected(record)}"
         self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{best}")
+        for name, found in by_source.items():
+            self.say(f"  {name} │ {found['val_loss']:.4f} │ bpb {found['val_bits_per_byte']:.3f}")
 
     def checkpoint(self, saved: Saved, newest: Path | None) -> None:
         """When it is in place, or could not be written; `newest` is the newest that there is then."""
@@ -369,7 +375,13 @@ def iteration_lines(record: dict[str, Any]) -> str:
     return " │ ".join(first) + "\n" + " │ ".join(second)
 
 
-def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Dataset) -> dict[str, Any]:
+def _by_source(losses: dict[str, float], sources: dict[str, Source]) -> dict[str, dict[str, float]]:
+    """What is logged of the sources of a mixture."""
+    bits = {name: loss / math.log(2) / sources[name].bytes_per_token for name, loss in losses.items()}
+    return {name: {"val_loss": loss, "val_bits_per_byte": bits[name]} for name, loss in losses.items()}
+
+
+def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Data) -> dict[str, Any]:
     """What is needed to reproduce the run and to read its numbers."""
     return {
         "name": configuration.run_dir.name,
@@ -392,7 +404,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         "steps": plan.length,
         "prediction": plan.prediction and plan.prediction.as_dict(),
         "dataset": {
-            "name": dataset.folder.name,
+            "name": dataset.name,
             "vocab_size": dataset.vocab_size,
             "splits": {
                 name: {"tokens": split.tokens, "bytes": split.bytes, "checksum": split.checksum}

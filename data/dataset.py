@@ -237,6 +237,20 @@ class Dataset:
     splits: dict[str, Split]
 
     @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def sources(self) -> dict[str, "Dataset"]:
+        """It alone; of a mixture (data/mixture.py) there are several."""
+        return {self.name: self}
+
+    @property
+    def validation_shares(self) -> dict[str, float]:
+        """Of the sources, in the loss of a validation."""
+        return {self.name: 1.0}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a run keeps of it, to know what its tokens mean and whether they are still the same."""
         return {f"data of {name}": split.checksum for name, split in self.splits.items()} | {

@@ -14,7 +14,7 @@ import math
 import operator
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from data.dataset import Dataset, checksum, document_numbers
+from data.mixture import Data, Mixture, MixtureOrder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,43 @@ class WindowLoader:
         with open(self._file.fileno(), "rb", closefd=False) as file:  # noqa: PTH123: this file, whatever has its name
             file.seek(0)
             return checksum(file)
+
+
+class MixedLoader:
+    """Batches of a mixture: each sample is one of a source's, in the order that data/mixture.py says."""
+
+    def __init__(self, loaders: Mapping[str, WindowLoader], order: MixtureOrder):
+        self.loaders, self.order = loaders, order
+
+    def batch(self, first_sample: int, batch_size: int) -> Batch:
+        """As WindowLoader.batch."""
+        places = map(self.order.locate, range(first_sample, first_sample + batch_size))
+        samples = [self.loaders[name].batch(index, 1) for name, index in places]
+        return joined(samples)
+
+    def check_unchanged(self) -> None:
+        """As WindowLoader.check_unchanged, of every source."""
+        for loader in self.loaders.values():
+            loader.check_unchanged()
+
+
+Loader = WindowLoader | MixedLoader
+
+
+def training_batches(data: Data, block_size: int, seed: int, tells_documents: bool, own_part: slice) -> Loader:
+    """What a run trains on."""
+    cut = (block_size, seed, tells_documents, own_part)
+    loaders = {name: WindowLoader(source, "train", *cut) for name, source in data.sources.items()}
+    if isinstance(data, Mixture):
+        return MixedLoader(loaders, MixtureOrder(data.phases, block_size, seed))
+    return loaders[data.name]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The sequences of several batches after one another, which all tell of documents or none does."""
+    tokens, targets = (torch.cat([getattr(one, name) for one in batches]) for name in ("tokens", "targets"))
+    documents = [one.documents for one in batches if one.documents is not None]
+    return Batch(tokens, targets, torch.cat(documents) if documents else None)
 
 
 class _HasBatch(Protocol):

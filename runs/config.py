@@ -38,6 +38,11 @@ class RunConfig:
     )
 
     dataset: str = key("openwebtext", "a folder of data_dir, made by its prepare.py", group="Data and batch")
+    mixture: str | dict | list | None = key(
+        None,
+        "several datasets of data_dir in place of `dataset`: {'c4': 0.3, 'code': 0.7}, shares of the samples; a list "
+        "of such phases with their from_tokens; or a TOML file of them (docs/using/data.md)",
+    )
     mask_documents: bool = key(
         False,
         "tokens meet those of their own document only, in every layer, and positions begin anew with each; False: the "

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.machine import check_memory
 from components.registry import has_module
 from configurator import Configuration
-from data.dataset import Dataset
+from data.mixture import Data, Mixture
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import (
     DocumentLengths,
@@ -54,6 +54,17 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """One of the datasets of a mixture: tokens of its training split, how often the run meets these, its share of
+    validation, None where the last phase has none of it, and bytes of text of a token there."""
+
+    tokens: int
+    epochs: float
+    validation_share: float | None
+    bytes_per_token: float
+
+
+@dataclasses.dataclass(frozen=True)
 class RunPlan:
     """The run's arithmetic. FLOPs are training FLOPs per token, in both attention conventions."""
 
@@ -64,9 +75,10 @@ class RunPlan:
     length: int  # optimizer steps
     optimizer_flops: int  # of a step's update, in none of the others
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
-    bytes_per_token: dict[str, float] | None
+    bytes_per_token: dict[str, float | None] | None
     prediction: Prediction | None = None
     documents: DocumentLengths | None = None  # of the training split, if they are kept apart and it is prepared
+    sources: dict[str, Source] | None = None  # of a mixture
 
     @property
     def document_length(self) -> float | None:
@@ -100,7 +112,7 @@ class RunPlan:
         return not predicted or abs(self.flops("full") / predicted - 1) <= SAME_RUN
 
 
-def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
+def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
     """Raises UserError for an unknown component, or a model and a dataset that do not fit."""
     model, run = configuration.model, configuration.run
     if dataset is not None:
@@ -128,10 +140,26 @@ def plan_run(configuration: Configuration, dataset: Dataset | None) -> RunPlan:
         prediction=prediction_of(run),
         documents=documents,
     )
+    if isinstance(dataset, Mixture):
+        plan = dataclasses.replace(plan, sources=sources_of(dataset, plan, configuration))
     if plan.prediction is None or plan.prediction.loss is not None:
         return plan
     loss = plan.expected_loss(plan.tokens)
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def sources_of(mixture: Mixture, plan: RunPlan, configuration: Configuration) -> dict[str, Source]:
+    run, length = configuration.run, configuration.model.block_size
+    epochs = mixture.epochs(plan.length * run.sequences_per_step, length, run.seed)
+    return {
+        name: Source(
+            source.splits["train"].tokens,
+            epochs[name],
+            mixture.validation_shares.get(name),
+            source.splits["val"].bytes_per_token,
+        )
+        for name, source in mixture.sources.items()
+    }
 
 
 def check_documents(model: ModelArchitectureConfig) -> None:

@@ -18,6 +18,7 @@ from training.plan import RunPlan, not_built
 from training.schedule import schedule_notes
 
 COLUMN = 23  # where what is said begins
+MANY_EPOCHS = 4  # beyond which repeated text teaches less than new text (Muennighoff et al. 2023)
 
 
 def startup_report(
@@ -55,6 +56,9 @@ def plan_notes(configuration: Configuration, plan: RunPlan, dataset_vocab_size: 
             f"the validation split has {plan.windows['val']:,} windows, fewer than eval_iters x eval_batch_size = "
             f"{wanted:,}: an evaluation takes as many whole eval_batch_size as there are"
         )
+    for name, source in (plan.sources or {}).items():
+        if source.epochs > MANY_EPOCHS:
+            notes.append(f"{name} is met {source.epochs:.1f} times in the run: give it a smaller share, or more text")
     if run.decay_lr and run.warmup_iters >= plan.length > 0:
         notes.append(f"the warm-up ({run.warmup_iters:,} steps) does not end within the run ({plan.length:,} steps)")
     return notes + schedule_notes(run, plan.length)
@@ -117,6 +121,11 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         lines.append(f"Documents:             kept apart, {known}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")
+    elif plan.sources is not None:
+        lines += [
+            f"{'Sources:' if index == 0 else '':<22} {name:<18}{source.tokens:>18,} tokens, {source.epochs:.2f} epochs"
+            for index, (name, source) in enumerate(plan.sources.items())
+        ]
     else:
         epoch = plan.windows["train"] / run.sequences_per_step
         lines.append(f"Steps per epoch:       {epoch:,.1f}   Epochs: {plan.length / epoch:.2f}")

@@ -17,8 +17,8 @@ import configurator
 from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
-from data.dataset import Dataset
-from data.loader import Batch, UnusableData, WindowLoader, prefetch
+from data.loader import Batch, UnusableData, WindowLoader, prefetch, training_batches
+from data.mixture import Data
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
@@ -34,7 +34,7 @@ from training.optimizer import build_optimizer
 from training.plan import RunPlan, check_memory_of_run
 from training.schedule import jump_note, learning_rate, run_length
 from training.step import take_step
-from training.validation import WINDOW_SEED, evaluate, evaluation_batches
+from training.validation import WINDOW_SEED, Validation
 from training_logger import Machine, TrainingLogger
 
 TROUBLE = 1000  # where the ranks agree on why to stop: no signal's number
@@ -44,7 +44,7 @@ WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilati
 
 def train(
     configuration: Configuration,
-    dataset: Dataset,
+    dataset: Data,
     plan: RunPlan,
     folder: RunFolder,
     checkpoints: list[Path],
@@ -123,9 +123,7 @@ class Process:
 class Trainer:
     """One run on one rank."""
 
-    def __init__(
-        self, configuration: Configuration, dataset: Dataset, plan: RunPlan, folder: RunFolder, process: Process
-    ):
+    def __init__(self, configuration: Configuration, dataset: Data, plan: RunPlan, folder: RunFolder, process: Process):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
         ranks, machine = process.ranks, process.machine
         self.ranks, self.machine, self.device = ranks, machine, machine.device
@@ -133,8 +131,14 @@ class Trainer:
         block_size = configuration.model.block_size
         tells = self.run.mask_documents
         own_part = ranks.own_part(block_size)
-        self.train_data = WindowLoader(dataset, "train", block_size, self.run.seed, tells, own_part)
-        self.val_data = WindowLoader(dataset, "val", block_size, WINDOW_SEED, tells, own_part)
+        self.train_data = training_batches(dataset, block_size, self.run.seed, tells, own_part)
+        self.validation = Validation(
+            {
+                name: WindowLoader(dataset.sources[name], "val", block_size, WINDOW_SEED, tells, own_part)
+                for name in dataset.validation_shares
+            },
+            dataset.validation_shares,
+        )
         self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
         built = dataclasses.replace(
@@ -160,7 +164,7 @@ class Trainer:
     def progress(self) -> Progress:
         return self.training.progress
 
-    def start(self, checkpoint: Path | None, damaged: dict[Path, str], dataset: Dataset) -> None:
+    def start(self, checkpoint: Path | None, damaged: dict[Path, str], dataset: Data) -> None:
         """Load the checkpoint, if there is one, and open the log. Newer ones that are damaged get out of the way."""
         length = self.configuration.model.block_size // self.run.context_parallel
         settle_buckets(self.training.wrapped, self.run.batch_size, length, self.device)
@@ -202,7 +206,7 @@ class Trainer:
         alike, as many of them as an evaluation asks for or all that there are."""
         before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
         cut = {"block_size": None, "data of val": None, "mask_documents": False}
-        asked = [min(evaluated_windows(keys) or 0, self.val_data.n_windows) for keys in (before, now)]
+        asked = [min(evaluated_windows(keys) or 0, self.validation.n_windows) for keys in (before, now)]
         return all(before.get(key, default) == now[key] for key, default in cut.items()) and asked[0] == asked[1]
 
     def run_to_the_end(self) -> int:
@@ -273,19 +277,14 @@ class Trainer:
         """Evaluate and note the result; False if a signal came in between."""
         started, progress = time.perf_counter(), self.progress
         self.watch.place = f"the evaluation after step {progress.step:,}"
-        loss = evaluate(
-            self.training.model,
-            self.val_data,
-            *evaluation_batches(self.run, self.val_data.n_windows),
-            self.compute,
-            lambda: bool(self.stop),
-        )
-        if loss is None:
+        losses = self.validation.losses(self.training.model, self.run, self.compute, lambda: bool(self.stop))
+        if losses is None:
             return False
+        loss = self.validation.mean(losses)
         progress.last_evaluation = progress.step
         if math.isfinite(loss) and (progress.best_val_loss is None or loss < progress.best_val_loss):
             progress.best_step, progress.best_val_loss = progress.step, loss
-        self.logger.evaluation(progress, loss, time.perf_counter() - started)
+        self.logger.evaluation(progress, loss, time.perf_counter() - started, losses)
         self.clock = time.perf_counter()
         return True
 
@@ -338,7 +337,7 @@ class Trainer:
             return f"{self.folder.log} was removed or replaced while the run wrote it"
         try:
             self.train_data.check_unchanged()
-            self.val_data.check_unchanged()
+            self.validation.check_unchanged()
         except UnusableData as error:
             return str(error)
         return None

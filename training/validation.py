@@ -1,5 +1,6 @@
 """The validation loss: on the same windows every time, and the same number for any number of ranks."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,12 +17,46 @@ from runs.config import RunConfig
 WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of several seeds compare
 
 
-def evaluation_batches(run: RunConfig, n_windows: int) -> tuple[int, int]:
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The validation splits of a run's data, by source, and the share that each has in the loss."""
+
+    loaders: dict[str, WindowLoader]
+    shares: dict[str, float]
+
+    @property
+    def n_windows(self) -> int:
+        return sum(loader.n_windows for loader in self.loaders.values())
+
+    def check_unchanged(self) -> None:
+        """As WindowLoader.check_unchanged."""
+        for loader in self.loaders.values():
+            loader.check_unchanged()
+
+    def losses(
+        self, model: nn.Module, run: RunConfig, compute: Compute, stop_requested: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Nats a target, of each source, over its share of an evaluation's windows; None if a rank must stop."""
+        found = {}
+        for name, loader in self.loaders.items():
+            batches = evaluation_batches(run, loader.n_windows, self.shares[name])
+            loss = evaluate(model, loader, *batches, compute, stop_requested)
+            if loss is None:
+                return None
+            found[name] = loss
+        return found
+
+    def mean(self, losses: dict[str, float]) -> float:
+        """The loss of text that is mixed by the shares."""
+        return sum(self.shares[name] * loss for name, loss in losses.items())
+
+
+def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0) -> tuple[int, int]:
     """How many batches an evaluation has, and of how many windows: together as many as eval_iters and eval_batch_size
-    say, or as many whole ones of these as the split's `n_windows` make, in batches that divide them evenly and are no
-    larger than batch_size."""
+    say, of which a source of a mixture has a `share`, but no less than eval_batch_size; or as many whole ones of these
+    as the split's `n_windows` make, in batches that divide them evenly and are no larger than batch_size."""
     unit = min(run.eval_batch_size, n_windows)
-    windows = min(run.eval_iters, n_windows // unit) * unit
+    windows = min(max(1, round(run.eval_iters * share)), n_windows // unit) * unit
     size = max(size for size in range(1, min(unit, run.batch_size) + 1) if unit % size == 0)
     return windows // size, size
 

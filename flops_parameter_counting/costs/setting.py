@@ -35,8 +35,8 @@ class Setting:
 
     `tensor_parallel`, `expert_parallel`, `context_parallel`, `fsdp_replicas`, `fsdp_cpu_offload` and `optimizer` (None:
     that of `of_file`) are the run's keys of these names. `peak_flops` is one device's dense peak in `dtype`, FLOP/s,
-    and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth` (bytes per second) are known for devices of
-    the table. What no field here says of a run is as `of_file` has it.
+    and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth` (bytes per second) are known for devices
+    of the table. What no field here says of a run is as `of_file` has it.
     """
 
     sequence_length: int | None = None
