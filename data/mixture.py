@@ -56,6 +56,11 @@ def read_phases(value: Any) -> tuple[Phase, ...]:
     return phases
 
 
+def sources(value: Any) -> list[str]:
+    """The names of its datasets, in their order. Raises UserError."""
+    return list(dict.fromkeys(name for phase in read_phases(value) for name in phase.counts))
+
+
 def as_values(phases: Sequence[Phase]) -> list[dict[str, Any]]:
     """The same as a run's configuration keeps it."""
     return [{FROM: phase.from_tokens} | {name: phase.share(name) for name in phase.counts} for phase in phases]
@@ -275,13 +280,11 @@ def open_data(dataset: str, mixture: Any, data_dir: str | None, verify: bool = T
     """What the keys of these names say. Raises UserError where it is missing, damaged, or no mixture."""
     if mixture is None:
         return open_dataset(dataset_folder(dataset, data_dir), verify)
-    phases = read_phases(mixture)
-    names = dict.fromkeys(name for phase in phases for name in phase.counts)
-    sources = {name: open_dataset(dataset_folder(name, data_dir), verify) for name in names}
-    (first, one), *others = sources.items()
+    opened = {name: open_dataset(dataset_folder(name, data_dir), verify) for name in sources(mixture)}
+    (first, one), *others = opened.items()
     for name, other in others:
         if not same_ids(one.tokenizer, other.tokenizer) or (
             one.tokenizer["end_of_document"] != other.tokenizer["end_of_document"]
         ):
             raise UserError(f"mixture: {first} and {name} have different tokenizers: prepare them with one")
-    return Mixture(sources, phases)
+    return Mixture(opened, read_phases(mixture))

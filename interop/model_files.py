@@ -15,6 +15,7 @@ from common.errors import UserError, did_you_mean
 from common.json_files import read_json
 from configurator import configuration_keys, from_dict, load, with_vocabulary
 from data.facts import prepared
+from data.mixture import sources
 from flops_parameter_counting.costs.setting import Model
 from interop.configurations import FAMILIES, check_size, counted_keys, has_room, no_room, with_model_type
 from interop.configurations import notes as notes_on_keys
@@ -31,11 +32,13 @@ def read_model(path: Path, vocab_size: int | None = None) -> Model:
         given = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
         configuration = load([str(path), *given])
         if configuration.model.vocab_size is None:
-            dataset = prepared(configuration.run.dataset, configuration.run.data_dir)
+            run = configuration.run
+            name = run.dataset if run.mixture is None else sources(run.mixture)[0]
+            dataset = prepared(name, run.data_dir)
             if dataset is None:
                 raise UserError(
-                    f"{path}: its vocabulary is that of the dataset {configuration.run.dataset!r}, which is not "
-                    "prepared: prepare it, or give a vocab_size"
+                    f"{path}: its vocabulary is that of the dataset {name!r}, which is not prepared: prepare it, or "
+                    "give a vocab_size"
                 )
             configuration = with_vocabulary(configuration, dataset.vocab_size)
         return Model(configuration.name, "config file", configuration.model, run=configuration.run)

@@ -150,7 +150,10 @@ def test_a_source_that_is_met_often_is_said(train):
         ("[]", "give shares by the names of datasets"),
         ("{'tiny': 1", "is no Python literal"),
         ("[{'tiny': 1}, {'short': 1}]", "from_tokens=None must be a number of tokens in every phase but the first"),
-        ("[{'tiny': 1}, {'from_tokens': 9, 'short': 1}, {'from_tokens': 9, 'tiny': 1}]", "is not after the phase before"),
+        (
+            "[{'tiny': 1}, {'from_tokens': 9, 'short': 1}, {'from_tokens': 9, 'tiny': 1}]",
+            "is not after the phase before",
+        ),
         ("{'from_tokens': 5, 'tiny': 1}", "from_tokens=5 must be 0, or absent, in the first phase"),
         ("{'tiny': 1, 'tinny': 1}", "there is no dataset folder"),
         ("{'tiny': 1, 'other': 1}", "mixture: tiny and other have different tokenizers: prepare them with one"),
