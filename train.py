@@ -31,7 +31,7 @@ def main() -> int:
     source = None if configuration.run.source is None else find_source(configuration.run.source)
     if source is not None:
         configuration = with_architecture_of(source, configuration)
-    ranks = ranks_from_environment(configuration.run.tensor_parallel)
+    ranks = ranks_from_environment(configuration.run.tensor_parallel, configuration.run.pipeline_parallel)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:
         configuration = with_vocabulary(configuration, dataset.vocab_size)

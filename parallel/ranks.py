@@ -11,13 +11,15 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 @dataclass(frozen=True)
 class Ranks:
     """One process of a run. `tensor_parallel` neighbouring ranks share every layer and so see the same data; the data
-    are shared among the groups that they form."""
+    are shared among the groups that they form. With `pipeline_parallel` these are the stages of a pipeline, one after
+    the other: the ranks at the same place in each stage see the same data."""
 
     rank: int
     local_rank: int
     size: int
     local_size: int = 1  # ranks of this machine
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     started_by: int | None = field(default=None, compare=False)  # the process that started this one
 
     @property
@@ -27,16 +29,22 @@ class Ranks:
     @property
     def data_size(self) -> int:
         """Parts that a step's micro-batches are shared among."""
-        return self.size // self.tensor_parallel
+        return self.size // self.tensor_parallel // self.pipeline_parallel
 
     @property
     def data_rank(self) -> int:
-        return self.rank // self.tensor_parallel
+        return self.rank // self.tensor_parallel % self.data_size
+
+    @property
+    def stage(self) -> int:
+        """Of the pipeline, from 0."""
+        return self.rank // (self.size // self.pipeline_parallel)
 
     @property
     def speaks_for_its_data(self) -> bool:
-        """Whether what it measures on its data counts in a sum over the ranks: of those with the same data, one."""
-        return self.rank % self.tensor_parallel == 0
+        """Whether what it measures on its data counts in a sum over the ranks: of those with the same data, one, and of
+        a pipeline the last stage, which has the loss."""
+        return self.rank % self.tensor_parallel == 0 and self.stage == self.pipeline_parallel - 1
 
     def share(self, items: range) -> range:
         """This rank's part of `items`, in contiguous runs whose lengths differ by one at most."""
@@ -48,7 +56,7 @@ class Ranks:
 ALONE = Ranks(rank=0, local_rank=0, size=1)
 
 
-def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
+def ranks_from_environment(tensor_parallel: int = 1, pipeline_parallel: int = 1) -> Ranks:
     """The ranks as torchrun tells them; a plain process is the first of one. Raises UserError for a broken
     environment."""
     defaults = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "1"), strict=True))
@@ -56,7 +64,7 @@ def ranks_from_environment(tensor_parallel: int = 1) -> Ranks:
         rank, local_rank, size, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     except ValueError:
         raise UserError(f"{', '.join(LAUNCHER_VARIABLES)} must be numbers, as torchrun sets them") from None
-    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel, started_by=os.getppid())
+    ranks = Ranks(rank, local_rank, size, local_size, tensor_parallel, pipeline_parallel, started_by=os.getppid())
     if not 0 <= ranks.rank < ranks.size:
         raise UserError(f"RANK={ranks.rank} is not one of WORLD_SIZE={ranks.size} ranks: let torchrun set them")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]

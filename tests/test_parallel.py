@@ -107,7 +107,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     """What came of some steps, whole, as this rank sees it."""
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, pipeline_parallel=run.pipeline_parallel)
     dataset = open_dataset(data.with_name("short") if run.mask_documents else data)
     loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents)
 
@@ -117,7 +117,8 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
     def evaluated() -> float:
         windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents)
-        return evaluate(training.model, windows, run.eval_iters, 3, compute, lambda: False)
+        whole_model = training.wrapped if run.pipeline_parallel > 1 else training.model
+        return evaluate(whole_model, windows, run.eval_iters, 3, compute, lambda: False)
 
     training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)
     before = evaluated()

@@ -19,7 +19,7 @@ from flops_parameter_counting.costs.model_cost import (
     training_flops,
 )
 from flops_parameter_counting.costs.optimizer import update_of
-from flops_parameter_counting.costs.sharding import Mesh, check_mesh
+from flops_parameter_counting.costs.sharding import Mesh, check_mesh, mesh_of
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, find_law, is_published, law_from
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -211,9 +211,15 @@ def check_ranks(configuration: Configuration, world_size: int) -> None:
     """Raises UserError when so many ranks cannot share the run as its keys say."""
     run = configuration.run
     check_mesh(configuration.model, run, world_size)
-    accumulation, sharers = run.gradient_accumulation_steps, world_size // run.tensor_parallel
+    accumulation, sharers = run.gradient_accumulation_steps, mesh_of(run, world_size).data
     if accumulation % sharers:
         raise UserError(
             f"gradient_accumulation_steps={accumulation} is not divisible by the {sharers} ranks that share "
             f"a step's micro-batches: take a multiple, for instance {math.ceil(accumulation / sharers) * sharers}"
+        )
+    if run.pipeline_schedule == "1f1b" and accumulation < run.pipeline_parallel * sharers:
+        raise UserError(
+            f"pipeline_schedule='1f1b' needs {run.pipeline_parallel * sharers} micro-batches, pipeline_parallel="
+            f"{run.pipeline_parallel} for each of {sharers} pipelines, and gradient_accumulation_steps={accumulation}: "
+            "take as many, or pipeline_schedule='gpipe'"
         )

@@ -272,7 +272,7 @@ class Trainer:
         started, progress = time.perf_counter(), self.progress
         self.watch.place = f"the evaluation after step {progress.step:,}"
         loss = evaluate(
-            self.training.model,
+            self.training.wrapped if self.ranks.pipeline_parallel > 1 else self.training.model,
             self.val_data,
             *evaluation_batches(self.run, self.val_data.n_windows),
             self.compute,
