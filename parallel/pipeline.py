@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from components.heads.spec import IGNORED
 from components.parts import own_part
 from data.loader import Batch
-from flops_parameter_counting.costs.pipeline import handed_over, stages_of
+from flops_parameter_counting.costs.pipeline import handed_over, in_flight, stages_of
 from model_builder import LanguageModel, LossParts
 from model_config import ModelArchitectureConfig
 from parallel.compute import Compute
@@ -170,7 +170,7 @@ class Pipeline(nn.Module):
             output_args=model.leaving(run.batch_size),
             group=groups.stages,
         )
-        stage.synchronizing = synchronizing
+        stage.synchronizing, stage.begun = synchronizing, in_flight(run, self.place, self.count)
         # The last stage's output is its loss: the weights of its head may be there for its forward pass only
         self.schedule = SCHEDULES[run.pipeline_schedule](
             stage, self.count, loss_fn=lambda total, targets: total, scale_grads=False
@@ -257,9 +257,25 @@ def noted(config: ModelArchitectureConfig) -> tuple[list[str], dict[int, int]]:
 
 
 class _Stage(PipelineStage):
-    """PyTorch's stage, which makes its backward passes as the strategy of the data ranks wants it."""
+    """PyTorch's stage, which makes its backward passes as the strategy of the data ranks wants it, and has room for
+    what arrives of as many micro-batches as it has `begun` at most, and for the gradients of one: PyTorch's own has it
+    for all micro-batches of a step."""
 
     synchronizing: Synchronizing
+    begun: int
+
+    def _prepare_forward_infra(self, num_microbatches: int, *args: Any, **kwargs: Any) -> Any:
+        found = super()._prepare_forward_infra(self.begun, *args, **kwargs)
+        for index in range(self.begun, num_microbatches):
+            self.args_recv_info[index] = self.args_recv_info[index % self.begun]
+        return found
+
+    def _prepare_backward_infra(self, num_microbatches: int, *args: Any, **kwargs: Any) -> Any:
+        found = super()._prepare_backward_infra(1, *args, **kwargs)
+        self.chunks = num_microbatches
+        for index in range(1, num_microbatches):
+            self.grad_recv_info[index] = self.grad_recv_info[0]
+        return found
 
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False

@@ -261,7 +261,9 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
     if config.use_zero1 and config.tensor_parallel > 1:
         raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
     check_shared_experts(config)
-    check_stages(config, defaults)
+    check_stages(config)
+    if config.pipeline_schedule != defaults["pipeline_schedule"] and config.pipeline_parallel == 1:
+        raise UserError(f"pipeline_schedule={config.pipeline_schedule!r} is for a pipeline: add --pipeline_parallel")
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
@@ -279,13 +281,9 @@ def check_shared_experts(config: RunConfig) -> None:
         raise UserError("fsdp_cpu_offload does not offload experts that ranks share: drop it, or expert_parallel")
 
 
-def check_stages(config: RunConfig, defaults: dict[str, Any]) -> None:
+def check_stages(config: RunConfig) -> None:
     """Raises UserError for what excludes that ranks are stages of a pipeline."""
     if config.pipeline_parallel == 1:
-        if config.pipeline_schedule != defaults["pipeline_schedule"]:
-            raise UserError(
-                f"pipeline_schedule={config.pipeline_schedule!r} is for a pipeline: add --pipeline_parallel=2, or more"
-            )
         return
     for name in ("tensor_parallel", "expert_parallel"):
         if getattr(config, name) > 1:

@@ -20,7 +20,7 @@ from components.heads.spec import loss_bytes
 from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import WHOLE, Stage, places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
-from flops_parameter_counting.costs.pipeline import crossing, in_flight, stages_of
+from flops_parameter_counting.costs.pipeline import crossing, in_flight, micro_batches, stages_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import (
     Kind,
@@ -120,8 +120,9 @@ def _handed_bytes(batch: MicroBatch, stage: Stage) -> int:
     return sum(size * (counts[name] > 1) for name, size in sizes.items())
 
 
-def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOLE) -> int:
-    """Bytes that are kept at the end of the forward pass, or of a stage's: token ids, positions, blocks, final norm.
+def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOLE, begun: int = 1) -> int:
+    """Bytes that are kept at the end of the forward pass, or of a stage's that has `begun` so many micro-batches: token
+    ids, positions, blocks, final norm.
 
     With checkpointing, of the blocks only their inputs and what one hands to others, and then the larger of what one of
     them keeps while it is computed again and the cast weights of all, which autocast holds until the loss is there.
@@ -135,7 +136,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOL
     layers = {layer: count for layer, count in stage.counts(config).items() if np.any(count)}
     blocks = {layer: block_bytes(batch, layer) for layer in layers}
     if not checkpointing:
-        return outside + sum(layers[layer] * kept for layer, kept in blocks.items())
+        return begun * (outside + sum(layers[layer] * kept for layer, kept in blocks.items()))
     inputs = stage.n_blocks(config) * 4 * batch.stream_part
     if config.component("position_encoding").biases_scores:
         inputs += 4 * config.n_head * config.block_size**2  # one for all blocks
@@ -144,7 +145,7 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOL
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
     again = again - (4 * batch.stream_part if config.norms_before or batch.e == 4 else 0)
     copies = sum(count * weight_copies(batch.of_layer(config.of(layer)), layer) for layer, count in layers.items())
-    return outside + inputs + larger(again, copies)
+    return begun * (outside + inputs) + larger(again, copies)
 
 
 def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
@@ -216,20 +217,20 @@ def working_memory(
 ) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
     parallelism divides them, too, but for what each rank gathers of them. A stage of a pipeline keeps the activations
-    of several micro-batches; `received` is what it is sent besides, for which PyTorch has a place for each micro-batch
-    of a step: activations (less those that its blocks keep) and gradients."""
+    of several micro-batches; `received` is what it has been sent besides: of each of these what its first block does
+    not keep, and the gradients of one."""
     batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts)
-    kept = activation_bytes(batch, run.activation_checkpointing, stage)
-    logits = loss_bytes(batch) if stage.is_last else 0
     if stage.blocks is None:
-        return {"activations": kept, "logits": logits}
-    count = max(1, run.gradient_accumulation_steps // mesh.data)
-    begun = in_flight(run, stage, count)
+        return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
+    begun = in_flight(run, stage, micro_batches(run, mesh.data))
+    kept = activation_bytes(batch, run.activation_checkpointing, stage, begun)
+    logits = loss_bytes(batch) if stage.is_last else 0
     arriving = crossing(config, stage.blocks.start, e)
+    if not stage.is_first and (config.norms_before or e == 4):
+        arriving -= 4 * config.n_embd
     returning = 0 if stage.is_last else crossing(config, stage.blocks.stop, e)
-    of_stream = 0 if stage.is_first else 4 * config.n_embd
-    received = batch.tokens * (count * (arriving + returning) - begun * of_stream)
-    return {"activations": begun * kept, "logits": logits, "received": received}
+    received = batch.tokens * (begun * arriving + returning)
+    return {"activations": kept, "logits": logits, "received": received}
 
 
 def training_memory(

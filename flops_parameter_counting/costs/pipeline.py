@@ -80,6 +80,11 @@ def crossing(config: ModelArchitectureConfig, block: int, e: int) -> int:
     return 4 * config.n_embd + e * sum(handed_over(config, block).values()) if block else 0
 
 
+def micro_batches(run: RunConfig, data_ranks: int) -> int:
+    """Those that flow through each pipeline in a step."""
+    return max(1, run.gradient_accumulation_steps // data_ranks)
+
+
 def in_flight(run: RunConfig, stage: Stage, count: int) -> int:
     """Micro-batches, of `count` in a step, whose activations a stage keeps at once, at most: under 1f1b it has begun as
     many as there are stages from it on before it has the first gradient (Narayanan et al. 2021, section 2.2.1), under
