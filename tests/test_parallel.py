@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ from configurator import Configuration, load
 from data.dataset import open_dataset
 from data.loader import WindowLoader
 from parallel.compute import Compute
+from parallel.pipeline import Pipeline
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets, whole
 from runs.checkpoint import Training
@@ -93,6 +95,11 @@ def build(configuration: Configuration, ranks: Ranks) -> Training:
     return Training(model, optimizer, scaler, Progress(), wrapped)
 
 
+def of_all_stages(training: Training, found: dict[str, Any]) -> dict[str, Any]:
+    """What a rank has found by name; of a pipeline, what all its stages have."""
+    return training.wrapped.of_all_stages(found) if isinstance(training.wrapped, Pipeline) else found
+
+
 @dataclasses.dataclass
 class Trained:
     gradients: dict[str, torch.Tensor]  # of the first step
@@ -133,12 +140,14 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
         with in_float64() if run.optimizer == "muon" else contextlib.nullcontext():
             results.append(take_step(training, batches(step), run, run.learning_rate, compute))
         training.progress.step += 1
+    parameters = {name: whole(p.detach()) for name, p in training.model.named_parameters()}
+    moments = {name: whole(value) for name, value in optimizer_tensors(training.model, training.optimizer).items()}
     return Trained(
-        gradients,
+        of_all_stages(training, gradients),
         [result.loss for result in results],
         [result.grad_norm for result in results],
-        {name: whole(p.detach()) for name, p in training.model.named_parameters()},
-        {name: whole(value) for name, value in optimizer_tensors(training.model, training.optimizer).items()},
+        of_all_stages(training, parameters),
+        of_all_stages(training, moments),
         (before, evaluated()),
     )
 

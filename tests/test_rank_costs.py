@@ -173,7 +173,7 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, pipeline_parallel=run.pipeline_parallel)
     training, step = prepared_step(configuration, ranks)
     step()
     with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:

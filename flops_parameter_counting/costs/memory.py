@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.arrays import larger, product
-from components.heads.spec import loss_bytes
+from components.heads.spec import loss_bytes, loss_gradients
 from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.model_cost import WHOLE, Stage, places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
@@ -217,14 +217,17 @@ def working_memory(
 ) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
     parallelism divides them, too, but for what each rank gathers of them. A stage of a pipeline keeps the activations
-    of several micro-batches; `received` is what it has been sent besides: of each of these what its first block does
-    not keep, and the gradients of one."""
+    of several micro-batches, and of each but one the last stage keeps the gradients that its head has made; `received`
+    is what it has been sent besides: of each what its first block does not keep, and the gradients of one. What a block
+    takes in its backward pass for a time is less than the head and its loss take: a stage without these takes it on top
+    of all parts, less than one of its blocks keeps.
+    """
     batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts)
     if stage.blocks is None:
         return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
     begun = in_flight(run, stage, micro_batches(run, mesh.data))
     kept = activation_bytes(batch, run.activation_checkpointing, stage, begun)
-    logits = loss_bytes(batch) if stage.is_last else 0
+    logits = loss_bytes(batch) + (begun - 1) * loss_gradients(batch) if stage.is_last else 0
     arriving = crossing(config, stage.blocks.start, e)
     if not stage.is_first and (config.norms_before or e == 4):
         arriving -= 4 * config.n_embd
