@@ -86,9 +86,9 @@ def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMes
     """The ranks as a block of `replica` x `shard` x `tensor`; None where a strategy needs none.
 
     FSDP divides the model over `shard` and keeps copies over `replica`; without FSDP every data rank has a copy. There
-    is such a block for each `stage` of a pipeline, and for DDP within one none.
+    is such a block for each `stage` of a pipeline.
     """
-    if not run.is_sharded or (run.pipeline_parallel > 1 and not run.use_fsdp):
+    if not run.is_sharded:
         return None
     replicas = run.fsdp_replicas if run.use_fsdp else ranks.data_size
     # It warns that a norm over two axes of the mesh takes two exchanges, of one number each.

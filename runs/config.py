@@ -217,8 +217,8 @@ class RunConfig:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no rank has all of the training state."""
-        return self.use_zero1 or self.use_fsdp or self.shares_layers or self.pipeline_parallel > 1
+        """Whether ranks have parts of parameters, or of what the optimizer keeps of them."""
+        return self.use_zero1 or self.use_fsdp or self.shares_layers
 
     @property
     def shares_layers(self) -> bool:

@@ -124,7 +124,7 @@ QUICK: list[Case] = [
 SLOW: list[Case] = [
     *[(2, PIPELINE, model) for model in (ODD, POST_NORM, LATENT, GEMMA, GATED_DELTA, [*EXPERTS, BF16])],
     *[(4, [*PIPELINE, *strategy], LLAMA) for strategy in (FSDP, ZERO2, HYBRID, OFFLOAD)],
-    *[(4, [*PIPELINE, *FSDP], model) for model in (GPT2, OPTIONS, [*OPTIONS, BF16], [MUON, *GPT2], [*LLAMA, BF16])],
+    *[(4, [*PIPELINE, *FSDP], model) for model in (GPT2, OPTIONS, [MUON, *GPT2], [*LLAMA, BF16])],
     (4, [*PIPELINE, *FSDP, CHECKPOINTING], ODD),
     (4, [*PIPELINE, GPIPE, *FSDP], ODD),
     (4, PIPELINE, [MUON, *EXPERTS]),
@@ -380,7 +380,7 @@ def test_a_signal_to_one_stage_stops_all_after_the_same_step(train, tmp_path, fu
 @pytest.mark.parametrize("strategy", [PIPELINE, [*PIPELINE, *FSDP]], ids=["DDP", "FSDP"])
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(KILL, "rank 2 has gone in step 6: .*--init_from=auto"), (HANG, "rank 2 has not come to an exchange of step 6")],
+    [(KILL, "rank 2 has gone in step 6: .*--init_from=auto"), (HANG, "ranks? 2.* not come to an exchange of step 6")],
     ids=["killed", "hung"],
 )
 def test_a_lost_stage_is_named(data_dir, tmp_path, fault, message, strategy):
