@@ -88,8 +88,7 @@ class StageModel(LanguageModel):
         if self.place.is_last:
             return total
         x = _Adding.apply(x, total) if auxiliary else x
-        # As a tensor of its own, since what only passes through is in a place that PyTorch receives into again
-        return (x, *(handed[name].view_as(handed[name]) for name in self.gives))
+        return (x, *(_Passing.apply(handed[name]) for name in self.gives))
 
     def arriving(self, batch_size: int) -> tuple[Tensor, ...]:
         """The shapes of what it is called with, on the meta device."""
@@ -124,6 +123,20 @@ class _Adding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient, gradient.new_ones(())
+
+
+class _Passing(torch.autograd.Function):
+    """What blocks hand to later stages, as it is. Its gradient is a copy: of what only passes through, that which has
+    arrived would be sent on, while the next one is received in its place."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,6 +110,8 @@ def test_the_bubble_of_gpipe():
 # The same numbers as one process
 
 FOUR_LAYERS = "--n_layer=4"
+# Values that two stages in the middle pass on without a use for them, and their gradients, of many micro-batches
+PASSING_ON = [*MAMBA2, FOUR_LAYERS, "--layer_pattern=AMMA", "--value_residual=True", "--gradient_accumulation_steps=8"]
 Case = tuple[int, list[str], list[str]]  # ranks, strategy, model
 QUICK: list[Case] = [
     *[(2, PIPELINE, model) for model in (LLAMA, GPT2, EXPERTS, OPTIONS, MIXED)],
@@ -120,6 +122,7 @@ QUICK: list[Case] = [
     (4, PIPELINE, GPT2),
     (4, [*PIPELINE, *FSDP], EXPERTS),
     (4, FOUR_STAGES, [*OPTIONS, FOUR_LAYERS, "--layer_pattern=AWAW"]),
+    (4, [*FOUR_STAGES, GPIPE], PASSING_ON),
 ]
 SLOW: list[Case] = [
     *[(2, PIPELINE, model) for model in (ODD, POST_NORM, LATENT, GEMMA, GATED_DELTA, [*EXPERTS, BF16])],
