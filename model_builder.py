@@ -128,6 +128,11 @@ class LanguageModel(nn.Module):
         self.lm_head = None if config.weight_tying else nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
     @property
+    def own_blocks(self) -> dict[int, Block]:
+        """The blocks that are here, by their index: all, unless the model is a stage of a pipeline."""
+        return {index: cast("Block", block) for index, block in enumerate(self.blocks) if block is not None}
+
+    @property
     def head_weight(self) -> Tensor:
         """(V, D), what turns hidden states into logits."""
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
@@ -190,18 +195,39 @@ class LanguageModel(nn.Module):
         if room is not None and start + length > room:
             what = "the block size" if caches is None else "the caches' room of"
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
+        own = {} if documents is None else self._of_documents(documents, slice(start, start + length))
+        x = self._embedded(tokens, start, own)
+        x, auxiliary, loads, _ = self._through_blocks(x, start, length, caches, own, {})
+        if caches is not None:
+            caches.length += length
+        return self._for_head(x), auxiliary, loads
+
+    def _embedded(self, tokens: Tensor, start: int, own: dict[str, Tensor]) -> Tensor:
+        """Tokens (B, T), the first of them in place `start` -> the residual stream (B, T, D). `own` is what
+        `_of_documents` makes."""
         x = self.embedding(tokens)
         x = x if (factor := self.config.embedding_factor) == 1 else x * factor
-        own = {} if documents is None else self._of_documents(documents, slice(start, start + length))
-        x = self.dropout(self.position.embed(x, start, own["places"]) if own else self.position.embed(x, start))
+        return self.dropout(self.position.embed(x, start, own["places"]) if own else self.position.embed(x, start))
+
+    def _through_blocks(
+        self,
+        x: Tensor,
+        start: int,
+        length: int,
+        caches: Caches | None,
+        own: Mapping[str, Tensor],
+        handed: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor], dict[str, Tensor]]:
+        """The residual stream of `length` tokens, the first of them in place `start`, through the blocks that are here,
+        what these add to the loss, added up by name, their loads, and what was handed on by them, or `handed` to them
+        by earlier ones."""
         auxiliary: dict[str, Tensor] = {}
         loads: dict[int, Tensor] = {}
         made: dict[Any, Any] = {}  # once, however many layers share it
-        handed: dict[str, Tensor] = {}  # from a block to later ones
-        for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
+        for index, block in self.own_blocks.items():
             for make in block.shared.values():
                 if make not in made:
-                    made[make] = make(length, tokens.device, start)
+                    made[make] = make(length, x.device, start)
             shared = {name: made[make] for name, make in block.shared.items()}
             shared |= {name: handed[name] for name in block.hands_on if name in handed}
             if own:
@@ -212,17 +238,19 @@ class LanguageModel(nn.Module):
                 x, added, load, given = checkpoint(block, x, use_reentrant=False, **shared)
             else:
                 x, added, load, given = block(x, **shared)
-            handed |= given
+            handed = handed | given
             for name, term in added.items():
                 auxiliary[name] = auxiliary[name] + term if name in auxiliary else term
             if load is not None:
                 loads[index] = load
-        if caches is not None:
-            caches.length += length
-        x = self.final_norm(x)
-        return x if (scaling := self.config.logits_scaling) == 1 else x / scaling, auxiliary, loads
+        return x, auxiliary, loads, handed
 
-    def _of_documents(self, documents: Tensor, own: slice) -> dict[str, Tensor]:
+    def _for_head(self, x: Tensor) -> Tensor:
+        """What the head reads of the residual stream."""
+        x = self.final_norm(x)
+        return x if (scaling := self.config.logits_scaling) == 1 else x / scaling
+
+    def _of_documents(self, documents: Tensor, own: slice = slice(None)) -> dict[str, Tensor]:
         """(B, T) -> what blocks and positions are handed of them for their `own` tokens, by name."""
         taken = {"places"}
         for layer in self.config.layer_counts:
@@ -244,8 +272,11 @@ class LanguageModel(nn.Module):
         hidden, auxiliary, loads = self._read(tokens, caches, documents)
         if targets is None:
             return self._logits(hidden)
-        loss = linear_cross_entropy(hidden, self.head_weight, targets, self.config.final_logit_softcapping)
-        return LossParts(loss, (targets != IGNORED).sum(), auxiliary, loads)
+        return LossParts(self._cross_entropy(hidden, targets), (targets != IGNORED).sum(), auxiliary, loads)
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """What the head reads (B, T, D) and targets (B, T) -> the sum over those that count, nats."""
+        return linear_cross_entropy(hidden, self.head_weight, targets, self.config.final_logit_softcapping)
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""
@@ -258,9 +289,9 @@ class LanguageModel(nn.Module):
 
     def after_step(self, loads: Mapping[int, Tensor]) -> None:
         """Lets FFNs adapt to the loads of a step, by block, after it was taken: those that have an `after_step`."""
-        for index, load in loads.items():
-            if (adapt := getattr(cast("Block", self.blocks[index]).ffn, "after_step", None)) is not None:
-                adapt(load)
+        for index, block in self.own_blocks.items():
+            if index in loads and (adapt := getattr(block.ffn, "after_step", None)) is not None:
+                adapt(loads[index])
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -33,7 +33,7 @@ def main() -> int:
     source = None if configuration.run.source is None else find_source(configuration.run.source)
     if source is not None:
         configuration = with_architecture_of(source, configuration)
-    ranks = ranks_from_environment(configuration.run.tensor_parallel, configuration.run.context_parallel)
+    ranks = ranks_from_environment().sharing(configuration.run)
     configuration = with_mixture(configuration)
     dataset = find_dataset(configuration, ranks)
     if dataset is not None:

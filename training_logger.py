@@ -26,6 +26,7 @@ from components.registry import Choice
 from configurator import Configuration
 from data.mixture import Data
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
+from flops_parameter_counting.costs.pipeline import stages_of
 from parallel.device import Peak, memory_in_use
 from runs.checkpoint import NO_SPACE, Saved
 from runs.folder import Progress
@@ -383,6 +384,7 @@ def _by_source(losses: dict[str, float], sources: dict[str, Source]) -> dict[str
 
 def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Data) -> dict[str, Any]:
     """What is needed to reproduce the run and to read its numbers."""
+    stages = configuration.run.pipeline_parallel
     return {
         "name": configuration.run_dir.name,
         "architecture": configuration.model.name,
@@ -411,6 +413,9 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
                 for name, split in dataset.splits.items()
             },
         },
+        "stages": [
+            [stage.blocks[0], stage.blocks[-1]] for stage in stages_of(configuration.model, stages) if stage.blocks
+        ],
         "hardware": {
             "device": machine.device.type,
             "device_name": machine.device_name,

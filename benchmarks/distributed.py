@@ -57,6 +57,7 @@ STRATEGIES = {
     "FSDP, 2 replicas": "--use_fsdp=True --fsdp_replicas=2",
     "tensor parallel 2": "--tensor_parallel=2",
     "tensor parallel 2, FSDP": "--tensor_parallel=2 --use_fsdp=True",
+    "pipeline 2": "--pipeline_parallel=2",
 }
 
 # PyTorch's operators that send, their kind, and which argument is the whole (of the functional all_gather, and of
@@ -68,12 +69,13 @@ COLLECTIVES = {
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1),
     "c10d::broadcast_": ("broadcast", 0),
     "c10d::alltoall_base_": ("all_to_all", 1),
-    "c10d::send": ("pass", 0),
+    "c10d::send": ("send", 0),
     "_c10d_functional::all_reduce": ("all_reduce", 0),
     "_c10d_functional::all_gather_into_tensor": ("all_gather", 0),
     "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 0),
 }
-SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd", "recv_")
+RECEIVES = "c10d::recv_"  # what another rank sends, and counts
+SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class CollectiveBytes(TorchDispatchMode):
@@ -96,12 +98,14 @@ class CollectiveBytes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def count(self, operator: str, args: tuple) -> None:
+        self.calls += 1
+        if operator == RECEIVES:
+            return
         if operator not in COLLECTIVES:
             raise NotImplementedError(f"{operator} sends bytes that are not counted: add it to COLLECTIVES")
         kind, index = COLLECTIVES[operator]
         ranks = group_of(args).size()
         parts = ranks if operator == "_c10d_functional::all_gather_into_tensor" or kind == "all_to_all" else 1
-        self.calls += 1
         if ranks > 1:
             self.payload[kind, ranks] += parts * nbytes(args[index])
 
@@ -137,7 +141,7 @@ class Cost:
 def prepare(configuration: Configuration, ranks: Ranks, device: torch.device, compiles: bool) -> Callable[[], Training]:
     """A function that takes a training step, as train.py does."""
     run = configuration.run
-    ranks = dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel)
+    ranks = ranks.sharing(run)
     dtype = choose_dtype(run.dtype, device)
     compute = Compute(device, dtype, ranks, device_mesh(run, ranks, device))
     model, wrapped = parallelize(configuration, compute, compiles)

@@ -9,21 +9,22 @@ from torch import Tensor
 FORGOTTEN = -1000.0  # the logarithm of a decay of which nothing is left, in float64 either
 
 
-def places(documents: Tensor) -> Tensor:
-    """(B, T) -> (B, T), of each token in its document, from 0."""
+def places(documents: Tensor, own: slice = slice(None)) -> Tensor:
+    """(B, T) -> (B, own), of each token in its document, from 0."""
     positions = torch.arange(documents.shape[1], device=documents.device)
     is_first = torch.ones_like(documents, dtype=torch.bool)
     is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return positions - torch.where(is_first, positions, 0).cummax(dim=1).values
+    found = positions - torch.where(is_first, positions, 0).cummax(dim=1).values
+    return found[:, own].contiguous()
 
 
-def hidden(documents: Tensor, own: slice) -> Tensor:
+def hidden(documents: Tensor, own: slice = slice(None)) -> Tensor:
     """(B, T) -> (B, 1, own, keys up to the last of these), true where a key is of another document than its query."""
     return (documents[:, own, None] != documents[:, None, : own.stop])[:, None]
 
 
 # What a mixer may be handed of them, for its own tokens, by the name that its spec's `takes_documents` says.
-HANDED = {"places": lambda documents, own: places(documents)[:, own].contiguous(), "hidden": hidden}
+HANDED = {"places": places, "hidden": hidden}
 
 
 def forgetting(decay: Tensor, places: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ from flops_parameter_counting.planner.space import (
 )
 from flops_parameter_counting.planner.space import published as as_published
 from model_config import presets
-from runs.config import RunConfig, check_shared_experts
+from runs.config import RunConfig, check_shared_experts, check_stages
 from training.optimizers.registry import optimizers
 
 FROM_HARDWARE = "from the hardware"
@@ -182,6 +182,7 @@ def add_model_arguments(built: ArgumentParser) -> None:
     )
     add("--expert_parallel", type=whole, metavar="N", help="devices that share the experts of every layer, likewise")
     add("--context_parallel", type=whole, metavar="N", help="devices that divide every sequence, likewise")
+    add("--pipeline_parallel", type=whole, metavar="N", help="stages that the blocks are divided into, likewise")
     add("--fsdp_replicas", type=whole, metavar="N", help="copies of the model with --strategy fsdp, likewise")
     add("--fsdp_cpu_offload", action="store_true", default=None, help="with --strategy fsdp, likewise")
     add("--optimizer", metavar="NAME", help=f"{', '.join(optimizers())} (default: the config file's)")
@@ -290,6 +291,7 @@ def setting_from(arguments: argparse.Namespace, model: Model) -> Setting:
         of_file=run or RunConfig(),
     )
     check_shared_experts(setting.run)
+    check_stages(setting.run)
     return setting
 
 
@@ -303,14 +305,16 @@ def sharing_from(arguments: argparse.Namespace, run: RunConfig | None) -> dict[s
     tensor, replicas = arguments.tensor_parallel or run.tensor_parallel, arguments.fsdp_replicas or run.fsdp_replicas
     experts = arguments.expert_parallel or run.expert_parallel
     context = arguments.context_parallel or run.context_parallel
+    stages = arguments.pipeline_parallel or run.pipeline_parallel
     return {
         "strategy": strategy,
         "tensor_parallel": tensor,
         "expert_parallel": experts,
         "context_parallel": context,
+        "pipeline_parallel": stages,
         "fsdp_replicas": replicas,
         "fsdp_cpu_offload": arguments.fsdp_cpu_offload or run.fsdp_cpu_offload,
-        "devices": arguments.devices or run.world_size or max(tensor * replicas, tensor * context, experts),
+        "devices": arguments.devices or run.world_size or max(tensor * stages * replicas, tensor * context, experts),
     }
 
 
@@ -600,7 +604,8 @@ def command(argv: list[str]) -> str:
 HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
 OF_A_MODEL_ONLY = (
-    "audit", "tokens", "optimizer", "tensor_parallel", "expert_parallel", "context_parallel", "fsdp_replicas",
+    "audit", "tokens", "optimizer", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel",
+    "fsdp_replicas",
     "fsdp_cpu_offload",
 )  # fmt: skip
 OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)

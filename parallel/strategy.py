@@ -1,17 +1,19 @@
 """From a configuration to a model as the ranks of a run train it, in this order:
 
-1. the model, on the meta device: it takes no memory yet;
+1. the model, or a stage of it, on the meta device: it takes no memory yet;
 2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; context parallel: sequences;
    what the run does not train is frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
 6. memory for this rank's part, and its initial values, which depend on the seed alone;
-7. DDP around it, where nothing is sharded.
+7. DDP around it, where nothing is sharded;
+8. a pipeline around a stage.
 """
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from model_builder import LanguageModel
 from parallel.compute import Compute
 from parallel.context_parallel import divide_sequences
 from parallel.expert_parallel import complete_gradient, share_experts, shares_experts
+from parallel.pipeline import Pipeline, StageModel, groups_of
 from parallel.ranks import Ranks
 from parallel.tensor_parallel import shard_layers
 from runs.config import RunConfig
@@ -41,8 +44,9 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     Raises UserError for a component that a strategy cannot share.
     """
     run, mesh, ranks, device = configuration.run, compute.mesh, compute.ranks, compute.device
+    is_stage = run.pipeline_parallel > 1
     with torch.device("meta"):
-        model = LanguageModel(configuration.model)
+        model = StageModel(configuration.model, compute) if is_stage else LanguageModel(configuration.model)
     if mesh is not None and run.tensor_parallel > 1:
         shard_layers(model, mesh["tensor"])
     experts = share_experts(model, ranks, run.expert_parallel, device) if run.expert_parallel > 1 else set()
@@ -51,22 +55,30 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     freeze(model, run)
     model.activation_checkpointing = run.activation_checkpointing
     if compiles:
-        for block in model.blocks:
+        for block in model.own_blocks.values():
             block.compile(dynamic=False)  # evaluations may have batches of another size: compiled apart
     fsdp = run.use_fsdp or (run.shares_layers and ranks.copies > 1)
     if mesh is not None and fsdp:
         shard_fully(model, run, compute, experts)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
-    if fsdp or ranks.copies == 1:
-        return model, model
-    # The newer name for it, since torch 2.13, would still send buffers once.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    device_ids = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(
-        model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False  # equal on all ranks anyway
-    )  # fmt: skip
-    return model, wrapped
+    groups = groups_of(ranks, run, configuration.model.weight_tying) if is_stage else None
+    wrapped: nn.Module = model
+    if not fsdp and ranks.copies > 1:
+        # The newer name for it, since torch 2.13, would still send buffers once.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            process_group=groups and groups.data,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # equal on all ranks anyway
+        )
+    if groups is None:
+        return model, wrapped
+    assert isinstance(model, StageModel)
+    waits = functools.partial(without_gradient_sync, wrapped, run)
+    return model, Pipeline(model, wrapped, run, groups, lambda is_last: waits(wanted=not is_last))
 
 
 def freeze(model: nn.Module, run: RunConfig) -> None:
@@ -78,15 +90,18 @@ def freeze(model: nn.Module, run: RunConfig) -> None:
 def device_mesh(run: RunConfig, ranks: Ranks, device: torch.device) -> DeviceMesh | None:
     """The ranks as a block of `replica` x `shard` x `tensor`; None where a strategy needs none.
 
-    FSDP divides the model over `shard` and keeps copies over `replica`; without FSDP every data rank has a copy.
+    FSDP divides the model over `shard` and keeps copies over `replica`; without FSDP every data rank has a copy. There
+    is such a block for each `stage` of a pipeline.
     """
     if not run.is_sharded:
         return None
     replicas = run.fsdp_replicas if run.use_fsdp else ranks.copies
     # It warns that a norm over two axes of the mesh takes two exchanges, of one number each.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    shape = (replicas, ranks.copies // replicas, run.tensor_parallel)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard", "tensor"))
+    shape = {"replica": replicas, "shard": ranks.copies // replicas, "tensor": run.tensor_parallel}
+    if run.pipeline_parallel > 1:
+        shape = {"stage": run.pipeline_parallel, **shape}
+    return init_device_mesh(device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
 
 
 def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute, others: set[nn.Parameter]) -> None:
@@ -109,9 +124,11 @@ def shard_fully(model: LanguageModel, run: RunConfig, compute: Compute, others: 
     in_float32 = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     cast = dataclasses.replace(in_float32, param_dtype=cast_to)
     shared: dict[str, Any] = {"mesh": data, "offload_policy": offload, "ignored_params": others}
-    for block, layer in zip(model.blocks, model.config.layers, strict=True):
+    last = max(model.own_blocks)
+    for index, block in model.own_blocks.items():
+        layer = model.config.layers[index]
         # Backward begins with the last block, which would be gathered again at once.
-        reshards = run.use_fsdp and run.fsdp_reshard_after_forward and block is not model.blocks[-1]
+        reshards = run.use_fsdp and run.fsdp_reshard_after_forward and index != last
         parts = [part for name, part in block.named_children() if name in ("mixer", "ffn")]
         policy = in_float32 if layer.mixer_spec.in_float32 else cast
         fully_shard(parts, reshard_after_forward=reshards, mp_policy=policy, **shared)
@@ -125,7 +142,8 @@ def init_weights(model: LanguageModel, seed: int) -> None:
     Each module is drawn whole on the CPU and this rank's part is kept. Drawing the parts would give every rank the
     same values, and would make them depend on the number of ranks.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not isinstance(model, StageModel) and not any(isinstance(values, DTensor) for values in own.values()):
         model.init_weights(seed)
         return
     with torch.device("meta"):
@@ -134,10 +152,11 @@ def init_weights(model: LanguageModel, seed: int) -> None:
     for name, module in whole.named_modules():
         module.to_empty(device="cpu", recurse=False)
         whole.init_module(name, module)
-        for parameter, values in module.named_parameters(prefix=name, recurse=False):
-            keep_part(model.get_parameter(parameter), values.detach())
-        for buffer, values in module.named_buffers(prefix=name, recurse=False):
-            keep_part(model.get_buffer(buffer), values)
+        for named, values in (
+            *module.named_parameters(prefix=name, recurse=False), *module.named_buffers(prefix=name, recurse=False)
+        ):  # fmt: skip
+            if named in own:
+                keep_part(own[named], values.detach())
         module.to_empty(device="meta", recurse=False)
 
 
@@ -183,9 +202,11 @@ def settle_buckets(model: nn.Module, batch_size: int, length: int, device: torch
     DDP packs gradients anew after its first backward pass, which rounds sums over the ranks in another way: without
     this, the first step after a resume would differ from the same step of a run that was not interrupted.
     """
+    tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
+    if isinstance(model, Pipeline) and model.is_replicated:
+        model.settle(tokens)
     if not isinstance(model, DistributedDataParallel):
         return
-    tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     model(tokens, tokens).total().backward()
     model.zero_grad(set_to_none=True)
 

@@ -165,6 +165,14 @@ class RunConfig:
     context_parallel: int = key(
         1, "neighbouring ranks that divide every sequence; FSDP, ZeRO-1 or DDP over all of them", at_least=1
     )
+    pipeline_parallel: int = key(
+        1, "stages that the blocks are divided into, each of ranks / stages; FSDP or DDP within a stage", at_least=1
+    )
+    pipeline_schedule: str = key(
+        "1f1b",
+        "the order of a stage's micro-batches: 1f1b, or gpipe, which keeps the activations of all of them",
+        choices=("1f1b", "gpipe"),
+    )
     backend: str = key(
         "auto", "process-group backend: auto is nccl on CUDA and gloo on CPU", choices=("auto", "nccl", "gloo")
     )
@@ -217,7 +225,7 @@ class RunConfig:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no rank has all of the training state."""
+        """Whether ranks have parts of parameters, or of what the optimizer keeps of them."""
         return self.use_zero1 or self.use_fsdp or self.shares_layers
 
     @property
@@ -261,6 +269,9 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
     if config.use_zero1 and config.tensor_parallel > 1:
         raise UserError("use_zero1 and tensor_parallel exclude each other: beside tensor_parallel take use_fsdp")
     check_shared_experts(config)
+    check_stages(config)
+    if config.pipeline_schedule != defaults["pipeline_schedule"] and config.pipeline_parallel == 1:
+        raise UserError(f"pipeline_schedule={config.pipeline_schedule!r} is for a pipeline: add --pipeline_parallel")
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
@@ -276,3 +287,19 @@ def check_shared_experts(config: RunConfig) -> None:
         raise UserError("tensor_parallel and expert_parallel exclude each other: take one of them")
     if config.fsdp_cpu_offload:
         raise UserError("fsdp_cpu_offload does not offload experts that ranks share: drop it, or expert_parallel")
+
+
+def check_stages(config: RunConfig) -> None:
+    """Raises UserError for what excludes that ranks are stages of a pipeline."""
+    if config.pipeline_parallel == 1:
+        return
+    for name in ("tensor_parallel", "expert_parallel", "context_parallel"):
+        if getattr(config, name) > 1:
+            raise UserError(f"{name} and pipeline_parallel exclude each other: beside pipeline_parallel take use_fsdp")
+    if config.use_zero1:
+        raise UserError("use_zero1 and pipeline_parallel exclude each other: beside pipeline_parallel take use_fsdp")
+    if config.dtype == "float16":
+        raise UserError(
+            "dtype='float16' and pipeline_parallel exclude each other: a stage does not know of what is not finite in "
+            "another; take bfloat16"
+        )

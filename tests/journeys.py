@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 from checkpoints import same
-from ranks import sharing
-from test_parallel import CPU, build, small_configuration
+from test_parallel import CPU, build, of_all_stages, small_configuration
 
 import configurator
 from data.dataset import open_dataset
@@ -36,14 +35,15 @@ class Hop:
 
 def everything(training: Training) -> dict[str, torch.Tensor]:
     """Copies of all tensors, whole, on every rank."""
-    return {name: whole(part.detach()).clone() for name, part in training.tensors().items()}
+    found = {name: whole(part.detach()).clone() for name, part in training.tensors().items()}
+    return of_all_stages(training, found)
 
 
 def hop(ranks: Ranks, keys: list[str], source: Path | None, target: Path, data: Path) -> Hop:
     configuration = small_configuration(*keys)
     otherwise = small_configuration(*keys, "--seed=99")  # other weights, so that all must come from the checkpoint
     run, model = configuration.run, configuration.model
-    ranks = sharing(ranks, run)
+    ranks = ranks.sharing(run)
     own_part = ranks.own_part(model.block_size)
     loader = WindowLoader(open_dataset(data), "train", model.block_size, run.seed, own_part=own_part)
 

@@ -1,6 +1,5 @@
 """Run a test's body on n gloo ranks of this machine."""
 
-import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -26,11 +25,6 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
     results = warm().Manager().dict()
     mp.start_processes(_one_rank, (size, store.port, results, body, arguments), nprocs=size, start_method="forkserver")
     return [pickle.loads(results[rank]) for rank in range(size)]
-
-
-def sharing(ranks: Ranks, run: RunConfig) -> Ranks:
-    """The same ranks, as they share a run's layers and sequences."""
-    return dataclasses.replace(ranks, tensor_parallel=run.tensor_parallel, context_parallel=run.context_parallel)
 
 
 def _one_rank(rank: int, size: int, port: int, results: Any, body: Callable, arguments: tuple) -> None:

@@ -22,6 +22,9 @@ OFFLOAD = [*FSDP, "--fsdp_cpu_offload=True"]
 TENSOR = ["--tensor_parallel=2"]
 SHARED_EXPERTS = ["--expert_parallel=2"]
 CONTEXT = ["--context_parallel=2"]
+PIPELINE = ["--pipeline_parallel=2"]
+FOUR_STAGES = ["--pipeline_parallel=4"]
+GPIPE = "--pipeline_schedule=gpipe"
 
 # What attention may have besides, in layers of two kinds
 OPTIONS = """

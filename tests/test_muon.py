@@ -205,7 +205,7 @@ def updated(ranks: Ranks, cases: list[tuple[list[str], str]]) -> list[dict[str, 
     found = []
     for strategy, name in cases:
         configuration = small_configuration(*MUON, *EVERY[name], *strategy, "--muon_learning_rate=0.02")
-        of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        of_case = ranks.sharing(configuration.run)
         training = build(configuration, of_case)
         for step in range(2):
             for name, parameter in training.model.named_parameters():
@@ -428,7 +428,7 @@ def updates_of_ranks(ranks: Ranks, cases: list[list[str]]) -> list[tuple[int, in
     found = []
     for keys in cases:
         configuration = small_configuration(*keys)
-        of_case = dataclasses.replace(ranks, tensor_parallel=configuration.run.tensor_parallel)
+        of_case = ranks.sharing(configuration.run)
         training = build(configuration, of_case)
         for name, parameter in training.model.named_parameters():
             parameter.grad = torch.zeros_like(parameter)

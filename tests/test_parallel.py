@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import same
 from orthogonal import in_float64
-from ranks import on_ranks, sharing
+from ranks import on_ranks
 from setups import (
     BF16,
     CHECKPOINTING,
@@ -43,6 +44,7 @@ from configurator import Configuration, load
 from data.dataset import open_dataset
 from data.loader import WindowLoader
 from parallel.compute import Compute
+from parallel.pipeline import Pipeline
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets, whole
 from runs.checkpoint import Training
@@ -100,6 +102,11 @@ def build(configuration: Configuration, ranks: Ranks) -> Training:
     return Training(model, optimizer, scaler, Progress(), wrapped)
 
 
+def of_all_stages(training: Training, found: dict[str, Any]) -> dict[str, Any]:
+    """What a rank has found by name; of a pipeline, what all its stages have."""
+    return training.wrapped.of_all_stages(found) if isinstance(training.wrapped, Pipeline) else found
+
+
 @dataclasses.dataclass
 class Trained:
     gradients: dict[str, torch.Tensor]  # of the first step
@@ -114,7 +121,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     """What came of some steps, whole, as this rank sees it."""
     configuration = small_configuration(*keys)
     run, model = configuration.run, configuration.model
-    ranks = sharing(ranks, run)
+    ranks = ranks.sharing(run)
     dataset = open_dataset(data.with_name("short") if run.mask_documents else data)
     own_part = ranks.own_part(model.block_size)
     loader = WindowLoader(dataset, "train", model.block_size, run.seed, run.mask_documents, own_part)
@@ -125,7 +132,8 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
 
     def evaluated() -> float:
         windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents, own_part)
-        return evaluate(training.model, windows, run.eval_iters, 3, compute, lambda: False)
+        whole_model = training.wrapped if run.pipeline_parallel > 1 else training.model
+        return evaluate(whole_model, windows, run.eval_iters, 3, compute, lambda: False)
 
     training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)
     before = evaluated()
@@ -140,12 +148,14 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
         with in_float64() if run.optimizer == "muon" else contextlib.nullcontext():
             results.append(take_step(training, batches(step), run, run.learning_rate, compute))
         training.progress.step += 1
+    parameters = {name: whole(p.detach()) for name, p in training.model.named_parameters()}
+    moments = {name: whole(value) for name, value in optimizer_tensors(training.model, training.optimizer).items()}
     return Trained(
-        gradients,
+        of_all_stages(training, gradients),
         [result.loss for result in results],
         [result.grad_norm for result in results],
-        {name: whole(p.detach()) for name, p in training.model.named_parameters()},
-        {name: whole(value) for name, value in optimizer_tensors(training.model, training.optimizer).items()},
+        of_all_stages(training, parameters),
+        of_all_stages(training, moments),
         (before, evaluated()),
     )
 

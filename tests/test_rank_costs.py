@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 from hypothesis import given, settings
-from ranks import on_ranks, sharing
+from ranks import on_ranks
 from setups import (
     BF16,
     CHECKPOINTING,
@@ -186,13 +186,12 @@ def counted_steps(ranks: Ranks, cases: list[list[str]]) -> list[Counted]:
 def counted_step(ranks: Ranks, configuration: Configuration) -> Counted:
     """What the second step costs: DDP agrees on its buckets in the first."""
     run = configuration.run
-    ranks = sharing(ranks, run)
+    ranks = ranks.sharing(run)
     training, step = prepared_step(configuration, ranks)
     step()
     with CollectiveBytes() as counter, profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
-    names = [event.name() for event in profiled.profiler.kineto_results.events()]
-    seen = sum(name.startswith("gloo:") and name != "gloo:recv" for name in names)
+    seen = sum(event.name().startswith("gloo:") for event in profiled.profiler.kineto_results.events())
 
     tokens = torch.zeros(run.batch_size, configuration.model.block_size // run.context_parallel, dtype=torch.long)
     backward_pass(training, itertools.repeat(Batch(tokens, tokens)), run, Compute(CPU, run.dtype, ranks))
@@ -244,10 +243,10 @@ def test_a_step_sends_what_the_closed_form_says(size, keys, counted):
     given = sum((of_rank.payload for of_rank in ranks), collections.Counter())
     for members in (2, 4):  # of a group; not all of them give as much
         exchanged = [counts.pop(("all_to_all", members), 0) for counts in (given, expected)]
-        passed = [counts.pop(("pass", members), 0) for counts in (given, expected)]
-        assert exchanged[0] + members * passed[0] == size * (exchanged[1] + passed[1])
+        sent, passed = given.pop(("send", members), 0), expected.pop(("pass", members), 0)
+        assert exchanged[0] + members * sent == size * (exchanged[1] + passed)
     for of_rank in ranks:
-        alike = {kind: of for kind, of in of_rank.payload.items() if kind[0] not in ("all_to_all", "pass")}
+        alike = {kind: of for kind, of in of_rank.payload.items() if kind[0] not in ("all_to_all", "send")}
         assert alike == expected
         assert of_rank.calls == of_rank.seen_by_the_backend
 

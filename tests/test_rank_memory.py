@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import on_ranks, sharing
+from ranks import on_ranks
 from setups import (
     BF16,
     CHECKPOINTING,
@@ -96,7 +96,7 @@ def kept_by_ranks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
 
 def kept_on_a_rank(ranks, configuration) -> int:
     run, model_config = configuration.run, configuration.model
-    ranks = sharing(ranks, run)
+    ranks = ranks.sharing(run)
     training, _ = prepared_step(configuration, ranks)
     model = training.model
     tokens = torch.randint(256, (run.batch_size, model_config.block_size // run.context_parallel))
@@ -175,7 +175,7 @@ def peaks_of_a_step(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     peaks = []
     for keys in cases:
         configuration = small_configuration(*keys, *WIDE)
-        of_case = sharing(ranks, configuration.run)
+        of_case = ranks.sharing(configuration.run)
         _, step = prepared_step(configuration, of_case)
         peaks.append(allocation_peak(step))
     return peaks
@@ -201,7 +201,7 @@ def steady_peaks(ranks: Ranks, cases: list[list[str]]) -> list[int]:
     peaks = []
     for keys in cases:
         configuration = small_configuration(*keys, *LLAMA, *WIDE)
-        of_case = sharing(ranks, configuration.run)
+        of_case = ranks.sharing(configuration.run)
         _, step = prepared_step(configuration, of_case)
         step()
         peaks.append(min(allocation_peak(step) for _ in range(2)))

@@ -245,3 +245,9 @@ def check_ranks(configuration: Configuration, world_size: int) -> None:
             f"gradient_accumulation_steps={accumulation} is not divisible by the {sharers} ranks that share "
             f"a step's micro-batches: take a multiple, for instance {math.ceil(accumulation / sharers) * sharers}"
         )
+    if run.pipeline_schedule == "1f1b" and accumulation < run.pipeline_parallel * sharers:
+        raise UserError(
+            f"pipeline_schedule='1f1b' needs {run.pipeline_parallel * sharers} micro-batches, pipeline_parallel="
+            f"{run.pipeline_parallel} for each of {sharers} pipelines, and gradient_accumulation_steps={accumulation}: "
+            "take as many, or pipeline_schedule='gpipe'"
+        )

@@ -10,7 +10,8 @@ from configurator import Configuration
 from flops_parameter_counting.costs.communication import sent_by_part, step_exchanges
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
-from flops_parameter_counting.costs.sharding import mesh_of
+from flops_parameter_counting.costs.pipeline import bubble, in_words, micro_batches, stage_flops, stages_of
+from flops_parameter_counting.costs.sharding import Mesh, mesh_of
 from model_config import ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
 from training.optimizers.registry import optimizer_spec
@@ -150,6 +151,7 @@ def _memory(configuration: Configuration, world_size: int) -> str:
         for dtype, parts in memory.items()
     )
     of_what = "each process" if world_size == 1 else f"each of {world_size:,} ranks"
+    of_what += ", at the stage that holds most" if run.pipeline_parallel > 1 else ""
     lines = [f"Memory estimate:       {which}   (of {of_what}, without PyTorch itself)"]
     for part in memory[dtypes[0]]:
         where = "   in main memory" * (part in elsewhere)
@@ -171,7 +173,9 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
         f"Ranks:                 {world_size:,} = {mesh.replicas:,} replicas x {mesh.shards:,} shards of one x "
         f"{mesh.tensor:,} that share every layer"
         + (f"; each {mesh.experts:,} share the experts" if mesh.experts > 1 else "")
-        + (f"; each {mesh.context:,} divide every sequence" if mesh.context > 1 else ""),
+        + (f"; each {mesh.context:,} divide every sequence" if mesh.context > 1 else "")
+        + (f"; so many for each of {mesh.pipeline:,} stages" if mesh.pipeline > 1 else ""),
+        *(_pipeline(configuration.model, run, mesh) if mesh.pipeline > 1 else ()),
         f"Sent in a step:        {which}   (by each rank, ring algorithms)",
     ]
     for part in next(iter(sent.values())):
@@ -179,6 +183,18 @@ def _communication(configuration: Configuration, plan: RunPlan, world_size: int)
     by_token = "".join(f"{world_size * total / plan.tokens_per_step:15,.1f} B" for total in totals.values())
     lines.append(f"  {'bytes a token':<21}{by_token}   (of all ranks)")
     return "\n".join(lines)
+
+
+def _pipeline(model: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> list[str]:
+    """How the blocks are divided, by forward FLOPs in full attention, and how long a stage waits for the others."""
+    stages, count = stages_of(model, mesh.pipeline), micro_batches(run, mesh.data)
+    flops = [stage_flops(model, stage) for stage in stages]
+    shares = [f"{in_words(stage)} ({of / sum(flops):.1%})" for stage, of in zip(stages, flops, strict=True)]
+    return [
+        f"Pipeline:              {', '.join(shares)} of the FLOPs, the head's with the last",
+        f"  waiting              {bubble(mesh.pipeline, count):.1%} of a step of {count:,} micro-batches a pipeline "
+        f"({run.pipeline_schedule}), were all stages equally busy",
+    ]
 
 
 def _keys(configuration: Configuration, width: int | None) -> str:

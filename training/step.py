@@ -16,6 +16,7 @@ from parallel.collectives import sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
 from parallel.expert_parallel import shares_experts
+from parallel.pipeline import Pipeline
 from parallel.strategy import settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
@@ -54,8 +55,11 @@ def take_step(
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
-    norm = total_norm(gradients)
+    pipeline = training.wrapped if isinstance(training.wrapped, Pipeline) else None
+    norm = total_norm(gradients) if pipeline is None else pipeline.norm(total_norm)
     stats = gradient_stats(training.model) if wants_gradient_stats else None
+    if pipeline is not None and stats is not None:
+        stats = pipeline.of_all_stages(stats)
     summed = sum_over_ranks(torch.cat((torch.stack(list(sums.values())), *loads.values())), compute.ranks)
     means, *of_blocks = summed.split([len(sums), *map(len, loads.values())])
     parts = run.gradient_accumulation_steps * run.context_parallel  # of the global batch, each with as many tokens
@@ -96,6 +100,10 @@ def backward_pass(
     micro_batches = compute.ranks.share(range(run.gradient_accumulation_steps))
     batches, n_targets = targets_of_step(batches, run, compute, len(micro_batches))
     weight = compute.ranks.copies / n_targets
+    if isinstance(training.wrapped, Pipeline):
+        mine = list(itertools.islice(batches, len(micro_batches)))
+        loss, auxiliary, loads = training.wrapped.backward_pass(mine, weight)
+        return {LOSS: loss, **auxiliary}, loads, n_targets
     sums, loads = {LOSS: torch.zeros((), device=compute.device)}, dict[int, torch.Tensor]()
     for micro in micro_batches:
         batch = next(batches)

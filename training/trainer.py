@@ -277,7 +277,8 @@ class Trainer:
         """Evaluate and note the result; False if a signal came in between."""
         started, progress = time.perf_counter(), self.progress
         self.watch.place = f"the evaluation after step {progress.step:,}"
-        losses = self.validation.losses(self.training.model, self.run, self.compute, lambda: bool(self.stop))
+        model = self.training.wrapped if self.ranks.pipeline_parallel > 1 else self.training.model
+        losses = self.validation.losses(model, self.run, self.compute, lambda: bool(self.stop))
         if losses is None:
             return False
         loss = self.validation.mean(losses)

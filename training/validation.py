@@ -84,7 +84,8 @@ def evaluate(
     mine, interrupted = ranks.share(range(batches)), False
     model.eval()
     for turn in range(math.ceil(batches / ranks.data_size)):
-        interrupted = bool(largest_over_ranks(torch.tensor(int(stop_requested()), device=device_of_sums), ranks))
+        if turn % ranks.pipeline_parallel == 0:  # stages that asked each other in every turn would compute in turn
+            interrupted = bool(largest_over_ranks(torch.tensor(int(stop_requested()), device=device_of_sums), ranks))
         if interrupted:
             break
         index = mine[turn] if turn < len(mine) else 0

@@ -39,3 +39,9 @@ def loss_bytes(batch: MicroBatch) -> int:
     product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, table * (4 + cast))
     chunk = rows * config.n_embd * cast + larger(softmax, product)
     return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk
+
+
+def loss_gradients(batch: MicroBatch) -> int:
+    """Bytes that the loss keeps for its backward pass: the gradients of hidden states and of the head's weight, which
+    are made with it."""
+    return 4 * batch.config.n_embd * (batch.tokens + (batch.config.vocab_size or 0))

@@ -3,7 +3,8 @@
 Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes among n ranks, an all-gather and a
 reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
 part send (n-1)/n S on average (Thakur et al. 2005). In an all-to-all a rank sends of its own n-th part what is not for
-itself, (n-1)/n S/n where all are even. What ranks pass on is S of all of them together, S/n on average. gloo has no
+itself, (n-1)/n S/n where all are even. What ranks that divide sequences pass on is S of all of them together, S/n on
+average; what a stage of a pipeline sends to the next one, S, it sends whole. gloo has no
 reduce-scatter of its own and moves an all-reduce instead; the figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
@@ -18,11 +19,13 @@ import dataclasses
 
 from components.spec import FFN, GRADIENT_IN_PART, Mixer
 from flops_parameter_counting.costs.memory import REDUCE_BYTES
-from flops_parameter_counting.costs.model_cost import Named, gradients
+from flops_parameter_counting.costs.model_cost import WHOLE, Named, Stage, gradients
 from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.pipeline import crossing, stages_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import (
     Mesh,
+    Parameter,
     Parameters,
     apart,
     elements,
@@ -51,14 +54,16 @@ class Exchange:
         """Bytes, by one rank."""
         if self.kind == "pass":
             return self.payload / self.ranks
+        if self.kind == "send":
+            return self.payload
         of_whole = 1 / self.ranks if self.kind == "all_to_all" else SENT_OF_WHOLE[self.kind]
         return of_whole * (self.ranks - 1) / self.ranks * self.payload
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What the formulas are given: `own` are the parameters of one rank, before data ranks divide them, `micro_batches`
-    its own."""
+    """What the formulas are given: `own` are the parameters of one rank, of its stage of the model, before data ranks
+    divide them, `micro_batches` its own."""
 
     config: ModelArchitectureConfig
     run: RunConfig
@@ -66,6 +71,7 @@ class Step:
     own: Parameters
     micro_batches: int
     e: int  # bytes of an element in the compute dtype
+    stage: Stage = WHOLE
 
     @property
     def stream(self) -> int:
@@ -79,14 +85,24 @@ class Step:
 
 
 def step_exchanges(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> list[Exchange]:
-    """Everything that one rank takes part in, empty for one rank.
+    """Everything that one rank takes part in, empty for one rank; of a pipeline, one of the stage that sends most.
 
     `dtype` is the compute dtype; `world_size` ranks must be able to share the run (training.plan.check_ranks).
     """
+    stages = stages_of(config, run.pipeline_parallel)
+    found = (stage_exchanges(config, run, world_size, dtype, stage) for stage in stages)
+    return max(found, key=lambda exchanges: sum(exchange.sent for exchange in exchanges))
+
+
+def stage_exchanges(
+    config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str, stage: Stage = WHOLE
+) -> list[Exchange]:
+    """Everything that a rank of one stage takes part in."""
     mesh = mesh_of(run, world_size)
-    own = parameters(config, run.frozen_names).of_rank(mesh)
-    step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.batches, COMPUTE_BYTES[dtype])
-    exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step), *_context_parallel(step)]
+    own = parameters(config, run.frozen_names, stage).of_rank(mesh)
+    step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.batches, COMPUTE_BYTES[dtype], stage)
+    exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step)]
+    exchanges += [*_context_parallel(step), *_pipeline(step)]
     if run.use_fsdp:
         exchanges += _fsdp(step)
     else:
@@ -120,7 +136,8 @@ def _matrices(step: Step) -> list[Exchange]:
     and the parts of the update back (parallel/whole_matrices.py), in float32."""
     mesh, run = step.mesh, step.run
     ranks = (mesh.data if run.use_zero1 else mesh.shards) * mesh.tensor
-    return [Exchange("updates", "all_to_all", ranks, 2 * 4 * update_of(step.config, run, mesh).travelling)]
+    travelling = update_of(step.config, run, mesh, step.stage).travelling
+    return [Exchange("updates", "all_to_all", ranks, 2 * 4 * travelling)]
 
 
 def _fsdp(step: Step) -> list[Exchange]:
@@ -252,6 +269,33 @@ def _passed_on(step: Step, mixer: Mixer, config: ModelArchitectureConfig) -> int
     return total
 
 
+def _pipeline(step: Step) -> list[Exchange]:
+    """What a stage sends in each micro-batch: activations to the next one, and back the gradients of those that it was
+    sent (Huang et al. 2019, section 2.2), whether or not anything before is trained. Once a step the first stage and
+    the last add up the gradients of a tied embedding, and all exchange what they found of the loss, and the norms of
+    their gradients."""
+    mesh, stage, run = step.mesh, step.stage, step.run
+    if stage.blocks is None:
+        return []
+    tokens = run.batch_size * step.config.block_size
+    forth = 0 if stage.is_last else crossing(step.config, stage.blocks.stop, step.e)
+    back = crossing(step.config, stage.blocks.start, step.e)
+    return [
+        Exchange("activations", "send", mesh.pipeline, step.micro_batches * tokens * (forth + back)),
+        Exchange("gradients", "all_reduce", 2, 4 * elements(_tied(step), mesh.shards)),
+        Exchange("scalars", "all_reduce", mesh.pipeline, 4 * (1 + _of_components(step.config))),
+        Exchange("scalars", "all_gather", mesh.pipeline, 4 * mesh.pipeline),
+    ]
+
+
+def _tied(step: Step) -> list[Parameter]:
+    """The embedding of a first stage or of a last one that has it too, where it is trained."""
+    if step.stage.blocks is None or not step.config.weight_tying or not (step.stage.is_first or step.stage.is_last):
+        return []
+    rows, width = step.config.vocab_size or 0, step.config.n_embd
+    return [] if step.run.freezes("embedding.weight") else [Parameter(rows, width)]
+
+
 def _partial_gradients(step: Step) -> list[Exchange]:
     """A norm sees part of the sequence on each tensor-parallel rank, what heads share is there for its heads alone, and
     a router for part of each expert: their gradients are summed, once a step, or before FSDP, which has a part in data
@@ -263,9 +307,9 @@ def _partial_gradients(step: Step) -> list[Exchange]:
 
 def _small(step: Step) -> list[Exchange]:
     """The loss, what components add to it, and their loads; and for the gradients' global norm that of each parameter,
-    once along each way that any is divided."""
+    once along each way that any is divided; of a tied embedding the first stage's."""
     mesh, trained = step.mesh, list(of_trained(step.own.all))
-    norms = 4 * sum(parameter.copies for parameter in trained)
+    norms = 4 * (sum(parameter.copies for parameter in trained) - len(_tied(step)) * (not step.stage.is_first))
     is_divided = any(parameter.divided in ("rows", "columns") for parameter in trained)
     of_experts = 4 * sum(parameter.copies for parameter in apart(trained))
     return [

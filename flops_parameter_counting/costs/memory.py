@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from common.arrays import larger, product
-from components.heads.spec import loss_bytes
+from components.heads.spec import loss_bytes, loss_gradients
 from components.spec import GRADIENT_IN_PART, MicroBatch
-from flops_parameter_counting.costs.model_cost import places_of, places_outside
+from flops_parameter_counting.costs.model_cost import WHOLE, Stage, places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.pipeline import crossing, in_flight, micro_batches, stages_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
 from flops_parameter_counting.costs.sharding import (
     Kind,
@@ -75,15 +76,15 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     return copies + batch.e * (whole + (sum(one.size for one in weights) - whole) // batch.tensor)
 
 
-def _position_bytes(batch: MicroBatch) -> int:
+def _position_bytes(batch: MicroBatch, stage: Stage) -> int:
     """Bytes that the position encoding keeps: where it acts in mixers, once for all layers with equal values and heads
     of one width."""
     config, position = batch.config, batch.config.component("position_encoding")
     if position.acts_in != "mixers":
-        return position.kept(batch)
+        return position.kept(batch) if stage.is_first else 0
     turned: list[tuple[Values, Any]] = []
     kept: Any = 0
-    for layer in config.layer_counts:
+    for layer in stage.counts(config):
         if not layer.mixer_spec.uses_positions:
             continue
         own = config.of(layer)
@@ -97,67 +98,78 @@ def _position_bytes(batch: MicroBatch) -> int:
     return kept
 
 
-def _place_bytes(batch: MicroBatch) -> int:
+def _place_bytes(batch: MicroBatch, stage: Stage) -> int:
     """Bytes of each token's place in its document, one tensor for all layers that are handed it, and for a position
     encoding that counts it as its own."""
     config = batch.config
     if not batch.has_documents or config.component("position_encoding").keeps_places:
         return 0
-    counts = config.layer_counts.items()
+    counts = stage.counts(config).items()
     return (
         8 * batch.tokens * (sum(count * (layer.mixer_spec.takes_documents == "places") for layer, count in counts) > 0)
     )
 
 
-def _handed_bytes(batch: MicroBatch) -> int:
+def _handed_bytes(batch: MicroBatch, stage: Stage) -> int:
     """Bytes that the first mixer which hands something on hands to later ones, where there are any."""
     config, counts, sizes = batch.config, dict[str, Any](), dict[str, Any]()
-    for layer, count in config.layer_counts.items():
+    for layer, count in stage.counts(config).items():
         for name, factors in layer.mixer_spec.hands_on(config.of(layer)).items():
             counts[name] = counts.get(name, 0) + count
             sizes[name] = batch.tokens * product(factors.values()) * batch.e // batch.tensor
     return sum(size * (counts[name] > 1) for name, size in sizes.items())
 
 
-def activation_bytes(batch: MicroBatch, checkpointing: bool) -> int:
-    """Bytes that are kept at the end of the forward pass: token ids, positions, blocks, final norm.
+def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOLE, begun: int = 1) -> int:
+    """Bytes that are kept at the end of the forward pass, or of a stage's that has `begun` so many micro-batches: token
+    ids, positions, blocks, final norm.
 
     With checkpointing, of the blocks only their inputs and what one hands to others, and then the larger of what one of
     them keeps while it is computed again and the cast weights of all, which autocast holds until the loss is there.
     """
     config = batch.config
     outside = 8 * batch.tokens + batch.dropout_mask(batch.stream_part, 4)
-    for place in places_outside(config):
+    for place in places_outside(config, stage):
         if place.name != "position":
             outside += place.spec.kept(batch) // batch.tensor
-    outside += _position_bytes(batch) + _place_bytes(batch)
-    layers = {layer: count for layer, count in config.layer_counts.items() if np.any(count)}
+    outside += _position_bytes(batch, stage) + _place_bytes(batch, stage)
+    layers = {layer: count for layer, count in stage.counts(config).items() if np.any(count)}
     blocks = {layer: block_bytes(batch, layer) for layer in layers}
     if not checkpointing:
-        return outside + sum(layers[layer] * kept for layer, kept in blocks.items())
-    inputs = config.n_layer * 4 * batch.stream_part
+        return begun * (outside + sum(layers[layer] * kept for layer, kept in blocks.items()))
+    inputs = stage.n_blocks(config) * 4 * batch.stream_part
     if config.component("position_encoding").biases_scores:
         inputs += 4 * config.n_head * config.block_size * batch.keys  # one for all blocks
-    inputs += _handed_bytes(batch)
+    inputs += _handed_bytes(batch, stage)
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
     again = again - (4 * batch.stream_part if config.norms_before or batch.e == 4 else 0)
     copies = sum(count * weight_copies(batch.of_layer(config.of(layer)), layer) for layer, count in layers.items())
-    return outside + inputs + larger(again, copies)
+    return begun * (outside + inputs) + larger(again, copies)
 
 
 def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int, dtype: str) -> dict[str, int]:
     """Bytes of the first of `world_size` ranks, by part, for `run`'s strategy, micro-batches and checkpointing; the
     others hold as much, or less where rows do not divide by the ranks. Of ranks that divide sequences the last one's
-    activations, which are the most: its tokens meet those of all others.
+    activations, which are the most: its tokens meet those of all others. Of a pipeline, of the first rank of the stage
+    that holds most.
 
     `state_memory`, `update_memory` and `working_memory` say what the parts are. Their sum is an upper bound of what is
     held at once: gradients fill up while activations are freed. PyTorch, its allocator and the data come on top.
     `dtype` is the compute dtype. Raises UserError for an unknown vocabulary or a component whose memory is not known.
     """
     mesh, e = mesh_of(run, world_size), COMPUTE_BYTES[dtype]
-    whole = parameters(config, run.frozen_names)
-    return state_memory(whole, run, mesh, e) | update_memory(config, run, mesh) | working_memory(config, run, mesh, e)
+    found = (stage_memory(config, run, mesh, e, stage) for stage in stages_of(config, mesh.pipeline))
+    return max(found, key=lambda parts: sum(parts.values()))
+
+
+def stage_memory(
+    config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
+) -> dict[str, int]:
+    """Bytes of the first rank of a stage, by part."""
+    own = parameters(config, run.frozen_names, stage)
+    of_update = update_memory(config, run, mesh, stage)
+    return state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
 
 
 def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
@@ -179,10 +191,12 @@ def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[
     return parts
 
 
-def update_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> dict[str, int]:
+def update_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, stage: Stage = WHOLE) -> dict[str, int]:
     """`update` is what an optimizer of whole matrices takes during its step, when activations are there no longer: the
     parts that are sent, those that are received, and the scratch of one matrix at a time."""
-    return {"update": update_of(config, run, mesh).scratch} if optimizer_spec(run.optimizer).takes_matrices else {}
+    if not optimizer_spec(run.optimizer).takes_matrices:
+        return {}
+    return {"update": update_of(config, run, mesh, stage).scratch}
 
 
 def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
@@ -199,15 +213,32 @@ def _gathered(own: Parameters, shards: int, run: RunConfig, e: int) -> int:
     return 4 * root + weights + block
 
 
-def working_memory(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
+def working_memory(
+    config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
+) -> dict[str, int]:
     """`activations` are those at the end of a forward pass, `logits` what the head and its loss add to them. Tensor
-    parallelism divides them, too, but for what each rank gathers of them; and ranks that divide sequences."""
+    parallelism divides them, too, but for what each rank gathers of them; ranks that divide sequences likewise. A stage
+    of a pipeline keeps the activations of several micro-batches, and of each but one the last stage keeps the gradients
+    that its head has made; `received` is what it has been sent besides: of each what its first block does not keep, and
+    the gradients of one. What a block takes in its backward pass for a time is less than the head and its loss take: a
+    stage without these takes it on top of all parts, less than one of its blocks keeps.
+    """
     before = 0
     if mesh.context > 1:
         part = config.block_size // mesh.context
         config, before = config.replace(block_size=part), config.block_size - part
     batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before)
-    return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
+    if stage.blocks is None:
+        return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
+    begun = in_flight(run, stage, micro_batches(run, mesh.data))
+    kept = activation_bytes(batch, run.activation_checkpointing, stage, begun)
+    logits = loss_bytes(batch) + (begun - 1) * loss_gradients(batch) if stage.is_last else 0
+    arriving = crossing(config, stage.blocks.start, e)
+    if not stage.is_first and (config.norms_before or e == 4):
+        arriving -= 4 * config.n_embd
+    returning = 0 if stage.is_last else crossing(config, stage.blocks.stop, e)
+    received = batch.tokens * (begun * arriving + returning)
+    return {"activations": kept, "logits": logits, "received": received}
 
 
 def training_memory(

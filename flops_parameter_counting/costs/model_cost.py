@@ -4,6 +4,7 @@ All of it follows from what the specs of its components state (components/spec.p
 the MFU all read these numbers. Nothing is allocated and torch is not imported.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,10 +39,36 @@ def places_of(layer: Layer, config: ModelArchitectureConfig, count: Any = 1) -> 
     return found
 
 
-def places_outside(config: ModelArchitectureConfig) -> list[Place]:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a rank computes of a model: which of the blocks (None: all), whether they are the first, with the embeddings
+    before them, and whether they are the last, with the head after them. Without a pipeline it is the WHOLE."""
+
+    blocks: range | None = None
+    is_first: bool = True
+    is_last: bool = True
+    index: int = 0
+
+    def counts(self, config: ModelArchitectureConfig) -> dict[Layer, Any]:
+        """Its different layers, and how many there are of each."""
+        if self.blocks is None:
+            return config.layer_counts
+        return dict(collections.Counter(config.layers[index] for index in self.blocks))
+
+    def n_blocks(self, config: ModelArchitectureConfig) -> Any:
+        return config.n_layer if self.blocks is None else len(self.blocks)
+
+    def last_layer(self, config: ModelArchitectureConfig) -> Layer:
+        return config.last_layer if self.blocks is None else config.layers[self.blocks[-1]]
+
+
+WHOLE = Stage()
+
+
+def places_outside(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> list[Place]:
     """The components outside of all blocks."""
-    found = [Place("position", config.component("position_encoding"), config, 1)]
-    if config.has_final_norm:
+    found = [Place("position", config.component("position_encoding"), config, 1)] if stage.is_first else []
+    if config.has_final_norm and stage.is_last:
         found.append(Place("final_norm", config.component("normalization"), config, 1))
     return found
 
@@ -67,19 +94,20 @@ class Named:
     is_head: bool = False
 
 
-def named_weights(config: ModelArchitectureConfig) -> Iterator[Named]:
-    """Every component of a model in the order of the forward pass: the embedding, the position encoding, the blocks,
-    the final norm, and the head, which may be the embedding."""
-    embedding, *head = tables(config)
-    position, *final_norm = places_outside(config)
-    yield Named([embedding])
-    yield Named(_renamed(position, ""), position)
-    for index, layer in enumerate(config.layers):
-        for place in places_of(layer, config):
+def named_weights(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> Iterator[Named]:
+    """Every component of a model, or of a stage of it, in the order of the forward pass: the embedding, the position
+    encoding, the blocks, the final norm, and the head, which may be the embedding."""
+    found, outside = tables(config, stage), places_outside(config, stage)
+    if stage.is_first:
+        yield Named(found[:1])
+        yield Named(_renamed(outside[0], ""), outside[0])
+    for index in range(len(config.layers)) if stage.blocks is None else stage.blocks:
+        for place in places_of(config.layers[index], config):
             yield Named(_renamed(place, f"blocks.{index}."), place, index)
-    for place in final_norm:
-        yield Named(_renamed(place, ""), place)
-    yield Named(head or [embedding], is_head=True)
+    if stage.is_last:
+        for place in outside[stage.is_first :]:
+            yield Named(_renamed(place, ""), place)
+        yield Named(found[-1:], is_head=True)
 
 
 def _renamed(place: Place, prefix: str) -> list[Weights]:
@@ -150,14 +178,17 @@ def training_flops(
     return TrainingFlops(by_part, masked)
 
 
-def tables(config: ModelArchitectureConfig) -> list[Weights]:
-    """The embedding and, where it is not tied to it, the LM head."""
+def tables(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> list[Weights]:
+    """The embedding and, where it is not tied to it, the LM head; of a stage, those that it has: the last has a tied
+    embedding too."""
     if config.vocab_size is None:
         raise UserError("vocab_size is not known: prepare the dataset, or give --vocab_size")
     shape = (config.vocab_size, config.n_embd)
     embedding = Weights(("embedding.weight",), shape, divided="rows", part="embedding")
     head = Weights(("lm_head.weight",), shape, divided="rows", part="lm_head")
-    return [embedding] if config.weight_tying else [embedding, head]
+    if config.weight_tying:
+        return [embedding] if stage.is_first or stage.is_last else []
+    return [embedding] * stage.is_first + [head] * stage.is_last
 
 
 def with_backward(forward: Any) -> Any:

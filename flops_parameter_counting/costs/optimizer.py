@@ -7,7 +7,7 @@ those alone.
 import dataclasses
 
 from components.spec import Weights
-from flops_parameter_counting.costs.model_cost import named_weights
+from flops_parameter_counting.costs.model_cost import WHOLE, Stage, named_weights
 from flops_parameter_counting.costs.sharding import Mesh
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
@@ -27,13 +27,14 @@ class Update:
     scratch: int
 
 
-def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> Update:
-    """What the run's optimizer makes of its matrices in a step; nothing but zeros where it takes none."""
+def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, stage: Stage = WHOLE) -> Update:
+    """What the run's optimizer makes of its matrices in a step, or of a stage's; nothing but zeros where it takes
+    none."""
     spec = optimizer_spec(run.optimizer)
     if not spec.takes_matrices:
         return Update(0, 0, 0, 0)
     shards = mesh.data if run.use_zero1 else mesh.shards
-    matrices = trained_matrices(config, run)
+    matrices = trained_matrices(config, run, stage)
     apart = [_layout(_of_rank(one, mesh), 1) for one in matrices if one.by_expert and mesh.experts > 1]
     layouts = [_layout(one, mesh.tensor) for one in matrices if not one.by_expert or mesh.experts == 1]
     dealt = deal(layouts, shards, mesh.tensor, lambda m, n: spec.matrix_flops(m, n, run))
@@ -55,9 +56,9 @@ def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh) -> Up
     )
 
 
-def trained_matrices(config: ModelArchitectureConfig, run: RunConfig) -> list[Weights]:
+def trained_matrices(config: ModelArchitectureConfig, run: RunConfig, stage: Stage = WHOLE) -> list[Weights]:
     """The parameters that are matrices of linear layers, or stacks of them, one by one in the model's order."""
-    found = [one for place in named_weights(config) for one in place.weights if one.are_matrices]
+    found = [one for place in named_weights(config, stage) for one in place.weights if one.are_matrices]
     return [dataclasses.replace(one, names=(name,)) for one in found for name in one.names if not run.freezes(name)]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from common.errors import UserError
 from flops_parameter_counting.costs.memory import OFFLOADED, state_memory, update_memory, working_memory
-from flops_parameter_counting.costs.model_cost import ModelCost, TrainingFlops, model_cost, training_flops
+from flops_parameter_counting.costs.model_cost import ModelCost, Stage, TrainingFlops, model_cost, training_flops
 from flops_parameter_counting.costs.optimizer import update_of
+from flops_parameter_counting.costs.pipeline import bubble, micro_batches, stages_of
 from flops_parameter_counting.costs.setting import DTYPE_BYTES, Model, Setting
-from flops_parameter_counting.costs.sharding import check_mesh, mesh_of, parameters
+from flops_parameter_counting.costs.sharding import Mesh, check_mesh, mesh_of, parameters
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
 from training.optimizers.registry import optimizer_spec
@@ -39,16 +40,22 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
         "decoding": _decoding(model, cost, length, setting),
         "optimizer": _optimizer(model.architecture, training, setting),
         "time": _time(training, setting),
-        "notes": [*model.notes, *_notes_on_run(setting.run)],
+        "notes": [*model.notes, *_notes_on_run(setting.run, setting.devices)],
     }
 
 
-def _notes_on_run(run: RunConfig) -> list[str]:
+def _notes_on_run(run: RunConfig, devices: int) -> list[str]:
     found = [] if run.frozen is None else [f"not trained: {run.frozen}"]
     if run.mask_documents:
         found.append(
             "mask_documents: FLOPs are of whole windows; train.py --dry_run counts the pairs that a prepared dataset's "
             "documents leave"
+        )
+    if run.pipeline_parallel > 1:
+        count = micro_batches(run, mesh_of(run, devices).data)
+        found.append(
+            f"pipeline_parallel: of a step of {count} micro-batches a stage waits "
+            f"{100 * bubble(run.pipeline_parallel, count):.1f} %, which an MFU has in it"
         )
     return found
 
@@ -105,20 +112,16 @@ def _flops(config: ModelArchitectureConfig, cost: ModelCost, training: TrainingF
 
 def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Setting) -> dict[str, Any]:
     """Bytes of one device in training, by part (memory.py says what they are), and which of them it does not hold
-    itself.
+    itself; of a pipeline, of a device of the stage that holds most.
 
     The sizes of `config` may be those of a search's grid, and the bytes are then its arrays. Where activations and
     logits are not known, `not_known` says why. Raises UserError where so many devices cannot share the model.
     """
-    run, e, built = setting.run, DTYPE_BYTES[setting.dtype], config.replace(block_size=length)
+    run, built = setting.run, config.replace(block_size=length)
     check_mesh(built, run, setting.devices)
-    mesh, whole = mesh_of(run, setting.devices), parameters(config, run.frozen_names)
-    by_part = state_memory(whole, run, mesh, e) | update_memory(built, run, mesh)
-    not_known = None
-    try:
-        by_part |= working_memory(built, run, mesh, e)
-    except UserError as error:  # a component whose memory nobody has written down
-        not_known = f"activations and logits are not counted here: {error}"
+    mesh, e = mesh_of(run, setting.devices), DTYPE_BYTES[setting.dtype]
+    of_stages = [_memory_of_stage(built, run, mesh, e, stage) for stage in stages_of(built, mesh.pipeline)]
+    by_part, not_known = max(of_stages, key=lambda found: sum(found[0].values()))
     in_main_memory = [part for part in OFFLOADED if part in by_part] if setting.fsdp_cpu_offload else []
     total = sum(size for part, size in by_part.items() if part not in in_main_memory)
     fits = None if setting.device_memory is None or not_known else total <= setting.device_memory
@@ -128,6 +131,7 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
         "tensor_parallel": setting.tensor_parallel,
         "expert_parallel": setting.expert_parallel,
         "context_parallel": setting.context_parallel,
+        "pipeline_parallel": setting.pipeline_parallel,
         "fsdp_replicas": setting.fsdp_replicas,
         "micro_batch": setting.micro_batch,
         "dtype": setting.dtype,
@@ -142,16 +146,29 @@ def memory_per_device(config: ModelArchitectureConfig, length: int, setting: Set
     }
 
 
+def _memory_of_stage(
+    config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage
+) -> tuple[dict[str, int], str | None]:
+    """By part, and why activations and logits are not among them."""
+    own = parameters(config, run.frozen_names, stage)
+    by_part = state_memory(own, run, mesh, e) | update_memory(config, run, mesh, stage)
+    try:
+        return by_part | working_memory(config, run, mesh, e, stage), None
+    except UserError as error:  # a component whose memory nobody has written down
+        return by_part, f"activations and logits are not counted here: {error}"
+
+
 def _optimizer(config: ModelArchitectureConfig, training: TrainingFlops, setting: Setting) -> dict[str, Any]:
     """FLOPs of the matrix products of one step's update, and of as many tokens' training (full); of the device that
     computes most of them, where devices share it."""
-    run = setting.run
-    update = update_of(config, run, mesh_of(run, setting.devices))
+    run, mesh = setting.run, mesh_of(setting.run, setting.devices)
+    updates = [update_of(config, run, mesh, stage) for stage in stages_of(config, mesh.pipeline)]
+    flops = sum(update.flops for update in updates)
     return {
         "name": run.optimizer,
-        "flops_per_step": update.flops,
-        "flops_per_step_of_busiest_device": update.of_busiest,
-        "as_tokens": update.flops / training.by_convention["full"],
+        "flops_per_step": flops,
+        "flops_per_step_of_busiest_device": max(update.of_busiest for update in updates),
+        "as_tokens": flops / training.by_convention["full"],
     }
 
 
@@ -300,6 +317,7 @@ def _devices(memory: dict[str, Any]) -> str:
     layers = f", {tensor} share every layer" if tensor > 1 else ""
     layers += f", {memory['expert_parallel']} share the experts" if memory["expert_parallel"] > 1 else ""
     layers += f", {memory['context_parallel']} divide every sequence" if memory["context_parallel"] > 1 else ""
+    layers += f", {memory['pipeline_parallel']} stages" if memory["pipeline_parallel"] > 1 else ""
     copies = f", {replicas} replicas" if replicas > 1 else ""
     return f"each of {memory['devices']} devices, {memory['strategy']}{copies}{layers}"
 

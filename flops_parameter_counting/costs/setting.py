@@ -33,10 +33,10 @@ class Model:
 class Setting:
     """Where and how the model is trained and decoded. `sequence_length` None: the model's.
 
-    `tensor_parallel`, `expert_parallel`, `context_parallel`, `fsdp_replicas`, `fsdp_cpu_offload` and `optimizer` (None:
-    that of `of_file`) are the run's keys of these names. `peak_flops` is one device's dense peak in `dtype`, FLOP/s,
-    and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth` (bytes per second) are known for devices
-    of the table. What no field here says of a run is as `of_file` has it.
+    `tensor_parallel`, `expert_parallel`, `context_parallel`, `pipeline_parallel`, `fsdp_replicas`, `fsdp_cpu_offload`
+    and `optimizer` (None: that of `of_file`) are the run's keys of these names. `peak_flops` is one device's dense peak
+    in `dtype`, FLOP/s, and `hardware` the name it goes by; `device_memory` (bytes) and `bandwidth` (bytes per second)
+    are known for devices of the table. What no field here says of a run is as `of_file` has it.
     """
 
     sequence_length: int | None = None
@@ -48,6 +48,7 @@ class Setting:
     tensor_parallel: int = 1
     expert_parallel: int = 1
     context_parallel: int = 1
+    pipeline_parallel: int = 1
     fsdp_replicas: int = 1
     fsdp_cpu_offload: bool = False
     optimizer: str | None = None
@@ -70,6 +71,7 @@ class Setting:
             tensor_parallel=self.tensor_parallel,
             expert_parallel=self.expert_parallel,
             context_parallel=self.context_parallel,
+            pipeline_parallel=self.pipeline_parallel,
             fsdp_replicas=self.fsdp_replicas,
             fsdp_cpu_offload=self.fsdp_cpu_offload,
             optimizer=self.optimizer or self.of_file.optimizer,

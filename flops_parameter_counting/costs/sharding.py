@@ -2,7 +2,8 @@
 
 Ranks form a block of `replicas` x `shards` x `tensor` (parallel/strategy.py). Tensor parallelism divides matrices by
 rows or by columns, evenly; FSDP and ZeRO-1 divide rows, of vectors elements, and pad to a multiple of the ranks. Expert
-parallelism gives each of neighbouring data ranks some experts, which nothing else divides.
+parallelism gives each of neighbouring data ranks some experts, which nothing else divides. A pipeline divides the
+blocks, and each of its stages is such a block of ranks (costs/pipeline.py).
 """
 
 import dataclasses
@@ -16,13 +17,16 @@ from common.arrays import larger, product
 from common.errors import UserError
 from components.spec import Weights
 from flops_parameter_counting.costs.model_cost import (
+    WHOLE,
     Frozen,
+    Stage,
     all_places,
     named_weights,
     places_of,
     places_outside,
     tables,
 )
+from flops_parameter_counting.costs.pipeline import check_divided
 from model_config import Layer, ModelArchitectureConfig
 from runs.config import RunConfig
 
@@ -30,17 +34,19 @@ from runs.config import RunConfig
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """The ranks of a run, by what they divide. Without FSDP every data rank is a replica. Of the data ranks, each
-    `experts` neighbours share the experts, and each `context` neighbours divide every sequence."""
+    `experts` neighbours share the experts, and each `context` neighbours divide every sequence. There are as many of
+    them for each of the stages of a `pipeline`."""
 
     replicas: int
     shards: int
     tensor: int
     experts: int = 1
     context: int = 1
+    pipeline: int = 1
 
     @property
     def size(self) -> int:
-        return self.data * self.tensor
+        return self.data * self.tensor * self.pipeline
 
     @property
     def data(self) -> int:
@@ -55,13 +61,21 @@ class Mesh:
 
 def mesh_of(run: RunConfig, world_size: int) -> Mesh:
     """The mesh that `parallel.strategy.device_mesh` makes, for ranks that `check_mesh` has passed."""
-    data = world_size // run.tensor_parallel
+    data = world_size // (run.tensor_parallel * run.pipeline_parallel)
     replicas = run.fsdp_replicas if run.use_fsdp else data
-    return Mesh(replicas, data // replicas, run.tensor_parallel, run.expert_parallel, run.context_parallel)
+    sharing = (run.tensor_parallel, run.expert_parallel, run.context_parallel, run.pipeline_parallel)
+    return Mesh(replicas, data // replicas, *sharing)
 
 
 def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) -> None:
     """Raises UserError when so many ranks cannot share the model as the run's keys say."""
+    if run.pipeline_parallel > 1:
+        if world_size % (run.pipeline_parallel * run.fsdp_replicas):
+            raise UserError(
+                f"{world_size} ranks are no multiple of pipeline_parallel x fsdp_replicas = {run.pipeline_parallel} x "
+                f"{run.fsdp_replicas}"
+            )
+        check_divided(model, run)
     if world_size % (run.tensor_parallel * run.fsdp_replicas):
         raise UserError(
             f"{world_size} ranks are no multiple of tensor_parallel x fsdp_replicas = {run.tensor_parallel} x "
@@ -256,13 +270,15 @@ def times(count: Any, parameter: Parameter) -> Parameter:
     return dataclasses.replace(parameter, copies=count * parameter.copies)
 
 
-def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None) -> Parameters:
-    """The parameters of a model, as the specs of its components state them, and which of them are frozen."""
+def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None, stage: Stage = WHOLE) -> Parameters:
+    """The parameters of a model, or of a stage of it, as the specs of its components state them, and which of them are
+    frozen."""
     if frozen is not None:
-        return _with_frozen(config, frozen)
-    root = [_parameter(table) for table in tables(config)]
-    root += [_parameter(weights) for place in places_outside(config) for weights in place.spec.all_weights(config)]
-    blocks, counts = {}, {Kind(layer): count for layer, count in config.layer_counts.items()}
+        return _with_frozen(config, frozen, stage)
+    root = [_parameter(table) for table in tables(config, stage)]
+    outside = places_outside(config, stage)
+    root += [_parameter(weights) for place in outside for weights in place.spec.all_weights(config)]
+    blocks, counts = {}, {Kind(layer): count for layer, count in stage.counts(config).items()}
     for kind, count in counts.items():
         block = []
         for place in places_of(kind.layer, config):
@@ -272,24 +288,24 @@ def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None) ->
             else:
                 block += found
         blocks[kind] = tuple(block)
-    return Parameters(tuple(root), blocks, counts, Kind(config.last_layer), config.n_layer)
+    return Parameters(tuple(root), blocks, counts, Kind(stage.last_layer(config)), stage.n_blocks(config))
 
 
-def _with_frozen(config: ModelArchitectureConfig, frozen: Frozen) -> Parameters:
+def _with_frozen(config: ModelArchitectureConfig, frozen: Frozen, stage: Stage) -> Parameters:
     """The same block by block, since a name may be frozen in one and not in another."""
     root: list[Parameter] = []
-    in_block: dict[int, list[Parameter]] = {index: [] for index in range(config.n_layer)}
-    for found in named_weights(config):
-        if found.is_head and config.weight_tying:
+    in_block: dict[int, list[Parameter]] = {index: [] for index in stage.blocks or range(config.n_layer)}
+    for found in named_weights(config, stage):
+        if found.is_head and config.weight_tying and stage.is_first:
             continue
         in_root = found.block is None or found.place is None or found.place.name.endswith("_norm")
         group = root if in_root else in_block[found.block or 0]
         group += [_parameter(weights, frozen(name), (name,)) for weights in found.weights for name in weights.names]
     blocks, counts = {}, dict[Kind, int]()
-    for layer, block in zip(config.layers, in_block.values(), strict=True):
-        kind = Kind(layer, tuple(not parameter.trained for parameter in block))
+    for index, block in in_block.items():
+        kind = Kind(config.layers[index], tuple(not parameter.trained for parameter in block))
         blocks[kind], counts[kind] = tuple(block), counts.get(kind, 0) + 1
-    return Parameters(tuple(root), blocks, counts, kind, config.n_layer)
+    return Parameters(tuple(root), blocks, counts, kind, len(in_block))
 
 
 def _parameter(weights: Weights, frozen: bool = False, names: tuple[str, ...] | None = None) -> Parameter:
