@@ -3,6 +3,7 @@
     data/<name>/
         train.bin, val.bin   token ids one after the other, little-endian uint16 (uint32 when vocab_size > 65536)
         meta.json            what they hold; written last, so that a folder which has it is finished
+        tokenizer.*          the tokenizer's file, where meta.json names one
         .verified.json       the reader's note of the files whose contents it has already checked
         .lock                held while a prepare script writes here
 
@@ -31,6 +32,7 @@ import numpy as np
 from common.errors import UserError, did_you_mean
 from common.files import open_text, real, replace_file, sync
 from common.locks import left_as_it_was, lock
+from data.tokenizers import FILES, content_of
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -54,16 +56,25 @@ class DatasetWriter:
         with DatasetWriter(folder, tokenizer, vocab_size, source) as writer:
             writer.add("train", ids, text_bytes)
 
-    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`; `source` says where the text came from.
+    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
+    it names, if it does; `source` says where the text came from.
     The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
     exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
     folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
     another process is preparing it, and at the end of the block when a split is empty.
     """
 
-    def __init__(self, folder: str | os.PathLike, tokenizer: dict[str, Any], vocab_size: int, source: str):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tokenizer: dict[str, Any],
+        vocab_size: int,
+        source: str,
+        tokenizer_file: bytes | None = None,
+    ):
         self.folder = Path(folder)
         self.tokenizer = tokenizer
+        self.tokenizer_file = tokenizer_file
         self.vocab_size = vocab_size
         self.source = source
         self._splits: dict[str, _SplitFile] = {}
@@ -126,8 +137,12 @@ class DatasetWriter:
                 split.flush_to_disk()
             (self.folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
             sync(self.folder)
+            for name in FILES.values():
+                (self.folder / name).unlink(missing_ok=True)
             for split in self._splits.values():
                 split.temporary.replace(split.path)
+            if self.tokenizer_file is not None:
+                replace_file(self.folder / self.tokenizer["file"], self.tokenizer_file, on_disk=True)
             sync(self.folder)
             text = json.dumps(meta, indent=1) + "\n"
             replace_file(self.folder / "meta.json", text.encode(), on_disk=True)  # ... and here the new one is
@@ -243,6 +258,13 @@ class Dataset:
             "tokenizer": self.tokenizer
         }
 
+    def keep_tokenizer(self, folder: Path) -> None:
+        """Copies the tokenizer's file, if it has one, to the folder of a run. Raises UserError."""
+        content = content_of(self.tokenizer, self.folder)
+        if content is not None:
+            with writing_to(folder):
+                replace_file(folder / self.tokenizer["file"], content)
+
     @property
     def end_of_document(self) -> int:
         """The id that ends every document. Raises UserError for a tokenizer without one."""
@@ -303,14 +325,15 @@ def dataset_folder(name: str, data_dir: str | None) -> Path:
 def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
     """Open a prepared dataset, or raise a UserError that says what is wrong with it and how to prepare it.
 
-    Files must have the lengths, and with `verify` the checksums, that meta.json states. A file is read for its
-    checksum once: .verified.json remembers its size and modification time. Where that note cannot be written, every
+    Files must have the lengths, and with `verify` the checksums, that meta.json states. A file of tokens is read for
+    its checksum once: .verified.json remembers its size and modification time. Where that note cannot be written, every
     call reads the files. Of several processes that start together, one need verify.
     """
     dataset = _read_meta(Path(folder))
     for split in dataset.splits.values():
         _check_length(dataset, split)
     if verify:
+        content_of(dataset.tokenizer, dataset.folder)
         _verify_contents(dataset)
     return dataset
 

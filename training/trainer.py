@@ -183,6 +183,7 @@ class Trainer:
         self.logger.start(self.progress, checkpoint, changed, dataset, notes)
         if self.folder.is_held:
             configurator.write(self.configuration, self.folder.path)
+            dataset.keep_tokenizer(self.folder.path)
             for path in damaged:
                 self.folder.set_damaged_aside(path)
         for path, reason in damaged.items():
