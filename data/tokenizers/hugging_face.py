@@ -1,5 +1,5 @@
-"""A tokenizer.json, by the tokenizers library, and by tiktoken where that certainly gives the same ids: it is ten times
-as fast.
+"""A tokenizer.json, by the tokenizers library, and by tiktoken where that certainly gives the same ids: it is several
+times as fast.
 
 What stands in the file for whole sequences is left out: a template that puts a token before each text, truncation and
 padding. A document is its text and the end that the dataset puts after it.
