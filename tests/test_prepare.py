@@ -62,7 +62,7 @@ def refusal(name, folder, *arguments, **environment):
 
 
 def ids_of(dataset, split):
-    return np.fromfile(dataset.splits[split].path, dataset.dtype)
+    return np.fromfile(dataset.splits[split].shards[0].path, dataset.dtype)
 
 
 def documents_of(dataset, split):

@@ -342,7 +342,7 @@ def test_a_dataset_holds_all_that_its_tokens_mean(asked, tmp_path):
     tokenizer = tokenizer_from_meta(dataset.tokenizer, dataset.folder)
     found: list[str] = []
     for split in dataset.splits.values():
-        ids = np.fromfile(split.path, dataset.dtype)
+        ids = np.fromfile(split.shards[0].path, dataset.dtype)
         ends = np.flatnonzero(ids == tokenizer.end_of_document)
         of_split = [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends + 1)[:-1]]
         assert split.documents == len(of_split) and split.bytes == sum(len(text.encode()) for text in of_split)
@@ -396,7 +396,7 @@ def test_one_text_is_encoded_whole_where_pieces_would_differ(named, tmp_path):
         tokenizer = tokenizer_from_meta(dataset.tokenizer, dataset.folder)
         cut = int(0.9 * len(TEXT))
         for split, text in (("train", TEXT[:cut]), ("val", TEXT[cut:])):
-            found = np.fromfile(dataset.splits[split].path, dataset.dtype).tolist()
+            found = np.fromfile(dataset.splits[split].shards[0].path, dataset.dtype).tolist()
             assert found == tokenizer.encode(text)
             assert dataset.splits[split].bytes == len(text.encode())
 

@@ -17,8 +17,8 @@ import configurator
 from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
-from data.dataset import Dataset
-from data.loader import Batch, UnusableData, WindowLoader, prefetch
+from data.dataset import Dataset, UnusableData
+from data.loader import Batch, WindowLoader, prefetch
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
 from parallel.device import Peak, choose_device, choose_dtype, device_name, device_peak
