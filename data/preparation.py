@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import signal
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,11 @@ BATCH = 1 << 20  # characters that a process encodes at a time
 SEED = 2357  # nanoGPT's, of the draw of documents
 
 
-def parser(description: str, here: Path, instead_of: str, any_is_text: bool = False) -> ArgumentParser:
-    """What every prepare script of texts takes. `instead_of`: what is read without --input."""
+def parser(
+    description: str, here: Path | None, instead_of: str, any_is_text: bool = False, in_parts: bool = False
+) -> ArgumentParser:
+    """What every prepare script of texts takes. `here`: where it writes by default, None where that depends on the
+    tokenizer; `instead_of`: what is read without --input."""
     built = ArgumentParser(description)
     add = built.add_argument
     kinds = "text, .jsonl, .json, .parquet" if any_is_text else ".txt, .jsonl, .json, .parquet"
@@ -38,11 +43,19 @@ def parser(description: str, here: Path, instead_of: str, any_is_text: bool = Fa
         metavar="PATH",
         help=f"files ({kinds}; also .gz, .zst), folders or patterns, instead of {instead_of}",
     )
-    add("--out_dir", type=Path, default=here, help="where to write (default: beside this script)")
+    beside = "beside this script" if here else "beside this script; of another tokenizer data/<corpus>_<tokenizer>"
+    add("--out_dir", type=Path, default=here, help=f"where to write (default: {beside})")
     add("--text_key", default="text", metavar="NAME", help="of the text in JSON and Parquet (default: text)")
     add("--val_fraction", type=fraction, metavar="SHARE", help="of the text that is for validation")
-    add("--val_tokens", type=positive, metavar="N", help="tokens that are for validation, instead of a share")
+    if not in_parts:  # whose documents are drawn before all are known
+        add("--val_tokens", type=positive, metavar="N", help="tokens that are for validation, instead of a share")
     return built
+
+
+def add_num_proc(built: ArgumentParser) -> None:
+    cores = os.cpu_count() or 1
+    help = "processes (default: half the cores)"
+    built.add_argument("--num_proc", type=positive, default=max(1, cores // 2), help=help)
 
 
 def add_split_by(built: ArgumentParser) -> None:
@@ -136,15 +149,15 @@ def _encode(
     documents: Iterable[str], kept: Kept, processes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What `encode_batch` makes of batches of documents, in order."""
-    batches = _batches(documents)
+    found = batches(documents)
     if processes == 1:
-        for batch in batches:
+        for batch in found:
             yield encode_batch(batch, kept.tokenizer)
         return
     context = get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _begin_process, (kept,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, begin_process, (kept,)) as pool:
         try:
-            submitted = (pool.submit(_encode_in_process, batch) for batch in batches)
+            submitted = (pool.submit(_encode_in_process, batch) for batch in found)
             waiting = deque(itertools.islice(submitted, 2 * processes))
             while waiting:
                 yield waiting.popleft().result()
@@ -155,10 +168,20 @@ def _encode(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin_process(kept: Kept) -> None:
+def begin_process(kept: Kept) -> None:
+    """What a process of a pool that encodes does first."""
     global _of_this_process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one ends the others
     _of_this_process = kept
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    """A pool's processes wait for work for ever where the first process was killed."""
+    first = parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)
 
 
 _of_this_process: Kept
@@ -168,7 +191,13 @@ def _encode_in_process(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.nda
     return encode_batch(texts, _of_this_process.tokenizer)
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def kept_of_this_process() -> Kept:
+    """The tokenizer that `begin_process` was given."""
+    return _of_this_process
+
+
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of BATCH characters, or a little more."""
     batch: list[str] = []
     length = 0
     for text in documents:

@@ -7,7 +7,6 @@ about 9 billion tokens. nanoGPT's split: 0.05 % of the documents, drawn with see
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from common.errors import UserError, exit_cleanly, positive
+from common.errors import UserError, exit_cleanly
 from data.dataset import DatasetWriter
 from data.documents import Documents
 from data.preparation import (
+    add_num_proc,
     add_split_by,
     add_tokenizer,
     documents_from,
@@ -66,9 +66,7 @@ def main() -> None:
     built = parser("Prepare OpenWebText, or any documents.", Path(__file__).parent, "the download")
     add_split_by(built)
     add_tokenizer(built, "tiktoken:gpt2")
-    cores = os.cpu_count() or 1
-    help = "processes (default: half the cores)"
-    built.add_argument("--num_proc", type=positive, default=max(1, cores // 2), help=help)
+    add_num_proc(built)
     arguments = built.parse_args()
     validation = validation_from(arguments, VALIDATION_SHARE)
     characters_later = arguments.tokenizer == "char"  # which are those of the documents
