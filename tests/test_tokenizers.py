@@ -4,6 +4,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ from common.errors import UserError
 from data.dataset import open_dataset
 from data.preparation import encode_batch
 from data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer, choose, same_ids, tokenizer_from_meta
-from data.tokenizers.byte_pairs import GPT2, LLAMA3, O200K, PATTERNS, tiktokens_form, tokenizer_json
+from data.tokenizers.byte_pairs import CL100K, GPT2, LLAMA3, O200K, PATTERNS, tiktokens_form, tokenizer_json
 from data.tokenizers.hugging_face import same_classes
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
 from data.tokenizers.tiktoken import LONGEST_RUN, published, read_ranks, write_ranks
@@ -61,7 +62,7 @@ def cache(monkeypatch):
 # digits, runs of white space, long words, names of special tokens, contractions in other cases and with a long s.
 PIECES = st.one_of(
     st.text(),
-    st.text("\n\r\t  \u00a0\u2003\u0085\u200b", max_size=12),
+    st.text("\n\r\t   \u00a0\u2003\u0085\u200b", max_size=12),
     st.sampled_from([END, "<|end_of_text|>", "<s>", "</s>", "'s", "'LL", "'\u017f", "\U0001f468\u200d\U0001f469"]),
     st.sampled_from(
         ["\U00011f02", "\U0001e4d0", "\u1c89", "\ua7cb", "\U0001ccf0", "\u0660\u0661", "Ⅷ", "ﬁ", "e\u0301"]
@@ -249,7 +250,7 @@ def test_the_libraries_know_the_same_letters():
     assert same_classes()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "llama3", "qwen2", "o200k"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "llama3", "cl100k", "qwen2", "o200k"])
 @given(document=DOCUMENTS)
 @example(document="'ſ 'LL'ſa 'Ks  ")
 def test_both_libraries_divide_text_alike(pattern, document):
@@ -262,11 +263,22 @@ def test_both_libraries_divide_text_alike(pattern, document):
     assert of_tiktoken.decode_tokens_bytes(of_tiktoken.encode_ordinary(document)) == pieces
 
 
-@pytest.mark.parametrize("name, pattern", [("gpt2", GPT2), ("cl100k_base", LLAMA3), ("o200k_base", O200K)])
+@pytest.mark.parametrize("name, pattern", [("gpt2", GPT2), ("cl100k_base", CL100K), ("o200k_base", O200K)])
 @given(document=DOCUMENTS)
+@example(document="a\n ")
+@example(document=" \r\n\n \n")
 def test_the_published_patterns_are_tiktokens_own(name, pattern, document):
-    theirs, ours = (regex.compile(one) for one in (tiktokens_pattern(name), pattern))
+    theirs, ours = (regex.compile(one.replace(r"\z", r"\Z")) for one in (tiktokens_pattern(name), pattern))
     assert [match[0] for match in theirs.finditer(document)] == [match[0] for match in ours.finditer(document)]
+
+
+@pytest.mark.parametrize("name, pattern", [("gpt2", GPT2), ("cl100k_base", CL100K), ("o200k_base", O200K)])
+def test_they_are_for_every_short_text_of_characters_that_patterns_tell_apart(name, pattern):
+    kinds = ["a", "A", " ", "\n", "\r", "1", "!", "'", "s", "\u0301", "\x85", "/", "ǅ", "ʰ", "漢", "\t"]
+    theirs, ours = (regex.compile(one.replace(r"\z", r"\Z")) for one in (tiktokens_pattern(name), pattern))
+    for length in (1, 2, 3):
+        for document in map("".join, itertools.product(kinds, repeat=length)):
+            assert theirs.findall(document) == ours.findall(document), document
 
 
 @functools.cache
@@ -410,6 +422,22 @@ def test_gpt2_is_tiktokens_own(document):
 @functools.cache
 def _gpt2() -> Tokenizer:
     return choose("tiktoken:gpt2").tokenizer
+
+
+@needs_gpt2
+def test_gpt2s_own_tokenizer_json_is_encoded_by_tiktoken(tmp_path):
+    """Its form: merges as text, the end of documents among the byte pairs too, and the pattern of ByteLevel itself."""
+    gpt2 = _gpt2()
+    whole = tokenizer_json(gpt2.ranks, GPT2, gpt2.special)
+    whole["model"] |= {"merges": [" ".join(pair) for pair in whole["model"]["merges"]], "ignore_merges": False}
+    whole["model"]["vocab"][END] = 50256
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    whole |= {"pre_tokenizer": level, "post_processor": level}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    ours = choose(str(tmp_path)).tokenizer
+    assert ours._tiktoken is not None and ours.vocab_size == 50257
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours.encode(TEXT) == gpt2.encode(TEXT) == library.encode(TEXT).ids
 
 
 @needs_gpt2

@@ -16,14 +16,16 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-# How texts are divided into pieces, within which bytes are merged. These are the published expressions without the
-# possessive quantifiers of tiktoken's own spelling, which changes nothing, and without its `$`, which tokenizers takes
-# for the end of a line.
+# How texts are divided into pieces, within which bytes are merged. These are the published expressions, which both
+# libraries read alike: tiktoken's own spelling has possessive quantifiers, without which nothing changes but the time,
+# and `$`, which tokenizers takes for the end of a line. In cl100k_base that matters: white space that ends a text is
+# one piece there, also where it has line ends in it, and is two for Llama 3, whose pattern is else the same.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (  # and cl100k_base
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+CL100K = LLAMA3.replace(r"|\s*[\r\n]+", r"|\s+\z|\s*[\r\n]+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -31,7 +33,7 @@ O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PATTERNS = (GPT2, LLAMA3, QWEN2, O200K)  # which both libraries read alike, as tests hold
+PATTERNS = (GPT2, LLAMA3, CL100K, QWEN2, O200K)  # which both libraries read alike, as tests hold
 
 _BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from common.errors import UserError, did_you_mean
 from data.tokenizers.base import Tokenizer, missing_ids
-from data.tokenizers.byte_pairs import GPT2, LLAMA3, O200K
+from data.tokenizers.byte_pairs import CL100K, GPT2, O200K
 
-PUBLISHED = {"gpt2": GPT2, "cl100k_base": LLAMA3, "o200k_base": O200K}
+PUBLISHED = {"gpt2": GPT2, "cl100k_base": CL100K, "o200k_base": O200K}
 END = "<|endoftext|>"  # of the published ones
 LLAMA3_END = "<|end_of_text|>"
 # tiktoken's regular expressions end the process in a panic at a run of 999,899 characters of white space.
