@@ -83,13 +83,29 @@ class StreamPart:
     def identity(self) -> list[Any]:
         return [self.corpus.path, self.corpus.config, self.corpus.texts.__name__, self.revision, self.number, self.of]
 
-    def texts(self) -> Iterator[str]:
-        stream = _stream(self.corpus, self.revision)
-        rows = stream if self.of == 1 else stream.shard(num_shards=self.of, index=self.number)
+    def texts(self) -> "Streamed":
+        return Streamed(self)
+
+
+@dataclasses.dataclass
+class Streamed:
+    """The documents of a part; `empty` counts those of the last iteration that were left out, as of Documents."""
+
+    part: StreamPart
+    empty: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.empty, part, corpus = 0, self.part, self.part.corpus
+        stream = _stream(corpus, part.revision)
+        rows = stream if part.of == 1 else stream.shard(num_shards=part.of, index=part.number)
         try:
-            yield from (text for text in self.corpus.texts(iter(rows)) if text.strip())
+            for text in corpus.texts(iter(rows)):
+                if text.strip():
+                    yield text
+                else:
+                    self.empty += 1
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"cannot read {self.corpus.path}: {_reason(error)}; the same command goes on") from None
+            raise UserError(f"cannot read {corpus.path}: {_reason(error)}; the same command goes on") from None
 
 
 def stream_parts(corpus: Corpus) -> list[StreamPart]:
@@ -153,8 +169,9 @@ def prepare(corpus: Corpus, here: Path) -> None:
     else:
         parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
         source = " ".join(arguments.input)
-    prepare_parts(out_dir, parts, kept, arguments.val_fraction or VALIDATION_SHARE, source, arguments.num_proc)
-    print(outcome(out_dir, 0))
+    share = arguments.val_fraction or VALIDATION_SHARE
+    empty = prepare_parts(out_dir, parts, kept, share, source, arguments.num_proc)
+    print(outcome(out_dir, empty))
     print(f"validation begins: {beginning(open_dataset(out_dir))!r}")
 
 

@@ -41,8 +41,16 @@ class Part(Protocol):
     def identity(self) -> list[Any]:
         """What tells it from another and from itself after a change, as JSON has it."""
 
-    def texts(self) -> Iterator[str]:
-        """Raises UserError."""
+    def texts(self) -> "Texts":
+        """Those with text. Iterating raises UserError."""
+
+
+class Texts(Protocol):
+    """Documents, and after an iteration how many were left out as they have no text."""
+
+    empty: int
+
+    def __iter__(self) -> Iterator[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +66,8 @@ class FilePart:
         found = self.path.stat()
         return [str(self.path), found.st_size, found.st_mtime_ns, self.text_key, self.split_by]
 
-    def texts(self) -> Iterator[str]:
-        yield from Documents([self.path], self.text_key, self.split_by)
+    def texts(self) -> Documents:
+        return Documents([self.path], self.text_key, self.split_by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +89,10 @@ class Job:
 def prepare_parts(
     folder: Path, parts: Sequence[Part], kept: Kept, share: float, source: str, processes: int,
     say: Callable[[str], None] = print,
-) -> None:  # fmt: skip
-    """Prepares the dataset in `folder`. Raises UserError, also where `folder` has another preparation that was not
-    ended, and where no document, or every one, was drawn for validation."""
+) -> int:  # fmt: skip
+    """Prepares the dataset in `folder`; returns how many documents without text were left out. Raises UserError, also
+    where `folder` has another preparation that was not ended, and where no document, or every one, was drawn for
+    validation."""
     job = Job(folder / ".parts", tuple(parts), kept, share)
     with ExitStack() as opened, writing_to(folder):
         opened.enter_context(left_as_it_was(folder))
@@ -95,7 +104,7 @@ def prepare_parts(
         if len(left) < len(parts):
             say(f"{len(parts) - len(left):,} of {len(parts):,} parts are done already")
         _prepare_all(job, left, processes, say)
-        _finish(folder, job, source)
+        return _finish(folder, job, source)
 
 
 def _begin(job: Job, source: str) -> None:
@@ -150,7 +159,7 @@ class _Progress:
 
     def add(self, record: dict[str, Any]) -> None:
         self.done += 1
-        self.tokens += sum(split["tokens"] for split in record.values())
+        self.tokens += sum(record[split]["tokens"] for split in SPLITS)
         seconds = time.monotonic() - self.began
         left = seconds / self.done * (self.parts - self.done)
         speed = self.tokens / max(seconds, 1e-9)
@@ -177,13 +186,14 @@ def _prepare(job: Job, part: Part, number: int) -> dict[str, Any]:
     dtype = dtype_for(job.kept.tokenizer.vocab_size)
     with writing_to(job.folder), ExitStack() as opened:
         shards = {split: opened.enter_context(_Shard(job.shard(split, number))) for split in SPLITS}
-        for texts in batches(part.texts()):
+        documents = part.texts()
+        for texts in batches(documents):
             ids, lengths, text_bytes = encode_batch(texts, job.kept.tokenizer)
             is_val = draws.random(len(texts)) < job.share
             for split, chosen in (("train", ~is_val), ("val", is_val)):
                 own = ids[np.repeat(chosen, lengths)].astype(dtype)
                 shards[split].append(own, int(text_bytes[chosen].sum()), int(chosen.sum()))
-        record = {split: shard.end() for split, shard in shards.items()}
+        record = {"empty": documents.empty} | {split: shard.end() for split, shard in shards.items()}
         replace_file(job.record(number), (json.dumps(record) + "\n").encode(), on_disk=True)
         sync(job.folder)
     return record
@@ -225,7 +235,7 @@ class _Shard:
 # The whole
 
 
-def _finish(folder: Path, job: Job, source: str) -> None:
+def _finish(folder: Path, job: Job, source: str) -> int:
     records = [json.loads(job.record(number).read_text(encoding="utf-8")) for number in range(len(job.parts))]
     splits = {split: _split([record[split] for record in records]) for split in SPLITS}
     for name, split in splits.items():
@@ -245,6 +255,7 @@ def _finish(folder: Path, job: Job, source: str) -> None:
     (job.folder / "manifest.json").unlink()  # without which the rest is nothing
     sync(job.folder)
     shutil.rmtree(job.folder)
+    return sum(record["empty"] for record in records)
 
 
 def _split(records: list[dict[str, Any]]) -> dict[str, Any]:

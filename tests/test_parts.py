@@ -151,7 +151,7 @@ def test_several_processes_end_with_the_first_and_go_on_as_one(tmp_path, sent):
 
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     given = corpus(tmp_path / "texts")
-    monkeypatch.setattr(parts, "_finish", lambda *_: None)
+    monkeypatch.setattr(parts, "_finish", lambda *_: 0)
     prepare(tmp_path / "out", given)
     monkeypatch.undo()
     monkeypatch.setattr(parts, "_prepare", lambda *_: pytest.fail("prepared again"))
@@ -161,7 +161,7 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["another share", "another file", "a file that grew", "another tokenizer"])
 def test_another_preparation_does_not_go_on_with_this_one(tmp_path, monkeypatch, change):
     given = corpus(tmp_path / "texts")
-    monkeypatch.setattr(parts, "_finish", lambda *_: None)
+    monkeypatch.setattr(parts, "_finish", lambda *_: 0)
     prepare(tmp_path / "out", given)
     share, kept = 0.2, BYTE
     if change == "another share":
@@ -182,7 +182,7 @@ def test_the_dataset_before_stays_whole_until_the_new_one_is(tmp_path, monkeypat
     with DatasetWriter(tmp_path / "out", BYTE.entry, 256, "the one before") as writer:
         for split in ("train", "val"):
             writer.add(split, [65, 0], 1)
-    monkeypatch.setattr(parts, "_finish", lambda *_: None)
+    monkeypatch.setattr(parts, "_finish", lambda *_: 0)
     prepare(tmp_path / "out", given)
     assert open_dataset(tmp_path / "out").source == "the one before"
     monkeypatch.undo()
@@ -330,6 +330,7 @@ def test_every_corpus_is_prepared_from_local_files(name, tmp_path):
     done = script(f"data/{name}/prepare.py", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "part 4 of 4: " in done.stdout and "validation begins: '0." in done.stdout
+    assert "left out: 40 documents without text" in done.stdout
     assert sum(split.documents for split in open_dataset(tmp_path / "out").splits.values()) == 120
 
 
