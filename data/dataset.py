@@ -502,7 +502,7 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
         if not 0 <= min(counts.values()) <= max(counts.values()) < 2**63:
             raise ValueError(f"a count of the {name} split is impossible")
         files = entry["shards"] if meta["format"] == FORMAT_OF_SHARDS else [entry]
-        shards = tuple(_parse_shard(folder, file) for file in files)
+        shards = tuple(_parse_shard(folder, name, file) for file in files)
         split = Split(name, shards, **counts, checksum=str(entry["checksum"]))
         if split.tokens != sum(shard.tokens for shard in shards):
             raise ValueError(f"the {name} split has other tokens than its shards together")
@@ -517,9 +517,9 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
     )
 
 
-def _parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
+def _parse_shard(folder: Path, split: str, entry: dict[str, Any]) -> Shard:
     if not entry["file"].isprintable():
-        raise ValueError(f"a split's file cannot be called {entry['file']!a}")
+        raise ValueError(f"the {split} split's file cannot be called {entry['file']!a}")
     return Shard(folder / entry["file"], operator.index(entry["tokens"]), str(entry["checksum"]))
 
 
