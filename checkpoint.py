@@ -10,13 +10,14 @@ python checkpoint.py import quickstart-hf out/copy
 
 The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
 each whole however many ranks had parts of it. Its metadata has the rest of the checkpoint as JSON: `progress`,
-`config`, `data` and, unless it holds the weights only, `scaler`. The folder is what transformers reads: config.json,
-safetensors in one file or in shards with their index, tokenizer, settings of generation and a model card. Where
-transformers is installed, its logits and ours are compared, and the largest difference is printed. No direction
-executes anything that it reads.
+`config`, `data`, the tokenizer's file in base64 where it has one and, unless it holds the weights only, `scaler`. The
+folder is what transformers reads: config.json, safetensors in one file or in shards with their index, tokenizer,
+settings of generation and a model card. Where transformers is installed, its logits and ours are compared, and the
+largest difference is printed. No direction executes anything that it reads.
 """
 
 import argparse
+import base64
 import contextlib
 import dataclasses
 import json
@@ -37,6 +38,7 @@ import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import aside, real, sync, written_aside
 from configurator import Configuration
+from data.tokenizers import FILES, content_of
 from interop.folders import has_tensors
 from interop.sources import architecture_from, read_configuration
 from model_builder import build_model
@@ -63,6 +65,7 @@ TYPES = {
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 SHARD = 5 * 10**9  # bytes of a file of a Hugging Face model
 AT_ONCE = 1 << 28  # bytes of tensors in memory, or one tensor if it is larger
+TOKENIZER = "tokenizer_file"  # in the metadata
 NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the tensors are written
 
 
@@ -126,10 +129,15 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     if weights_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")
-    metadata = {key: json.dumps(state[key]) for key in kept}
+    metadata = {key: json.dumps(state[key]) for key in kept} | tokenizer_in_metadata(checkpoint, state)
     with told(f"cannot write {file}"), written_aside(file, on_disk=True) as new, new.open("wb") as out:
         write_safetensors(out, checkpoint, tensors, metadata)
     print(f"{checkpoint} ({which}) -> {file}: {contents(tensors)}, {file.stat().st_size / 1e6:,.1f} MB")
+
+
+def tokenizer_in_metadata(checkpoint: Path, state: dict[str, Any]) -> dict[str, str]:
+    content = content_of(state["data"].get("tokenizer", {}), checkpoint.parent.parent)
+    return {} if content is None else {TOKENIZER: base64.b64encode(zlib.compress(content)).decode("ascii")}
 
 
 def export_hugging_face(arguments: argparse.Namespace) -> None:
@@ -281,6 +289,7 @@ def import_checkpoint(file: Path, run: Path, config: str | None) -> None:
             sync(content / "model.safetensors")
             check_content(content / "model.safetensors", state.pop("checksum"), file)
             files = {"model.safetensors": checksum(content / "model.safetensors")}
+            put_tokenizer_back(state, state.pop(TOKENIZER), folder.path, file)
             folder.put_in_place(step, state | {"files": files})
             configurator.write(configuration, folder.path)
             put_in_place(folder.path, run)
@@ -320,7 +329,7 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"cannot read {file} as safetensors: {reason}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
-    return tensors, {**parts, "checksum": metadata["checksum"]}
+    return tensors, {**parts, "checksum": metadata["checksum"], TOKENIZER: metadata.get(TOKENIZER)}
 
 
 def configuration_of(state: dict[str, Any], run: Path, config: str | None) -> Configuration:
@@ -360,6 +369,19 @@ def check_content(copy: Path, expected: str, file: Path) -> None:
     found = checksum(copy, start=8 + header)
     if found != expected:
         raise UserError(f"{file} is damaged: the checksum of its tensors is {found}, not {expected}")
+
+
+def put_tokenizer_back(state: dict[str, Any], packed: str | None, folder: Path, file: Path) -> None:
+    """The tokenizer's file into the run's folder, with its hash checked."""
+    if packed is None:
+        return
+    entry = state["data"].get("tokenizer", {})
+    try:
+        content = zlib.decompress(base64.b64decode(packed))
+        (folder / FILES[entry["kind"]]).write_bytes(content)
+    except (ValueError, zlib.error, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: its tokenizer cannot be read") from None
+    content_of(entry, folder)
 
 
 def put_in_place(new: Path, run: Path) -> None:

@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
         "--prompt",
         "--start",
         metavar="TEXT",
-        help="to continue, or FILE:path; without it a new document begins; <|endoftext|> is GPT-2's token",
+        help="to continue, or FILE:path; without it a new document begins; the name of a special token is that token",
     )
     option("--max_new_tokens", type=positive, default=500, metavar="N", help="unless the document ends before (500)")
     option("--temperature", type=temperature, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")

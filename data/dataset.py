@@ -1,14 +1,17 @@
 """What a prepared dataset is: one writer for every prepare script, one reader for every command.
 
     data/<name>/
-        train.bin, val.bin   token ids one after the other, little-endian uint16 (uint32 when vocab_size > 65536)
+        train.bin, val.bin   token ids one after the other, little-endian uint16 (uint32 when vocab_size > 65536); of a
+                             corpus that was prepared in parts train-00000.bin and so on, which are one after the other
         meta.json            what they hold; written last, so that a folder which has it is finished
+        tokenizer.*          the tokenizer's file, where meta.json names one
         .verified.json       the reader's note of the files whose contents it has already checked
         .lock                held while a prepare script writes here
 
 meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits": {"train": {...}, "val": {...}}} with
 "file", "tokens", "bytes", "documents" and "checksum" for each split. "bytes" counts the UTF-8 bytes of the split's
-original text, without separators, so that bits per byte = loss / ln 2 * tokens / bytes.
+original text, without separators, so that bits per byte = loss / ln 2 * tokens / bytes. A split in several files has
+"shards" for "file", a list of {"file", "tokens", "checksum"}, and the format is 2.
 
 No torch in here: a command that only plans must start in a fraction of a second.
 """
@@ -16,6 +19,8 @@ No torch in here: a command that only plans must start in a fraction of a second
 import json
 import operator
 import os
+import re
+import resource
 import shlex
 import sys
 import zlib
@@ -31,9 +36,12 @@ import numpy as np
 from common.errors import UserError, did_you_mean
 from common.files import open_text, real, replace_file, sync
 from common.locks import left_as_it_was, lock
+from data.tokenizers import FILES, content_of
 
-FORMAT = 1
+FORMAT = 1  # of a dataset with a file a split
+FORMAT_OF_SHARDS = 2
 SPLITS = ("train", "val")
+OF_A_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-[0-9]+)?\.bin")  # what its files are called
 DATA_FOLDER = Path(__file__).resolve().parent
 READ_BYTES = 1 << 24  # a file is verified in pieces of this size
 SLOW_FILE_BYTES = 1 << 30  # a file this large takes long enough to verify that the user is told
@@ -54,16 +62,25 @@ class DatasetWriter:
         with DatasetWriter(folder, tokenizer, vocab_size, source) as writer:
             writer.add("train", ids, text_bytes)
 
-    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`; `source` says where the text came from.
+    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
+    it names, if it does; `source` says where the text came from.
     The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
     exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
     folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
     another process is preparing it, and at the end of the block when a split is empty.
     """
 
-    def __init__(self, folder: str | os.PathLike, tokenizer: dict[str, Any], vocab_size: int, source: str):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tokenizer: dict[str, Any],
+        vocab_size: int,
+        source: str,
+        tokenizer_file: bytes | None = None,
+    ):
         self.folder = Path(folder)
         self.tokenizer = tokenizer
+        self.tokenizer_file = tokenizer_file
         self.vocab_size = vocab_size
         self.source = source
         self._splits: dict[str, _SplitFile] = {}
@@ -124,14 +141,35 @@ class DatasetWriter:
         with writing_to(self.folder):
             for split in self._splits.values():
                 split.flush_to_disk()
-            (self.folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
-            sync(self.folder)
-            for split in self._splits.values():
-                split.temporary.replace(split.path)
-            sync(self.folder)
-            text = json.dumps(meta, indent=1) + "\n"
-            replace_file(self.folder / "meta.json", text.encode(), on_disk=True)  # ... and here the new one is
-            sync(self.folder)
+            put_in_place(self.folder, [split.temporary for split in self._splits.values()], meta, self.tokenizer_file)
+
+
+def put_in_place(folder: Path, written: Sequence[Path], meta: dict[str, Any], tokenizer_file: bytes | None) -> None:
+    """Makes files that are on the disk, each under `final_name`, and the tokenizer's, the dataset of this meta.json, in
+    an order that no kill or power cut can turn into a lie: called again after one, it ends what it began. Raises
+    OSError."""
+    named = {final_name(path) for path in written}
+    (folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
+    sync(folder)
+    for path in folder.glob("*.bin"):
+        if OF_A_SPLIT.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    for name in FILES.values():
+        (folder / name).unlink(missing_ok=True)
+    for path in filter(Path.exists, written):  # others were put in place before a kill
+        path.replace(folder / final_name(path))
+    if tokenizer_file is not None:
+        replace_file(folder / meta["tokenizer"]["file"], tokenizer_file, on_disk=True)
+    sync(folder)
+    replace_file(
+        folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode(), on_disk=True
+    )  # ... here is the new
+    sync(folder)
+
+
+def final_name(path: Path) -> str:
+    """What a file that is being written will be called."""
+    return path.name.removeprefix(".").removesuffix(".partial")
 
 
 class _SplitFile:
@@ -159,7 +197,7 @@ class _SplitFile:
             "tokens": self.tokens,
             "bytes": self.text_bytes,
             "documents": self.documents,
-            "checksum": _checksum_text(self.checksum),
+            "checksum": checksum_text(self.checksum),
         }
 
     def flush_to_disk(self) -> None:
@@ -184,7 +222,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
-def _checksum_text(crc: int) -> str:
+def checksum_text(crc: int) -> str:
     # CRC-32 finds every error burst of up to 32 bits and misses a random one in 2**32. It guards against accidents,
     # not attackers, and unlike a cryptographic hash it keeps up with the disk that brings 18 GB of tokens.
     return f"crc32:{crc:08x}"
@@ -205,11 +243,21 @@ def document_numbers(tokens: np.ndarray, end_of_document: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A file of a split's tokens."""
+
+    path: Path
+    tokens: int
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Split:
-    """One split of a dataset. `bytes` are those of the original UTF-8 text, not of the file at `path`."""
+    """One split of a dataset, whose tokens are those of its shards one after the other. `bytes` are those of the
+    original UTF-8 text, not of the files."""
 
     name: str
-    path: Path
+    shards: tuple[Shard, ...]
     tokens: int
     bytes: int
     documents: int
@@ -223,6 +271,76 @@ class Split:
     def n_windows(self, block_size: int) -> int:
         """How many non-overlapping windows of `block_size` inputs it holds, each with its targets one token later."""
         return (self.tokens - 1) // block_size
+
+
+class UnusableData(Exception):
+    """A split's file that cannot be read any more, or is not what it was: one line that says so."""
+
+
+class TokenReader:
+    """Reads tokens of a split, wherever they lie in its files.
+
+    The files stay open, so a dataset that is prepared anew meanwhile does not change what is read. They are read, not
+    mapped: a file that someone cuts short would end a process that has it mapped.
+    """
+
+    def __init__(self, split: Split, dtype: np.dtype):
+        self._shards, self._dtype = split.shards, dtype
+        _allow_open_files(len(split.shards))
+        self._files = [shard.path.open("rb") for shard in split.shards]
+        self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)])
+        self._written = [_last_written(file) for file in self._files]
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Tokens (count,) from the `first` on. Raises UnusableData."""
+        found: list[np.ndarray] = []
+        number = int(np.searchsorted(self._starts, first, side="right")) - 1
+        while count > 0:
+            place = first - int(self._starts[number])
+            found.append(self._read(number, place, min(count, self._shards[number].tokens - place)))
+            first, count, number = first + len(found[-1]), count - len(found[-1]), number + 1
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _read(self, number: int, place: int, count: int) -> np.ndarray:
+        width = count * self._dtype.itemsize
+        try:
+            content = os.pread(self._files[number].fileno(), width, place * self._dtype.itemsize)
+        except OSError as error:
+            raise UnusableData(f"cannot read {self._shards[number].path}: {error.strerror}") from None
+        if len(content) < width:
+            raise UnusableData(f"{self._shards[number].path} was cut short while the run read it")
+        return np.frombuffer(content, self._dtype)
+
+    def check_unchanged(self) -> None:
+        """Raises UnusableData when what has been read since the last call may be something else than was opened: when
+        a file was written to, and its checksum is another one now."""
+        for number, file in enumerate(self._files):
+            written = _last_written(file)
+            if written != self._written[number]:
+                if self._checksum(number) != self._shards[number].checksum:
+                    raise UnusableData(f"{self._shards[number].path} was changed while the run read it")
+                self._written[number] = written
+
+    def _checksum(self, number: int) -> str:
+        with open(self._files[number].fileno(), "rb", closefd=False) as file:  # noqa: PTH123: this, whatever has its name
+            file.seek(0)
+            return checksum(file)
+
+
+def _last_written(file: BinaryIO) -> tuple[int, int]:
+    """Size and time of the last change, which stay what they are when another file gets the name."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raises the process's own limit on open files, which systems set far below what they allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + 1024  # beside what else a process opens
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )
 
 
 @dataclass(frozen=True)
@@ -257,6 +375,13 @@ class Dataset:
             "tokenizer": self.tokenizer
         }
 
+    def keep_tokenizer(self, folder: Path) -> None:
+        """Copies the tokenizer's file, if it has one, to the folder of a run. Raises UserError."""
+        content = content_of(self.tokenizer, self.folder)
+        if content is not None:
+            with writing_to(folder):
+                replace_file(folder / self.tokenizer["file"], content)
+
     @property
     def end_of_document(self) -> int:
         """The id that ends every document. Raises UserError for a tokenizer without one."""
@@ -275,12 +400,11 @@ class Dataset:
         windows = found.n_windows(block_size)
         counts = np.zeros(block_size + 1, dtype=np.int64)  # documents of each length
         measured = np.linspace(0, windows - 1, min(windows, MOST_MEASURED)).astype(np.int64)
-        with found.path.open("rb") as file:
-            for window in measured.tolist():
-                file.seek(window * block_size * self.dtype.itemsize)
-                tokens = np.fromfile(file, self.dtype, block_size)
-                lengths = np.bincount(document_numbers(tokens[None], end)[0])
-                counts += np.bincount(lengths, minlength=block_size + 1)
+        reader = TokenReader(found, self.dtype)
+        for window in measured.tolist():
+            tokens = reader.read(window * block_size, block_size)
+            lengths = np.bincount(document_numbers(tokens[None], end)[0])
+            counts += np.bincount(lengths, minlength=block_size + 1)
         total = len(measured) * block_size
         return {int(length): int(length * counts[length]) / total for length in np.flatnonzero(counts)}
 
@@ -317,14 +441,18 @@ def dataset_folder(name: str, data_dir: str | None) -> Path:
 def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
     """Open a prepared dataset, or raise a UserError that says what is wrong with it and how to prepare it.
 
-    Files must have the lengths, and with `verify` the checksums, that meta.json states. A file is read for its
-    checksum once: .verified.json remembers its size and modification time. Where that note cannot be written, every
+    Files must have the lengths, and with `verify` the checksums, that meta.json states. A file of tokens is read for
+    its checksum once: .verified.json remembers its size and modification time. Where that note cannot be written, every
     call reads the files. Of several processes that start together, one need verify.
     """
     dataset = _read_meta(Path(folder))
     for split in dataset.splits.values():
-        _check_length(dataset, split)
+        if split.tokens == 0:
+            raise UserError(f"the {split.name} split of {dataset.folder} is empty; {how_to_prepare(dataset.folder)}")
+        for shard in split.shards:
+            _check_length(dataset, shard)
     if verify:
+        content_of(dataset.tokenizer, dataset.folder)
         _verify_contents(dataset)
     return dataset
 
@@ -333,6 +461,12 @@ def how_to_prepare(folder: Path) -> str:
     """The command that prepares `folder`, as the end of an error message."""
     known = sorted(script.parent.name for script in DATA_FOLDER.glob("*/prepare.py"))
     name = real(folder).name
+    corpus = next((one for one in known if name.startswith(f"{one}_")), None)
+    if name not in known and corpus is not None:
+        return (
+            f"prepare it with: python data/{corpus}/prepare.py --out_dir {shlex.quote(str(folder))} and the "
+            "--tokenizer that its name ends in"
+        )
     if name not in known:
         return f"prepare one of the datasets under data/: {', '.join(known)}{did_you_mean(name, known)}"
     command = f"prepare it with: python data/{name}/prepare.py"
@@ -351,8 +485,8 @@ def _read_meta(folder: Path) -> Dataset:
             meta = json.load(file)
         if not isinstance(meta, dict) or "format" not in meta:
             raise ValueError("it has no format number")
-        if meta["format"] != FORMAT:
-            found = f"{path} has format {meta['format']!r}, this version reads {FORMAT}"
+        if meta["format"] not in (FORMAT, FORMAT_OF_SHARDS):
+            found = f"{path} has format {meta['format']!r}, this version reads {FORMAT} and {FORMAT_OF_SHARDS}"
             raise UserError(f"{found}; {how_to_prepare(folder)}")
         dataset = _parse_meta(folder, meta)
     except FileNotFoundError:
@@ -381,9 +515,12 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
         counts = {key: operator.index(entry[key]) for key in ("tokens", "bytes", "documents")}
         if not 0 <= min(counts.values()) <= max(counts.values()) < 2**63:
             raise ValueError(f"a count of the {name} split is impossible")
-        if not entry["file"].isprintable():
-            raise ValueError(f"the {name} split's file cannot be called {entry['file']!a}")
-        splits[name] = Split(name, folder / entry["file"], **counts, checksum=str(entry["checksum"]))
+        files = entry["shards"] if meta["format"] == FORMAT_OF_SHARDS else [entry]
+        shards = tuple(_parse_shard(folder, name, file) for file in files)
+        split = Split(name, shards, **counts, checksum=str(entry["checksum"]))
+        if split.tokens != sum(shard.tokens for shard in shards):
+            raise ValueError(f"the {name} split has other tokens than its shards together")
+        splits[name] = split
     return Dataset(
         folder=folder,
         source=str(meta["source"]),
@@ -394,19 +531,23 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
     )
 
 
-def _check_length(dataset: Dataset, split: Split) -> None:
-    if split.tokens == 0:
-        raise UserError(f"the {split.name} split of {dataset.folder} is empty; {how_to_prepare(dataset.folder)}")
+def _parse_shard(folder: Path, split: str, entry: dict[str, Any]) -> Shard:
+    if not entry["file"].isprintable():
+        raise ValueError(f"the {split} split's file cannot be called {entry['file']!a}")
+    return Shard(folder / entry["file"], operator.index(entry["tokens"]), str(entry["checksum"]))
+
+
+def _check_length(dataset: Dataset, shard: Shard) -> None:
     try:
-        with split.path.open("rb") as file:  # opened, not only looked at: an unreadable file is found here
+        with shard.path.open("rb") as file:  # opened, not only looked at: an unreadable file is found here
             length = os.fstat(file.fileno()).st_size
     except OSError as error:
-        message = f"cannot read {split.path}: {error.strerror}"
+        message = f"cannot read {shard.path}: {error.strerror}"
         raise UserError(f"{message}; {how_to_prepare(dataset.folder)}") from error
-    expected = split.tokens * dataset.dtype.itemsize
+    expected = shard.tokens * dataset.dtype.itemsize
     if length != expected:
         raise UserError(
-            f"{split.path} has {length} bytes, but meta.json says {split.tokens} tokens of {dataset.dtype.name} "
+            f"{shard.path} has {length} bytes, but meta.json says {shard.tokens} tokens of {dataset.dtype.name} "
             f"({expected} bytes); {how_to_prepare(dataset.folder)}"
         )
 
@@ -419,12 +560,12 @@ def _verify_contents(dataset: Dataset) -> None:
     except (OSError, ValueError, RecursionError):
         known = None
     verified = {}
-    for split in dataset.splits.values():
-        state = split.path.stat()  # before reading: a change while reading must not be taken for verified
-        mark = [state.st_size, state.st_mtime_ns, split.checksum, dataset.vocab_size]
-        if not (isinstance(known, dict) and known.get(split.name) == mark):
-            _verify_file(dataset, split)
-        verified[split.name] = mark
+    for shard in (shard for split in dataset.splits.values() for shard in split.shards):
+        state = shard.path.stat()  # before reading: a change while reading must not be taken for verified
+        mark = [state.st_size, state.st_mtime_ns, shard.checksum, dataset.vocab_size]
+        if not (isinstance(known, dict) and known.get(shard.path.name) == mark):
+            _verify_file(dataset, shard)
+        verified[shard.path.name] = mark
     if verified != known:
         try:
             replace_file(note, (json.dumps(verified) + "\n").encode(), on_disk=True)
@@ -433,29 +574,29 @@ def _verify_contents(dataset: Dataset) -> None:
 
 
 def checksum(file: BinaryIO) -> str:
-    """What meta.json states as the checksum of a split, of the rest of an open file."""
+    """What meta.json states as the checksum of a file, of the rest of an open one."""
     crc = 0
     while piece := file.read(READ_BYTES):
         crc = zlib.crc32(piece, crc)
-    return _checksum_text(crc)
+    return checksum_text(crc)
 
 
-def _verify_file(dataset: Dataset, split: Split) -> None:
-    if split.path.stat().st_size >= SLOW_FILE_BYTES:
-        print(f"verifying {split.path} (once) ...", file=sys.stderr)
+def _verify_file(dataset: Dataset, shard: Shard) -> None:
+    if shard.path.stat().st_size >= SLOW_FILE_BYTES:
+        print(f"verifying {shard.path} (once) ...", file=sys.stderr)
     crc = largest = 0
-    with split.path.open("rb") as file:
+    with shard.path.open("rb") as file:
         while piece := file.read(READ_BYTES):
             crc = zlib.crc32(piece, crc)
             largest = max(largest, int(np.frombuffer(piece, dataset.dtype).max()))
-    if _checksum_text(crc) != split.checksum:
+    if checksum_text(crc) != shard.checksum:
         raise UserError(
-            f"{split.path} is damaged: its checksum is {_checksum_text(crc)}, meta.json says {split.checksum}; "
+            f"{shard.path} is damaged: its checksum is {checksum_text(crc)}, meta.json says {shard.checksum}; "
             f"{how_to_prepare(dataset.folder)}"
         )
     if largest >= dataset.vocab_size:
         raise UserError(
-            f"{split.path} has a token id {largest}, outside the vocabulary of {dataset.vocab_size} that meta.json "
+            f"{shard.path} has a token id {largest}, outside the vocabulary of {dataset.vocab_size} that meta.json "
             f"states; {how_to_prepare(dataset.folder)}"
         )
 

@@ -12,7 +12,6 @@ the micro-batches of a step among themselves. There is no state to save: a resum
 import dataclasses
 import math
 import operator
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.dataset import Dataset, checksum, document_numbers
+from data.dataset import Dataset, TokenReader, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
 
 
@@ -41,10 +40,6 @@ class Batch:
         """The same with every tensor changed in the same way."""
         documents = None if self.documents is None else change(self.documents)
         return Batch(change(self.tokens), change(self.targets), documents, self.n_targets)
-
-
-class UnusableData(Exception):
-    """A split's file that cannot be read any more, or is not what it was: one line that says so."""
 
 
 class WindowOrder:
@@ -96,11 +91,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 class WindowLoader:
-    """Batches of one split. Memory does not grow with the size of the file or with the batches already read.
-
-    The file stays open, so a dataset that is prepared anew meanwhile does not change the data of this run. It is read,
-    not mapped: a file that someone cuts short would end a process that has it mapped.
-    """
+    """Batches of one split. Memory does not grow with the size of the files or with the batches already read."""
 
     def __init__(
         self,
@@ -117,49 +108,21 @@ class WindowLoader:
         self._end_of_document = dataset.end_of_document if tells_documents else None
         self.n_windows = dataset.splits[split].n_windows(block_size)
         self.order = WindowOrder(self.n_windows, seed)
-        self._dtype = dataset.dtype
-        self._split = dataset.splits[split]
-        self._file = self._split.path.open("rb")
-        self._written = self._last_written()
+        self._reader = TokenReader(dataset.splits[split], dataset.dtype)
+        self.check_unchanged = self._reader.check_unchanged
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
         """`batch_size` samples from `first_sample` on, of block_size tokens each. Raises UnusableData."""
         windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
         rows = np.empty((batch_size, self.block_size + 1), dtype=np.int64)
-        width, step = (tokens * self._dtype.itemsize for tokens in (self.block_size + 1, self.block_size))
         for row, window in zip(rows, windows.tolist(), strict=True):
-            try:
-                content = os.pread(self._file.fileno(), width, window * step)
-            except OSError as error:
-                raise UnusableData(f"cannot read {self._split.path}: {error.strerror}") from None
-            if len(content) < width:
-                raise UnusableData(f"{self._split.path} was cut short while the run read it")
-            row[:] = np.frombuffer(content, self._dtype)
+            row[:] = self._reader.read(window * self.block_size, self.block_size + 1)
         self.check_unchanged()
         documents = None
         if self._end_of_document is not None:
             documents = torch.from_numpy(document_numbers(rows[:, :-1], self._end_of_document))
         tokens, targets = (torch.from_numpy(one[:, self.own_part]).contiguous() for one in (rows[:, :-1], rows[:, 1:]))
         return Batch(tokens, targets, documents)
-
-    def check_unchanged(self) -> None:
-        """Raises UnusableData when what has been read since the last call may be something else than was opened: when
-        the file was written to, and its checksum is another one now."""
-        written = self._last_written()
-        if written != self._written:
-            if self._checksum() != self._split.checksum:
-                raise UnusableData(f"{self._split.path} was changed while the run read it")
-            self._written = written
-
-    def _last_written(self) -> tuple[int, int]:
-        """Size and time of the last change, which stay what they are when another file gets the name."""
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
-
-    def _checksum(self) -> str:
-        with open(self._file.fileno(), "rb", closefd=False) as file:  # noqa: PTH123: this file, whatever has its name
-            file.seek(0)
-            return checksum(file)
 
 
 class MixedLoader:

@@ -225,6 +225,9 @@ class Mixture:
     def vocab_size(self) -> int:
         return max(source.vocab_size for source in self.sources.values())
 
+    def keep_tokenizer(self, folder: Path) -> None:
+        self._first.keep_tokenizer(folder)
+
     @property
     def end_of_document(self) -> int:
         return self._first.end_of_document

@@ -7,14 +7,15 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import signal
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,14 +23,17 @@ from tqdm import tqdm
 from common.errors import ArgumentParser, UserError, positive
 from data.dataset import DatasetWriter, dtype_for, open_dataset, writing_to
 from data.documents import SPLIT_BY, Documents, find_files
-from data.tokenizers import Tokenizer, tokenizer_from_meta
+from data.tokenizers import HOW, Kept, Tokenizer
 
 BATCH = 1 << 20  # characters that a process encodes at a time
 SEED = 2357  # nanoGPT's, of the draw of documents
 
 
-def parser(description: str, here: Path, instead_of: str, any_is_text: bool = False) -> ArgumentParser:
-    """What every prepare script of texts takes. `instead_of`: what is read without --input."""
+def parser(
+    description: str, here: Path | None, instead_of: str, any_is_text: bool = False, in_parts: bool = False
+) -> ArgumentParser:
+    """What every prepare script of texts takes. `here`: where it writes by default, None where that depends on the
+    tokenizer; `instead_of`: what is read without --input."""
     built = ArgumentParser(description)
     add = built.add_argument
     kinds = "text, .jsonl, .json, .parquet" if any_is_text else ".txt, .jsonl, .json, .parquet"
@@ -39,16 +43,30 @@ def parser(description: str, here: Path, instead_of: str, any_is_text: bool = Fa
         metavar="PATH",
         help=f"files ({kinds}; also .gz, .zst), folders or patterns, instead of {instead_of}",
     )
-    add("--out_dir", type=Path, default=here, help="where to write (default: beside this script)")
+    beside = "beside this script" if here else "beside this script; of another tokenizer data/<corpus>_<tokenizer>"
+    add("--out_dir", type=Path, default=here, help=f"where to write (default: {beside})")
     add("--text_key", default="text", metavar="NAME", help="of the text in JSON and Parquet (default: text)")
     add("--val_fraction", type=fraction, metavar="SHARE", help="of the text that is for validation")
-    add("--val_tokens", type=positive, metavar="N", help="tokens that are for validation, instead of a share")
+    if not in_parts:  # whose documents are drawn before all are known
+        add("--val_tokens", type=positive, metavar="N", help="tokens that are for validation, instead of a share")
     return built
+
+
+def add_num_proc(built: ArgumentParser) -> None:
+    cores = os.cpu_count() or 1
+    help = "processes (default: half the cores)"
+    built.add_argument("--num_proc", type=positive, default=max(1, cores // 2), help=help)
 
 
 def add_split_by(built: ArgumentParser) -> None:
     help = f"what is a document of a text file: {', '.join(SPLIT_BY)} (default: paragraphs)"
     built.add_argument("--split_by", choices=SPLIT_BY, default=SPLIT_BY[0], help=help)
+
+
+def add_tokenizer(built: ArgumentParser, default: str) -> None:
+    built.add_argument("--tokenizer", default=default, metavar="T", help=f"{HOW} (default: {default})")
+    help = "special token that ends a document, where the tokenizer does not say"
+    built.add_argument("--end_of_document", metavar="NAME", help=help)
 
 
 def fraction(text: str) -> float:
@@ -99,9 +117,10 @@ def write_documents(
     """Encodes each document, with the tokenizer's end_of_document after it, and writes them in a random order, of which
     the first ones are for validation. What is written does not depend on the number of processes. `total`: documents,
     for the progress. Raises UserError where there are too few."""
+    kept = Kept(writer.tokenizer, writer.tokenizer_file)
     with _EncodedDocuments(writer) as encoded:
         with tqdm(total=total, desc="encoding", unit=" documents") as progress:
-            for batch in _encode(documents, writer.tokenizer, processes):
+            for batch in _encode(documents, kept, processes):
                 encoded.append(*batch)
                 progress.update(len(batch[1]))
         order = np.random.default_rng(SEED).permutation(len(encoded.lengths))
@@ -127,18 +146,18 @@ def _for_validation(lengths: np.ndarray, validation: Validation) -> int:
 
 
 def _encode(
-    documents: Iterable[str], tokenizer: dict[str, Any], processes: int
+    documents: Iterable[str], kept: Kept, processes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What `encode_batch` makes of batches of documents, in order."""
-    batches = _batches(documents)
+    found = batches(documents)
     if processes == 1:
-        for batch in batches:
-            yield encode_batch(batch, tokenizer)
+        for batch in found:
+            yield encode_batch(batch, kept.tokenizer)
         return
     context = get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _ignore_interrupts) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, begin_process, (kept,)) as pool:
         try:
-            submitted = (pool.submit(encode_batch, batch, tokenizer) for batch in batches)
+            submitted = (pool.submit(_encode_in_process, batch) for batch in found)
             waiting = deque(itertools.islice(submitted, 2 * processes))
             while waiting:
                 yield waiting.popleft().result()
@@ -149,11 +168,36 @@ def _encode(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
+def begin_process(kept: Kept) -> None:
+    """What a process of a pool that encodes does first."""
+    global _of_this_process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one ends the others
+    _of_this_process = kept
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _end_with_the_first() -> None:
+    """A pool's processes wait for work for ever where the first process was killed."""
+    first = parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)
+
+
+_of_this_process: Kept
+
+
+def _encode_in_process(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return encode_batch(texts, _of_this_process.tokenizer)
+
+
+def kept_of_this_process() -> Kept:
+    """The tokenizer that `begin_process` was given."""
+    return _of_this_process
+
+
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of BATCH characters, or a little more."""
     batch: list[str] = []
     length = 0
     for text in documents:
@@ -166,14 +210,25 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def encode_batch(texts: list[str], tokenizer: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def encode_batch(texts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Documents to their ids one after the other (tokens,), with the end of each, how many of these each has
     (documents,), and bytes of text (documents,)."""
-    made, end = tokenizer_from_meta(tokenizer), tokenizer["end_of_document"]
-    ends = [] if end is None else [end]
-    encoded = [np.array([*made.encode(text), *ends], dtype_for(made.vocab_size)) for text in texts]
+    dtype = dtype_for(tokenizer.vocab_size)
+    encoded = [np.array(_with_end(tokenizer.encode(text), tokenizer), dtype) for text in texts]
     text_bytes = [len(text.encode("utf-8")) for text in texts]
     return np.concatenate(encoded), np.array([len(ids) for ids in encoded]), np.array(text_bytes)
+
+
+def _with_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    end = tokenizer.end_of_document
+    if end is None:
+        return ids
+    if end in ids:
+        raise UserError(
+            f"a document holds {tokenizer.decode([end])!a}, the tokenizer's end of documents, as text: leave such "
+            "documents out, or take another tokenizer"
+        )
+    return [*ids, end]
 
 
 class _EncodedDocuments:
@@ -220,14 +275,21 @@ class _EncodedDocuments:
 
 def write_text(writer: DatasetWriter, documents: Documents, validation: Validation) -> None:
     """Encodes all text as one document a split, cut after so many characters (nanoGPT's way), or so that `tokens` lie
-    behind the cut."""
-    tokenizer = tokenizer_from_meta(writer.tokenizer)
+    behind the cut. A tokenizer that does not divide every text after words has a whole split in memory."""
+    tokenizer = Kept(writer.tokenizer, writer.tokenizer_file).tokenizer
+    pieces = _in_words if tokenizer.divides_after_words else _whole
     length = sum(map(len, documents.as_one()))
     cut = int((1 - validation.share) * length)
     if validation.tokens is not None:
-        cut = _cut_before_tokens(tokenizer, _in_words(_parts(documents.as_one(), length, length)), validation.tokens)
-    for split, text, is_last in _in_words(_parts(documents.as_one(), cut, length)):
+        cut = _cut_before_tokens(tokenizer, pieces(_parts(documents.as_one(), length, length)), validation.tokens)
+    for split, text, is_last in pieces(_parts(documents.as_one(), cut, length)):
         writer.add(split, tokenizer.encode(text), len(text.encode("utf-8")), documents=int(is_last))
+
+
+def _whole(parts: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, str, bool]]:
+    """The same with the pieces of each split put together."""
+    for split, of_split in itertools.groupby(parts, key=lambda part: part[0]):
+        yield split, "".join(text for _, text, _ in of_split), True
 
 
 def _parts(pieces: Iterable[str], cut: int, length: int) -> Iterator[tuple[str, str, bool]]:

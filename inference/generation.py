@@ -65,6 +65,8 @@ def generate_batch(
         logits = group.read_on(model, room if limit is None else min(room, limit))[:, : tokenizer.vocab_size]
         if not torch.isfinite(logits).all():
             raise UserError("the model's output is not finite: its weights are damaged, or the run diverged")
+        if tokenizer.gaps:
+            logits = logits.index_fill(1, torch.tensor(sorted(tokenizer.gaps), device=logits.device), -torch.inf)
         probabilities = [distribution(row, how) for row in logits.cpu()]
         rows = []  # of the texts that go on
         for row, text in enumerate(group.texts):

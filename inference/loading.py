@@ -24,13 +24,13 @@ def configuration_of(checkpoint: Path) -> Configuration:
 
 
 def find_tokenizer(checkpoint: Path, saved: Configuration) -> Tokenizer:
-    """The run's own. One of an earlier version kept none: then that of its dataset, which must be there, and for a
-    tokenizer that is made from the text unchanged. Raises UserError."""
+    """The run's own, whose file, if it has one, is in the run's folder. One of an earlier version kept none: then that
+    of its dataset, which must be there, and for a tokenizer that is made from the text unchanged. Raises UserError."""
     data = read_state(checkpoint)["data"]
     if "tokenizer" in data:
-        return tokenizer_from_meta(data["tokenizer"])
+        return tokenizer_from_meta(data["tokenizer"], checkpoint.parent.parent)
     dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)
-    tokenizer = tokenizer_from_meta(dataset.tokenizer)
+    tokenizer = tokenizer_from_meta(dataset.tokenizer, dataset.folder)
     changed = [name for name, checksum in data.items() if dataset.identity.get(name) != checksum]
     if changed and isinstance(tokenizer, CharactersTokenizer):
         raise UserError(

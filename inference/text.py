@@ -24,6 +24,8 @@ def decode_stream(tokenizer: Tokenizer, start: Sequence[int], tokens: Iterable[i
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     prompt = [token for token in start if token != tokenizer.end_of_document]
     yield decoder.decode(tokenizer.decode_bytes(prompt))
+    continued = bool(prompt)
     for token in tokens:
-        yield decoder.decode(tokenizer.decode_bytes([token]))
+        yield decoder.decode(tokenizer.decode_bytes([token], continued))
+        continued = True
     yield decoder.decode(b"", final=True)

@@ -102,11 +102,11 @@ def _tokenizer(checkpoint: Path, saved: Configuration, notes: list[str]) -> Toke
 
 
 def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path, notes: list[str]) -> None:
-    """Its files; a note where GPT-2's table cannot be had."""
+    """Its files; a note where it has no tokenizer.json."""
     try:
         write_tokenizer(tokenizer, length, folder)
     except UserError as error:
-        notes.append(f"without a tokenizer: {error}")
+        notes.append(f"without a tokenizer.json: {error}")
 
 
 def _special_tokens(kept: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from benchmarks import (
     hybrid_training,
     latent_decoding,
     mamba,
+    prepare,
     train_throughput,
 )
 from benchmarks.mamba import CONTESTANTS, inputs
@@ -54,6 +55,8 @@ COUNT = "'0' is not a whole number of 1 or more"
         (decoding, "--patterns A X", "layer_pattern='X' must be made of the letters A attention"),
         (decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
         (documents, "--rounds 0", COUNT),
+        (prepare, "--rounds 0", COUNT),
+        (prepare, "--tokenizer gpt3", "invalid choice: 'gpt3'"),
         (documents, "--block_sizes 300", "--block_sizes 300: --tokens must be a multiple, and --documents no more"),
         (latent_decoding, "--contexts 0", COUNT),
         (latent_decoding, "--attention fused", "invalid choice: 'fused'"),

@@ -190,7 +190,9 @@ def test_kill_before_any_change_of_the_disk_leaves_the_old_dataset_or_none_or_th
             assert "has no meta.json" in str(error)
             outcomes.append("none")
         else:
-            first = {name: np.fromfile(split.path, dataset.dtype)[1] for name, split in dataset.splits.items()}
+            first = {
+                name: np.fromfile(split.shards[0].path, dataset.dtype)[1] for name, split in dataset.splits.items()
+            }
             assert first == ({"train": 1, "val": 1} if dataset.source == "a test" else {"train": 2, "val": 2})
             outcomes.append(dataset.source)
         if status == 0:
@@ -219,7 +221,10 @@ DAMAGES = {
     "a flipped bit": (lambda folder: flip_byte(folder / "val.bin"), "damaged: its checksum is crc32:"),
     "other dtype": (lambda folder: edit_meta(folder, lambda meta: meta.update(dtype="uint32")), "says dtype uint32"),
     "no dtype": (lambda folder: edit_meta(folder, lambda meta: meta.update(dtype="fp7")), "meta.json is damaged"),
-    "format": (lambda folder: edit_meta(folder, lambda meta: meta.update(format=2)), "has format 2, this .* reads 1"),
+    "format": (
+        lambda folder: edit_meta(folder, lambda meta: meta.update(format=3)),
+        "has format 3, this .* reads 1 and 2",
+    ),
     "not JSON": (lambda folder: (folder / "meta.json").write_text("{"), "meta.json is damaged"),
     "a list": (lambda folder: (folder / "meta.json").write_text("[]"), "meta.json is damaged"),
     "a missing key": (lambda folder: edit_meta(folder, remove_key), "meta.json is damaged .KeyError: 'bytes'"),

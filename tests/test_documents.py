@@ -162,7 +162,7 @@ def test_documents_of_all_kinds_become_one_dataset(tmp_path):
     train, val = documents_of(dataset, "train"), documents_of(dataset, "val")
     assert sorted(train + val) == sorted(texts)
     assert "left out: 4 documents without text" in printed
-    ids = [len(tokenizer_from_meta(dataset.tokenizer).encode(text)) + 1 for text in val]
+    ids = [len(tokenizer_from_meta(dataset.tokenizer, dataset.folder).encode(text)) + 1 for text in val]
     assert dataset.splits["val"].tokens == sum(ids) >= 50 > sum(ids[:-1])
 
     _, dataset = prepare("openwebtext", tmp_path, *given, "--val_fraction", "0.26")
@@ -212,7 +212,7 @@ def test_blank_documents_are_no_part_of_a_text_and_are_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one", " \n", "", "two")))
     printed, dataset = prepare("shakespeare_char", tmp_path, "--input", "a.jsonl")
     assert "left out: 2 documents without text" in printed
-    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    decode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).decode
     assert "".join(decode(ids_of(dataset, split).tolist()) for split in ("train", "val")) == "one\n\ntwo\n\n"
 
 
@@ -221,7 +221,7 @@ def test_so_many_tokens_of_a_text_are_for_validation(tmp_path, name):
     text = "".join(f"Zeile {number}: Grüße, 東京\n" for number in range(200))
     (tmp_path / "a.txt").write_text(text)
     _, dataset = prepare(name, tmp_path, "--input", "a.txt", "--val_tokens", "333")
-    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    decode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).decode
     assert "".join(decode(ids_of(dataset, split).tolist()) for split in ("train", "val")) == text
     assert 333 <= dataset.splits["val"].tokens <= 340  # of a character that has several tokens all
     assert "--val_tokens=99999: the whole text has" in refusal_of(name, tmp_path, "a.txt", "--val_tokens", "99999")

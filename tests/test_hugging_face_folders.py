@@ -526,9 +526,9 @@ def test_gpt2s_tokenizer_as_one_of_theirs(tmp_path):
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or ROOT.parent / "shared/tiktoken_cache"
     if not Path(cache).is_dir():
         pytest.skip("needs TIKTOKEN_CACHE_DIR, tiktoken's folder with GPT-2's tokens")
-    ours = tokenizer_from_meta({"kind": "gpt2", "end_of_document": 50256})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        ours = tokenizer_from_meta({"kind": "gpt2", "end_of_document": 50256})
         write_tokenizer(ours, 1024, tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = (ROOT / "README.md").read_text() + TEXT.replace("<|endoftext|>", "")

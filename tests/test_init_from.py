@@ -80,7 +80,7 @@ def of_cache(home, name):
 def loss_of_transformers(folder, dataset, length):
     """Over the whole validation split, in windows one after the other."""
     split = open_dataset(dataset).splits["val"]
-    tokens = torch.frombuffer(bytearray(split.path.read_bytes()), dtype=torch.uint16).long()
+    tokens = torch.frombuffer(bytearray(split.shards[0].path.read_bytes()), dtype=torch.uint16).long()
     windows = split.n_windows(length)
     x, y = (tokens[start : start + windows * length].view(windows, length) for start in (0, 1))
     logits = AutoModelForCausalLM.from_pretrained(folder).eval()(x).logits

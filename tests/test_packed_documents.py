@@ -162,7 +162,7 @@ def test_a_loader_tells_documents_by_their_ends(tmp_path):
 
 def pairs_of(dataset, block_size: int) -> tuple[float, float]:
     """(query, key) pairs per token of all windows in order, of one document, by hand; and those within 6 keys."""
-    tokens = np.fromfile(dataset.splits["train"].path, dataset.dtype)
+    tokens = np.fromfile(dataset.splits["train"].shards[0].path, dataset.dtype)
     windows = dataset.splits["train"].n_windows(block_size)
     pairs = near = 0
     for row in tokens[: windows * block_size].reshape(windows, block_size):

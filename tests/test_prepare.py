@@ -62,7 +62,7 @@ def refusal(name, folder, *arguments, **environment):
 
 
 def ids_of(dataset, split):
-    return np.fromfile(dataset.splits[split].path, dataset.dtype)
+    return np.fromfile(dataset.splits[split].shards[0].path, dataset.dtype)
 
 
 def documents_of(dataset, split):
@@ -70,7 +70,7 @@ def documents_of(dataset, split):
     ids = ids_of(dataset, split)
     end = dataset.tokenizer["end_of_document"]
     assert ids[-1] == end
-    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    decode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).decode
     return [decode(part[part != end].tolist()) for part in np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)]
 
 
@@ -220,7 +220,7 @@ def test_shakespeare_as_nanogpt_has_it(tmp_path):
     train, val = dataset.splits["train"], dataset.splits["val"]
     assert (dataset.vocab_size, train.tokens, val.tokens) == (50257, 301_966, 36_059)
     assert (train.bytes, val.bytes) == (1_003_854, 111_540)
-    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    decode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).decode
     text = decode(ids_of(dataset, "train").tolist()) + decode(ids_of(dataset, "val").tolist())
     assert text == source.read_text(encoding="utf-8")
 
@@ -229,7 +229,7 @@ def test_any_text_can_be_split_into_characters(tmp_path):
     text = "Füße, 東京, 𝄞\r\n" * 50
     (tmp_path / "text.txt").write_bytes(text.encode("utf-8"))
     _, dataset = prepare("shakespeare_char", tmp_path, "--input", "text.txt")
-    decode = tokenizer_from_meta(dataset.tokenizer).decode
+    decode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).decode
     boundary = int(0.9 * len(text))
     for split, part in (("train", text[:boundary]), ("val", text[boundary:])):
         assert decode(ids_of(dataset, split).tolist()) == part
@@ -286,7 +286,7 @@ def test_openwebtext_from_local_files(tmp_path):
     for split, documents in (("train", train), ("val", val)):
         assert dataset.splits[split].documents == len(documents)
         assert dataset.splits[split].bytes == sum(len(text.encode("utf-8")) for text in documents)
-    encode = tokenizer_from_meta(dataset.tokenizer).encode
+    encode = tokenizer_from_meta(dataset.tokenizer, dataset.folder).encode
     assert ids_of(dataset, "val").tolist() == [token for text in val for token in [*encode(text), 50256]]
     assert (dataset.vocab_size, dataset.dtype.name) == (50257, "uint16")
 
@@ -395,7 +395,7 @@ def test_in_a_prompt_it_is():
 def test_gpt2_without_its_table_is_one_line(tmp_path):
     (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 100)
     message = refusal("shakespeare", tmp_path, "--input", "text.txt", TIKTOKEN_CACHE_DIR=str(tmp_path / "empty"))
-    assert "cannot fetch GPT-2's token table" in message and "TIKTOKEN_CACHE_DIR" in message
+    assert "cannot fetch the token table of gpt2" in message and "TIKTOKEN_CACHE_DIR" in message
 
 
 def test_gpt2_without_tiktoken_is_one_line(monkeypatch):

@@ -17,7 +17,8 @@ import configurator
 from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
-from data.loader import Batch, UnusableData, WindowLoader, prefetch, training_batches
+from data.dataset import UnusableData
+from data.loader import Batch, WindowLoader, prefetch, training_batches
 from data.mixture import Data
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
@@ -189,6 +190,7 @@ class Trainer:
         self.logger.start(self.progress, checkpoint, changed, dataset, notes)
         if self.folder.is_held:
             configurator.write(self.configuration, self.folder.path)
+            dataset.keep_tokenizer(self.folder.path)
             for path in damaged:
                 self.folder.set_damaged_aside(path)
         for path, reason in damaged.items():

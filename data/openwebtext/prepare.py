@@ -1,13 +1,12 @@
-"""OpenWebText, or any documents, in GPT-2's byte-pair encoding, each document followed by <|endoftext|>.
+"""OpenWebText, or any documents, in GPT-2's byte-pair encoding or another, each followed by an end of documents.
 
-    python data/openwebtext/prepare.py [--input PATH ...] [--out_dir DIR] [--num_proc N]
+    python data/openwebtext/prepare.py [--input PATH ...] [--out_dir DIR] [--num_proc N] [--tokenizer T]
 
 Without --input the 8 million documents are downloaded by the `datasets` package into its cache (tens of GB) and give
 about 9 billion tokens. nanoGPT's split: 0.05 % of the documents, drawn with seed 2357, for validation.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +14,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
-from common.errors import UserError, exit_cleanly, positive
+from common.errors import UserError, exit_cleanly
 from data.dataset import DatasetWriter
 from data.documents import Documents
-from data.preparation import add_split_by, documents_from, outcome, parser, validation_from, write_documents
-from data.tokenizers import GPT2Tokenizer, tokenizer_from_meta
+from data.preparation import (
+    add_num_proc,
+    add_split_by,
+    add_tokenizer,
+    documents_from,
+    outcome,
+    parser,
+    validation_from,
+    write_documents,
+)
+from data.tokenizers import choose
 
 NAME = "Skylion007/openwebtext"
-TOKENIZER = {"kind": "gpt2", "end_of_document": 50256}  # <|endoftext|>
 VALIDATION_SHARE = 0.0005
 
 
@@ -56,21 +63,24 @@ class Downloaded:
 
 @exit_cleanly
 def main() -> None:
-    built = parser("Prepare OpenWebText in GPT-2's byte-pair encoding.", Path(__file__).parent, "the download")
+    built = parser("Prepare OpenWebText, or any documents.", Path(__file__).parent, "the download")
     add_split_by(built)
-    cores = os.cpu_count() or 1
-    help = "processes (default: half the cores)"
-    built.add_argument("--num_proc", type=positive, default=max(1, cores // 2), help=help)
+    add_tokenizer(built, "tiktoken:gpt2")
+    add_num_proc(built)
     arguments = built.parse_args()
     validation = validation_from(arguments, VALIDATION_SHARE)
-    tokenizer_from_meta(TOKENIZER).encode("")  # a missing token table is found before 50 GB are downloaded
+    characters_later = arguments.tokenizer == "char"  # which are those of the documents
+    # What is wrong with any other tokenizer is found before 50 GB are downloaded.
+    kept = None if characters_later else choose(arguments.tokenizer, end=arguments.end_of_document)
     documents: Downloaded | Documents
     if arguments.input is None:
         rows = download(arguments.num_proc)
         documents, total, source = Downloaded(rows), len(rows), NAME
     else:
         documents, total, source = documents_from(arguments), None, " ".join(arguments.input)
-    with DatasetWriter(arguments.out_dir, TOKENIZER, GPT2Tokenizer.vocab_size, source) as writer:
+    kept = kept or choose(arguments.tokenizer, documents)
+    vocab_size = kept.tokenizer.vocab_size
+    with DatasetWriter(arguments.out_dir, kept.entry, vocab_size, source, kept.content) as writer:
         write_documents(writer, documents, validation, arguments.num_proc, total)
     print(outcome(arguments.out_dir, documents.empty))
 

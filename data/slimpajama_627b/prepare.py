@@ -1,0 +1,26 @@
+"""SlimPajama: RedPajama without its duplicates, 627 billion tokens.
+
+    python data/slimpajama_627b/prepare.py [--tokenizer T] [--num_proc N] [--input PATH ...] [--out_dir DIR]
+
+It is streamed into this folder, with another tokenizer than GPT-2's into data/slimpajama_627b_<tokenizer>.
+Started again after a kill, it goes on.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
+
+from common.errors import exit_cleanly
+from data.corpora import Corpus, column, prepare
+
+CORPUS = Corpus("cerebras/SlimPajama-627B", None, column)
+
+
+@exit_cleanly
+def main() -> None:
+    prepare(CORPUS, Path(__file__).resolve().parent)
+
+
+if __name__ == "__main__":
+    main()
