@@ -89,11 +89,11 @@ def find_dataset(configuration: Configuration, ranks: Ranks) -> Data | None:
     damaged."""
     run = configuration.run
     path = dataset_folder(run.dataset, run.data_dir)
-    knows_size = configuration.model.vocab_size is not None and run.mixture is None
+    knows_size = configuration.model.vocab_size is not None and (run.mixture, run.val_dataset) == (None, None)
     if run.dry_run and knows_size and not (path / "meta.json").exists():
         return None
     verify = ranks.local_rank == 0  # one process of a machine reads the files through
-    return open_data(run.dataset, run.mixture, run.data_dir, verify)
+    return open_data(run.dataset, run.mixture, run.val_dataset, run.data_dir, verify)
 
 
 def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolder, ranks: Ranks) -> list[Path]:

@@ -378,8 +378,9 @@ def iteration_lines(record: dict[str, Any]) -> str:
 
 def _by_source(losses: dict[str, float], sources: dict[str, Source]) -> dict[str, dict[str, float]]:
     """What is logged of the sources of a mixture."""
-    bits = {name: loss / math.log(2) / sources[name].bytes_per_token for name, loss in losses.items()}
-    return {name: {"val_loss": loss, "val_bits_per_byte": bits[name]} for name, loss in losses.items()}
+    of_sources = {name: loss for name, loss in losses.items() if name in sources and sources[name].is_validated}
+    bits = {name: loss / math.log(2) / sources[name].bytes_per_token for name, loss in of_sources.items()}
+    return {name: {"val_loss": loss, "val_bits_per_byte": bits[name]} for name, loss in of_sources.items()}
 
 
 def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Data) -> dict[str, Any]:

@@ -364,6 +364,11 @@ class Dataset:
         return {self.name: self}
 
     @property
+    def validation_sources(self) -> dict[str, "Dataset"]:
+        """The datasets whose validation splits are evaluated: it alone."""
+        return self.sources
+
+    @property
     def validation_shares(self) -> dict[str, float]:
         """Of the sources, in the loss of a validation."""
         return {self.name: 1.0}

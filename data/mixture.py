@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from data.dataset import Dataset, dataset_folder, open_dataset
+from data.dataset import Dataset, Split, dataset_folder, open_dataset
 from data.tokenizers import same_ids
 
 PERIOD = 1000  # samples
@@ -203,6 +203,7 @@ class Mixture:
 
     sources: dict[str, Dataset]
     phases: tuple[Phase, ...]
+    validated_on: Dataset | None = None  # in place of their own validation splits
 
     @property
     def name(self) -> str:
@@ -234,17 +235,26 @@ class Mixture:
 
     @cached_property
     def validation_shares(self) -> dict[str, float]:
-        """Of the last phase, which a run is trained for."""
+        """Of the last phase, which a run is trained for, or the other dataset alone."""
+        if self.validated_on is not None:
+            return self.validated_on.validation_shares
         return {name: self.phases[-1].share(name) for name in self.phases[-1].counts}
 
     @property
-    def splits(self) -> dict[str, MixedSplit]:
-        train = self.validation_shares if len(self.phases) == 1 else None
-        evaluated = {name: self.sources[name] for name in self.validation_shares}
-        return {
-            "train": MixedSplit("train", self.sources, train),
-            "val": MixedSplit("val", evaluated, self.validation_shares),
-        }
+    def validation_sources(self) -> dict[str, Dataset]:
+        """The datasets whose validation splits are evaluated."""
+        if self.validated_on is not None:
+            return self.validated_on.sources
+        return {name: self.sources[name] for name in self.validation_shares}
+
+    @property
+    def splits(self) -> dict[str, MixedSplit | Split]:
+        """A split that is another dataset's is that one, so that it has its checksum."""
+        shares = {name: self.phases[-1].share(name) for name in self.phases[-1].counts}
+        train = MixedSplit("train", self.sources, shares if len(self.phases) == 1 else None)
+        if self.validated_on is not None:
+            return {"train": train, "val": self.validated_on.splits["val"]}
+        return {"train": train, "val": MixedSplit("val", self.validation_sources, shares)}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -255,13 +265,14 @@ class Mixture:
     def document_lengths(self, split: str, block_size: int) -> dict[int, float]:
         """Of the sources, by their shares in the last phase."""
         found: dict[int, float] = {}
-        for name, share in self.validation_shares.items():
+        for name, count in self.phases[-1].counts.items():
+            share = count / PERIOD
             for length, part in self.sources[name].document_lengths(split, block_size).items():
                 found[length] = found.get(length, 0.0) + share * part
         return found
 
     def check_fits(self, block_size: int, vocab_size: int) -> None:
-        for source in self.sources.values():
+        for source in (*self.sources.values(), *self.validation_sources.values()):
             source.check_fits(block_size, vocab_size)
 
     def epochs(self, samples: int, block_size: int, seed: int) -> dict[str, float]:
@@ -279,15 +290,30 @@ class Mixture:
 Data = Dataset | Mixture
 
 
-def open_data(dataset: str, mixture: Any, data_dir: str | None, verify: bool = True) -> Data:
+def open_data(dataset: str, mixture: Any, val_dataset: str | None, data_dir: str | None, verify: bool = True) -> Data:
     """What the keys of these names say. Raises UserError where it is missing, damaged, or no mixture."""
+    data = _open_training(dataset, mixture, data_dir, verify)
+    if val_dataset is None:
+        return data
+    other = open_dataset(dataset_folder(val_dataset, data_dir), verify)
+    _check_alike(data, other, "val_dataset")
+    if isinstance(data, Mixture):
+        return dataclasses.replace(data, validated_on=other)
+    return dataclasses.replace(data, splits={"train": data.splits["train"], "val": other.splits["val"]})
+
+
+def _open_training(dataset: str, mixture: Any, data_dir: str | None, verify: bool) -> Data:
     if mixture is None:
         return open_dataset(dataset_folder(dataset, data_dir), verify)
     opened = {name: open_dataset(dataset_folder(name, data_dir), verify) for name in sources(mixture)}
-    (first, one), *others = opened.items()
-    for name, other in others:
-        if not same_ids(one.tokenizer, other.tokenizer) or (
-            one.tokenizer["end_of_document"] != other.tokenizer["end_of_document"]
-        ):
-            raise UserError(f"mixture: {first} and {name} have different tokenizers: prepare them with one")
+    first, *others = opened.values()
+    for other in others:
+        _check_alike(first, other, "mixture")
     return Mixture(opened, read_phases(mixture))
+
+
+def _check_alike(one: Data, other: Dataset, key: str) -> None:
+    """Raises UserError where two do not give text the same ids."""
+    ends = [data.tokenizer["end_of_document"] for data in (one, other)]
+    if not same_ids(one.tokenizer, other.tokenizer) or ends[0] != ends[1]:
+        raise UserError(f"{key}: {one.name} and {other.name} have different tokenizers: prepare them with one")

@@ -43,6 +43,9 @@ class RunConfig:
         "several datasets of data_dir in place of `dataset`: {'c4': 0.3, 'code': 0.7}, shares of the samples; a list "
         "of such phases with their from_tokens; or a TOML file of them (docs/using/data.md)",
     )
+    val_dataset: str | None = key(
+        None, "evaluate on the validation text of this dataset, so that runs on several compare; None: on dataset's"
+    )
     mask_documents: bool = key(
         False,
         "tokens meet those of their own document only, in every layer, and positions begin anew with each; False: the "

@@ -6,10 +6,12 @@ import math
 from fractions import Fraction
 
 import pytest
+from commands import command
 from conftest import BYTES, write_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compare_architectures
 from data.dataset import DatasetWriter
 from data.mixture import PERIOD, MixtureOrder, as_values, in_thousandths, read_phases
 
@@ -173,3 +175,45 @@ def test_what_is_no_mixture_is_one_line(train, tmp_path, data_dir, mixture, mess
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+# Validation on another dataset
+
+
+@pytest.mark.parametrize("data", ["--dataset=tiny", MIXED], ids=["a dataset", "a mixture"])
+def test_a_run_is_validated_on_the_text_of_another_dataset(train, tmp_path, data_dir, data):
+    done = train(data, "--val_dataset=short")
+    assert done.returncode == 0, done.stderr
+    alone = train(
+        f"--init_from={tmp_path / 'run'}", "--dataset=short", "--eval_only=True", f"--out_dir={tmp_path / 'alone'}",
+        "--mixture=None", "--val_dataset=None",
+    )  # fmt: skip
+    last = records(tmp_path / "run", "eval")[-1]
+    assert f"validation loss {last['val_loss']:.4f}" in alone.stdout, alone.stderr
+    of_split = json.loads((data_dir / "short/meta.json").read_text())["splits"]["val"]
+    bits = last["val_loss"] / math.log(2) * of_split["tokens"] / of_split["bytes"]
+    assert last["val_bits_per_byte"] == pytest.approx(bits) and "sources" not in last
+    assert records(tmp_path / "run", "run")[0]["dataset"]["splits"]["val"]["checksum"] == of_split["checksum"]
+
+
+def test_runs_on_several_datasets_compare_on_common_text(train, tmp_path):
+    """As they do not where each has its own."""
+    for name in ("tiny", "short"):
+        for common in ([], ["--val_dataset=short"]):
+            assert train(f"--dataset={name}", *common, f"--out_dir={name}{len(common)}").returncode == 0
+    common, own = (
+        command(compare_architectures.main, str(tmp_path / f"tiny{which}"), str(tmp_path / f"short{which}"))
+        for which in (1, 0)
+    )
+    assert common.returncode == 0 and "nats below" in common.stdout, common.stderr
+    assert own.returncode == 2 and "were validated on different data" in own.stderr
+
+
+def test_validation_text_of_another_tokenizer_is_one_line(train, tmp_path, data_dir):
+    folder = tmp_path / "data"
+    write_words(folder / "tiny", {"train": 4, "val": 4}, length=80)
+    with DatasetWriter(folder / "other", {**BYTES, "end_of_document": 1}, 256, "generated") as writer:
+        for split in ("train", "val"):
+            writer.add(split, [65] * 80 + [1], 80)
+    done = train(f"--data_dir={folder}", "--val_dataset=other")
+    assert done.returncode == 2 and "val_dataset: tiny and other have different tokenizers" in done.stderr

@@ -55,12 +55,12 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One of the datasets of a mixture: tokens of its training split, how often the run meets these, its share of
-    validation, None where the last phase has none of it, and bytes of text of a token there."""
+    """One of the datasets of a mixture: tokens of its training split, how often the run meets these, whether its own
+    validation split is evaluated, and bytes of text of a token there."""
 
     tokens: int
     epochs: float
-    validation_share: float | None
+    is_validated: bool
     bytes_per_token: float
 
 
@@ -155,7 +155,7 @@ def sources_of(mixture: Mixture, plan: RunPlan, configuration: Configuration) ->
         name: Source(
             source.splits["train"].tokens,
             epochs[name],
-            mixture.validation_shares.get(name),
+            mixture.validation_sources.get(name) is source,
             source.splits["val"].bytes_per_token,
         )
         for name, source in mixture.sources.items()

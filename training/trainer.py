@@ -135,8 +135,8 @@ class Trainer:
         self.train_data = training_batches(dataset, block_size, self.run.seed, tells, own_part)
         self.validation = Validation(
             {
-                name: WindowLoader(dataset.sources[name], "val", block_size, WINDOW_SEED, tells, own_part)
-                for name in dataset.validation_shares
+                name: WindowLoader(source, "val", block_size, WINDOW_SEED, tells, own_part)
+                for name, source in dataset.validation_sources.items()
             },
             dataset.validation_shares,
         )
