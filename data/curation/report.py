@@ -27,7 +27,7 @@ def page(plan: Plan, steps: dict[str, Step]) -> str:
     parts = [
         f"<h1>Curation of {read.kept:,} documents</h1>",
         f"<p>{written.kept:,} are left: {share(written.kept, read.kept)} of the documents, "
-        f"{share(written.counts['characters'], read.counts['characters'])} of the characters.</p>",
+        f"{share(characters(written), characters(read))} of the characters.</p>",
         *_notes(plan, steps),
         "<table><tr><th>step</th><th>came</th><th>removed</th><th>share</th><th>left</th><th class=why>why</th></tr>",
         *(_row(name, step) for name, step in steps.items() if name not in UNLISTED),
@@ -39,6 +39,10 @@ def page(plan: Plan, steps: dict[str, Step]) -> str:
     ]
     head = f"<meta charset=utf-8><title>Curation</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def characters(step: Step) -> int:
+    return step.counts.get("characters", 0)  # datatrove has no count of what never came
 
 
 def share(part: int, whole: int) -> str:

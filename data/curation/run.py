@@ -67,9 +67,12 @@ def _is_done(plan: Plan) -> bool:
     path = plan.output_dir / "manifest.json"
     if not path.exists():
         return False
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["made_of"] != _plain(_description(plan)):
-        raise UserError(f"{plan.output_dir} has another curation: choose another --output_dir, or remove it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("made_of") != _plain(_description(plan)):
+        raise UserError(f"{path} is of something else than this command: choose another --output_dir")
     for entry in manifest["files"]:
         file = plan.output_dir / DOCUMENTS / entry["file"]
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
