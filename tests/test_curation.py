@@ -405,7 +405,7 @@ def test_killed_at_some_instants_and_started_again_it_leaves_the_same_bytes(tmp_
 
 @pytest.mark.slow
 def test_killed_at_many_instants_and_started_again_it_leaves_the_same_bytes(tmp_path):
-    killed_in_turn(tmp_path, range(2, 2000, 7))
+    killed_in_turn(tmp_path, range(2, 2000, 23))
 
 
 def killed_in_turn(tmp_path: Path, steps: range) -> None:

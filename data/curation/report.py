@@ -9,6 +9,7 @@ from data.curation.files import read_samples
 from data.curation.records import Step
 from data.curation.stages import INPUT, PERSONAL, SCORE, WRITTEN, Plan
 
+NEAR = 0.8  # of which the page says how often it is found
 UNLISTED = (INPUT, SCORE, PERSONAL, WRITTEN)  # steps that remove nothing
 
 STYLE = """
@@ -63,8 +64,8 @@ def _notes(plan: Plan, steps: dict[str, Step]) -> list[str]:
         lines = sum(count for name, count in steps["C4"].counts.items() if name.startswith("line-filter"))
         notes.append(f"C4: {lines:,} lines removed from documents, of those that it removed too")
     if "near copies" in steps:
-        found = plan.recipe.found_share(0.8)
-        notes.append(f"near copies: two of Jaccard similarity 0.8 are found with a probability of {found:.3f}")
+        found = plan.recipe.found_share(NEAR)
+        notes.append(f"near copies: two of Jaccard similarity {NEAR} are found with a probability of {found:.3f}")
     return [f"<p>{html.escape(note)}.</p>" for note in notes]
 
 
