@@ -608,6 +608,5 @@ def test_the_pages_commands(tmp_path):
         given = command.replace("--workers 32", "--workers 1").replace("python data/", f"{sys.executable} {ROOT}/data/")
         given += " --val_fraction 0.3" if "prepare.py" in command else ""
         done = subprocess.run(given.split(), cwd=tmp_path, capture_output=True, text=True)
-        is_own = command == own  # of which no English document is left
-        assert done.returncode == (0 if not is_own else 2), (command, done.stderr)
-    assert "nothing is left" in done.stderr or "own" not in done.stderr
+        assert done.returncode == 0, (command, done.stderr)
+    assert "left: 1 of 16 documents" in done.stdout
