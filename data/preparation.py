@@ -171,13 +171,18 @@ def _encode(
 def begin_process(kept: Kept) -> None:
     """What a process of a pool that encodes does first."""
     global _of_this_process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one ends the others
     _of_this_process = kept
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    end_with_the_first()
 
 
-def _end_with_the_first() -> None:
-    """A pool's processes wait for work for ever where the first process was killed."""
+def end_with_the_first() -> None:
+    """A process of a pool ends when the first process ends it, or is no more: by itself it would wait for work for ever
+    where that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one ends the others
+    threading.Thread(target=_wait_for_its_end, daemon=True).start()
+
+
+def _wait_for_its_end() -> None:
     first = parent_process()
     assert first is not None
     first.join()

@@ -1,0 +1,85 @@
+"""Curates documents: keeps the good ones, once each, without what identifies people or gives evaluations away.
+
+    python data/curate.py --config production --input PATH ... --output_dir DIR [--workers N]
+    python data/c4/prepare.py --input DIR/documents ...
+
+DIR gets the documents that are left, report.html with counts and samples of what was removed, and manifest.json.
+Started again after a kill, it goes on. --config quick reads the first 1,000 documents of each file.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # datatrove's bars, beside what is said here; read when tqdm is imported
+sys.path.pop(0)  # this folder, in which `tokenizers` is not the library
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository: this script is called by its path
+
+from common.errors import ArgumentParser, UserError, exit_cleanly, positive
+from data.curation.recipe import RECIPES, Needs, read_recipe
+from data.documents import find_files
+from data.parts import FilePart
+from data.preparation import add_split_by
+
+INSTALL = "pip install -e '.[curation]'"
+
+
+@exit_cleanly
+def main() -> None:
+    arguments = parse_arguments()
+    recipe = read_recipe(arguments.config)
+    needs = needed(arguments)
+    parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
+    check_packages()
+    from data.curation.run import curate
+    from data.curation.stages import Plan
+
+    curate(Plan(arguments.output_dir, tuple(parts), recipe, needs), arguments.workers)
+
+
+def parse_arguments() -> argparse.Namespace:
+    built = ArgumentParser(__doc__)
+    add = built.add_argument
+    names = " or ".join(RECIPES)
+    add("--config", default="production", metavar="C", help=f"{names} (default: production), or a .toml of values")
+    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders or patterns, as of prepare scripts")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="where to write")
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    add("--workers", type=positive, default=workers, metavar="N", help="processes (default: half the cores)")
+    add("--good", nargs="+", metavar="PATH", help="files of good documents, to score others by; with --bad")
+    add("--bad", nargs="+", metavar="PATH", help="files of bad documents")
+    add("--bad_words", type=Path, metavar="FILE", help="a word a line; a document with one of them goes")
+    add("--evaluation", nargs="+", metavar="PATH", help="files of texts that no document may share words in a row with")
+    add("--text_key", default="text", metavar="NAME", help="of the text in JSON and Parquet (default: text)")
+    add_split_by(built)
+    return built.parse_args()
+
+
+def needed(arguments: argparse.Namespace) -> Needs:
+    """The files of steps that need some. Raises UserError."""
+    if bool(arguments.good) != bool(arguments.bad):
+        raise UserError("--good and --bad: a score needs examples of both")
+    if arguments.bad_words and not arguments.bad_words.is_file():
+        raise UserError(f"--bad_words: there is no file {arguments.bad_words}")
+    given = (arguments.good, arguments.bad, arguments.evaluation)
+    good, bad, evaluation = (tuple(find_files(inputs or [])) for inputs in given)
+    return Needs(good, bad, arguments.bad_words, evaluation)
+
+
+def check_packages() -> None:
+    """Raises UserError for one that is not there, or too new for datatrove."""
+    try:
+        import datatrove  # noqa: F401
+        import orjson  # noqa: F401
+        import py3langid  # noqa: F401
+        import xxhash
+        import zstandard  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"this needs the {error.name} package: {INSTALL}") from None
+    if int(xxhash.VERSION.split(".")[0]) > 3:
+        raise UserError(f"xxhash {xxhash.VERSION} hashes no text, which datatrove gives it: {INSTALL}")
+
+
+if __name__ == "__main__":
+    main()
