@@ -225,18 +225,20 @@ def _beside(file: Path, data: Any) -> Any:
 
 
 def _loaded(manager: TaskManager, wanted: list[Any]) -> dict[str, Any]:
-    """Each in turn, so that an error names its task. The harness and its libraries raise anything for data that they
-    cannot get or read."""
+    """What TaskManager.load gives of all, each loaded in turn, so that an error names its task. The harness and its
+    libraries raise anything for data that they cannot get or read."""
+    found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for one in wanted:
         name = one if isinstance(one, str) else one["task"]
         try:
-            manager.load([one])
+            loaded: dict[str, Any] = dict(manager.load([one]))
         except Exception as error:
             raise UserError(
                 f"cannot load the task {name}: {_line(error)}; where there is no network, load it once where there is "
                 "one, and copy the folder that HF_HOME names"
             ) from None
-    return dict(manager.load(wanted))
+        found = {part: content | loaded[part] for part, content in found.items()}
+    return found
 
 
 def _line(error: BaseException) -> str:
