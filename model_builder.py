@@ -145,13 +145,17 @@ class LanguageModel(nn.Module):
         constant = all(layer.mixer_spec.has_constant_state for layer in config.layer_counts)
         return None if constant and config.component("position_encoding").acts_in is None else config.block_size
 
+    @property
+    def turns_anew(self) -> bool:
+        """Whether tokens that were read change as their text becomes longer, since positions depend on its length."""
+        return self._turning(0) != self._turning(self.config.block_size)
+
     def empty_caches(self, batch: int, length: int) -> Caches:
         """Caches for decoding `batch` texts of up to `length` tokens each, on the model's device."""
         limit = self.context_limit
         if limit is not None and length > limit:
             raise ValueError(f"caches of {length} tokens are more than the block size {limit}")
-        turns_anew = self._turning(0) != self._turning(self.config.block_size)
-        texts = self.embedding.weight.new_empty(batch, 0, dtype=torch.long) if turns_anew else None
+        texts = self.embedding.weight.new_empty(batch, 0, dtype=torch.long) if self.turns_anew else None
         room = None if limit is None else length
         return Caches(self._empty_layers(batch, length), batch, room, texts=texts)
 
@@ -271,7 +275,7 @@ class LanguageModel(nn.Module):
         tokens then meet those of their own only; None: all are of one."""
         hidden, auxiliary, loads = self._read(tokens, caches, documents)
         if targets is None:
-            return self._logits(hidden)
+            return self.logits(hidden)
         return LossParts(self._cross_entropy(hidden, targets), (targets != IGNORED).sum(), auxiliary, loads)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -280,10 +284,10 @@ class LanguageModel(nn.Module):
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""
-        return self._logits(self.hidden(tokens, caches)[:, -1])
+        return self.logits(self.hidden(tokens, caches)[:, -1])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """(..., D), as the head reads them -> (..., V)."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` gives, (..., D) -> logits (..., V) of what follows each."""
         logits, cap = F.linear(hidden, self.head_weight), self.config.final_logit_softcapping
         return logits if cap is None else cap * (logits / cap).tanh()
 

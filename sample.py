@@ -19,7 +19,7 @@ from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import open_text
 from data.tokenizers import Tokenizer
 from inference.generation import generate, generate_batch
-from inference.loading import configuration_of, find_tokenizer, load
+from inference.loading import cache_bytes, configuration_of, find_tokenizer, load
 from inference.sampling import Sampling
 from inference.text import decode_stream, starting_tokens
 from model_builder import LanguageModel
@@ -168,11 +168,6 @@ def cache_sizes(config: ModelArchitectureConfig) -> str:
         transformer = config.replace(layer_pattern=None)
         said += f", with attention in every layer {cache_bytes(transformer):,}"
     return said
-
-
-def cache_bytes(config: ModelArchitectureConfig) -> int:
-    with torch.device("meta"):
-        return LanguageModel(config).empty_caches(1, config.block_size).bytes
 
 
 if __name__ == "__main__":

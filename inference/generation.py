@@ -13,14 +13,14 @@ Texts beyond the block, of which the model sees the last block_size tokens, have
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from components.caches import Caches
 from data.tokenizers import Tokenizer
-from inference.sampling import Sampling, distribution, draw
+from inference.sampling import Sampling, check_finite, distribution, draw
 from model_builder import LanguageModel
 
 
@@ -44,13 +44,14 @@ def generate_batch(
     how: Sampling,
     max_new_tokens: int,
     generators: Sequence[torch.Generator],
+    ended: AbstractSet[int] = frozenset(),
 ) -> Iterator[tuple[int, int]]:
     """The new tokens of texts that begin with `starts`, each with the number of its text: those of a text in order,
     one by one, until its document ends (that token is not yielded) or `max_new_tokens` are there.
 
     Where layers attend, the model sees at most the last block_size tokens; else all of them. Ids that the tokenizer
     does not have, in a vocabulary that was padded, are never chosen. Each text is drawn with its own generator, on the
-    CPU, in float64.
+    CPU, in float64. A text whose number is in `ended`, to which whoever takes the tokens may add, gets no more.
     """
     limit = model.context_limit
     contexts = [list(start if limit is None else start[-limit:]) for start in starts]
@@ -63,8 +64,7 @@ def generate_batch(
     while waiting:
         group = waiting.pop(min(waiting))
         logits = group.read_on(model, room if limit is None else min(room, limit))[:, : tokenizer.vocab_size]
-        if not torch.isfinite(logits).all():
-            raise UserError("the model's output is not finite: its weights are damaged, or the run diverged")
+        check_finite(logits)
         if tokenizer.gaps:
             logits = logits.index_fill(1, torch.tensor(sorted(tokenizer.gaps), device=logits.device), -torch.inf)
         probabilities = [distribution(row, how) for row in logits.cpu()]
@@ -75,7 +75,7 @@ def generate_batch(
                 yield text.number, token
                 text.context.append(token)
                 text.left -= 1
-                rows += [row] if text.left else []
+                rows += [row] if text.left and text.number not in ended else []
         if rows:
             group.keep(rows)
             group.slide(limit)

@@ -9,6 +9,7 @@ from configurator import Configuration
 from data.dataset import dataset_folder, open_dataset
 from data.tokenizers import CharactersTokenizer, Tokenizer, tokenizer_from_meta
 from model_builder import LanguageModel, build_model
+from model_config import ModelArchitectureConfig
 from runs.checkpoint import load_model
 from runs.folder import read_state, saved_configuration
 
@@ -50,3 +51,9 @@ def load(checkpoint: Path, saved: Configuration, device: torch.device) -> Langua
     model = build_model(saved.model.portable(), device)
     load_model(checkpoint, model)
     return model.eval()
+
+
+def cache_bytes(config: ModelArchitectureConfig) -> int:
+    """What decoding keeps of a text of block_size tokens."""
+    with torch.device("meta"):
+        return LanguageModel(config).empty_caches(1, config.block_size).bytes

@@ -5,6 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -41,6 +43,12 @@ def _likeliest(logits: Tensor, count: int) -> Tensor:
     last = logits.topk(count).values[-1]
     candidates = (logits >= last).nonzero().squeeze(1)  # more than `count` where some equal the last
     return candidates[logits[candidates].argsort(descending=True, stable=True)][:count]
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raises UserError for logits of any shape that are no numbers, of which the likeliest token would mean nothing."""
+    if not torch.isfinite(logits).all():
+        raise UserError("the model's output is not finite: its weights are damaged, or the run diverged")
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:

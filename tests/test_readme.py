@@ -25,6 +25,7 @@ SHORTER = {
     "quickstart.py": "--max_iters=3 --eval_iters=1 --n_layer=1 --n_embd=48",
     "laptop.py --": "--max_iters=3 --eval_iters=1",
     "sample.py": "--max_new_tokens=5",
+    "evaluate.py": "--limit=5",
     "ladder.py plan": "--budget=2e10 --block_size=32",
 }
 

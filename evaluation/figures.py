@@ -1,0 +1,80 @@
+"""A figure with what it takes to believe it: its standard error, what guessing has, and of how many samples it is."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NORMAL_95 = 1.959964  # the normal distribution's 97.5 % quantile: 95 % lie within so many standard errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """What a model has in one metric of a task.
+
+    A `share` is of 1 and printed in per cent. `error` is the standard error of the value as an estimate for all
+    questions of the kind; None: it has none. `chance` is the expected value of guessing; None: nobody can say.
+    """
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    chance: float | None
+    samples: int
+    of: str = "questions"  # what the samples are
+    is_share: bool = True
+    higher_is_better: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """In words whether it is better than guessing; empty where nobody can say."""
+        if self.chance is None:
+            return ""
+        noise = NORMAL_95 * math.sqrt(self.chance * (1 - self.chance) / self.samples)  # of whoever guesses
+        if abs(self.value - self.chance) <= noise:
+            return "within noise of chance"
+        return "better than chance" if (self.value > self.chance) == self.higher_is_better else "worse than chance"
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"verdict": self.verdict}
+
+
+def mean_error(values: NDArray[np.float64]) -> float | None:
+    """The standard error of the mean of samples (n,); None for a single one. Answers that are all right or all wrong
+    have no spread, but are no proof that the next one is, too: then it is that of one right and one wrong one more."""
+    n = len(values)
+    if n < 2:
+        return None
+    if values.min() == values.max() and values[0] in (0, 1):
+        share = (values.sum() + 1) / (n + 2)
+        return math.sqrt(share * (1 - share) / n)
+    return float(values.std(ddof=1) / math.sqrt(n))
+
+
+def ratio_error(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> float | None:
+    """The standard error of the ratio of two sums over samples (n,), such as bits over bytes of documents; None for a
+    single one. By linearisation (Cochran, Sampling Techniques, section 2.11)."""
+    if len(sums) < 2:
+        return None
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    return float(math.sqrt(len(sums)) * residuals.std(ddof=1) / sizes.sum())
+
+
+def table(figures: Sequence[Figure]) -> list[str]:
+    """Lines for people."""
+    heads = ("task", "metric", "value", "std. error", "chance", "of", "")
+    rows = [heads, *(cells(figure) for figure in figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    places = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust, str.ljust)
+    return ["  ".join(put(row[n], widths[n]) for n, put in enumerate(places)).rstrip() for row in rows]
+
+
+def cells(figure: Figure) -> tuple[str, ...]:
+    """A row of the table."""
+    values = (figure.value, figure.error, figure.chance)
+    numbers = ["n/a" if value is None else f"{value:.1%}" if figure.is_share else f"{value:.4f}" for value in values]
+    return (figure.task, figure.metric, *numbers, f"{figure.samples:,} {figure.of}", figure.verdict)

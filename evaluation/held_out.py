@@ -1,0 +1,232 @@
+"""What a run can be asked of text that it was not trained on, without any other data: how many bits a byte takes, and
+questions that are made of the text, always the same ones.
+
+    choice   which of four passages goes on from a text: one does, three go on from other texts
+    cloze    the last word of a text, a word that stands in the text before
+"""
+
+import dataclasses
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+from common.files import open_text
+from data.dataset import TokenReader, dataset_folder, open_dataset
+from data.tokenizers import Tokenizer
+from evaluation.figures import Figure, mean_error, ratio_error
+from evaluation.scoring import Request, Score, scores
+from evaluation.subject import Run, Subject
+from evaluation.windows import windows
+from runs.folder import read_state
+
+READ = 1 << 16  # tokens, in windows that lie evenly in the text
+QUESTIONS = 200  # of each kind, or as many as the text has
+BEFORE, AFTER, CHOICES = 192, 32, 4  # characters of a question and of an answer, answers
+MOST_TOKENS = 1 << 25  # of a text, which is in memory
+WORD = re.compile(r"(?<=\S)\s[A-Za-z]{4,}(?![A-Za-z])")  # after a space, which belongs to it
+BETWEEN = re.compile(r"(?<=\S)\s(?=\S)")  # where a passage may be cut: tokenizers divide before a space
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Documents of tokens, and where they are from. `cut`: whether there was more."""
+
+    name: str
+    documents: list[list[int]]
+    cut: bool = False
+
+    @property
+    def described(self) -> str:
+        """How long it is, for people."""
+        tokens = sum(map(len, self.documents))
+        documents = f" in {len(self.documents):,} documents" if len(self.documents) > 1 else ""
+        return f"{'the first ' if self.cut else ''}{tokens:,} tokens{documents}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A text, what may follow it, and which of these does."""
+
+    text: str
+    answers: tuple[str, ...]
+    right: int
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The text
+
+
+def validation_text(run: Run) -> HeldOut:
+    """The validation split of the run's dataset. Raises UserError where it is not there, or another than it was."""
+    wanted = run.configuration.run
+    if wanted.mixture:
+        raise UserError("the run was trained on several datasets: name a text to evaluate on with --text FILE")
+    dataset = open_dataset(dataset_folder(wanted.dataset, wanted.data_dir))
+    if read_state(run.checkpoint)["data"].get("data of val") != dataset.splits["val"].checksum:
+        raise UserError(
+            f"{dataset.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
+            "now may have been trained on: prepare it as it was, or name a text with --text FILE"
+        )
+    split = dataset.splits["val"]
+    tokens = TokenReader(split, dataset.dtype).read(0, min(split.tokens, MOST_TOKENS)).astype(np.int64)
+    end = dataset.tokenizer["end_of_document"]
+    ends = np.flatnonzero(tokens == end) if end is not None else np.array([], dtype=np.int64)
+    pieces = np.split(tokens, ends + 1)
+    documents = [piece[:-1].tolist() if len(piece) and piece[-1] == end else piece.tolist() for piece in pieces]
+    name = f"the validation split of {wanted.dataset}"
+    return HeldOut(name, [document for document in documents if document], split.tokens > MOST_TOKENS)
+
+
+def text_of(path: Path, tokenizer: Tokenizer) -> HeldOut:
+    """A file as one document. Raises UserError."""
+    try:
+        with open_text(path, newline="") as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read {path}: it is not UTF-8 text") from None
+    if not text:
+        raise UserError(f"{path} is empty: there is nothing to evaluate on")
+    return HeldOut(str(path), [tokenizer.encode(text)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bits per byte
+
+
+def bits_per_byte(
+    subject: Subject, text: HeldOut, stride: int, most: int | None, batch_size: int | None
+) -> list[Figure]:
+    """Bits per byte and the perplexity of a token, in windows of `stride` new tokens each; of `most` tokens, or of all.
+
+    The standard error is that over documents, whose windows are alike, or of a single document over its windows.
+    """
+    every = [
+        (number, window)
+        for number, document in enumerate(text.documents)
+        for window in windows(document, subject.first, subject.block, min(stride, subject.block))
+    ]
+    chosen = evenly(every, None if most is None else max(1, most // stride))
+    nats, size, tokens = samples_of(subject, text, chosen, batch_size).T
+    of = "documents" if len(text.documents) > 1 else "windows"
+    mean, bits = float(nats.sum() / tokens.sum()), nats / math.log(2)
+    error = ratio_error(nats, tokens)
+    first = Figure(
+        task="text",
+        metric="bits per byte",
+        value=float(bits.sum() / size.sum()),
+        error=ratio_error(bits, size),
+        chance=None,
+        samples=len(nats),
+        of=of,
+        is_share=False,
+        higher_is_better=False,
+    )
+    error = None if error is None else error * math.exp(mean)  # of the exponential, to first order
+    return [first, dataclasses.replace(first, metric="perplexity of a token", value=math.exp(mean), error=error)]
+
+
+def samples_of(
+    subject: Subject, text: HeldOut, chosen: Sequence[tuple[int, Request]], batch_size: int | None
+) -> NDArray[np.float64]:
+    """Windows, each with its document's number -> nats, bytes and tokens (n, 3) of each document, or of each window
+    where there is a single document."""
+    found = scores(subject.model, [window for _, window in chosen], batch_size, "text")
+    sums: dict[int, list[float]] = {}
+    for place, ((document, window), score) in enumerate(zip(chosen, found, strict=True)):
+        size = len(subject.tokenizer.decode_bytes(window.continuation, continued=True))
+        sample = sums.setdefault(document if len(text.documents) > 1 else place, [0.0, 0.0, 0.0])
+        for column, value in enumerate((-score.log_likelihood, size, len(window.continuation))):
+            sample[column] += value
+    return np.array(list(sums.values()))
+
+
+def evenly(items: Sequence, most: int | None) -> list:
+    """All, or `most` of them that lie evenly."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int).tolist()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+
+
+def choices(texts: Sequence[str]) -> list[Question]:
+    """Each passage with what follows it, and with what follows the next three passages in a drawn order."""
+    places = [(text, match.start()) for text in texts for match in BETWEEN.finditer(text, BEFORE, len(text) - AFTER)]
+    passages = [(text[place - BEFORE : place], text[place : place + AFTER]) for text, place in spread(places)]
+    random.Random(0).shuffle(passages)
+    found = []
+    for number, (text, right) in enumerate(passages):
+        others = dict.fromkeys(after for _, after in [*passages[number + 1 :], *passages[:number]] if after != right)
+        wrong = list(itertools.islice(others, CHOICES - 1))
+        if len(wrong) == CHOICES - 1:
+            place = number % CHOICES
+            found.append(Question(text, (*wrong[:place], right, *wrong[place:]), place))
+    return found
+
+
+def clozes(texts: Sequence[str]) -> list[Question]:
+    """Each passage with its last word, which stands in it before."""
+    places = [(text, match) for text in texts for match in WORD.finditer(text, BEFORE)]
+    found = []
+    for text, match in spread([(text, match) for text, match in places if _is_known(text, match)]):
+        found.append(Question(text[match.start() - BEFORE : match.start()], (match[0],), 0))
+    return found
+
+
+def _is_known(text: str, match: re.Match) -> bool:
+    return re.search(rf"\b{match[0][1:]}\b", text[match.start() - BEFORE : match.start()]) is not None
+
+
+def spread(places: Sequence) -> list:
+    return evenly(places, QUESTIONS)
+
+
+def ask(subject: Subject, questions: Sequence[Question], batch_size: int | None) -> Iterator[list[Score]]:
+    """The scores of each question's answers."""
+    pairs = [_request(subject, question.text, answer) for question in questions for answer in question.answers]
+    found = iter(scores(subject.model, pairs, batch_size, "questions"))
+    for question in questions:
+        yield [next(found) for _ in question.answers]
+
+
+def _request(subject: Subject, text: str, answer: str) -> Request:
+    """Encoded together and divided after the tokens that the text has alone, as the harness does."""
+    context, whole = subject.encode(text), subject.encode(text + answer)
+    return Request(tuple(context), tuple(whole[len(context) :]))
+
+
+def made_tasks(subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None) -> list[Figure]:
+    """The figures of both kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
+    that most questions have."""
+    texts = [subject.tokenizer.decode(document) for document in text.documents]
+    figures = []
+    if asked := choices(texts)[:limit]:
+        found = zip(asked, ask(subject, asked, batch_size), strict=True)
+        right = [_likeliest(answers) == question.right for question, answers in found]
+        figures.append(_figure("choice", "right passage", right, 1 / CHOICES))
+    if asked := clozes(texts)[:limit]:
+        right = [answer.is_greedy for (answer,) in ask(subject, asked, batch_size)]
+        ((_, most),) = Counter(question.answers for question in asked).most_common(1)
+        figures.append(_figure("cloze", "right word", right, most / len(asked)))
+    return figures
+
+
+def _likeliest(answers: Sequence[Score]) -> int:
+    return max(range(len(answers)), key=lambda number: answers[number].log_likelihood)
+
+
+def _figure(task: str, metric: str, right: Sequence[bool], chance: float) -> Figure:
+    values = np.array(right, dtype=float)
+    return Figure(task, metric, float(values.mean()), mean_error(values), chance, len(values))
