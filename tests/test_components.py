@@ -340,7 +340,7 @@ def by_hand(model, tokens, weights):
             q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in (q, k, v))
             x = x + mixer.o_proj(attention_by_hand(q, k, v, None).transpose(1, 2).flatten(2))
         x = x + block.ffn(block.ffn_norm(x))
-    return model._logits(model.final_norm(x))
+    return model.logits(model.final_norm(x))
 
 
 @pytest.mark.parametrize("backend", registered()["attention_backend"])

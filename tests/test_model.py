@@ -163,7 +163,7 @@ def _observed_factors(model: LanguageModel) -> dict:
         scaling = (model.final_norm(seen["end"]) / hidden).median().item()
         added = model.blocks[0]._joined(torch.zeros(1, width), torch.eye(width)[:1], torch.nn.Identity())
         residual = added.max().item()
-        cap = model._logits(torch.full((1, width), 1e9)).abs().max().item()
+        cap = model.logits(torch.full((1, width), 1e9)).abs().max().item()
     first.remove()
     last.remove()
     return {
