@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import torch
 from torch import Tensor
 
-from benchmarks.mamba import SHORT, _peak_of_process
+from benchmarks.mamba import SHORT
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
+from common.memory import peak_of_process
 from components.mixers.delta_rule import delta_chunked
 from components.registry import spec
 from model_components import component
@@ -144,9 +145,9 @@ def peak_megabytes(index: int, batch: int, length: int, threads: int) -> float:
     scan = contestant.make()
     contestant.step(scan, contestant.inputs(batch, SHORT))  # libraries and their buffers
     given = contestant.inputs(batch, length)
-    before = _peak_of_process()
+    before = peak_of_process()
     contestant.step(scan, given)
-    return (_peak_of_process() - before) / 1e6
+    return (peak_of_process() - before) / 1e6
 
 
 def ratio(seconds: dict[str, list[float]], contestant: Contestant) -> str:

@@ -5,7 +5,6 @@
 Prints what was measured beside the target. The points are Besiroglu's law with 1 % of noise on ten IsoFLOP curves.
 """
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 
 from common.errors import ArgumentParser, exit_cleanly
+from common.memory import peak_of_process
 from flops_parameter_counting.laws.fitting import Points, bootstrap, fit_law
 from flops_parameter_counting.laws.scaling_laws import LAWS
 
@@ -31,8 +31,7 @@ def main() -> int:
     bootstrap(points, fit, DRAWS, seed=0, progress=True)
     line(f"fit of {len(points)} points from {fit.starts:,} starts", fitted - start, "60 s")
     line(f"bootstrap of {DRAWS:,} resamples", time.perf_counter() - fitted, "60 s")
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB")
+    print(f"peak memory of the process: {peak_of_process() / 1e9:.2f} GB")
     return 0
 
 

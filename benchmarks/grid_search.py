@@ -7,7 +7,6 @@ Prints what was measured beside the target. Memory is the peak of a process that
 
 import dataclasses
 import multiprocessing
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 
 from common.errors import ArgumentParser, exit_cleanly
+from common.memory import peak_of_process
 from flops_parameter_counting.costs.setting import Setting
 from flops_parameter_counting.laws.scaling_laws import CONSTANTS, LAWS
 from flops_parameter_counting.planner.search import Search, uncertainty
@@ -66,11 +66,6 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_gigabytes() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def ten_million(training: Setting | None = None) -> tuple[str, float, str, float]:
     """Architectures, each with its own D."""
     sizes: dict[str, Any] = {
@@ -82,7 +77,7 @@ def ten_million(training: Setting | None = None) -> tuple[str, float, str, float
     search = Search(1e22, LAWS["besiroglu"], space, training=training)
     seconds = timed(lambda: search_for(search))
     bounded = "" if training is None else ", memory bounded"
-    return f"exact search of {len(space):,} candidates{bounded}", seconds, "5 s and 2 GB", peak_gigabytes()
+    return f"exact search of {len(space):,} candidates{bounded}", seconds, "5 s and 2 GB", peak_of_process() / 1e9
 
 
 def ten_million_in_memory() -> tuple[str, float, str, float]:
@@ -101,7 +96,7 @@ def bootstrap() -> tuple[str, float, str, float]:
     result = search_for(Search(1e20, drawn, space))
     seconds = timed(lambda: uncertainty(result))
     what = f"bootstrap of {len(draws):,} laws over {len(result.best['loss']):,} architectures"
-    return what, seconds, "10 s", peak_gigabytes()
+    return what, seconds, "10 s", peak_of_process() / 1e9
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ is how far that of a process of its own grows over a step, beyond a step on a fe
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ArgumentParser, exit_cleanly, positive
+from common.memory import peak_of_process
 from components.mixers.mamba1.scan import selective_naive
 from components.mixers.mamba2.scan import ssd_naive
 from model_components import component
@@ -112,18 +112,9 @@ def peak_megabytes(index: int, batch: int, length: int, threads: int) -> float:
     layer = contestant.make()
     contestant.step(layer, inputs(batch, SHORT))  # libraries and their buffers
     x = inputs(batch, length)
-    before = _peak_of_process()
+    before = peak_of_process()
     contestant.step(layer, x)
-    return (_peak_of_process() - before) / 1e6
-
-
-def _peak_of_process() -> float:
-    """Bytes. On Linux, `getrusage` gives a process the peak of the one that started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return 1024 * float(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return (peak_of_process() - before) / 1e6
 
 
 @exit_cleanly

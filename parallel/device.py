@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from common.memory import peak_of_process
 from flops_parameter_counting.costs.devices import find_device
 from parallel.ranks import Ranks
 
@@ -146,7 +147,7 @@ def memory_in_use(device: torch.device) -> dict[str, int | None]:
     if device.type == "mps":
         allocated, reserved = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
         return {"allocated": allocated, "reserved": reserved, "peak": None}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_of_process()
     resident = None
     if sys.platform == "linux":
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

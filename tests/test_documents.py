@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare import documents_of, ids_of, needs_gpt2, prepare, refusal, script
@@ -258,13 +259,14 @@ def test_memory_does_not_grow_with_the_text(tmp_path, name, most):
     for size in (2e6, 24e6):
         (tmp_path / "a.txt").write_text(line * int(size / len(line)))
         program = (
-            f"import resource, runpy, sys\nsys.argv = {argv}\n"
+            f"import runpy, sys\nfrom common.memory import peak_of_process\nsys.argv = {argv}\n"
             f"try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "finally:\n    print(peak_of_process())"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=os.environ
-        )
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024))
+        peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] - peaks[0] < most, peaks

@@ -2,10 +2,13 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -520,3 +523,21 @@ def test_a_component_whose_memory_is_not_known_is_named():
         config = resolve_architecture(SMALL | {"arch_preset": "custom", "normalization": "unwritten"})
         with pytest.raises(UserError, match="the memory of normalization='unwritten' is not known"):
             activation_bytes(MicroBatch(config, 2, 4), checkpointing=False)
+
+
+# What a process has had
+
+
+def test_a_process_has_its_own_peak():
+    """Not that of the large one which began it, which Linux gives its `getrusage`."""
+    program = "from common.memory import peak_of_process\n{}\nprint(peak_of_process())"
+    alone, filled = program.format(""), program.format("bytearray(b'1') * 300_000_000")
+    large = "import subprocess, sys\nkept = bytearray(b'1') * 600_000_000\n"
+    large += f"subprocess.run([sys.executable, '-c', {alone!r}])"
+    peaks = {
+        one: int(subprocess.run([sys.executable, "-c", one], cwd=ROOT, capture_output=True, check=True).stdout)
+        for one in (alone, filled, large)
+    }
+    assert 1e6 < peaks[alone] < 100e6 and 290e6 < peaks[filled] - peaks[alone] < 330e6
+    if sys.platform == "linux":
+        assert peaks[large] < 100e6
