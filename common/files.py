@@ -47,6 +47,18 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
     return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=newline)
 
 
+def read_text(path: Path, option: str = "", newline: str | None = None) -> str:
+    """The UTF-8 text of a file that the user named, with `option`. Raises UserError."""
+    said = f"{option}: " if option else ""
+    try:
+        with open_text(path, newline) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{said}cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{said}cannot read {path}: it is not UTF-8 text") from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that the user named. Raises UserError where that cannot be."""
     try:
@@ -56,6 +68,15 @@ def write_whole(path: Path, content: bytes) -> None:
             replace_file(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """A full disk or a missing permission is the user's to mend: one line instead of a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

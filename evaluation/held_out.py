@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.files import open_text
-from data.dataset import TokenReader, dataset_folder, open_dataset
+from common.files import read_text
+from data.dataset import TokenReader
+from data.mixture import open_data
 from data.tokenizers import Tokenizer
 from evaluation.figures import Figure, mean_error, ratio_error
 from evaluation.scoring import Request, Score, scores
@@ -65,35 +66,31 @@ class Question:
 
 
 def validation_text(run: Run) -> HeldOut:
-    """The validation split of the run's dataset. Raises UserError where it is not there, or another than it was."""
+    """The split that the run is validated on. Raises UserError where it is not there, or another than it was, and
+    where there are several."""
     wanted = run.configuration.run
-    if wanted.mixture:
-        raise UserError("the run was trained on several datasets: name a text to evaluate on with --text FILE")
-    dataset = open_dataset(dataset_folder(wanted.dataset, wanted.data_dir))
-    if read_state(run.checkpoint)["data"].get("data of val") != dataset.splits["val"].checksum:
+    data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
+    if len(data.validation_sources) > 1:
+        raise UserError("the run is validated on several datasets: name a text to evaluate on with --text FILE")
+    if read_state(run.checkpoint)["data"].get("data of val") != data.splits["val"].checksum:
         raise UserError(
-            f"{dataset.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
+            f"{data.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
             "now may have been trained on: prepare it as it was, or name a text with --text FILE"
         )
+    ((name, dataset),) = data.validation_sources.items()
     split = dataset.splits["val"]
     tokens = TokenReader(split, dataset.dtype).read(0, min(split.tokens, MOST_TOKENS)).astype(np.int64)
     end = dataset.tokenizer["end_of_document"]
     ends = np.flatnonzero(tokens == end) if end is not None else np.array([], dtype=np.int64)
     pieces = np.split(tokens, ends + 1)
     documents = [piece[:-1].tolist() if len(piece) and piece[-1] == end else piece.tolist() for piece in pieces]
-    name = f"the validation split of {wanted.dataset}"
+    name = f"the validation split of {wanted.val_dataset or name}"
     return HeldOut(name, [document for document in documents if document], split.tokens > MOST_TOKENS)
 
 
 def text_of(path: Path, tokenizer: Tokenizer) -> HeldOut:
     """A file as one document. Raises UserError."""
-    try:
-        with open_text(path, newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"cannot read {path}: it is not UTF-8 text") from None
+    text = read_text(path, newline="")
     if not text:
         raise UserError(f"{path} is empty: there is nothing to evaluate on")
     return HeldOut(str(path), [tokenizer.encode(text)])
@@ -111,9 +108,9 @@ def bits_per_byte(
     The standard error is that over documents, whose windows are alike, or of a single document over its windows.
     """
     every = [
-        (number, window)
+        (number, place > 0, window)
         for number, document in enumerate(text.documents)
-        for window in windows(document, subject.first, subject.block, min(stride, subject.block))
+        for place, window in enumerate(windows(document, subject.first, subject.block, min(stride, subject.block)))
     ]
     chosen = evenly(every, None if most is None else max(1, most // stride))
     nats, size, tokens = samples_of(subject, text, chosen, batch_size).T
@@ -136,14 +133,14 @@ def bits_per_byte(
 
 
 def samples_of(
-    subject: Subject, text: HeldOut, chosen: Sequence[tuple[int, Request]], batch_size: int | None
+    subject: Subject, text: HeldOut, chosen: Sequence[tuple[int, bool, Request]], batch_size: int | None
 ) -> NDArray[np.float64]:
-    """Windows, each with its document's number -> nats, bytes and tokens (n, 3) of each document, or of each window
-    where there is a single document."""
-    found = scores(subject.model, [window for _, window in chosen], batch_size, "text")
+    """Windows, each with its document's number and whether it is continued, which not the first window of a document
+    is -> nats, bytes and tokens (n, 3) of each document, or of each window where there is a single document."""
+    found = scores(subject.model, [window for *_, window in chosen], batch_size, "text")
     sums: dict[int, list[float]] = {}
-    for place, ((document, window), score) in enumerate(zip(chosen, found, strict=True)):
-        size = len(subject.tokenizer.decode_bytes(window.continuation, continued=True))
+    for place, ((document, continued, window), score) in enumerate(zip(chosen, found, strict=True)):
+        size = len(subject.tokenizer.decode_bytes(window.continuation, continued))
         sample = sums.setdefault(document if len(text.documents) > 1 else place, [0.0, 0.0, 0.0])
         for column, value in enumerate((-score.log_likelihood, size, len(window.continuation))):
             sample[column] += value

@@ -124,4 +124,10 @@ def _named(folder: Path, tokenizer: Tokenizer, name: str) -> int | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    """A file of JSON, empty where there is none. Raises UserError."""
+    if not file.is_file():
+        return {}
+    try:
+        return read_json(file)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.files import folder_written_aside
 from common.json_files import read_json
 from configurator import Configuration
+from data.mixture import sources
 from data.tokenizers import Tokenizer
 from inference.loading import configuration_of, find_tokenizer, load
 from interop.folders import GENERATION, copy_beside, read_model, write_json, write_model
@@ -121,7 +122,9 @@ def _special_tokens(kept: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
 def _card(saved: Configuration, state: Mapping[str, Any], config: Mapping[str, Any], model: LanguageModel) -> str:
     """The model card: what it is, what it was trained on, how it is loaded."""
     progress, best = state["progress"], state["progress"]["best_val_loss"]
-    trained = f"{progress['step']:,} steps, {progress['tokens']:,} tokens of the dataset `{saved.run.dataset}`"
+    names = [saved.run.dataset] if saved.run.mixture is None else sources(saved.run.mixture)
+    datasets = f"the dataset{'s' * (len(names) > 1)} {', '.join(f'`{name}`' for name in names)}"
+    trained = f"{progress['step']:,} steps, {progress['tokens']:,} tokens of {datasets}"
     lines = [
         "---",
         "library_name: transformers",

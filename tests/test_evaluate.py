@@ -1,6 +1,7 @@
 """evaluate.py: what it says of a run without any other data, against counts by hand; noise and chance; what is
 refused."""
 
+import dataclasses
 import json
 import math
 import re
@@ -12,10 +13,12 @@ import torch
 from commands import command
 from conftest import ROOT, training, write_words
 from setups import LLAMA
+from test_tokenizers import sentencepiece_file
 
 import checkpoint
 import evaluate
 from common.errors import UserError
+from data.tokenizers import choose
 from evaluation import held_out
 from evaluation.figures import Figure, mean_error, ratio_error, table
 from evaluation.held_out import AFTER, BEFORE, HeldOut, bits_per_byte, choices, clozes, made_tasks, validation_text
@@ -101,11 +104,36 @@ def by_hand(subject, document, stride):
     return nats
 
 
+def test_bytes_are_those_of_the_text(run, monkeypatch, tmp_path):
+    """Also where a tokenizer puts a space before a text that is not the text's."""
+    monkeypatch.setattr(held_out, "scores", lambda _, requests, *__: [Score(-1.0, True)] * len(requests))
+    tokenizer = choose(str(sentencepiece_file(tmp_path))).tokenizer
+    subject = dataclasses.replace(find_subject(run, None, CPU, None), tokenizer=tokenizer)
+    texts = ["loss of a model " * 20, "training a model"]
+    text = HeldOut("a text", [subject.tokenizer.encode(text) for text in texts])
+    bits = bits_per_byte(subject, text, 64, None, None)[0]
+    count = sum(math.ceil(len(document) / 64) for document in text.documents)
+    assert bits.value == pytest.approx(count / math.log(2) / sum(map(len, texts)))
+
+
 def test_a_part_of_the_windows_lies_evenly(run):
     subject = find_subject(run, None, CPU, None)
     text = validation_text(subject.run)
     whole, part = (bits_per_byte(subject, text, 64, most, None)[0] for most in (None, 640))
     assert part.samples == 8 and part.value == pytest.approx(whole.value, abs=0.1) and part.value != whole.value
+
+
+@pytest.mark.parametrize("keys", [["--dataset=tiny", "--val_dataset=words"], ["--mixture={'words': 1.0}"]])
+def test_the_text_is_what_the_run_was_validated_on(run, data_dir, tmp_path, keys):
+    """Of another dataset than the one it was trained on, and of a mixture's only one."""
+    shutil.copytree(data_dir / "tiny", tmp_path / "data/tiny")
+    shutil.copytree(run.parent / "data/words", tmp_path / "data/words")
+    of_model = [key for key in LLAMA if not key.startswith("--dataset=")]
+    done = training(tmp_path / "data", tmp_path / "run", *of_model, "--max_iters=1", *keys)
+    assert done.returncode == 0, done.stderr
+    found = validation_text(find_subject(tmp_path / "run", None, CPU, None).run)
+    assert "words" in found.name
+    assert found.documents == validation_text(find_subject(run, None, CPU, None).run).documents
 
 
 def test_a_file_in_place_of_the_validation_text(run, tmp_path):
@@ -238,6 +266,8 @@ def test_a_folder_of_a_model_needs_a_text_or_tasks(run, tmp_path):
     (tmp_path / "text.txt").write_text("loss model train token " * 40)
     one, two = (command(evaluate.main, path, f"--text={tmp_path / 'text.txt'}").stdout for path in (run, folder))
     assert one.splitlines()[:4] == two.splitlines()[:4]
+    (folder / "tokenizer_config.json").write_text("{")
+    assert "tokenizer_config.json: " in refused(folder, f"--text={tmp_path / 'text.txt'}")
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json and no tokenizer.model" in refused(folder)
 

@@ -469,6 +469,16 @@ def test_an_exported_run_is_a_model_with_its_tokenizer(name, runs, data_dir, tmp
     assert "--init_from=" in error("import", runs / name, tmp_path / "copy")
 
 
+def test_the_model_card_of_a_mixture_names_its_datasets(data_dir, tmp_path):
+    shutil.copytree(data_dir / "tiny", tmp_path / "data/tiny")
+    shutil.copytree(data_dir / "tiny", tmp_path / "data/other")
+    given = ["--arch_preset=llama3", "--max_iters=1", "--mixture={'tiny': 0.5, 'other': 0.5}"]
+    ended = training(tmp_path / "data", tmp_path / "run", *given)
+    assert ended.returncode == 0, ended.stderr
+    done("export", tmp_path / "run", tmp_path / "hf", "--format=hf")
+    assert "256 tokens of the datasets `tiny`, `other`" in (tmp_path / "hf/README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
