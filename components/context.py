@@ -15,8 +15,6 @@ from torch import Tensor
 class Context(Protocol):
     """The ranks that divide a sequence, in its order, as one of them sees them."""
 
-    size: int  # ranks
-
     def start(self, length: int) -> int:
         """The place in its sequence of the first of this rank's `length` tokens."""
         ...

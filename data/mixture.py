@@ -12,7 +12,6 @@ each source lies evenly, at a place drawn from the seed. As in data/loader.py th
 import ast
 import dataclasses
 import itertools
-import tomllib
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.toml_files import read_toml
 from data.dataset import Dataset, Split, dataset_folder, open_dataset
 from data.tokenizers import same_ids
 
@@ -74,12 +74,7 @@ def _literal(text: str) -> Any:
 
 
 def _read_toml(path: Path) -> Any:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"mixture: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"mixture: {path} is no TOML: {error}") from None
+    content = read_toml(path, "mixture")
     if list(content) != ["phase"]:
         raise UserError(
             f"mixture: {path} has {', '.join(content) or 'nothing'}: it needs tables [[phase]], and no other"

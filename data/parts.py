@@ -17,21 +17,21 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import aside, replace_file, sync
+from common.files import aside, replace_file, sync, writing_to
 from common.locks import left_as_it_was, lock
-from data.dataset import FORMAT_OF_SHARDS, SPLITS, checksum_text, dtype_for, put_in_place, writing_to
+from data.dataset import FORMAT_OF_SHARDS, SPLITS, checksum_text, dtype_for
 from data.documents import Documents
-from data.preparation import SEED, batches, begin_process, encode_batch, kept_of_this_process
+from data.long_work import begin_or_go_on
+from data.preparation import SEED, batches, encode_batch, encoding_processes, kept_of_this_process
 from data.tokenizers import Kept
+from data.writer import put_in_place
 
 
 class Part(Protocol):
@@ -111,18 +111,12 @@ def _begin(job: Job, source: str) -> None:
     """The manifest, or the same one that is there."""
     manifest = {"source": source, "tokenizer": job.kept.entry, "share": job.share, "seed": SEED}
     manifest["parts"] = [part.identity for part in job.parts]
-    text = json.dumps(manifest, indent=1) + "\n"
-    path = job.folder / "manifest.json"
-    if not path.exists():  # nor is anything that it would be the manifest of
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir()
-        replace_file(path, text.encode(), on_disk=True)
-        sync(job.folder)
-    elif path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{job.folder.parent} has a preparation of other texts, or with another tokenizer or share, that was not "
-            f"ended: give the same command to go on, or remove {job.folder} to begin anew"
-        )
+    begin_or_go_on(
+        job.folder / "manifest.json",
+        json.dumps(manifest, indent=1) + "\n",
+        f"{job.folder.parent} has a preparation of other texts, or with another tokenizer or share, that was not "
+        f"ended: give the same command to go on, or remove {job.folder} to begin anew",
+    )
     for leftover in job.folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
 
@@ -133,20 +127,11 @@ def _prepare_all(job: Job, left: list[int], processes: int, say: Callable[[str],
         for number in left:
             progress.add(prepare_part(job, number))
         return
-    context = get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, begin_process, (job.kept,)) as pool:
+    with encoding_processes(processes, job.kept) as pool:
         progress = _Progress(len(left), say)
-        try:
-            running = [pool.submit(_prepare_in_process, job.folder, job.parts[one], job.share, one) for one in left]
-            for done in concurrent.futures.as_completed(running):
-                progress.add(done.result())
-        except BrokenProcessPool:
-            raise UserError("a process that encoded was killed, perhaps for memory: try --num_proc 1") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():  # what they have begun is begun anew
-                process.terminate()
-            raise
+        running = [pool.submit(_prepare_in_process, job.folder, job.parts[one], job.share, one) for one in left]
+        for done in concurrent.futures.as_completed(running):
+            progress.add(done.result())
 
 
 class _Progress:

@@ -2,28 +2,28 @@
 apart for validation. Memory does not grow with the text, but for some 40 bytes a document."""
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
 import math
 import os
-import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import ArgumentParser, UserError, positive
-from data.dataset import DatasetWriter, dtype_for, open_dataset, writing_to
+from common.files import writing_to
+from data.dataset import dtype_for, open_dataset
 from data.documents import SPLIT_BY, Documents, find_files
+from data.long_work import processes
 from data.tokenizers import HOW, Kept, Tokenizer
+from data.writer import DatasetWriter
 
 BATCH = 1 << 20  # characters that a process encodes at a time
 SEED = 2357  # nanoGPT's, of the draw of documents
@@ -145,48 +145,29 @@ def _for_validation(lengths: np.ndarray, validation: Validation) -> int:
     return found
 
 
-def _encode(
-    documents: Iterable[str], kept: Kept, processes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `encode_batch` makes of batches of documents, in order."""
+def _encode(documents: Iterable[str], kept: Kept, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `encode_batch` makes of batches of documents, in order, on so many processes."""
     found = batches(documents)
-    if processes == 1:
+    if count == 1:
         for batch in found:
             yield encode_batch(batch, kept.tokenizer)
         return
-    context = get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, begin_process, (kept,)) as pool:
-        try:
-            submitted = (pool.submit(_encode_in_process, batch) for batch in found)
-            waiting = deque(itertools.islice(submitted, 2 * processes))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(itertools.islice(submitted, 1))
-        except BrokenProcessPool:
-            raise UserError("a process that encoded was killed, perhaps for memory: try --num_proc 1") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with encoding_processes(count, kept) as pool:
+        submitted = (pool.submit(_encode_in_process, batch) for batch in found)
+        waiting = deque(itertools.islice(submitted, 2 * count))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(itertools.islice(submitted, 1))
 
 
-def begin_process(kept: Kept) -> None:
-    """What a process of a pool that encodes does first."""
+def encoding_processes(count: int, kept: Kept) -> AbstractContextManager[ProcessPoolExecutor]:
+    """A pool of processes that have the tokenizer, `kept_of_this_process`."""
+    return processes(count, "a process that encoded was killed, perhaps for memory: try --num_proc 1", _keep, kept)
+
+
+def _keep(kept: Kept) -> None:
     global _of_this_process
     _of_this_process = kept
-    end_with_the_first()
-
-
-def end_with_the_first() -> None:
-    """A process of a pool ends when the first process ends it, or is no more: by itself it would wait for work for ever
-    where that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one ends the others
-    threading.Thread(target=_wait_for_its_end, daemon=True).start()
-
-
-def _wait_for_its_end() -> None:
-    first = parent_process()
-    assert first is not None
-    first.join()
-    os._exit(1)
 
 
 _of_this_process: Kept
@@ -197,7 +178,7 @@ def _encode_in_process(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def kept_of_this_process() -> Kept:
-    """The tokenizer that `begin_process` was given."""
+    """The tokenizer of a pool that encodes."""
     return _of_this_process
 
 

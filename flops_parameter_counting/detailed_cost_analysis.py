@@ -605,8 +605,7 @@ HARDWARE = ("device", "peak_flops", "devices", "mfu", "dtype")
 ON_DEVICES = ("device_memory", "micro_batch", "activation_checkpointing", "strategy")
 OF_A_MODEL_ONLY = (
     "audit", "tokens", "optimizer", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel",
-    "fsdp_replicas",
-    "fsdp_cpu_offload",
+    "fsdp_replicas", "fsdp_cpu_offload",
 )  # fmt: skip
 OF_A_MODEL = ("vocab_size", "sequence_length", "json", *OF_A_MODEL_ONLY, *HARDWARE, *ON_DEVICES)
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {

@@ -15,8 +15,8 @@ from commands import Done, command
 from hypothesis import settings
 
 import train as train_command
-from data.dataset import DatasetWriter
 from data.tokenizers import tokenizer_from_meta
+from data.writer import DatasetWriter
 
 # How long an example takes is not what these tests are about, and a busy machine would fail them.
 settings.register_profile("unhurried", parent=settings(), deadline=None)

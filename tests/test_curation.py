@@ -2,18 +2,19 @@
 counted here without it; the same bytes after any kill; what cannot be curated."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from kills import killed_after
 
 pytest.importorskip("datatrove")
 
@@ -371,32 +372,10 @@ def contents(plan: Plan) -> dict[str, bytes]:
     return {str(path.relative_to(plan.output_dir)): path.read_bytes() for path in found}
 
 
-def killed_after(plan: Plan, steps: int) -> bool:
-    """Carries the plan out in a process that is killed before its `steps`-th change on the disk; whether it came that
-    far."""
-    child = os.fork()
-    if child == 0:
-        left = steps
-
-        def counted(function):
-            def call(*arguments, **options):
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-
-            return call
-
-        for owner, names in {
-            Path: "replace rename unlink mkdir write_text", os: "unlink rmdir", DataFolder: "open",
-            PipelineExecutor: "mark_rank_as_completed",
-        }.items():  # fmt: skip
-            for name in names.split():
-                setattr(owner, name, counted(getattr(owner, name)))
-        run.curate(plan, 1, lambda _: None)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+CHANGING = {
+    Path: "replace rename unlink mkdir write_text", os: "unlink rmdir", DataFolder: "open",
+    PipelineExecutor: "mark_rank_as_completed",
+}  # fmt: skip
 
 
 def test_killed_at_some_instants_and_started_again_it_leaves_the_same_bytes(tmp_path):
@@ -415,9 +394,10 @@ def killed_in_turn(tmp_path: Path, steps: range) -> None:
     assert {"manifest.json", "report.html", "documents/00000.jsonl.zst"} <= expected.keys()
     for step in steps:
         again = dataclasses.replace(plan, output_dir=tmp_path / f"killed_{step}")
-        was_killed = killed_after(again, step)
-        if was_killed and killed_after(again, step % 40 + 1):
-            run.curate(again, 1, lambda _: None)
+        work = functools.partial(run.curate, again, 1, lambda _: None)
+        was_killed = killed_after(step, work, CHANGING)
+        if was_killed and killed_after(step % 40 + 1, work, CHANGING):
+            work()
         assert contents(again) == expected, step
         if not was_killed:
             break
@@ -467,7 +447,7 @@ def test_what_is_done_is_not_done_again_and_not_taken_for_another(tmp_path):
 
 def test_another_curation_does_not_go_on_with_this_one(tmp_path):
     plan = small_plan(tmp_path / "texts")
-    assert killed_after(plan, 60)
+    assert killed_after(60, functools.partial(run.curate, plan, 1, lambda _: None), CHANGING)
     with pytest.raises(UserError, match=r"that was not ended: give the same command to go on, or remove .*\.curation"):
         run.curate(dataclasses.replace(plan, recipe=RECIPES["quick"]), 1, lambda _: None)
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import open_dataset
+from data.writer import DatasetWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}
@@ -156,7 +157,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 WRITE_AND_DIE = """
 import os, signal, sys
-from data.dataset import DatasetWriter
+from data.writer import DatasetWriter
 
 remaining = int(sys.argv[2])
 

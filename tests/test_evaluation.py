@@ -9,8 +9,8 @@ from commands import command
 from conftest import BYTES, training
 
 import compare_architectures
-from data.dataset import DatasetWriter
 from data.tokenizers import tokenizer_from_meta
+from data.writer import DatasetWriter
 from runs.config import RunConfig
 from runs.folder import RunFolder, read_state, write_state
 from runs.logs import read_run

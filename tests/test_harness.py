@@ -23,8 +23,8 @@ from transformers import AutoTokenizer
 
 import checkpoint
 import evaluate as evaluate_command
-from data.dataset import DatasetWriter
 from data.tokenizers import choose
+from data.writer import DatasetWriter
 from evaluation.harness import Asked, run_tasks
 from evaluation.held_out import choices, made_tasks, validation_text
 from evaluation.subject import find_subject

@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import open_dataset
 from data.loader import Batch, WindowLoader, WindowOrder, prefetch
+from data.writer import DatasetWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = {"kind": "bytes", "end_of_document": None}

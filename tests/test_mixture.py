@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compare_architectures
-from data.dataset import DatasetWriter
 from data.mixture import PERIOD, MixtureOrder, as_values, in_thousandths, read_phases
+from data.writer import DatasetWriter
 
 # DeepSeek's, Llama's and others' lists are like it: web text, The Pile, code, books, Wikipedia, papers, links, answers
 EIGHT = {

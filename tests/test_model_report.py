@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import UserError
 from components.ffns.experts.spec import Experts
 from configurator import load, with_vocabulary
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import open_dataset
+from data.writer import DatasetWriter
 from flops_parameter_counting import detailed_cost_analysis, validate
 from flops_parameter_counting.costs.devices import DEVICES, find_device
 from flops_parameter_counting.costs.memory import rank_memory, training_memory

@@ -17,8 +17,9 @@ from components.documents import HANDED, hidden, places
 from components.mixers.attention.spec import QUERIES_AT_ONCE
 from components.spec import MicroBatch, Mixer
 from configurator import load
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import open_dataset
 from data.loader import WindowLoader
+from data.writer import DatasetWriter
 from flops_parameter_counting.costs.memory import block_bytes
 from flops_parameter_counting.costs.model_cost import training_flops
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES

@@ -1,5 +1,6 @@
 """A corpus in parts: the same bytes however often it was killed and with however many processes, read as one split."""
 
+import functools
 import json
 import os
 import signal
@@ -13,14 +14,16 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import killed_after
 
 from common.errors import UserError
-from data import dataset, parts
+from data import dataset, long_work, parts, writer
 from data.corpora import Corpus, articles, column, gpt2_tokens, label, stream_parts
-from data.dataset import DatasetWriter, TokenReader, UnusableData, open_dataset
+from data.dataset import TokenReader, UnusableData, open_dataset
 from data.loader import WindowLoader
 from data.parts import FilePart, prepare_parts
 from data.tokenizers import choose
+from data.writer import DatasetWriter
 
 BYTE = choose("byte")
 IN_PARTS = [path.parent.name for path in sorted(ROOT.glob("data/*/prepare.py")) if "Corpus(" in path.read_text()]
@@ -87,29 +90,10 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def killed_after(folder: Path, given: list[FilePart], steps: int) -> bool:
-    """Prepares in a process that is killed before its `steps`-th change on the disk; whether it came that far."""
-    child = os.fork()
-    if child == 0:
-        left = steps
-
-        def counted(function):
-            def call(*arguments, **options):
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-
-            return call
-
-        watched = {Path: "replace unlink mkdir open", os: "unlink rmdir", parts._Shard: "append", parts: "sync"}
-        for owner, names in (watched | {dataset: "sync"}).items():
-            for name in names.split():
-                setattr(owner, name, counted(getattr(owner, name)))
-        prepare(folder, given)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+CHANGING = {
+    Path: "replace unlink mkdir open", os: "unlink rmdir", parts._Shard: "append", parts: "sync", writer: "sync",
+    long_work: "sync",
+}  # fmt: skip
 
 
 def test_killed_at_any_instant_and_started_again_it_leaves_the_same_bytes(tmp_path):
@@ -119,12 +103,13 @@ def test_killed_at_any_instant_and_started_again_it_leaves_the_same_bytes(tmp_pa
     while True:
         steps += 1
         folder = tmp_path / f"killed_{steps}"
-        was_killed = killed_after(folder, given, steps)
+        work = functools.partial(prepare, folder, given)
+        was_killed = killed_after(steps, work, CHANGING)
         if (folder / "meta.json").exists():
             open_dataset(folder)  # what looks finished is
         again = steps % 3 + 1  # killed again, soon after it went on
-        if was_killed and killed_after(folder, given, again):
-            prepare(folder, given)
+        if was_killed and killed_after(again, work, CHANGING):
+            work()
         assert contents(folder) == expected, steps
         if not was_killed:
             break

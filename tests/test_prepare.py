@@ -157,7 +157,7 @@ def test_stdlib_is_prepared_again_when_it_must_be(tmp_path, reason):
 
 STRIKE = """
 import os, runpy, signal, sys
-from data.dataset import DatasetWriter
+from data.writer import DatasetWriter
 
 script, strike, after = sys.argv[1], getattr(signal, sys.argv[2]), int(sys.argv[3])
 add = DatasetWriter.add

@@ -18,8 +18,8 @@ from test_run_logs import run_train
 
 import sample
 from configurator import from_dict
-from data.dataset import DatasetWriter
 from data.tokenizers import tokenizer_from_meta
+from data.writer import DatasetWriter
 from inference.generation import generate
 from inference.sampling import Sampling, distribution, draw
 from inference.text import decode_stream

@@ -6,19 +6,16 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from loguru import logger
 
-from common.errors import UserError
+from common.files import writing_to
 from data.curation.stages import Plan, Stage
-from data.dataset import writing_to
-from data.preparation import end_with_the_first
+from data.long_work import processes
 
 logger.disable("datatrove")  # some lines for each file that it reads; what went wrong is raised
 
@@ -101,20 +98,11 @@ def _processes(plan: Plan, workers: int) -> Iterator[Run]:
     if workers == 1:
         yield here
         return
-    with concurrent.futures.ProcessPoolExecutor(workers, get_context("spawn"), end_with_the_first) as pool:
+    killed = "a process was killed, perhaps for memory: try fewer --workers; the same command goes on"
+    with processes(workers, killed) as pool:
 
         def there(number: int, ranks: list[int]) -> Iterator[Any]:
             running = [pool.submit(_run_task, plan, number, rank) for rank in ranks]
             yield from (done.result() for done in concurrent.futures.as_completed(running))
 
-        try:
-            yield there
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was killed, perhaps for memory: try fewer --workers; the same command goes on"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():  # what they have begun is begun anew
-                process.terminate()
-            raise
+        yield there

@@ -10,7 +10,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from common.errors import UserError
-from common.files import open_text
+from common.files import read_text
 from data.curation.files import SampleWriter
 
 
@@ -78,13 +78,8 @@ class BadWordsFilter(BaseFilter):
 
 def read_bad_words(path: Path) -> list[str]:
     """One of each line. Raises UserError."""
-    try:
-        with open_text(path) as file:
-            words = sorted({line.strip().lower() for line in file if line.strip()})
-    except OSError as error:
-        raise UserError(f"--bad_words: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--bad_words: {path} is not UTF-8 text") from None
+    lines = read_text(path, "--bad_words").split("\n")
+    words = sorted({line.strip().lower() for line in lines if line.strip()})
     if not words:
         raise UserError(f"--bad_words: {path} has no word: give one a line")
     return words

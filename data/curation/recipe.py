@@ -1,11 +1,11 @@
 """What curation does to documents: the values of its steps, by name or from a TOML file, and the files they need."""
 
 import dataclasses
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, did_you_mean
+from common.toml_files import read_toml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,7 @@ def read_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix != ".toml":
         raise UserError(f"--config={name}: it is {' or '.join(RECIPES)}{did_you_mean(name, RECIPES)}, or a .toml file")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is no TOML: {error}") from None
+    values = read_toml(path, "--config")
     return dataclasses.replace(Recipe(), **{key: _checked(path, key, value) for key, value in values.items()})
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import replace_file, sync
+from common.files import replace_file, sync, writing_to
 from common.locks import left_as_it_was, lock
 from data.curation.contamination import write_index
 from data.curation.execution import run_stages
@@ -28,7 +28,7 @@ from data.curation.quality import train
 from data.curation.records import Step, read_steps
 from data.curation.report import UNLISTED, counts, page, replaced, share
 from data.curation.stages import INPUT, PERSONAL, WRITTEN, Plan
-from data.dataset import writing_to
+from data.long_work import begin_or_go_on
 
 DOCUMENTS = "documents"
 LIBRARIES = ("datatrove", "py3langid", "xxhash", "zstandard")  # whose versions the output depends on
@@ -87,19 +87,15 @@ def _plain(value: Any) -> Any:
 
 def _begin(plan: Plan) -> None:
     """The plan is noted, or the same one is there."""
-    path, text = plan.folder / "plan.json", json.dumps(_description(plan), indent=1) + "\n"
-    if not path.exists():  # nor is anything that it would be the plan of
-        if (plan.output_dir / DOCUMENTS).exists():
-            raise UserError(f"{plan.output_dir / DOCUMENTS} is there already: choose another --output_dir")
-        shutil.rmtree(plan.folder, ignore_errors=True)
-        plan.folder.mkdir()
-        replace_file(path, text.encode(), on_disk=True)
-        sync(plan.folder)
-    elif path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{plan.output_dir} has a curation of other texts, or with other values, that was not ended: give the same "
-            f"command to go on, or remove {plan.folder} to begin anew"
-        )
+    note = plan.folder / "plan.json"
+    if not note.exists() and (plan.output_dir / DOCUMENTS).exists():
+        raise UserError(f"{plan.output_dir / DOCUMENTS} is there already: choose another --output_dir")
+    begin_or_go_on(
+        note,
+        json.dumps(_description(plan), indent=1) + "\n",
+        f"{plan.output_dir} has a curation of other texts, or with other values, that was not ended: give the same "
+        f"command to go on, or remove {plan.folder} to begin anew",
+    )
 
 
 def _prepare(plan: Plan, say: Callable[[str], None]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import UserError, exit_cleanly
-from data.dataset import DatasetWriter
 from data.documents import Documents
 from data.preparation import (
     add_num_proc,
@@ -28,6 +27,7 @@ from data.preparation import (
     write_documents,
 )
 from data.tokenizers import choose
+from data.writer import DatasetWriter
 
 NAME = "Skylion007/openwebtext"
 VALIDATION_SHARE = 0.0005

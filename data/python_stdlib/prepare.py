@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import ArgumentParser, UserError, exit_cleanly
-from data.dataset import DatasetWriter, open_dataset
+from data.dataset import open_dataset
+from data.writer import DatasetWriter
 
 SOURCE = f"standard library of {platform.python_implementation()} {platform.python_version()}"
 END_OF_DOCUMENT = 0

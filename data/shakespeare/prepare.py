@@ -11,10 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import exit_cleanly
-from data.dataset import DatasetWriter
 from data.preparation import add_tokenizer, outcome, validation_from, write_text
 from data.shakespeare_char.prepare import VALIDATION_SHARE, text_from, text_parser
 from data.tokenizers import choose
+from data.writer import DatasetWriter
 
 
 @exit_cleanly

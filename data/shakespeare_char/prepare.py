@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: 
 
 from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import replace_file
-from data.dataset import DatasetWriter
 from data.documents import Documents
 from data.preparation import documents_from, outcome, parser, validation_from, write_text
+from data.writer import DatasetWriter
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

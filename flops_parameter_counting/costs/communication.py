@@ -4,8 +4,8 @@ Bytes are those that one rank sends, with ring algorithms: of a whole of S bytes
 reduce-scatter send (n-1)/n S, an all-reduce is the two in turn and sends 2 (n-1)/n S, and broadcasts of every rank's
 part send (n-1)/n S on average (Thakur et al. 2005). In an all-to-all a rank sends of its own n-th part what is not for
 itself, (n-1)/n S/n where all are even. What ranks that divide sequences pass on is S of all of them together, S/n on
-average; what a stage of a pipeline sends to the next one, S, it sends whole. gloo has no
-reduce-scatter of its own and moves an all-reduce instead; the figures are those of a backend that has.
+average; what a stage of a pipeline sends to the next one, S, it sends whole. gloo has no reduce-scatter of its own and
+moves an all-reduce instead; the figures are those of a backend that has.
 
 With the parameters' 4 N bytes as S, large n, and one micro-batch a rank (Rajbhandari et al. 2020, ZeRO, section 7): DDP
 sends 2 S, FSDP 3 S, less what travels in two bytes and what is not gathered again for the backward pass; ZeRO-1 sends
@@ -238,7 +238,8 @@ def _expert_parallel(step: Step) -> list[Exchange]:
 def _context_parallel(step: Step) -> list[Exchange]:
     """What ranks that divide sequences pass on in each micro-batch: to each, before a mixer, what decoding would
     remember of the tokens before its own; with activation checkpointing again; and of all that the gradients, the other
-    way, where the mixer or something before it is trained. Beside it the means that auxiliary losses are of."""
+    way, where the mixer or something before it is trained: also if that is its output projection alone, for which none
+    travel. Beside it the means that auxiliary losses are of."""
     config, run, mesh = step.config, step.run, step.mesh
     if mesh.context == 1:
         return []

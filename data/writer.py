@@ -1,0 +1,175 @@
+"""Writes a prepared dataset (data/dataset.py): document by document, or what was prepared part by part."""
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import replace_file, sync, writing_to
+from common.locks import left_as_it_was, lock
+from data.dataset import FORMAT, OF_A_SPLIT, SPLITS, checksum_text, dtype_for
+from data.tokenizers import FILES
+
+
+class DatasetWriter:
+    """Writes a dataset document by document in constant memory; nothing looks finished before everything is.
+
+        with DatasetWriter(folder, tokenizer, vocab_size, source) as writer:
+            writer.add("train", ids, text_bytes)
+
+    `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
+    it names, if it does; `source` says where the text came from.
+    The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
+    exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
+    folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
+    another process is preparing it, and at the end of the block when a split is empty.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tokenizer: dict[str, Any],
+        vocab_size: int,
+        source: str,
+        tokenizer_file: bytes | None = None,
+    ):
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.tokenizer_file = tokenizer_file
+        self.vocab_size = vocab_size
+        self.source = source
+        self._splits: dict[str, _SplitFile] = {}
+
+    def __enter__(self) -> "DatasetWriter":
+        with ExitStack() as opened, writing_to(self.folder):
+            opened.enter_context(left_as_it_was(self.folder))
+            if (held := lock(self.folder)) is None:
+                raise UserError(f"another process is preparing {self.folder}: wait until it has finished")
+            opened.enter_context(held)
+            for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
+                leftover.unlink(missing_ok=True)
+            for name in SPLITS:
+                self._splits[name] = opened.enter_context(_SplitFile(self.folder, name, dtype_for(self.vocab_size)))
+            self._opened = opened.pop_all()
+        return self
+
+    def add(self, split: str, ids: Sequence[int] | np.ndarray, text_bytes: int, documents: int = 1) -> None:
+        """Append `ids` (tokens,), which stand for `text_bytes` bytes of text and complete `documents` documents.
+
+        One call may bring several documents, or a piece of one (`documents=0` for all but its last piece). The
+        caller appends the tokenizer's end_of_document id to each document where there is one. Raises UserError for
+        an id outside the vocabulary.
+        """
+        array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise UserError(f"token id {wrong} lies outside the vocabulary of {self.vocab_size}: check the tokenizer")
+        end = self.tokenizer["end_of_document"]
+        if documents and end is not None and not (array.size and array[-1] == end):
+            raise ValueError(f"a document must end with the tokenizer's end_of_document id {end}")
+        with writing_to(self.folder):
+            self._splits[split].append(array, text_bytes, documents)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Whatever happens, this closes the files, removes what was not renamed, and unlocks the folder.
+        if error is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._opened:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Put the new files in place in an order that no kill or power cut can turn into a lie."""
+        for split in self._splits.values():
+            if split.tokens == 0:
+                raise UserError(f"the {split.name} split of {self.folder} would be empty: give more text")
+        meta = {
+            "format": FORMAT,
+            "source": self.source,
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "dtype": dtype_for(self.vocab_size).name,
+            "splits": {name: split.describe() for name, split in self._splits.items()},
+        }
+        with writing_to(self.folder):
+            for split in self._splits.values():
+                split.flush_to_disk()
+            put_in_place(self.folder, [split.temporary for split in self._splits.values()], meta, self.tokenizer_file)
+
+
+def put_in_place(folder: Path, written: Sequence[Path], meta: dict[str, Any], tokenizer_file: bytes | None) -> None:
+    """Makes files that are on the disk, each under `final_name`, and the tokenizer's, the dataset of this meta.json, in
+    an order that no kill or power cut can turn into a lie: called again after one, it ends what it began. Raises
+    OSError."""
+    named = {final_name(path) for path in written}
+    (folder / "meta.json").unlink(missing_ok=True)  # from here on the old dataset is gone ...
+    sync(folder)
+    for path in folder.glob("*.bin"):
+        if OF_A_SPLIT.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    for name in FILES.values():
+        (folder / name).unlink(missing_ok=True)
+    for path in filter(Path.exists, written):  # others were put in place before a kill
+        path.replace(folder / final_name(path))
+    if tokenizer_file is not None:
+        replace_file(folder / meta["tokenizer"]["file"], tokenizer_file, on_disk=True)
+    sync(folder)
+    replace_file(
+        folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode(), on_disk=True
+    )  # ... here is the new
+    sync(folder)
+
+
+def final_name(path: Path) -> str:
+    """What a file that is being written will be called."""
+    return path.name.removeprefix(".").removesuffix(".partial")
+
+
+class _SplitFile:
+    """One .bin file while it grows, under its temporary name."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype):
+        self.name = name
+        self.path = folder / f"{name}.bin"
+        self.temporary = folder / f".{name}.bin.partial"
+        self.tokens = self.text_bytes = self.documents = self.checksum = 0
+        self._dtype = dtype
+        self._file = self.temporary.open("wb", buffering=1 << 20)
+
+    def append(self, ids: np.ndarray, text_bytes: int, documents: int) -> None:
+        content = ids.astype(self._dtype).tobytes()
+        self._file.write(content)
+        self.checksum = zlib.crc32(content, self.checksum)
+        self.tokens += len(ids)
+        self.text_bytes += text_bytes
+        self.documents += documents
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "file": self.path.name,
+            "tokens": self.tokens,
+            "bytes": self.text_bytes,
+            "documents": self.documents,
+            "checksum": checksum_text(self.checksum),
+        }
+
+    def flush_to_disk(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "_SplitFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.temporary.unlink(missing_ok=True)  # nothing to remove once it has been renamed
+        with writing_to(self.path.parent):
+            self._file.close()
