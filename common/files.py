@@ -75,6 +75,8 @@ def writing_to(folder: Path) -> Iterator[None]:
     """A full disk or a missing permission is the user's to mend: one line instead of a traceback."""
     try:
         yield
+    except BrokenPipeError:  # of the command's output, which nobody reads any more: a file has none
+        raise
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 

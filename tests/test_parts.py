@@ -134,6 +134,19 @@ def test_several_processes_end_with_the_first_and_go_on_as_one(tmp_path, sent):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path):
+    corpus(tmp_path / "texts", documents=3000)
+    given = ["--input=texts", "--tokenizer=byte", "--val_fraction=0.2", "--out_dir=out"]
+    command = [sys.executable, "-u", ROOT / "data/c4/prepare.py", *given]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert "part 1 of 4" in running.stdout.readline()
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, said) == (1, "")
+    done = script("data/c4/prepare.py", *given, cwd=tmp_path)
+    assert done.returncode == 0 and "done already" in done.stdout, done.stderr
+
+
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     given = corpus(tmp_path / "texts")
     monkeypatch.setattr(parts, "_finish", lambda *_: 0)
