@@ -34,7 +34,8 @@ class Weights:
     what a module of their own returns, unless the component sums parts. `in_float32`: they multiply in it, whatever the
     compute dtype. `writes`: their product is added to the residual stream, for which they start smaller. `fused`: the
     rows of each of several linear layers that lie in one matrix, one below the other. `by_expert`: the first dimension
-    is of experts, which expert_parallel divides.
+    is of experts, which expert_parallel divides. `keeps_cast`: the copy in the compute dtype is kept for the backward
+    pass, as autocast does.
     `part`: what they are counted under, if not under their component's part.
     """
 
@@ -48,6 +49,7 @@ class Weights:
     in_float32: bool = False
     fused: tuple[Any, ...] = ()
     by_expert: bool = False
+    keeps_cast: bool = True
 
     @property
     def size(self) -> Any:

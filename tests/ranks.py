@@ -1,5 +1,6 @@
 """Run a test's body on n gloo ranks of this machine."""
 
+import faulthandler
 import os
 import pickle
 from collections.abc import Callable
@@ -30,6 +31,7 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
 def _one_rank(rank: int, size: int, port: int, results: Any, body: Callable, arguments: tuple) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    faulthandler.enable()  # where a rank was that a signal ended stands in the failed test's stderr
     torch.set_num_threads(1)
     ranks = Ranks(rank, rank, size)
     with process_group(ranks, torch.device("cpu"), RunConfig(use_fsdp=True)):  # a group for one rank too

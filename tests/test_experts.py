@@ -3,6 +3,7 @@
 import itertools
 import json
 import types
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from setups import EXPERTS
 from test_memory import DTYPES, autocast, kept_by_a_block
 
 from common.errors import UserError
+from components.ffns.experts import products
 from components.ffns.experts.module import Experts, Routing
 from components.ffns.experts.products import BACKENDS, Expert
 from components.spec import MicroBatch
@@ -80,9 +82,13 @@ def errors(found: list[torch.Tensor], true: list[torch.Tensor]) -> list[float]:
     ]
 
 
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("at_once", [1, 60, 2**21])
 @given(given_rows())
-def test_segments_are_the_loop(given):
-    assert max(errors(with_gradients("segments", *given), with_gradients("loop", *given))) < 1e-12
+def test_segments_are_the_loop(at_once, pads, given):
+    """One expert after the other, some at once, and all; also with the rows that two bytes are padded with."""
+    with mock.patch.multiple(products, _AT_ONCE=at_once, _ALIKE=0.4, _pads=lambda like: pads):
+        assert max(errors(with_gradients("segments", *given), with_gradients("loop", *given))) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,7 +66,7 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
     if batch.e == 4:
         return 0
     found = [one for spec in layer.specs for one in spec.all_weights(batch.config)]
-    weights = [one for one in found if one.multiplies and not one.in_float32]
+    weights = [one for one in found if one.multiplies and not one.in_float32 and one.keeps_cast]
     shared = [one for one in weights if one.by_expert and batch.experts > 1]  # which FSDP does not cast
     copies = batch.e * sum(one.size for one in shared) // batch.experts
     if batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e:

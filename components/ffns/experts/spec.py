@@ -67,7 +67,7 @@ class Experts(Clamps):
     )  # fmt: skip
     experts_backend: str = key(
         "auto",
-        "loop (the readable reference), segments (sorted by expert, a product for each), grouped (one grouped product "
+        "loop (the readable reference), segments (sorted by expert, products of a few at once), grouped (one grouped product "
         "for all), or auto: grouped on a GPU that has it, else segments",
         choices=("auto", "loop", "segments", "grouped"),
         changes="speed",
@@ -143,6 +143,7 @@ class Experts(Clamps):
         count, width, hidden = config.n_experts, config.n_embd, config.expert_d_ff
         of_routed: dict[str, Any] = {
             "met": (config.n_experts_per_token, count), "part": "experts", "by_expert": True,
+            "keeps_cast": config.experts_backend == "loop",
         }  # fmt: skip
         found = [
             *matrices("router", count, width, config.expert_bias, "sequence", part="router", in_float32=True),
@@ -181,8 +182,6 @@ class Experts(Clamps):
             routed = self._kept_by_loop(batch)
         else:
             routed = 2 * choices * config.expert_d_ff * batch.e
-            if config.expert_bias and batch.e < 4 and not batch.weights_are_cast:  # biases, cast
-                routed += batch.e * config.n_experts * (2 * config.expert_d_ff + config.n_embd) // batch.experts
         if batch.experts > 1:
             routed += self._kept_by_travelling(batch)
         shared = _between(config) * batch.tokens * config.n_shared_experts * config.expert_d_ff * batch.e
