@@ -67,8 +67,8 @@ class Experts(Clamps):
     )  # fmt: skip
     experts_backend: str = key(
         "auto",
-        "loop (the readable reference), segments (sorted by expert, products of a few at once), grouped (one grouped product "
-        "for all), or auto: grouped on a GPU that has it, else segments",
+        "loop (the readable reference), segments (sorted by expert, products of a few at once), grouped (one grouped "
+        "product for all), or auto: grouped on a GPU that has it, else segments",
         choices=("auto", "loop", "segments", "grouped"),
         changes="speed",
     )
