@@ -101,8 +101,8 @@ class _Segments(torch.autograd.Function):
         y, kept = weights.new_zeros(x.shape), x.new_empty(len(order.rows), 2 * hidden)
         tokens, weight = order.tokens, _weights_of(order, weights)
         for group in _groups(ctx.counts, 2 * hidden, x):
-            xs, (joined, down), (joined_bias, down_bias) = group.of(x, tokens), *group.matrices(stacks, x.dtype)
-            both = _products(xs, joined.mT, joined_bias)
+            (joined, down), (joined_bias, down_bias) = group.matrices(stacks, x.dtype)
+            both = _products(group.of(x, tokens), joined.mT, joined_bias)
             met = _products(expert.gated(*both.chunk(2, -1)), down.mT, down_bias)
             group.put(kept, both)
             group.add(y, tokens, met.to(y.dtype).mul_(group.share(weight)))
@@ -232,7 +232,7 @@ class _Gradients:
     def of(self, group: _Group, dboth: Tensor, xs: Tensor, dmet: Tensor, hidden: Tensor) -> None:
         """Those of a group: (G, C, 2F), (G, C, D), (G, C, D), (G, C, F)."""
         gate, up, down, *biases = self.stacks
-        for wholes, left, right in (((gate, up), dboth, xs), ((down,), dmet, hidden)):
+        for wholes, left, right in (([gate, up], dboth, xs), ([down], dmet, hidden)):
             if any(whole is not None for whole in wholes):
                 self._put(group, wholes, torch.bmm(left.mT, right))
         for wholes, left in ((biases[:2], dboth), (biases[2:], dmet)):
