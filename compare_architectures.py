@@ -16,7 +16,7 @@ from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.output import terminal_width, wrapped
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
-from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort
+from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort, trained_on
 from comparison.statistics import PLACES
 from comparison.table import comparisons, sentence, table, write_csv, write_json, write_markdown
 from runs.logs import RunLog, find_runs, log_file, read_run
@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         "--latest", type=int, metavar="N",
         help=f"the N newest runs of out/*/ and out*/ instead (default without a RUN: {DEFAULT_LATEST})",
     )  # fmt: skip
+    parser.add_argument("--dataset", metavar="NAMES", help="keep the runs on these, with commas between them")
     parser.add_argument("--sort", metavar="COLUMN", help="by a column or a configuration key; -COLUMN: highest first")
     parser.add_argument("--reverse", action="store_true", help="sort the highest first")
     parser.add_argument(
@@ -79,6 +80,8 @@ def parse_arguments() -> argparse.Namespace:
 def show(arguments: argparse.Namespace, clear: bool = False) -> list[Run]:
     """Print the table and write the files."""
     runs = choose_runs(arguments.run, arguments.latest)
+    if arguments.dataset is not None:
+        runs = trained_on(runs, arguments.dataset.split(","))
     for condition in arguments.filter:
         runs = matching(runs, condition)
     if arguments.sort is not None:

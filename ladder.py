@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive, same_name
 from common.files import check_target, real, write_whole
 from components.registry import load_rooms
-from data.dataset import dataset_folder, open_dataset
+from data.mixture import open_data
 from flops_parameter_counting.fit_scaling_law import as_json as law_file
 from flops_parameter_counting.fit_scaling_law import as_text as fit_as_text
 from flops_parameter_counting.fit_scaling_law import draw
@@ -75,7 +75,11 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
         help="a folder with components of your own, whose presets --arch can name; its code is executed",
     )
     add("--seeds", type=positive, metavar="N", help="of every run (default: 3; with --isoflop 1)")
-    add("--dataset", default="python_stdlib", help="prepared, of the data folder (default: python_stdlib)")
+    add(
+        "--dataset", default="python_stdlib", metavar="NAMES",
+        help="prepared, of the data folder (default: python_stdlib); several are compared, with --val_dataset",
+    )  # fmt: skip
+    add("--val_dataset", metavar="NAME", help="on whose validation split all runs are validated (default: their own)")
     add("--data_dir", type=Path, metavar="DIR", help="where datasets lie, as the config key")
     add("--block_size", type=positive, metavar="N", help="context length (default: what fits the smallest budget)")
     add(
@@ -106,14 +110,14 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     asked = arguments_of(arguments)
-    dataset = open_dataset(dataset_folder(asked.dataset, asked.data_dir))
-    plan = make_plan(asked, dataset)
+    data = {name: open_data(name, None, asked.val_dataset, asked.data_dir) for name in asked.datasets}
+    plan = make_plan(asked, data)
     existing = existing_plan(arguments.out, plan)
     if existing is None:
         check_folder(arguments.out)
         plan = calibrated(plan)
         create(plan, arguments.out)
-    print(plan_as_text(existing or plan, arguments.out, dataset))
+    print(plan_as_text(existing or plan, arguments.out, data))
     if existing is not None:
         print(f"{arguments.out} holds this plan already: nothing was written")
     return 0
@@ -184,6 +188,7 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         raise UserError(
             f"--spread={given.spread:g} must be above 1: sizes reach from 1/FACTOR to FACTOR times the middle"
         )
+    check_datasets(given)
     asked = (given.budget,) if given.isoflop is None else tuple(isoflop(given.isoflop))
     law = find_law(given.law)
     if not law.is_of_n_and_d:
@@ -208,7 +213,23 @@ def arguments_of(given: argparse.Namespace) -> Arguments:
         predicts=not is_published(law),
         n_meaning=check_meaning(given.n_meaning),
         device=given.device,
+        val_dataset=given.val_dataset,
     )
+
+
+def check_datasets(given: argparse.Namespace) -> None:
+    """Raises UserError for datasets that no ladder can compare."""
+    names = given.dataset.split(",")
+    for name in names:
+        if names.count(name) > 1 or not name:
+            raise UserError(f"--dataset names {name} twice" if name else f"--dataset={given.dataset} lacks a name")
+    if len(names) > 1 and given.isoflop is not None:
+        raise UserError("--isoflop takes one --dataset: a law is that of one kind of data; plan a ladder for each")
+    if len(names) > 1 and given.val_dataset is None:
+        raise UserError(
+            f"which of {given.dataset} is better shows on common text: name the dataset to validate all on, with "
+            "--val_dataset"
+        )
 
 
 def isoflop(text: str) -> list[float]:

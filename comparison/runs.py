@@ -159,6 +159,15 @@ def matching(runs: Sequence[Run], condition: str) -> list[Run]:
     return kept
 
 
+def trained_on(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    """The runs on datasets of these names. Raises UserError for one that no run has."""
+    known = list(dict.fromkeys(run.log.dataset_name for run in runs))
+    for name in names:
+        if name not in known:
+            raise UserError(f"--dataset: none of the runs was trained on {name!r}, but on {', '.join(known)}")
+    return [run for run in runs if run.log.dataset_name in names]
+
+
 def check_column(runs: Sequence[Run], column: str) -> None:
     known = [*COLUMNS, *dict.fromkeys(key for run in runs for key in run.config)]
     if column not in known:

@@ -39,7 +39,9 @@ def _purpose(run: Run) -> str:
 
 
 def _data(run: Run, arguments: Arguments) -> str:
-    lines = [f'dataset = "{arguments.dataset}"']
+    lines = [f'dataset = "{run.dataset or arguments.dataset}"']
+    if arguments.val_dataset is not None:
+        lines.append(f'val_dataset = "{arguments.val_dataset}"')
     if arguments.data_dir is not None:
         lines.append(f"data_dir = {arguments.data_dir!r}")
     return "\n".join([*lines, f"seed = {run.seed}", f'device = "{arguments.device}"'])

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from common.errors import exit_cleanly
 from configurator import load, with_vocabulary
-from data.dataset import dataset_folder, open_dataset
 from data.loader import Batch, prefetch
+from data.mixture import open_data
 from parallel.device import choose_device
 from parallel.lost_ranks import naming_lost_ranks
 from parallel.ranks import ALONE
@@ -43,7 +43,8 @@ def measure(config: Path) -> dict[str, float | str]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         configuration = load([str(config), f"--out_dir={folder}/run"])
-        dataset = open_dataset(dataset_folder(configuration.run.dataset, configuration.run.data_dir))
+        run = configuration.run
+        dataset = open_data(run.dataset, None, run.val_dataset, run.data_dir)
         configuration = with_vocabulary(configuration, dataset.vocab_size)
         plan, run = plan_run(configuration, dataset), configuration.run
         device = choose_device(run.device, ALONE)

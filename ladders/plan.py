@@ -9,15 +9,16 @@
         law.json, law.png    the law fitted to the runs
         report.html
 
-All runs have the same data, context length and validation windows; those of one seed see the same windows in the same
-order, whatever their batch. No torch.
+All runs have the same context length and validation windows, and the same data unless these are what is compared; those
+of one seed and dataset see the same windows in the same order, whatever their batch. No torch.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from common.fields import check_fields
 from common.files import open_text
 from common.units import unit_of
 from components.registry import OWN_PRESETS, PRESETS
-from data.dataset import Dataset
+from data.mixture import Data
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
 from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
@@ -50,7 +51,7 @@ class Arguments:
     archs: tuple[str, ...]
     seeds: int
     sizes: int | None
-    dataset: str
+    dataset: str  # or several, with commas between them
     data_dir: str | None
     block_size: int
     tune: tuple[float, ...]
@@ -62,6 +63,11 @@ class Arguments:
     predicts: bool  # whether that law predicts losses: a published one ranks
     n_meaning: str  # of the laws that are fitted to this ladder
     device: str
+    val_dataset: str | None = None  # on which all runs are validated; None: on that of their own data
+
+    @property
+    def datasets(self) -> list[str]:
+        return self.dataset.split(",")
 
     @property
     def is_isoflop(self) -> bool:
@@ -96,6 +102,12 @@ class Run:
     learning_rate: float
     waits_for: tuple[str, ...]
     seconds: float | None = None  # in training steps, by the calibration
+    dataset: str | None = None  # None: the ladder's only one
+
+    @property
+    def kind(self) -> str:
+        """What is compared, and tuned by itself: an architecture, on one of several datasets."""
+        return self.arch if self.dataset is None else f"{self.arch} on {self.dataset}"
 
     @property
     def tokens(self) -> int:
@@ -117,7 +129,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`dataset` are the checksums of its splits; `calibration` is that of ladders.calibration, None before it."""
+    """`dataset` are the checksums of its splits, of several by their names; `calibration` is that of
+    ladders.calibration, None before it."""
 
     arguments: Arguments
     dataset: dict[str, Any]
@@ -127,8 +140,8 @@ class Plan:
     @property
     def hash(self) -> str:
         """The hash of what was asked for and what the runs are; how fast the machine is does not count."""
-        runs = [dataclasses.asdict(dataclasses.replace(run, seconds=None)) for run in self.runs]
-        asked = {"arguments": dataclasses.asdict(self.arguments), "dataset": self.dataset, "runs": runs}
+        runs = [_as_dict(dataclasses.replace(run, seconds=None)) for run in self.runs]
+        asked = {"arguments": _as_dict(self.arguments), "dataset": self.dataset, "runs": runs}
         return hash_of(json.dumps(asked, sort_keys=True))
 
     @property
@@ -162,6 +175,13 @@ class Plan:
         return max(self.arguments.budgets)
 
 
+def _as_dict(part: Any) -> dict[str, Any]:
+    """As plans were before ladders had several datasets, where this one has not."""
+    found = dataclasses.asdict(part)
+    later = ("val_dataset",) if isinstance(part, Arguments) else ("dataset",)
+    return {name: value for name, value in found.items() if name not in later or value is not None}
+
+
 def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -170,18 +190,23 @@ def hash_of(text: str) -> str:
 # The runs
 
 
-def make_plan(arguments: Arguments, dataset: Dataset) -> Plan:
-    """Raises UserError for a budget that is too small, and for data that do not fit."""
-    dataset.check_fits(arguments.block_size, dataset.vocab_size)
+def make_plan(arguments: Arguments, data: Mapping[str, Data]) -> Plan:
+    """`data`: by the names of the datasets, each with the validation split that its runs have. Raises UserError for a
+    budget that is too small, and for data that do not fit."""
+    first = next(iter(data.values()))
+    for one in data.values():
+        one.check_fits(arguments.block_size, first.vocab_size)
     law = law_from(arguments.law, "law")
-    choices = _choices(arguments, law, dataset.vocab_size)
-    sequences = largest_power_of_two(dataset.splits["val"].n_windows(arguments.block_size))
+    choices = _choices(arguments, law, first.vocab_size)
+    sequences = largest_power_of_two(first.splits["val"].n_windows(arguments.block_size))
     runs: list[Run] = []
     for budget, arch, choice in choices:
-        for seed in arguments.seed_values:
-            runs.append(_run(arguments, budget, arch, choice, seed, min(sequences, EVALUATED_SEQUENCES)))
-    checksums = {name: split.checksum for name, split in dataset.splits.items()}
-    plan = Plan(arguments, checksums, (*_sweep(arguments, runs), *runs))
+        for name, seed in itertools.product(data, arguments.seed_values):
+            dataset = name if len(data) > 1 else None
+            runs.append(_run(arguments, budget, arch, dataset, choice, seed, min(sequences, EVALUATED_SEQUENCES)))
+    checksums = {name: {split: of.checksum for split, of in one.splits.items()} for name, one in data.items()}
+    found = checksums if len(data) > 1 else checksums[arguments.dataset]
+    plan = Plan(arguments, found, (*_sweep(arguments, runs), *runs))
     names = [run.name for run in plan.runs]
     assert len(set(names)) == len(names)
     return plan
@@ -201,7 +226,9 @@ def _choices(arguments: Arguments, law: Law, vocab_size: int) -> list[tuple[floa
     return found
 
 
-def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: int, evaluated: int) -> Run:
+def _run(
+    arguments: Arguments, budget: float, arch: str, dataset: str | None, choice: Choice, seed: int, evaluated: int
+) -> Run:
     """The run of a choice: batch and learning rate by the planner's rules, as many whole steps as the budget buys."""
     candidate, search = choice.candidate, choice.search
     model = candidate.config(search.space)
@@ -217,7 +244,7 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
             "lower --batch_tokens, or raise the budget"
         )
     return Run(
-        name=f"{arch}-{budget:.3g}{size}-s{seed}".replace("+", ""),
+        name=f"{arch}-{budget:.3g}{size}{'' if dataset is None else f'-{dataset}'}-s{seed}".replace("+", ""),
         is_sweep=False,
         arch=arch,
         budget=budget,
@@ -234,6 +261,7 @@ def _run(arguments: Arguments, budget: float, arch: str, choice: Choice, seed: i
         tokens_per_step=sizes.tokens_per_step,
         learning_rate=sizes.learning_rate,
         waits_for=tuple(waits),
+        dataset=dataset,
     )
 
 
@@ -271,8 +299,8 @@ def _keys(model: ModelArchitectureConfig) -> dict[str, Any]:
 
 
 def _sweep(arguments: Arguments, runs: Sequence[Run]) -> list[Run]:
-    """For each architecture, its swept run on a share of the steps, with every learning rate that was asked for."""
-    swept = [swept_run(runs, arch) for arch in arguments.archs]
+    """For each kind of run, its swept one on a share of the steps, with every learning rate that was asked for."""
+    swept = [swept_run(runs, kind) for kind in kinds(runs)]
     return [
         dataclasses.replace(
             run,
@@ -287,10 +315,15 @@ def _sweep(arguments: Arguments, runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def swept_run(runs: Sequence[Run], arch: str) -> Run:
+def kinds(runs: Sequence[Run]) -> list[str]:
+    """Of run, as they come first."""
+    return list(dict.fromkeys(run.kind for run in runs))
+
+
+def swept_run(runs: Sequence[Run], kind: str) -> Run:
     """Whose learning rate is tuned: of the smallest budget, and the middle one of its sizes."""
-    of_arch = [run for run in runs if run.arch == arch and not run.is_sweep]
-    smallest = [run for run in of_arch if run.budget == of_arch[0].budget and run.seed == of_arch[0].seed]
+    of_kind = [run for run in runs if run.kind == kind and not run.is_sweep]
+    smallest = [run for run in of_kind if run.budget == of_kind[0].budget and run.seed == of_kind[0].seed]
     return smallest[len(smallest) // 2]
 
 
@@ -389,9 +422,9 @@ def as_json(plan: Plan) -> str:
         "flops": plan.flops,
         "seconds": plan.seconds,
         "bytes": plan.bytes,
-        "arguments": dataclasses.asdict(plan.arguments),
+        "arguments": _as_dict(plan.arguments),
         "dataset": plan.dataset,
         "calibration": plan.calibration,
-        "runs": [dataclasses.asdict(run) for run in plan.runs],
+        "runs": [_as_dict(run) for run in plan.runs],
     }
     return json.dumps(values, indent=1) + "\n"

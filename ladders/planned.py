@@ -2,14 +2,14 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import aside
-from data.dataset import Dataset
+from data.mixture import Data
 from flops_parameter_counting.laws.fitting import FEWEST_POINTS, Points, bootstrap, fit_law, too_narrow
 from flops_parameter_counting.laws.scaling_laws import Law
 from ladders.ledger import as_text, predictions, read
@@ -60,11 +60,11 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def plan_as_text(plan: Plan, path: Path, dataset: Dataset) -> str:
+def plan_as_text(plan: Plan, path: Path, data: Mapping[str, Data]) -> str:
     said = predictions(read(Folder(path).ledger))
     losses = {name: record["loss"] for name, record in said.items()}
     lines = [as_text(HEADINGS, [_row(run, losses.get(run.name)) for run in plan.runs]), "", *_totals(plan)]
-    lines += _notes(plan, dataset)
+    lines += _notes(plan, data)
     return "\n".join([*lines, f"\npython ladder.py run {path}"])
 
 
@@ -102,18 +102,21 @@ def _totals(plan: Plan) -> list[str]:
     return [*lines, f"Disk: {plan.bytes / 1e9:,.3f} GB when all have finished"]
 
 
-def _notes(plan: Plan, dataset: Dataset) -> list[str]:
-    notes, unique = [], dataset.splits["train"].tokens
+def _notes(plan: Plan, data: Mapping[str, Data]) -> list[str]:
+    notes = []
     if plan.arguments.tune:
         notes.append(
-            f"the sweep takes {TUNING_SHARE:.0%} of the steps of each architecture's smallest budget; the best rate, "
+            f"the sweep takes {TUNING_SHARE:.0%} of the steps of each kind of run's smallest budget; the best rate, "
             "over what the rule says there, multiplies the rule's rates of all its runs, whose configs are written then"
         )
-    if repeating := [run for run in plan.runs if run.tokens > unique]:
-        most = max(run.tokens for run in repeating) / unique
-        notes.append(
-            f"{len(repeating)} runs pass over the {unique:,} training tokens more than once, at most {most:.2f} times"
-        )
+    for name, one in data.items():
+        unique, where = one.splits["train"].tokens, f" of {name}" * (len(data) > 1)
+        if repeating := [run for run in plan.runs if run.dataset in (None, name) and run.tokens > unique]:
+            most = max(run.tokens for run in repeating) / unique
+            notes.append(
+                f"{len(repeating)} runs pass over the {unique:,} training tokens{where} more than once, at most "
+                f"{most:.2f} times"
+            )
     if plan.arguments.is_isoflop:
         notes += _on_the_fit(plan)
     return [f"note: {note}" for note in notes]

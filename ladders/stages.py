@@ -21,7 +21,7 @@ from flops_parameter_counting.laws.scaling_laws import CONSTANTS, Law, law_from,
 from flops_parameter_counting.planner.emit import law_as_dict
 from ladders.configs import config_text
 from ladders.ledger import Entry, Record, append, of_type, predictions, read
-from ladders.plan import Folder, Plan, Run, hash_of, swept_run
+from ladders.plan import Folder, Plan, Run, hash_of, kinds, swept_run
 
 DRAWS = 1000  # resamples of the points behind a fit's intervals
 
@@ -94,9 +94,9 @@ def _foretold(run: Run, plan: Plan, records: Sequence[Record]) -> Foretold:
 def _learning_rate(run: Run, records: Sequence[Record]) -> float:
     if "sweep" not in run.waits_for:
         return run.learning_rate
-    factor = next(record["factor"] for record in of_type(records, "learning_rate") if record["arch"] == run.arch)
+    factor = next(record["factor"] for record in of_type(records, "learning_rate") if record["arch"] == run.kind)
     if factor is None:
-        raise UserError(f"no run of the sweep of {run.arch} has a finite loss: plan another ladder with lower rates")
+        raise UserError(f"no run of the sweep of {run.kind} has a finite loss: plan another ladder with lower rates")
     return float(f"{factor * run.learning_rate:.3g}")
 
 
@@ -108,11 +108,11 @@ def advance(plan: Plan, folder: Folder, found: Sequence[Entry]) -> list[str]:
     """Draw the conclusions that the finished runs allow: choose learning rates, fit the law. Returns what was
     concluded, in a line each."""
     records, said = read(folder.ledger), []
-    for arch in plan.arguments.archs if plan.arguments.tune else ():
-        sweep = [entry for entry in found if entry.run.is_sweep and entry.run.arch == arch]
-        known = any(record["arch"] == arch for record in of_type(records, "learning_rate"))
+    for kind in kinds(plan.runs) if plan.arguments.tune else ():
+        sweep = [entry for entry in found if entry.run.is_sweep and entry.run.kind == kind]
+        known = any(record["arch"] == kind for record in of_type(records, "learning_rate"))
         if not known and all(entry.is_settled for entry in sweep):
-            said.append(_choose_learning_rate(plan, folder, arch, sweep))
+            said.append(_choose_learning_rate(plan, folder, kind, sweep))
     needs_law = any("law" in run.waits_for for run in plan.runs)
     if needs_law and not of_type(records, "law") and all(entry.is_finished for entry in smaller(plan, found)):
         said.append(_fit_smaller(plan, folder, found))
@@ -122,7 +122,7 @@ def advance(plan: Plan, folder: Folder, found: Sequence[Entry]) -> list[str]:
 def is_ready(run: Run, records: Sequence[Record]) -> bool:
     """Whether all that a run waits for is known."""
     known = {
-        "sweep": any(record["arch"] == run.arch for record in of_type(records, "learning_rate")),
+        "sweep": any(record["arch"] == run.kind for record in of_type(records, "learning_rate")),
         "law": bool(of_type(records, "law")),
     }
     return all(known[what] for what in run.waits_for)
@@ -133,23 +133,23 @@ def smaller(plan: Plan, found: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in found if not entry.run.is_sweep and entry.run.budget < plan.largest_budget]
 
 
-def _choose_learning_rate(plan: Plan, folder: Folder, arch: str, sweep: Sequence[Entry]) -> str:
-    """The rate of the lowest loss. Of the other runs of the architecture it changes the rule's rate by the same factor
+def _choose_learning_rate(plan: Plan, folder: Folder, kind: str, sweep: Sequence[Entry]) -> str:
+    """The rate of the lowest loss. Of the other runs of its kind it changes the rule's rate by the same factor
     by which it changes that of the swept one."""
     losses = {f"{entry.run.learning_rate:g}": entry.loss for entry in sweep}
     finite = {rate: loss for rate, loss in losses.items() if loss is not None}
-    record: Record = {"type": "learning_rate", "arch": arch, "losses": losses}
+    record: Record = {"type": "learning_rate", "arch": kind, "losses": losses}
     if not finite:
         append(folder.ledger, record | {"learning_rate": None, "factor": None})
-        return f"{arch}: no run of the sweep has a finite loss"
+        return f"{kind}: no run of the sweep has a finite loss"
     best = min(finite, key=lambda rate: finite[rate])
-    rule = swept_run(plan.runs, arch).learning_rate
+    rule = swept_run(plan.runs, kind).learning_rate
     append(folder.ledger, record | {"learning_rate": float(best), "factor": float(best) / rule})
     rates = sorted(plan.arguments.tune)
     edge = (
         "; it is at the edge of the sweep: a better one may lie beyond" if float(best) in (rates[0], rates[-1]) else ""
     )
-    return f"{arch}: learning rate {best} has the lowest loss of the sweep{edge if len(rates) > 1 else ''}"
+    return f"{kind}: learning rate {best} has the lowest loss of the sweep{edge if len(rates) > 1 else ''}"
 
 
 def _fit_smaller(plan: Plan, folder: Folder, found: Sequence[Entry]) -> str:
@@ -174,9 +174,9 @@ def fit_entries(chosen: Sequence[Entry], folder: Folder, n_meaning: str, holdout
     chosen = [entry for entry in chosen if entry.loss is not None]
     if not chosen:
         raise UserError(f"{folder.path} has no finished run to fit a law to: python ladder.py run {folder.path}")
-    architectures = sorted({entry.run.arch for entry in chosen})
-    if len(architectures) > 1:
-        raise UserError(f"a law is that of one architecture, and the runs are of {' and '.join(architectures)}")
+    found = kinds([entry.run for entry in chosen])
+    if len(found) > 1:
+        raise UserError(f"a law is that of one architecture on one dataset, and the runs are of {' and '.join(found)}")
     measured = read_points([folder.run(entry.run) for entry in chosen], n_meaning)
     return fit_everything(measured, n_meaning, DRAWS, 0, holdout)
 

@@ -305,6 +305,27 @@ def test_the_report_names_the_winner_and_shows_the_ledger(finished, tmp_path):
     assert "No law: a law is that of one architecture, and the runs are of gpt2 and llama3." in done.stdout
 
 
+def test_which_data_are_better_shows_on_common_text(planned):
+    """Trained on words in documents of two and of eighty, validated on those of eighty, step by step as many FLOPs."""
+    plan = [key for key in PLAN[:-2] if key not in ("gpt2,llama3",)]
+    plan[plan.index("--arch") + 1 : plan.index("--arch") + 1] = ["gpt2"]
+    plan[plan.index("--dataset") + 1] = "tiny,short"
+    code, _, err = call("plan", *plan, "--val_dataset", "tiny", "--out", "data_ladder", cwd=planned)
+    assert code == 0, err
+    code, out, err = call("run", "data_ladder", "--jobs", "2", cwd=planned)
+    assert code == 0, out + err
+    logs = {path.name: read_run(path) for path in (planned / "data_ladder/runs").iterdir()}
+    assert {log.dataset_name for log in logs.values()} == {"tiny", "short"}
+    assert len({log.validated_on for log in logs.values()}) == 1 and len({log.flops for log in logs.values()}) == 1
+    code, out, err = call("report", "data_ladder", cwd=planned)
+    assert code == 0 and "nats per token, of dataset=tiny." in out, out + err
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "compare_architectures.py"), "data_ladder/runs/*", "--dataset", "short"],
+        cwd=planned, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "gpt2-1e+09-short" not in done.stderr and "tiny" not in done.stdout
+
+
 def test_a_prediction_made_after_the_start_is_caught(finished, tmp_path):
     folder = tmp_path / "late"
     shutil.copytree(finished, folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import io
 import json
 import re
@@ -106,7 +107,7 @@ def ladder(data_dir, tmp_path_factory):
             patch.setattr(ladders.stages, "DRAWS", 200)
             patch.chdir(folder)
             data = [f"--data_dir={data_dir}", "--dataset=tiny", "--block_size=32"] if arguments[0] == "plan" else []
-            return command(ladder_command.main, *arguments, *data)
+            return command(ladder_command.main, arguments[0], *data, *arguments[1:])
 
     call.folder = folder
     return call
@@ -148,6 +149,43 @@ def test_an_isoflop_ladder_lies_off_every_ray(isoflop):
 
 def load_run(folder: Path, run):
     return load([str(folder / f"configs/{run.name}.py")])
+
+
+def test_datasets_are_compared_like_architectures(ladder):
+    """Each with the same models, seeds and validation text, at equal FLOPs, and with a learning rate of its own."""
+    rates = f"--tune=lr=1e-3,{BEST_RATE}"
+    asked = ["plan", "--budget=1e12", "--arch=gpt2", "--seeds=2", "--dataset=tiny,short", rates, "--out=ladder/data"]
+    planned = ladder(*asked, "--val_dataset=short")
+    assert planned.returncode == 0, planned.stderr
+    folder = ladder.folder / "ladder/data"
+    plan = read_plan(folder)
+    runs = [run for run in plan.runs if not run.is_sweep]
+    assert [(run.dataset, run.seed) for run in runs] == [(data, seed) for data in ("tiny", "short") for seed in (1, 2)]
+    assert len({(run.flops, str(run.architecture)) for run in runs}) == 1
+    sweep = [run.name for run in plan.runs if run.is_sweep]
+    assert sweep == [f"sweep-gpt2-1e12-{data}-lr{rate:g}" for data in ("tiny", "short") for rate in (1e-3, BEST_RATE)]
+    repeats = re.findall(r"note: (\d+) runs pass over the [\d,]+ training tokens of (\w+) more", planned.stdout)
+    assert repeats == [("4", "tiny"), ("4", "short")]
+    keys = [load_run(folder, run).run for run in plan.runs if run.is_sweep]
+    assert [(one.dataset, one.val_dataset) for one in keys] == [
+        (data, "short") for data in ("tiny",) * 2 + ("short",) * 2
+    ]
+    ran = ladder("run", "ladder/data", "--jobs=2")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"gpt2 on short: learning rate {BEST_RATE:g} has the lowest loss of the sweep" in ran.stdout
+    done = ladder("report", "ladder/data")
+    assert done.returncode == 0 and re.search(r"dataset=(tiny|short) against dataset=\w+ at equal FLOPs", done.stdout)
+    assert "nothing was written" in ladder(*asked, "--val_dataset=short").stdout
+    other = ladder(*asked, "--val_dataset=tiny")
+    assert other.returncode == 2 and "(val_dataset, data differ)" in other.stderr
+
+
+def test_a_plan_of_one_dataset_has_the_hash_that_it_had_before_there_could_be_several(isoflop):
+    values = json.loads((isoflop[0] / "plan.json").read_text())
+    assert "val_dataset" not in values["arguments"] and "dataset" not in values["runs"][0]
+    runs = [{**run, "seconds": None} for run in values["runs"]]
+    asked = {"arguments": values["arguments"], "dataset": values["dataset"], "runs": runs}
+    assert hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12] == values["hash"]
 
 
 def test_the_sweep_is_counted_and_takes_a_quarter_of_the_steps(isoflop):
@@ -460,6 +498,11 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--isoflop=1e12:x:4 --arch=gpt2", "--isoflop: 'x' is not a number above 0"),
         ("--isoflop=1e14:1e12:4 --arch=gpt2", "LOW must be below HIGH"),
         ("--isoflop=1e12:1e14:3 --arch=gpt2,llama3", "--isoflop takes one --arch"),
+        ("--isoflop=1e12:1e14:3 --arch=gpt2 --dataset=tiny,short", "--isoflop takes one --dataset"),
+        ("--budget=1e12 --arch=gpt2 --dataset=tiny,short", "on common text: name the dataset to validate all on, with"),
+        ("--budget=1e12 --arch=gpt2 --dataset=tiny,tiny --val_dataset=tiny", "--dataset names tiny twice"),
+        ("--budget=1e12 --arch=gpt2 --dataset=tiny, --val_dataset=tiny", "--dataset=tiny, lacks a name"),
+        ("--budget=1e12 --arch=gpt2 --dataset=tiny,shrt --val_dataset=tiny", "shrt"),
         ("--isoflop=1e12:1.01e12:20 --arch=gpt2", "20 budgets do not differ in their first three digits"),
         ("--budget=1e9 --arch=gpt2 --batch_tokens=1048576", "1e+09 FLOPs are less than one step of 1,048,576 tokens"),
         ("--budget=1e12 --arch=gpt2 --tune=lr=1e-3,1.0000001e-3", "give at least two learning rates, each once"),
