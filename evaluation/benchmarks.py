@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from common.errors import UserError, did_you_mean
-from evaluation.figures import Figure
+from evaluation.figures import NORMAL_95, Figure
 
 BROWN = "Brown et al. 2020, arXiv 2005.14165"
 HENDRYCKS = "Hendrycks et al. 2020, arXiv 2009.03300"
@@ -147,7 +147,9 @@ def core_figures(found: dict[str, Figure]) -> list[Figure]:
     value, error = core_of(figures)
     name = "CORE" if not missing else f"CORE, {len(figures)} of {CORE_SIZE} tasks"
     samples = sum(figure.samples for figure in figures)
-    return [Figure(name, "centred accuracy", value, error, None, samples, "samples"), *figures]
+    noisy = error is not None and abs(value) <= NORMAL_95 * error
+    note = ("within noise of chance, " if noisy else "") + f"without {' and '.join(CORE_MISSING)}"
+    return [Figure(name, "centred accuracy", value, error, None, samples, "samples", note=note), *figures]
 
 
 def core_of(figures: Sequence[Figure]) -> tuple[float, float | None]:

@@ -30,6 +30,7 @@ class Figure:
     higher_is_better: bool = True
     published: str = ""  # of GPT-3 with 175 billion parameters, for people
     goal: str = ""
+    note: str = ""  # what else must be known of it
     parts: tuple[str, ...] = ()  # the tasks, whose samples it is the mean of
 
     @property
@@ -79,7 +80,8 @@ def cells(figure: Figure, compared: bool) -> tuple[str, ...]:
     values = (figure.value, figure.error, figure.chance)
     numbers = ["n/a" if value is None else f"{value:.1%}" if figure.is_share else f"{value:.4f}" for value in values]
     others = (figure.published, figure.goal) if compared else ()
-    return (figure.task, figure.metric, *numbers, *others, f"{figure.samples:,} {figure.of}", figure.verdict)
+    said = ", ".join(filter(None, (figure.verdict, figure.note)))
+    return (figure.task, figure.metric, *numbers, *others, f"{figure.samples:,} {figure.of}", said)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:

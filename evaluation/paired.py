@@ -91,8 +91,8 @@ def difference_of(figure: Figure, a: NDArray[np.float64], b: NDArray[np.float64]
 
 def paired_bootstrap(values: NDArray[np.float64]) -> tuple[tuple[float, float], float]:
     """Differences (n,) -> the 95 % interval of their mean, and the probability of a mean as far from 0 or farther were
-    the true one 0: that of the draws' means, moved to 0 (Efron and Tibshirani, An Introduction to the Bootstrap, section
-    16.4). The draws' spread is widened by sqrt(n / (n - 1)), since they are of the sample."""
+    the true one 0: that of the draws' means, moved to 0 (Efron and Tibshirani, An Introduction to the Bootstrap,
+    section 16.4). The draws' spread is widened by sqrt(n / (n - 1)), since they are of the sample."""
     n, mean = len(values), float(values.mean())
     if n < 2:
         return (-math.inf, math.inf), 1.0
@@ -139,13 +139,14 @@ def paired_values(figure: Figure, of_a: Samples, of_b: Samples) -> tuple[NDArray
         if not b:
             raise UserError(f"--against: it has no samples of {task} with {figure.metric}")
         if a.keys() != b.keys():
+            both = len(a.keys() & b.keys())
             raise UserError(
-                f"--against: {task} was asked otherwise there: {len(a.keys() & b.keys()):,} of its {len(b):,} questions "
-                f"are among the {len(a):,} here; take the same --limit, data, and version of the task"
+                f"--against: {task} was asked otherwise there: {both:,} of its {len(b):,} questions are among the "
+                f"{len(a):,} here; take the same --limit, data, and version of the task"
             )
         pairs += [(a[question], b[question]) for question in a]
-    both = np.array(pairs, dtype=float)
-    return both[:, 0], both[:, 1]
+    values = np.array(pairs, dtype=float)
+    return values[:, 0], values[:, 1]
 
 
 def values_of(samples: Sequence[Mapping[str, Any]], label: str) -> dict[tuple[Any, ...], float]:

@@ -315,7 +315,8 @@ def test_code_that_a_model_writes_is_not_run(exported, tmp_path):
 
 def test_without_the_extra_it_says_how_to_get_it(exported, monkeypatch):
     run, _ = exported("attention", "pairs")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval" or name == "evaluation.harness"]:
+    ours = ("evaluation.asking", "evaluation.harness", "evaluation.programs")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval" or name in ours]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert "pip install -e '.[evaluation]'" in refused(run, "--tasks=piqa")
