@@ -2,6 +2,9 @@
 
 import json
 
+import datasets
+import huggingface_hub
+
 WORDS = "loss model train token layer width depth scale".split()
 
 
@@ -73,6 +76,13 @@ def write(folder, path, configurations):
             rows = "".join(json.dumps(row(n)) + "\n" for n in range(count))
             (place / f"{name}.{split}.jsonl").write_text(rows)
     (place / "README.md").write_text("\n".join([*said, "---", ""]))
+
+
+def apart(monkeypatch, folder):
+    """No hub, and a cache of its own: datasets' is keyed by the relative name of a folder, whatever is in it."""
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
 
 
 def write_all(folder):

@@ -10,7 +10,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
-from benchmark_data import write_all, write_mmlu
+from benchmark_data import apart, write_all, write_mmlu
 from commands import command
 from conftest import ROOT, training, write_words
 from setups import LLAMA
@@ -44,10 +44,11 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    for module in (datasets.config, huggingface_hub.constants):
-        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+@pytest.fixture(autouse=True, scope="module")
+def offline(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        apart(patch, tmp_path_factory.mktemp("cache"))
+        yield
 
 
 def asked(run, folder, *arguments):
@@ -68,13 +69,7 @@ def asked(run, folder, *arguments):
 
 @pytest.fixture(scope="module")
 def likelihoods(run, data):
-    patch = pytest.MonkeyPatch()
-    for module in (datasets.config, huggingface_hub.constants):
-        patch.setattr(module, "HF_HUB_OFFLINE", True)
-    with patch.context():
-        found = asked(run, data, f"--benchmarks={','.join(LIKELIHOODS)}")
-    patch.undo()
-    return found
+    return asked(run, data, f"--benchmarks={','.join(LIKELIHOODS)}")
 
 
 def test_each_figure_is_the_share_of_right_answers_by_hand(likelihoods):

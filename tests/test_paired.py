@@ -22,24 +22,23 @@ ACC = Figure("task", "acc", 0.5, 0.01, 0.25, 100, parts=("task",))
 
 
 def test_the_bootstrap_is_mcnemar_for_right_and_wrong_and_student_for_numbers():
-    """On many questions. McNemar's statistic takes the null's variance, so p is near it where the difference is small."""
+    """On many questions."""
     rng = np.random.default_rng(1)
-    a, b = ((rng.random((2, 4000)) < 0.5) & (rng.random(4000) < 0.8)).astype(float)
-    gained, lost = ((a > b).sum(), (a < b).sum())
-    mcnemar = stats.chi2.sf((gained - lost) ** 2 / (gained + lost), 1)
-    (low, high), p = paired_bootstrap(a - b)
-    assert 0.05 < mcnemar < 0.95 and p == pytest.approx(mcnemar, abs=0.02)
+    for _ in range(5):
+        a, b = ((rng.random((2, 4000)) < 0.5) & (rng.random(4000) < 0.8)).astype(float)
+        gained, lost = (a > b).sum(), (a < b).sum()
+        mcnemar = stats.chi2.sf((gained - lost) ** 2 / (gained + lost), 1)
+        (low, high), p = paired_bootstrap(a - b)
+        assert p == pytest.approx(mcnemar, abs=0.02) and low < a.mean() - b.mean() < high
     values = rng.normal(0.03, 1, 4000)
     student = stats.ttest_1samp(values, 0)
     assert paired_bootstrap(values)[1] == pytest.approx(student.pvalue, abs=0.015)
     assert paired_bootstrap(values)[0] == pytest.approx(student.confidence_interval(0.95), abs=0.003)
-    assert low < a.mean() - b.mean() < high
 
 
 @pytest.mark.parametrize("differing", [0.05, 0.2, 0.5])
-def test_equal_models_are_called_different_once_in_twenty_or_less(monkeypatch, differing):
+def test_equal_models_are_called_different_once_in_twenty_or_less(differing):
     """Answers of two models that are right equally often, 300 questions."""
-    monkeypatch.setattr(paired, "DRAWS", 1000)
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (1000, 300)) * (rng.random((1000, 300)) < differing)
     found = np.mean([paired_bootstrap(values)[1] < 0.05 for values in signs])
@@ -50,7 +49,7 @@ def test_of_many_tasks_hardly_ever_one_is_called_so_by_chance(monkeypatch):
     """Ten tasks: in at most 5 of 100 comparisons any; without Holm's correction, in about 40."""
     monkeypatch.setattr(paired, "DRAWS", 1000)
     rng = np.random.default_rng(0)
-    found = np.array([[paired_bootstrap(v)[1] for v in rng.normal(0, 1, (10, 200))] for _ in range(400)])
+    found = np.array([[paired_bootstrap(v)[1] for v in rng.choice([-1.0, 0, 1], (10, 200))] for _ in range(400)])
     assert np.mean((found < 0.05).any(1)) == pytest.approx(1 - 0.95**10, abs=0.08)
     assert np.mean([min(corrected(one.tolist())) < 0.05 for one in found]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 

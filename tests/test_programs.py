@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-import datasets
-import huggingface_hub
 import pytest
-from benchmark_data import write
+from benchmark_data import apart, write
 from commands import command
 from conftest import training, write_words
 from setups import LLAMA
@@ -24,16 +23,24 @@ from evaluation.sandbox import missing, run_confined
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no namespaces: {missing()}")
 
 
-def test_what_a_program_does_is_its_own(tmp_path):
+@pytest.fixture
+def outside():
+    """A folder that a program can see: /tmp is another one for it."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def test_what_a_program_does_is_its_own(outside, tmp_path):
     """Each fails for its own reason, and leaves nothing; one that does no harm passes."""
-    (there := tmp_path / "there").write_text("kept")
+    (there := outside / "there").write_text("kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         ends = {
             f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)": "Network is unreachable",
             "bytearray(8 << 30)": "MemoryError",
             f"open({str(there)!r}, 'w').write('gone')": "Read-only file system",
-            f"open({str(tmp_path / 'new')!r}, 'w')": "Read-only file system",
+            f"open({str(outside / 'new')!r}, 'w')": "Read-only file system",
+            f"open({str(tmp_path / 'new')!r}, 'w')": "No such file or directory",
             "open('/dev/shm/new', 'w')": "Read-only file system",
             "open('large', 'w').write('x' * (64 << 20))": "File too large",
             "import os; os.kill(1234567, 9)": "ProcessLookupError",
@@ -48,7 +55,8 @@ def test_what_a_program_does_is_its_own(tmp_path):
         for program, said in ends.items():
             ending = run_confined(program)
             assert not ending.passed and said in ending.said, (program, ending)
-    assert there.read_text() == "kept" and not (tmp_path / "new").exists() and not Path("/dev/shm/new").exists()
+    assert there.read_text() == "kept" and len(list(outside.iterdir())) == 1
+    assert not list(tmp_path.iterdir()) and not Path("/dev/shm/new").exists()
     here = "import os, json, math\nassert os.listdir() == [] and 'HOME' not in os.environ\nopen('x', 'w').write('y')\n"
     assert run_confined(here + "assert open('x').read() == 'y'\nassert sorted(os.environ) == ['LANG', 'PATH']").passed
     assert run_confined(here).passed  # the folder is empty again
@@ -139,8 +147,7 @@ def test_a_file_of_questions(run, answers, tmp_path):
 
 def test_humaneval_is_its_dataset(run, answers, tmp_path, monkeypatch):
     """From a folder with its columns, found where the command is called."""
-    for module in (datasets.config, huggingface_hub.constants):
-        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    apart(monkeypatch, tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     line = refused(run, "--benchmarks=humaneval", "--run_generated_code")
     assert "hf download --repo-type dataset openai/openai_humaneval" in line
@@ -148,7 +155,7 @@ def test_humaneval_is_its_dataset(run, answers, tmp_path, monkeypatch):
     write(tmp_path, programs.DATASET, {"openai_humaneval": (row, {"test": 3})})
     done = command(evaluate.main, run, "--benchmarks=humaneval", "--run_generated_code", "--limit=2", "--device=cpu")
     assert done.returncode == 0, done.stderr
-    head, row = done.stdout.splitlines()
+    _, row = done.stdout.splitlines()
     assert "humaneval (0-shot)" in row and "50.0%" in row and "0% (pass@1)" in row and "25%+" in row
 
 
