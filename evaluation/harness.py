@@ -192,15 +192,23 @@ def run_tasks(subject: Subject, names: Sequence[str], limit: int | None, batch_s
     return ask_tasks(subject, load_tasks(names), limit, batch_size)
 
 
-def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
-    """Ask what TaskManager.load gives. Raises UserError."""
-    tasks = loaded["tasks"]
-    for name, task in tasks.items():
+def check_tasks(subject: Subject, loaded: dict[str, Any]) -> None:
+    """Raises UserError for a task that cannot be asked."""
+    for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
                 f"{name} runs code that the model writes, in this process: that is refused; humaneval is one of "
                 "--benchmarks, and --tasks takes programs with tests as a file of JSON lines"
             )
+        if task.OUTPUT_TYPE == "generate_until":
+            Generation.of(task.get_config("generation_kwargs") or {}, subject)
+
+
+def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
+    """Ask what TaskManager.load gives. Raises UserError."""
+    check_tasks(subject, loaded)
+    tasks = loaded["tasks"]
+    for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
@@ -213,13 +221,25 @@ def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch
     return Outcome([*groups, *figures], found["samples"])
 
 
-def run_benchmarks(subject: Subject, names: Sequence[str], limit: int | None, batch_size: int | None) -> Outcome:
-    """Ask the benchmarks, but for programs; of each task the first `limit` samples, or all. Raises UserError."""
-    wanted = questions_of(names)
-    loaded = {one.name: load_questions(one) for one in wanted}
-    tasks = {task.task_name: task for tasks in loaded.values() for task in tasks}
-    outcome = ask_tasks(subject, {"tasks": tasks, "groups": {}, "group_map": {}}, limit, batch_size)
-    by_name = {one.name: figure_of(one, [task.task_name for task in loaded[one.name]], outcome) for one in wanted}
+def load_benchmarks(names: Sequence[str]) -> dict[str, list[Any]]:
+    """The harness's tasks of the benchmarks but for programs, by the name of their questions. Raises UserError."""
+    return {one.name: load_questions(one) for one in questions_of(names)}
+
+
+def as_loaded(benchmarks: dict[str, list[Any]]) -> dict[str, Any]:
+    """The same as TaskManager.load gives it."""
+    tasks = {task.task_name: task for tasks in benchmarks.values() for task in tasks}
+    return {"tasks": tasks, "groups": {}, "group_map": {}}
+
+
+def run_benchmarks(
+    subject: Subject, names: Sequence[str], loaded: dict[str, list[Any]], limit: int | None, batch_size: int | None
+) -> Outcome:
+    """Ask what `load_benchmarks` gave of the names, the first `limit` samples of each task, or all. Raises UserError."""
+    outcome = ask_tasks(subject, as_loaded(loaded), limit, batch_size)
+    by_name = {
+        one.name: figure_of(one, [task.task_name for task in loaded[one.name]], outcome) for one in questions_of(names)
+    }
     figures = [benchmark_figure(name, by_name[BENCHMARKS[name].questions.name]) for name in names if name != CORE]
     return Outcome([*figures, *(core_figures(by_name) if CORE in names else [])], outcome.samples)
 
@@ -401,7 +421,7 @@ def figures_of_group(
         parts = [figure for figure in figures if figure.task in members and figure.metric == metric]
         if filtered != "none" or metric.endswith("_stderr") or not parts or not isinstance(value, int | float):
             continue
-        yield dataclasses.replace(pooled(name, parts), value=value)
+        yield dataclasses.replace(pooled(name, parts), value=value, parts=())
 
 
 def pooled(name: str, parts: Sequence[Figure]) -> Figure:

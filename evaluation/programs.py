@@ -22,9 +22,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import hash_string
 
 from common.errors import UserError
-from evaluation.benchmarks import BENCHMARKS, PROGRAMS, benchmark_figure
+from evaluation.benchmarks import PROGRAMS
 from evaluation.figures import Figure, mean_error
-from evaluation.harness import Asked, Outcome, spare_the_wait, where_from
+from evaluation.harness import Asked, Generation, Outcome, spare_the_wait, where_from
 from evaluation.rows import read_rows
 from evaluation.sandbox import missing, run_confined
 from evaluation.subject import Subject
@@ -49,20 +49,13 @@ def check_allowed(allowed: bool) -> None:
         raise UserError(f"what a model writes does not run unconfined, and confining it is not possible here: {why}")
 
 
-def run_humaneval(subject: Subject, limit: int | None, batch_size: int | None) -> Outcome:
-    """HumanEval's 164 functions, or the first `limit`. Raises UserError where they cannot be had."""
+def humaneval() -> list[Problem]:
+    """HumanEval's 164 questions. Raises UserError where they cannot be had."""
     spare_the_wait()
     try:
-        problems = list(datasets.load_dataset(DATASET, split="test"))
+        return list(datasets.load_dataset(DATASET, split="test"))
     except Exception as error:  # the library raises anything for data that it cannot get
         raise UserError(f"cannot load {PROGRAMS}: {error}; {where_from(error)}") from None
-    outcome = ask_for_programs(subject, BENCHMARKS[PROGRAMS].questions.name, problems[:limit], batch_size)
-    return Outcome([benchmark_figure(PROGRAMS, outcome.figures[0])], outcome.samples)
-
-
-def run_file(subject: Subject, file: Path, limit: int | None, batch_size: int | None) -> Outcome:
-    """The questions of a file, or the first `limit`. Raises UserError."""
-    return ask_for_programs(subject, file.stem, read_problems(file)[:limit], batch_size)
 
 
 def read_problems(file: Path) -> list[Problem]:
@@ -75,6 +68,12 @@ def read_problems(file: Path) -> list[Problem]:
         if type(most) is not int or most < 1:
             raise UserError(f"--tasks: question {number} of {file}: max_gen_toks is no whole number of 1 or more")
     return problems
+
+
+def check_problems(subject: Subject, problems: Sequence[Problem]) -> None:
+    """Raises UserError where the model has no room for an answer."""
+    for problem in problems:
+        Generation.of(_how(problem), subject)
 
 
 def ask_for_programs(subject: Subject, name: str, problems: Sequence[Problem], batch_size: int | None) -> Outcome:
@@ -106,5 +105,8 @@ def program_of(problem: Problem, text: str) -> str:
 
 
 def _instance(name: str, number: int, problem: Problem) -> Instance:
-    how = {"until": list(STOPS), "max_gen_toks": problem.get("max_gen_toks", MOST_TOKENS)}
-    return Instance("generate_until", problem, (problem["prompt"], how), 0, (name, number, 1))
+    return Instance("generate_until", problem, (problem["prompt"], _how(problem)), 0, (name, number, 1))
+
+
+def _how(problem: Problem) -> dict[str, Any]:
+    return {"until": list(STOPS), "max_gen_toks": problem.get("max_gen_toks", MOST_TOKENS)}

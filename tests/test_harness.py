@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from commands import command
-from conftest import BYTES, training
+from conftest import BYTES, ROOT, training
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -294,6 +294,22 @@ def test_a_task_whose_data_cannot_be_had(exported, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "cannot load the task piqa: " in (line := refused(run, "--tasks=piqa")) and "HF_HOME" in line
+
+
+def test_a_library_of_the_command_s_name_is_the_library_for_tasks(exported, tmp_path, monkeypatch):
+    """`import evaluate` in a task's Python is Hugging Face's library, also while the command is called so."""
+    run, _ = exported("attention", "pairs")
+    (tmp_path / "libraries/evaluate").mkdir(parents=True)
+    (tmp_path / "libraries/evaluate/__init__.py").write_text("def load(name):\n    return name\n")
+    monkeypatch.syspath_prepend(tmp_path / "libraries")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # as where the command is called
+    code = "def right(doc, results):\n    from evaluate import load\n    return {'acc': load('exact') == 'exact'}\n"
+    task = write_task(tmp_path / "task", "which", *TASKS["which"])
+    (task.parent / "own.py").write_text(code)
+    task.write_text(task.read_text() + "process_results: !function own.right\nmetric_list: [{metric: acc}]\n")
+    done = command(evaluate_command.main, run, f"--tasks={task}", "--device=cpu")
+    assert done.returncode == 0 and "100.0%" in done.stdout, done.stderr
+    assert sys.modules["evaluate"] is evaluate_command
 
 
 def test_a_block_without_room_for_what_a_task_writes(exported, tmp_path):

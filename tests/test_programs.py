@@ -126,7 +126,7 @@ def answers(monkeypatch):
         return [ANSWERS[request.doc["entry_point"]] for request in requests]
 
     monkeypatch.setattr(harness.Asked, "generate_until", generate)
-    monkeypatch.setattr(sandbox, "SECONDS", 2)
+    monkeypatch.setattr(programs, "MOST_TOKENS", 32)  # of a block of 64
     monkeypatch.setattr(programs, "run_confined", lambda program: run_confined(program, 2))
     return asked
 
@@ -173,6 +173,12 @@ def test_what_is_refused(run, tmp_path, monkeypatch):
     assert "generates up to 512 tokens, and the model's block is of 64" in refused(
         run, f"--tasks={file}", "--run_generated_code"
     )
+    again = tmp_path / "other"
+    again.mkdir()
+    (again / "made.jsonl").write_text(json.dumps({**QUESTIONS[0], "max_gen_toks": 8}))
+    file.write_text((again / "made.jsonl").read_text())
+    both = f"--tasks={file},{again / 'made.jsonl'}"
+    assert "two tasks have the name made" in refused(run, both, "--run_generated_code")
     for text, said in (('{"prompt": "x"}', "has no test"), ("x", "is no JSON object"),
                        (json.dumps({**QUESTIONS[0], "max_gen_toks": "1"}), "is no whole number")):  # fmt: skip
         file.write_text(text)
