@@ -195,13 +195,18 @@ def run_tasks(subject: Subject, names: Sequence[str], limit: int | None, batch_s
 def check_tasks(subject: Subject, loaded: dict[str, Any]) -> None:
     """Raises UserError for a task that cannot be asked."""
     for name, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(
-                f"{name} runs code that the model writes, in this process: that is refused; humaneval is one of "
-                "--benchmarks, and --tasks takes programs with tests as a file of JSON lines"
-            )
+        refuse_code(name, getattr(task, "UNSAFE_CODE", False))
         if task.OUTPUT_TYPE == "generate_until":
             Generation.of(task.get_config("generation_kwargs") or {}, subject)
+
+
+def refuse_code(name: str, unsafe: bool) -> None:
+    """Raises UserError for a task that runs what a model writes."""
+    if unsafe:
+        raise UserError(
+            f"{name} runs code that the model writes, in this process: that is refused; humaneval is one of "
+            "--benchmarks, and --tasks takes programs with tests as a file of JSON lines"
+        )
 
 
 def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
@@ -235,7 +240,7 @@ def as_loaded(benchmarks: dict[str, list[Any]]) -> dict[str, Any]:
 def run_benchmarks(
     subject: Subject, names: Sequence[str], loaded: dict[str, list[Any]], limit: int | None, batch_size: int | None
 ) -> Outcome:
-    """Ask what `load_benchmarks` gave of the names, the first `limit` samples of each task, or all. Raises UserError."""
+    """Ask what `load_benchmarks` gave of the names, of each task `limit` samples or all. Raises UserError."""
     outcome = ask_tasks(subject, as_loaded(loaded), limit, batch_size)
     by_name = {
         one.name: figure_of(one, [task.task_name for task in loaded[one.name]], outcome) for one in questions_of(names)
@@ -271,6 +276,9 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}, and no file of this name: "
             "--tasks takes names of lm-evaluation-harness, YAML files, and folders of them"
         )
+    for name in others:  # before its own Python is imported, which may ask the hub for what runs the code
+        file = manager.task_index[name].yaml_path
+        refuse_code(name, file is not None and bool(load_yaml(file, resolve_func=False).get("unsafe_code")))
     return _loaded(manager, [*map(local_task, files), *others])
 
 

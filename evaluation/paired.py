@@ -55,7 +55,7 @@ class Difference:
         if self.p < LEVEL:
             return "better" if (self.a > self.b) == self.higher_is_better else "worse"
         if self.needed is None:
-            return "no difference"
+            return "no difference seen"
         return f"difference within noise: {self.needed:,} samples would tell"
 
     def as_json(self) -> dict[str, Any]:
@@ -65,11 +65,8 @@ class Difference:
 def differences(figures: Sequence[Figure], of_a: Samples, of_b: Samples) -> list[Difference]:
     """Of the figures of `a` those that are means of samples, against `b`, which was asked the same. Raises UserError
     where it was not."""
-    found = []
-    for figure in figures:
-        if figure.parts:
-            a, b = paired_values(figure, of_a, of_b)
-            found.append(difference_of(figure, a, b))
+    once = {(figure.parts, figure.metric): figure for figure in reversed(figures) if figure.parts}
+    found = [difference_of(figure, *paired_values(figure, of_a, of_b)) for figure in reversed(once.values())]
     if not found:
         raise UserError("--against: none of the tasks has a metric that is a mean over its samples")
     holm = corrected([one.p for one in found])

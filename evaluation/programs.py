@@ -82,8 +82,11 @@ def ask_for_programs(subject: Subject, name: str, problems: Sequence[Problem], b
     texts = asked.generate_until([_instance(name, number, problem) for number, problem in enumerate(problems)])
     asked.report_cuts()
     programs = [program_of(problem, text) for problem, text in zip(problems, texts, strict=True)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         endings = list(pool.map(run_confined, programs))
+    finally:
+        pool.shutdown(cancel_futures=True)
     passed = np.array([ending.passed for ending in endings], dtype=float)
     figure = Figure(name, METRIC, float(passed.mean()), mean_error(passed), None, len(passed), "samples", parts=(name,))
     samples = [

@@ -327,6 +327,7 @@ def test_code_that_a_model_writes_is_not_run(exported, tmp_path):
     unsafe = write_task(tmp_path, "unsafe", *TASKS["which"])
     unsafe.write_text(unsafe.read_text() + "unsafe_code: true\n")
     assert "unsafe runs code that the model writes" in refused(run, f"--tasks={unsafe}")
+    assert "humaneval_plus runs code that the model writes" in refused(run, "--tasks=humaneval_plus")
 
 
 def test_without_the_extra_it_says_how_to_get_it(exported, monkeypatch):

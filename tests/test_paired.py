@@ -79,7 +79,7 @@ def test_verdicts():
     assert (difference_of(ACC, a, worse).verdict, difference_of(ACC, worse, a).verdict) == ("better", "worse")
     near = difference_of(ACC, a, np.where(np.arange(500) == 0, 1 - a, a))
     assert near.verdict == f"difference within noise: {near.needed:,} samples would tell" and near.needed > 500
-    assert difference_of(ACC, a, a).verdict == "no difference" and difference_of(ACC, a, a).p == 1
+    assert difference_of(ACC, a, a).verdict == "no difference seen" and difference_of(ACC, a, a).p == 1
 
 
 def sample(number, value, prompt="p"):
@@ -88,8 +88,8 @@ def sample(number, value, prompt="p"):
 
 def test_only_the_same_questions_are_compared():
     of_a = {"task": [sample(n, n % 2) for n in range(6)]}
-    (found,) = differences([ACC], of_a, {"task": of_a["task"][::-1]})  # in any order
-    assert found.a == found.b == 0.5 and found.verdict == "no difference"
+    (found,) = differences([ACC, ACC], of_a, {"task": of_a["task"][::-1]})  # each once, in any order
+    assert found.a == found.b == 0.5 and found.verdict == "no difference seen"
     for other in (of_a["task"][:5], [sample(n, 1, "with examples") for n in range(6)]):
         with pytest.raises(UserError, match="was asked otherwise there"):
             differences([ACC], of_a, {"task": other})
@@ -133,7 +133,7 @@ def test_a_model_against_another_and_against_its_samples(runs, tmp_path):
     rows = [line for line in said if line.startswith("which")]
     assert [line for line in again.stdout.splitlines() if line.startswith("which")] == rows and len(rows) == 4
     itself = command(evaluate.main, two, *common, f"--against={samples}").stdout
-    assert itself.count("no difference") == 2
+    assert itself.count("no difference seen") == 2
 
 
 def test_what_cannot_be_compared(runs, tmp_path):
