@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ class Figure:
     of: str = "questions"  # what the samples are
     is_share: bool = True
     higher_is_better: bool = True
+    published: str = ""  # of GPT-3 with 175 billion parameters, for people
+    goal: str = ""
+    note: str = ""  # what else must be known of it
+    parts: tuple[str, ...] = ()  # the tasks, whose samples it is the mean of
 
     @property
     def verdict(self) -> str:
@@ -66,15 +70,23 @@ def ratio_error(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> float 
 
 def table(figures: Sequence[Figure]) -> list[str]:
     """Lines for people."""
-    heads = ("task", "metric", "value", "std. error", "chance", "of", "")
-    rows = [heads, *(cells(figure) for figure in figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    places = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust, str.ljust)
-    return ["  ".join(put(row[n], widths[n]) for n, put in enumerate(places)).rstrip() for row in rows]
+    compared = any(figure.goal for figure in figures)
+    heads = ("task", "metric", "value", "std. error", "chance", *(("GPT-3 175B", "goal") if compared else ()), "of", "")
+    return aligned([heads, *(cells(figure, compared) for figure in figures)], left=(0, 1, len(heads) - 1))
 
 
-def cells(figure: Figure) -> tuple[str, ...]:
-    """A row of the table."""
+def cells(figure: Figure, compared: bool) -> tuple[str, ...]:
+    """A row of the table, with what the figure is compared with or without."""
     values = (figure.value, figure.error, figure.chance)
     numbers = ["n/a" if value is None else f"{value:.1%}" if figure.is_share else f"{value:.4f}" for value in values]
-    return (figure.task, figure.metric, *numbers, f"{figure.samples:,} {figure.of}", figure.verdict)
+    others = (figure.published, figure.goal) if compared else ()
+    said = ", ".join(filter(None, (figure.verdict, figure.note)))
+    return (figure.task, figure.metric, *numbers, *others, f"{figure.samples:,} {figure.of}", said)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Lines of columns as wide as their cells, these columns' words at the left, others' at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    places = ["<" if number in left else ">" for number in range(len(widths))]
+    lines = [[f"{cell:{place}{width}}" for cell, place, width in zip(row, places, widths, strict=True)] for row in rows]
+    return ["  ".join(line).rstrip() for line in lines]

@@ -6,11 +6,18 @@ inference/generation.py. What it answers is what the harness's own `hf` backend 
 
 import dataclasses
 import math
-from collections import defaultdict
+import re
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
+import lm_eval.tasks
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
@@ -24,6 +31,7 @@ from yaml import YAMLError
 
 from common.errors import UserError, did_you_mean
 from data.tokenizers import Tokenizer
+from evaluation.benchmarks import BENCHMARKS, CORE, Questions, benchmark_figure, core_figures, questions_of
 from evaluation.figures import Figure, mean_error
 from evaluation.scoring import Request, scores
 from evaluation.subject import Subject
@@ -31,8 +39,10 @@ from evaluation.windows import windows
 from inference.generation import generate_batch
 from inference.sampling import Sampling
 
+HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent
 GENERATED_AT_ONCE = 32  # texts, where no batch size is given
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names for one
+SECONDS_TO_ANSWER = 5  # for Hugging Face's hub
 RESAMPLES = 200  # for a standard error that has no closed form
 UNBOUNDED = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bleu", "chrf", "ter")  # no shares
 
@@ -43,6 +53,8 @@ class Asked(TemplateLM):
     def __init__(self, subject: Subject, batch_size: int | None):
         super().__init__()
         self.subject, self.batch_size = subject, batch_size
+        self._names: list[str] = []  # the tasks of the requests that are answered
+        self._cuts: Counter[str] = Counter()  # per task the prompts that lost their beginning, each answer's one
 
     @property
     def eot_token_id(self) -> int:
@@ -55,10 +67,17 @@ class Asked(TemplateLM):
             return self.subject.tokenizer.encode_prompt(string)
         return self.subject.encode(string)
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """Per request the log-likelihood of its answer, and whether greedy decoding would write it."""
+        self._names = [request.task_name or "" for request in requests]
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         asked = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        for name, one in zip(self._names, asked, strict=True):
+            self._cuts[name] += len(one.context) + len(one.continuation) > self.subject.block + 1
         found = scores(self.subject.model, asked, self.batch_size, "likelihoods")
         return [(score.log_likelihood, score.is_greedy) for score in found]
 
@@ -82,8 +101,17 @@ class Asked(TemplateLM):
             for start in range(0, len(numbers), size):
                 batch = numbers[start : start + size]
                 prompts = [self.tok_encode(requests[number].args[0]) for number in batch]
+                for number, prompt in zip(batch, prompts, strict=True):
+                    self._cuts[requests[number].task_name or ""] += len(prompt) + how.most > self.subject.block
                 found |= dict(zip(batch, texts_after(self.subject, prompts, how, batch), strict=True))
         return [found[number] for number in range(len(requests))]
+
+    def report_cuts(self) -> None:
+        """Says on standard error which prompts were not read whole."""
+        for name, count in (+self._cuts).items():
+            block = self.subject.block
+            print(f"{name}: {count:,} texts were longer than the block of {block:,} and lost their beginning",
+                  file=sys.stderr)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,18 +189,81 @@ class Outcome:
 def run_tasks(subject: Subject, names: Sequence[str], limit: int | None, batch_size: int | None) -> Outcome:
     """Ask the tasks, each a name of the harness's, a task's YAML file or a folder of them; of each the first `limit`
     samples, or all. Raises UserError."""
-    loaded = load_tasks(names)
+    return ask_tasks(subject, load_tasks(names), limit, batch_size)
+
+
+def check_tasks(subject: Subject, loaded: dict[str, Any]) -> None:
+    """Raises UserError for a task that cannot be asked."""
+    for name, task in loaded["tasks"].items():
+        refuse_code(name, getattr(task, "UNSAFE_CODE", False))
+        if task.OUTPUT_TYPE == "generate_until":
+            Generation.of(task.get_config("generation_kwargs") or {}, subject)
+
+
+def refuse_code(name: str, unsafe: bool) -> None:
+    """Raises UserError for a task that runs what a model writes."""
+    if unsafe:
+        raise UserError(
+            f"{name} runs code that the model writes, in this process: that is refused; humaneval is one of "
+            "--benchmarks, and --tasks takes programs with tests as a file of JSON lines"
+        )
+
+
+def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
+    """Ask what TaskManager.load gives. Raises UserError."""
+    check_tasks(subject, loaded)
     tasks = loaded["tasks"]
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"{name} runs code that the model writes, which is refused: leave it out")
+    for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    found = evaluate(lm=Asked(subject, batch_size), task_dict=loaded, limit=limit, bootstrap_iters=0)
+    asked = Asked(subject, batch_size)
+    with LibraryFirst():
+        found = evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
+    asked.report_cuts()
     figures = [figure for name in tasks for figure in figures_of(name, tasks[name], found)]
     groups = [figure for name in loaded["groups"] for figure in figures_of_group(name, loaded, found, figures)]
     return Outcome([*groups, *figures], found["samples"])
+
+
+def load_benchmarks(names: Sequence[str]) -> dict[str, list[Any]]:
+    """The harness's tasks of the benchmarks but for programs, by the name of their questions. Raises UserError."""
+    return {one.name: load_questions(one) for one in questions_of(names)}
+
+
+def as_loaded(benchmarks: dict[str, list[Any]]) -> dict[str, Any]:
+    """The same as TaskManager.load gives it."""
+    tasks = {task.task_name: task for tasks in benchmarks.values() for task in tasks}
+    return {"tasks": tasks, "groups": {}, "group_map": {}}
+
+
+def run_benchmarks(
+    subject: Subject, names: Sequence[str], loaded: dict[str, list[Any]], limit: int | None, batch_size: int | None
+) -> Outcome:
+    """Ask what `load_benchmarks` gave of the names, of each task `limit` samples or all. Raises UserError."""
+    outcome = ask_tasks(subject, as_loaded(loaded), limit, batch_size)
+    by_name = {
+        one.name: figure_of(one, [task.task_name for task in loaded[one.name]], outcome) for one in questions_of(names)
+    }
+    figures = [benchmark_figure(name, by_name[BENCHMARKS[name].questions.name]) for name in names if name != CORE]
+    return Outcome([*figures, *(core_figures(by_name) if CORE in names else [])], outcome.samples)
+
+
+def load_questions(wanted: Questions) -> list[Any]:
+    """The harness's tasks, each under a name that says how many examples its prompts have. Raises UserError."""
+    manager = TaskManager(include_path=str(HARNESS_TASKS / wanted.folder), include_defaults=False)
+    tasks = list(_loaded(manager, [wanted.task])["tasks"].values())
+    for task in tasks:
+        task.set_config(key="num_fewshot", value=wanted.shots)
+        task.set_config(key="task", value=f"{task.task_name} ({wanted.shots}-shot)")
+    return tasks
+
+
+def figure_of(wanted: Questions, names: Sequence[str], outcome: Outcome) -> Figure:
+    """The metric that counts, of all these tasks' samples."""
+    parts = [figure for figure in outcome.figures if figure.task in names and figure.metric == wanted.metric]
+    figure = pooled(wanted.name, parts)
+    return figure if wanted.chance is None else dataclasses.replace(figure, chance=wanted.chance)
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
@@ -185,6 +276,9 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}, and no file of this name: "
             "--tasks takes names of lm-evaluation-harness, YAML files, and folders of them"
         )
+    for name in others:  # before its own Python is imported, which may ask the hub for what runs the code
+        file = manager.task_index[name].yaml_path
+        refuse_code(name, file is not None and bool(load_yaml(file, resolve_func=False).get("unsafe_code")))
     return _loaded(manager, [*map(local_task, files), *others])
 
 
@@ -230,15 +324,58 @@ def _loaded(manager: TaskManager, wanted: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for one in wanted:
         name = one if isinstance(one, str) else one["task"]
+        if isinstance(one, str):
+            spare_the_wait()
         try:
-            loaded: dict[str, Any] = dict(manager.load([one]))
+            with LibraryFirst():
+                loaded: dict[str, Any] = dict(manager.load([one]))
         except Exception as error:
-            raise UserError(
-                f"cannot load the task {name}: {_line(error)}; where there is no network, load it once where there is "
-                "one, and copy the folder that HF_HOME names"
-            ) from None
+            raise UserError(f"cannot load the task {name}: {_line(error)}; {where_from(error)}") from None
         found = {part: content | loaded[part] for part, content in found.items()}
     return found
+
+
+def where_from(error: Exception) -> str:
+    """How data come to a machine that has no network, in words."""
+    named = re.search(r"'([\w.-]+/[\w.-]+)' on the Hub", str(error))
+    if named is None:
+        return "where there is no network, load it once where there is one, and copy the folder that HF_HOME names"
+    return (
+        f"where there is a network, `hf download --repo-type dataset {named[1]} --local-dir {named[1]}` gets the data: "
+        "put that folder where evaluate.py is called, or evaluate there once and copy the folder that HF_HOME names"
+    )
+
+
+def spare_the_wait() -> None:
+    """Where the hub does not answer, its libraries would ask it again for half a minute for each dataset: then only
+    data are used that are here."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # of whatever library is asked
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        print(f"no data are downloaded: {huggingface_hub.constants.ENDPOINT} does not answer ({_line(error)})",
+              file=sys.stderr)  # fmt: skip
+
+
+class LibraryFirst(MetaPathFinder):
+    """Some of the harness's tasks import a library named `evaluate`, as this repository's command is, too: within the
+    block it is the library."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        root = Path(__file__).parents[1]
+        others = [place for place in sys.path if Path(place or ".").resolve() != root]
+        return PathFinder.find_spec(fullname, others) if fullname == "evaluate" else None
+
+    def __enter__(self) -> None:
+        self._command = sys.modules.pop("evaluate", None)
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+        if self._command is not None:
+            sys.modules["evaluate"] = self._command
 
 
 def _line(error: BaseException) -> str:
@@ -259,7 +396,8 @@ def figures_of(name: str, task: Any, found: dict[str, Any]) -> Iterator[Figure]:
         error = error_of(own, task.aggregation()[metric])
         chance = chance_of(metric, task, samples)
         is_share = metric not in UNBOUNDED
-        yield Figure(name, said, value, error, chance, len(own), "samples", is_share, better is not False)
+        parts = (name,) if task.aggregation()[metric] is mean else ()
+        yield Figure(name, said, value, error, chance, len(own), "samples", is_share, better is not False, parts=parts)
 
 
 def error_of(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> float | None:
@@ -291,10 +429,19 @@ def figures_of_group(
         parts = [figure for figure in figures if figure.task in members and figure.metric == metric]
         if filtered != "none" or metric.endswith("_stderr") or not parts or not isinstance(value, int | float):
             continue
-        weights = np.array([part.samples for part in parts]) / sum(part.samples for part in parts)
-        errors = [part.error for part in parts if part.error is not None]
-        error = math.sqrt(float(((weights * errors) ** 2).sum())) if len(errors) == len(parts) else None
-        chances = [part.chance for part in parts if part.chance is not None]
-        chance = float(weights @ chances) if len(chances) == len(parts) else None
-        yield dataclasses.replace(parts[0], task=name, value=value, error=error, chance=chance,
-                                  samples=sum(part.samples for part in parts))  # fmt: skip
+        yield dataclasses.replace(pooled(name, parts), value=value, parts=())
+
+
+def pooled(name: str, parts: Sequence[Figure]) -> Figure:
+    """The figure of all samples of several tasks."""
+    samples = [part.samples for part in parts]
+    weights = np.array(samples) / sum(samples)
+    errors = [part.error for part in parts if part.error is not None]
+    error = math.sqrt(float(((weights * errors) ** 2).sum())) if len(errors) == len(parts) else None
+    chances = [part.chance for part in parts if part.chance is not None]
+    chance = float(weights @ chances) if len(chances) == len(parts) else None
+    value = float(weights @ [part.value for part in parts])
+    tasks = tuple(task for part in parts for task in part.parts)
+    return dataclasses.replace(
+        parts[0], task=name, value=value, error=error, chance=chance, samples=sum(samples), parts=tasks
+    )

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from commands import command
-from conftest import BYTES, training
+from conftest import BYTES, ROOT, training
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -296,6 +296,22 @@ def test_a_task_whose_data_cannot_be_had(exported, monkeypatch):
     assert "cannot load the task piqa: " in (line := refused(run, "--tasks=piqa")) and "HF_HOME" in line
 
 
+def test_a_library_of_the_command_s_name_is_the_library_for_tasks(exported, tmp_path, monkeypatch):
+    """`import evaluate` in a task's Python is Hugging Face's library, also while the command is called so."""
+    run, _ = exported("attention", "pairs")
+    (tmp_path / "libraries/evaluate").mkdir(parents=True)
+    (tmp_path / "libraries/evaluate/__init__.py").write_text("def load(name):\n    return name\n")
+    monkeypatch.syspath_prepend(tmp_path / "libraries")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # as where the command is called
+    code = "def right(doc, results):\n    from evaluate import load\n    return {'acc': load('exact') == 'exact'}\n"
+    task = write_task(tmp_path / "task", "which", *TASKS["which"])
+    (task.parent / "own.py").write_text(code)
+    task.write_text(task.read_text() + "process_results: !function own.right\nmetric_list: [{metric: acc}]\n")
+    done = command(evaluate_command.main, run, f"--tasks={task}", "--device=cpu")
+    assert done.returncode == 0 and "100.0%" in done.stdout, done.stderr
+    assert sys.modules["evaluate"] is evaluate_command
+
+
 def test_a_block_without_room_for_what_a_task_writes(exported, tmp_path):
     run, _ = exported("attention", "pairs")
     rest = 'doc_to_text: "{{text}}"\ndoc_to_target: "{{right}}"\ngeneration_kwargs: {until: ["."], %s}'
@@ -311,11 +327,13 @@ def test_code_that_a_model_writes_is_not_run(exported, tmp_path):
     unsafe = write_task(tmp_path, "unsafe", *TASKS["which"])
     unsafe.write_text(unsafe.read_text() + "unsafe_code: true\n")
     assert "unsafe runs code that the model writes" in refused(run, f"--tasks={unsafe}")
+    assert "humaneval_plus runs code that the model writes" in refused(run, "--tasks=humaneval_plus")
 
 
 def test_without_the_extra_it_says_how_to_get_it(exported, monkeypatch):
     run, _ = exported("attention", "pairs")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval" or name == "evaluation.harness"]:
+    ours = ("evaluation.asking", "evaluation.harness", "evaluation.programs")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval" or name in ours]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert "pip install -e '.[evaluation]'" in refused(run, "--tasks=piqa")
