@@ -19,9 +19,21 @@ from typing import Any
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from common.files import check_target, write_json, write_whole
+from evaluation.extras import Extra, write_picture
 from evaluation.figures import Figure, table
-from evaluation.held_out import READ, HeldOut, bits_per_byte, made_tasks, text_of, validation_text
-from evaluation.speed import measure
+from evaluation.held_out import (
+    READ,
+    HeldOut,
+    Reading,
+    bits_per_byte,
+    made_tasks,
+    read_windows,
+    text_of,
+    validation_text,
+)
+from evaluation.needle import needle_test
+from evaluation.positions import positions
+from evaluation.speed import measure, speed_grid
 from evaluation.subject import Subject, find_subject
 from parallel.device import choose_device, device_name
 from parallel.ranks import ALONE
@@ -34,6 +46,7 @@ def main() -> None:
     arguments = parse_arguments()
     for option in ("save_results", "save_samples"):
         check_target(option, getattr(arguments, option))
+    check_target("png", arguments.png, ".png")
     device = choose_device(arguments.device, ALONE)
     if arguments.config is not None:
         configurator.load([arguments.config])
@@ -41,15 +54,22 @@ def main() -> None:
     print(f"{subject.name}, {subject.model.config.name}, on {device_name(device)}, float32", file=sys.stderr)
     figures, samples = of_tasks(subject, arguments) if arguments.tasks else ([], {})
     results: dict[str, Any] = {"subject": subject.name, "architecture": subject.model.config.name}
+    reading = None
     if arguments.text is not None or not arguments.tasks:
-        figures += of_text(subject, arguments)
-    print("\n".join(table(figures)))
+        reading = read_text(subject, arguments)
+        figures += of_text(subject, reading, arguments)
+    extras = extras_of(subject, reading, figures, samples, arguments)
+    print("\n".join([*table(figures), *(line for extra in extras for line in extra.lines)]))
     if not arguments.tasks:
         speed = measure(subject.model)
         print("\n".join(speed.lines(subject.block)))
         results["speed"] = vars(speed)
     results["figures"] = [figure.as_json() for figure in figures]
+    results |= {extra.name: extra.values for extra in extras}
     save(arguments, results, samples)
+    if arguments.png is not None:
+        write_picture(arguments.png, extras)
+        print(f"picture: {arguments.png}")
 
 
 def of_tasks(subject: Subject, arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, list[dict[str, Any]]]]:
@@ -64,14 +84,44 @@ def of_tasks(subject: Subject, arguments: argparse.Namespace) -> tuple[list[Figu
     return outcome.figures, outcome.samples
 
 
-def of_text(subject: Subject, arguments: argparse.Namespace) -> list[Figure]:
-    """The figures of a text: of the run's validation text a part, with questions; of a named one all."""
+def read_text(subject: Subject, arguments: argparse.Namespace) -> Reading:
+    """What the model says of a part of the run's validation text, or of all of a named one."""
     text = text_to_read(subject, arguments.text)
     print(f"text: {text.name}, {text.described}", file=sys.stderr)
     most = None if arguments.text is not None else READ
-    stride = arguments.stride or subject.block
-    figures = bits_per_byte(subject, text, stride, most, arguments.batch_size)
-    return figures if arguments.tasks else [*figures, *made_tasks(subject, text, arguments.limit, arguments.batch_size)]
+    return read_windows(subject, text, arguments.stride or subject.block, most, arguments.batch_size)
+
+
+def of_text(subject: Subject, reading: Reading, arguments: argparse.Namespace) -> list[Figure]:
+    """The figures of a text, and, without tasks, of questions that are made of it."""
+    asked = [] if arguments.tasks else made_tasks(subject, reading.text, arguments.limit, arguments.batch_size)
+    return [*bits_per_byte(subject, reading), *asked]
+
+
+def extras_of(
+    subject: Subject,
+    reading: Reading | None,
+    figures: list[Figure],
+    samples: dict[str, list[dict[str, Any]]],
+    arguments: argparse.Namespace,
+) -> list[Extra]:
+    """What was asked for besides figures."""
+    found = []
+    if arguments.by_position and reading is not None:
+        found.append(positions(subject, reading))
+    if arguments.needle and reading is not None:
+        found.append(needle_test(subject, reading.text, arguments.limit, arguments.batch_size))
+    if arguments.contamination:
+        try:
+            from evaluation.contamination import check
+        except ImportError as error:
+            raise UserError(
+                f"--contamination needs datatrove, but {error.name} is not installed: pip install -e '.[curation]'"
+            ) from None
+        found.append(check(subject, samples, reading, figures))
+    if arguments.speed:
+        found.append(speed_grid(subject.model))
+    return found
 
 
 def text_to_read(subject: Subject, file: Path | None) -> HeldOut:
@@ -104,9 +154,22 @@ def parse_arguments() -> argparse.Namespace:
     option = parser.add_argument
     option("subject", type=Path, help="a run's folder, a checkpoint in it, or the folder of a Hugging Face model")
     option("--tasks", type=names, default=[], metavar="NAMES", help="of the harness, YAML files or folders of them")
-    option("--text", type=Path, metavar="FILE", help="to read instead of the run's validation text")
+    option(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="to read instead of the run's validation text: a file, or the "
+        "folder of a prepared dataset, whose validation split is read",
+    )
     option("--stride", type=positive, metavar="N", help="new tokens a window of the text (the block: disjoint windows)")
-    option("--limit", type=positive, metavar="N", help="questions of each task, the first ones (all)")
+    option("--by_position", action="store_true", help="the loss by how much of the text stands before a token")
+    option("--needle", action="store_true", help="find a number in texts of several lengths, at several depths")
+    option("--contamination", action="store_true", help="what of all this has 13 words in a row with the training data")
+    option("--speed", action="store_true", help="speed, memory and energy by batch and context")
+    option("--png", type=Path, metavar="FILE", help="a picture of what these find")
+    option(
+        "--limit", type=positive, metavar="N", help="questions of each task, the first ones (all); needles a cell (25)"
+    )
     option("--batch_size", type=batch_size, metavar="N", help="texts at once, or auto: as many as are fast (auto)")
     option("--add_bos_token", type=yes_or_no, metavar="BOOL", help="begin every text with a token (as in training)")
     option("--save_results", type=Path, metavar="FILE", help="write what is printed as JSON")
@@ -117,8 +180,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.save_samples is not None and not arguments.tasks:
         raise UserError("--save_samples is of --tasks")
-    if arguments.stride is not None and arguments.tasks and arguments.text is None:
-        raise UserError("--stride is of a text: add --text FILE")
+    for name in ("stride", "by_position", "needle"):
+        if getattr(arguments, name) and arguments.tasks and arguments.text is None:
+            raise UserError(f"--{name} is of a text: add --text FILE")
+    if arguments.png is not None and not (arguments.by_position or arguments.needle or arguments.speed):
+        raise UserError("--png is a picture of --by_position, --needle and --speed: add one of them")
     return arguments
 
 

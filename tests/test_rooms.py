@@ -141,7 +141,7 @@ LEVELS = (
     ("model_components",),
     ("model_builder",),
     ("interop.*",),
-    ("data.loader", "parallel.*", "training.*", "runs.*", "inference.*", "training_logger"),
+    ("data.*", "parallel.*", "training.*", "runs.*", "inference.*", "training_logger"),
     ("evaluation.*", "finetuning.*"),
     ("comparison.*", "ladders.*"),
     ("*",),  # the commands
