@@ -161,11 +161,13 @@ class Outcome:
 def run_tasks(subject: Subject, names: Sequence[str], limit: int | None, batch_size: int | None) -> Outcome:
     """Ask the tasks, each a name of the harness's, a task's YAML file or a folder of them; of each the first `limit`
     samples, or all. Raises UserError."""
-    loaded = load_tasks(names)
+    return ask_tasks(subject, load_tasks(names), limit, batch_size)
+
+
+def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
+    """Ask tasks that `load_tasks` has loaded, always the same questions. Raises UserError."""
     tasks = loaded["tasks"]
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"{name} runs code that the model writes, which is refused: leave it out")
+    for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
@@ -185,7 +187,11 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}, and no file of this name: "
             "--tasks takes names of lm-evaluation-harness, YAML files, and folders of them"
         )
-    return _loaded(manager, [*map(local_task, files), *others])
+    loaded = _loaded(manager, [*map(local_task, files), *others])
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(f"{name} runs code that the model writes, which is refused: leave it out")
+    return loaded
 
 
 def task_files(path: Path) -> list[Path]:

@@ -19,7 +19,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_text
 from data.dataset import Dataset, TokenReader, open_dataset
-from data.mixture import open_data
+from data.mixture import Data, open_data
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from evaluation.figures import Figure, mean_error, ratio_error
 from evaluation.scoring import Request, Score, scores
@@ -30,6 +30,7 @@ from runs.folder import read_state
 READ = 1 << 16  # tokens, in windows that lie evenly in the text
 QUESTIONS = 200  # of each kind, or as many as the text has
 BEFORE, AFTER, CHOICES = 192, 32, 4  # characters of a question and of an answer, answers
+MADE = ("text", "choice", "cloze")  # what all this is called
 MOST_TOKENS = 1 << 25  # of a text, which is in memory
 WORD = re.compile(r"(?<=\S)\s[A-Za-z]{4,}(?![A-Za-z])")  # after a space, which belongs to it
 BETWEEN = re.compile(r"(?<=\S)\s(?=\S)")  # where a passage may be cut: tokenizers divide before a space
@@ -69,15 +70,21 @@ def validation_text(run: Run) -> HeldOut:
     where there are several."""
     wanted = run.configuration.run
     data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
-    if len(data.validation_sources) > 1:
-        raise UserError("the run is validated on several datasets: name a text to evaluate on with --text FILE")
+    text = own_validation_text(data, wanted.val_dataset, "a text to evaluate on with --text FILE")
     if read_state(run.checkpoint)["data"].get("data of val") != data.splits["val"].checksum:
         raise UserError(
             f"{data.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
             "now may have been trained on: prepare it as it was, or name a text with --text FILE"
         )
+    return text
+
+
+def own_validation_text(data: Data, val_dataset: str | None, instead: str) -> HeldOut:
+    """The one split that a run on these data is validated on. Raises UserError where there are several."""
+    if len(data.validation_sources) > 1:
+        raise UserError(f"the run is validated on several datasets: name {instead}")
     ((name, dataset),) = data.validation_sources.items()
-    return validation_split(dataset, wanted.val_dataset or name)
+    return validation_split(dataset, val_dataset or name)
 
 
 def validation_split(dataset: Dataset, name: str) -> HeldOut:
@@ -244,16 +251,18 @@ def _request(subject: Subject, text: str, answer: str) -> Request:
     return Request(tuple(context), tuple(whole[len(context) :]))
 
 
-def made_tasks(subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None) -> list[Figure]:
-    """The figures of both kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
+def made_tasks(
+    subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None, kinds: Sequence[str] = MADE
+) -> list[Figure]:
+    """The figures of the kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
     that most questions have."""
     texts = [subject.tokenizer.decode(document) for document in text.documents]
     figures = []
-    if asked := choices(texts)[:limit]:
+    if "choice" in kinds and (asked := choices(texts)[:limit]):
         found = zip(asked, ask(subject, asked, batch_size), strict=True)
         right = [_likeliest(answers) == question.right for question, answers in found]
         figures.append(_figure("choice", "right passage", right, 1 / CHOICES))
-    if asked := clozes(texts)[:limit]:
+    if "cloze" in kinds and (asked := clozes(texts)[:limit]):
         right = [answer.is_greedy for (answer,) in ask(subject, asked, batch_size)]
         ((_, most),) = Counter(question.answers for question in asked).most_common(1)
         figures.append(_figure("cloze", "right word", right, most / len(asked)))
