@@ -32,10 +32,10 @@ def test_they_change_nothing_of_the_run(runs):
     """Bit by bit: losses, gradients, evaluations and the last weights."""
     with_them, without = (read_run(runs / name) for name in ("with", "without"))
     assert losses(with_them) == losses(without) and not without.benchmarks
-    models = [
+    one, other = (
         find_subject(runs / name, 12, torch.device("cpu"), None).model.state_dict() for name in ("with", "without")
-    ]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_they_are_asked_when_they_are_due(runs, data_dir, tmp_path):
