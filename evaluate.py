@@ -4,6 +4,8 @@ python evaluate.py out/quickstart
 python evaluate.py out/quickstart --text novel.txt --stride 64
 python evaluate.py out/quickstart --tasks hellaswag,arc_easy,my_task.yaml --limit 500 --save_results results.json
 python evaluate.py gpt2-folder --tasks lambada_openai
+python evaluate.py out/quickstart --by_position --needle --speed --contamination --png quickstart.png
+python evaluate.py out/quickstart --all_checkpoints --watch
 
 Without --tasks: bits per byte of the run's validation text, questions that are made of it, speed and memory. --text
 puts a file in its place. --tasks names tasks of EleutherAI's lm-evaluation-harness, which the extra `evaluation`
@@ -12,13 +14,17 @@ brings, or files of such tasks; docs/evaluation.md says more.
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from common.files import check_target, write_json, write_whole
+from evaluation.checkpoints import Follower, table_of
 from evaluation.extras import Extra, write_picture
 from evaluation.figures import Figure, table
 from evaluation.held_out import (
@@ -38,7 +44,10 @@ from evaluation.subject import Subject, find_subject
 from parallel.device import choose_device, device_name
 from parallel.ranks import ALONE
 from runs.config import RunConfig, check_run
-from runs.folder import checkpoint_choice
+from runs.evaluations import NAME
+from runs.folder import checkpoint_choice, existing_run
+
+ASKED = ("tasks", "text", "stride", "limit", "add_bos_token")  # what decides a figure
 
 
 @exit_cleanly
@@ -50,9 +59,13 @@ def main() -> None:
     device = choose_device(arguments.device, ALONE)
     if arguments.config is not None:
         configurator.load([arguments.config])
+    tasks = load_tasks(arguments.tasks)
+    if arguments.all_checkpoints:
+        follow(arguments, tasks, device)
+        return
     subject = find_subject(arguments.subject, arguments.checkpoint, device, arguments.add_bos_token)
     print(f"{subject.name}, {subject.model.config.name}, on {device_name(device)}, float32", file=sys.stderr)
-    figures, samples = of_tasks(subject, arguments) if arguments.tasks else ([], {})
+    figures, samples = of_tasks(subject, tasks, arguments)
     results: dict[str, Any] = {"subject": subject.name, "architecture": subject.model.config.name}
     reading = None
     if arguments.text is not None or not arguments.tasks:
@@ -72,16 +85,53 @@ def main() -> None:
         print(f"picture: {arguments.png}")
 
 
-def of_tasks(subject: Subject, arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, list[dict[str, Any]]]]:
-    """The figures of tasks of the harness, and their samples."""
+def load_tasks(names: list[str]) -> dict[str, Any] | None:
+    """Tasks of the harness, ready to be asked; None without names."""
+    if not names:
+        return None
     try:
-        from evaluation.harness import run_tasks
+        from evaluation import harness
     except ImportError as error:
         raise UserError(
             f"--tasks needs lm-evaluation-harness, but {error.name} is not installed: pip install -e '.[evaluation]'"
         ) from None
-    outcome = run_tasks(subject, arguments.tasks, arguments.limit, arguments.batch_size)
+    return harness.load_tasks(names)
+
+
+def of_tasks(
+    subject: Subject, tasks: dict[str, Any] | None, arguments: argparse.Namespace
+) -> tuple[list[Figure], dict[str, list[dict[str, Any]]]]:
+    """The figures of tasks of the harness, and their samples."""
+    if tasks is None:
+        return [], {}
+    from evaluation.harness import ask_tasks
+
+    outcome = ask_tasks(subject, tasks, arguments.limit, arguments.batch_size)
     return outcome.figures, outcome.samples
+
+
+def follow(arguments: argparse.Namespace, tasks: dict[str, Any] | None, device: torch.device) -> None:
+    """Every checkpoint of a run, and with --watch those that it goes on to write."""
+    folder = existing_run(arguments.subject)
+    if not folder.has_run:
+        raise UserError(f"--all_checkpoints is of a run's folder, and {folder.path} is none")
+
+    def ask(checkpoint: Path) -> list[Figure]:
+        subject = find_subject(checkpoint, None, device, arguments.add_bos_token)
+        figures, _ = of_tasks(subject, tasks, arguments)
+        if arguments.text is not None or tasks is None:
+            figures += of_text(subject, read_text(subject, arguments), arguments)
+        return figures
+
+    asked = {name: str(value) for name in ASKED if (value := getattr(arguments, name)) not in (None, [])}
+    follower = Follower(folder, arguments.save_results or folder.path / NAME, asked, ask)
+    try:
+        follower.follow(arguments.watch, lambda found: print("\n".join(table_of(found)), flush=True))
+    except KeyboardInterrupt:
+        if arguments.watch is None:
+            raise
+        print("no longer watching; the run goes on")
+    print(f"results: {follower.file}")
 
 
 def read_text(subject: Subject, arguments: argparse.Namespace) -> Reading:
@@ -175,11 +225,25 @@ def parse_arguments() -> argparse.Namespace:
     option("--save_results", type=Path, metavar="FILE", help="write what is printed as JSON")
     option("--save_samples", type=Path, metavar="FILE", help="write what each task asked and got, a line of JSON each")
     option("--checkpoint", type=checkpoint_choice, metavar="WHICH", help="best, last or a step (best; last if none is)")
+    option("--all_checkpoints", action="store_true", help="each checkpoint of the run once; goes on where it was ended")
+    option(
+        "--watch",
+        type=seconds,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="and, every so many seconds (10), those that the run has written meanwhile, until it ends",
+    )
     option("--config", metavar="FILE", help="the run's config.py, if it registers components; it is executed")
     option("--device", type=device_choice, default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
     arguments = parser.parse_args()
     if arguments.save_samples is not None and not arguments.tasks:
         raise UserError("--save_samples is of --tasks")
+    if arguments.watch is not None and not arguments.all_checkpoints:
+        raise UserError("--watch follows a run: add --all_checkpoints")
+    for name in ("by_position", "needle", "contamination", "speed", "png", "save_samples", "checkpoint"):
+        if arguments.all_checkpoints and getattr(arguments, name):
+            raise UserError(f"--{name} is of one checkpoint: leave out --all_checkpoints, or name it with --checkpoint")
     for name in ("stride", "by_position", "needle"):
         if getattr(arguments, name) and arguments.tasks and arguments.text is None:
             raise UserError(f"--{name} is of a text: add --text FILE")
@@ -193,6 +257,16 @@ def names(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError("no task is named")
     return list(dict.fromkeys(found))
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
 
 
 def batch_size(text: str) -> int | None:

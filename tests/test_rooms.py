@@ -131,7 +131,7 @@ LEVELS = (
     ("runs.config", "runs.deepspeed", "parallel.ranks"),
     ("configurator", "runs.logs", "runs.older_logs", "data.dataset", "data.long_work", "data.mixture",
      "data.tokenizers", "data.tokenizers.*", "data.writer"),
-    ("runs.folder",),
+    ("runs.evaluations", "runs.folder"),
     ("flops_parameter_counting.costs.*",),
     ("flops_parameter_counting.laws.*",),
     ("data.facts", "interop.configurations", "interop.keys.*", "interop.known_keys", "interop.model_files",
