@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.output import terminal_width, wrapped
+from comparison.benchmarks import Benchmarked
+from comparison.downstream import downstream
 from comparison.page import write_page_of
 from comparison.pictures import write_plots
 from comparison.runs import NoCommonMetric, Run, comparable_unit, describe, labels, matching, notes, sort, trained_on
@@ -60,6 +63,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--x", choices=tuple(PLACES), default="tokens", help="what the curves are drawn over and the runs compared at"
     )
+    parser.add_argument(
+        "--benchmarks", type=lambda text: text.split(","), nargs="?", const=[], metavar="TASKS",
+        help="what a loss means for these benchmarks (all): a fit over the runs, and which tasks decide anything",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FILE", help="write one HTML page with everything")
     parser.add_argument("--png", type=Path, metavar="FILE", help="write the main plots, for a paper, to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
@@ -92,23 +99,36 @@ def show(arguments: argparse.Namespace, clear: bool = False) -> list[Run]:
     print(CLEAR * clear + table(runs, width))
     for line in (*map(sentence, comparisons(runs, arguments.x)), *told):
         print(wrapped(line, width))
-    write_files(runs, arguments, told)
+    benchmarked = Benchmarked.of(runs)
+    print("".join(f"{line}\n" for line in benchmarked.lines()), end="")
+    of_losses: dict[str, Any] = {}
+    if arguments.benchmarks is not None:
+        lines, of_losses = downstream(benchmarked, arguments.benchmarks)
+        print("\n".join(wrapped(line, width) for line in lines))
+    write_files(runs, arguments, told, benchmarked, of_losses)
     sys.stdout.flush()
     return runs
 
 
-def write_files(runs: Sequence[Run], arguments: argparse.Namespace, told: Sequence[str]) -> None:
+def write_files(
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+    told: Sequence[str],
+    benchmarked: Benchmarked,
+    of_losses: dict[str, Any],
+) -> None:
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
         print(f"numbers: {arguments.csv}")
     if arguments.json is not None:
-        write_json(runs, arguments.json)
+        more = [{"benchmarks": own} for own in benchmarked.as_json()]
+        write_json(runs, arguments.json, more, {"from_loss_to_benchmark": of_losses} if of_losses else {})
         print(f"numbers and statistics: {arguments.json}")
     if arguments.markdown is not None:
         write_markdown(runs, arguments.markdown, told, arguments.x)
         print(f"table: {arguments.markdown}")
     if arguments.report is not None:
-        write_page_of(runs, arguments.report, "Runs side by side")
+        write_page_of(runs, arguments.report, "Runs side by side", benchmarked.sections())
         print(f"report: {arguments.report}")
     if arguments.png is not None:
         try:

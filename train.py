@@ -48,6 +48,9 @@ def main() -> int:
             print(report)
         return 0
     check_buildable(configuration.model)
+    if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    benchmarks = find_benchmarks(configuration, dataset)
 
     folder = RunFolder(configuration.run_dir)
     only_looks = configuration.run.eval_only and source is None and folder.has_run
@@ -62,17 +65,15 @@ def main() -> int:
         if ranks.is_first:  # what is refused is refused before, in its one line
             print(report, flush=True)
 
-        if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
         if source is None or checkpoints:
-            return train(configuration, dataset, plan, folder, checkpoints, ranks)
+            return train(configuration, dataset, plan, folder, checkpoints, ranks, benchmarks)
 
         from runs.initial import begun_from
 
         with begun_from(source, folder, configuration, ranks) as checkpoint:
-            return train(configuration, dataset, plan, folder, [checkpoint], ranks)
+            return train(configuration, dataset, plan, folder, [checkpoint], ranks, benchmarks)
 
 
 def with_mixture(configuration: Configuration) -> Configuration:
@@ -94,6 +95,16 @@ def find_dataset(configuration: Configuration, ranks: Ranks) -> Data | None:
         return None
     verify = ranks.local_rank == 0  # one process of a machine reads the files through
     return open_data(run.dataset, run.mixture, run.val_dataset, run.data_dir, verify)
+
+
+def find_benchmarks(configuration: Configuration, dataset: Data) -> Any:
+    """What asks `eval_benchmarks` of the model in training (training.trainer.Benchmarks); None without any. Raises
+    UserError for those that there are not."""
+    if configuration.run.eval_benchmarks is None:
+        return None
+    from evaluation.while_training import open_benchmarks
+
+    return open_benchmarks(configuration, dataset)
 
 
 def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolder, ranks: Ranks) -> list[Path]:

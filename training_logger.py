@@ -163,6 +163,26 @@ class TrainingLogger:
         for name, found in by_source.items():
             self.say(f"  {name} │ {found['val_loss']:.4f} │ bpb {found['val_bits_per_byte']:.3f}")
 
+    def benchmarks(self, progress: Progress, figures: list[dict[str, Any]], seconds: float) -> None:
+        """`figures` are those of evaluation/figures.py, as JSON has them."""
+        if not self.writes:
+            return
+        tasks: dict[str, dict[str, Any]] = {}
+        for figure in figures:
+            tasks.setdefault(figure["task"], {})[figure["metric"]] = {name: figure[name] for name in OF_BENCHMARKS}
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "flops": self._flops(progress),
+            "tasks": tasks,
+            "train_seconds": progress.train_seconds,
+            "seconds": seconds,
+        }
+        self._log.write("benchmarks", **record)
+        self._to_sinks(progress.step, "benchmarks", record)
+        said = [benchmark_words(figure) for figure in figures]
+        self.say("\n".join(f"Benchmarks {progress.step} │ {words}" for words in said))
+
     def checkpoint(self, saved: Saved, newest: Path | None) -> None:
         """When it is in place, or could not be written; `newest` is the newest that there is then."""
         if not self.writes:
@@ -287,6 +307,16 @@ class TrainingLogger:
             except Exception as error:
                 self._sinks.remove(sink)
                 self.say(f"warning: {sink.name} gets nothing more of this run: {' '.join(str(error).split())}")
+
+
+OF_BENCHMARKS = ("value", "error", "chance", "samples", "higher_is_better")  # of a figure, in the log
+
+
+def benchmark_words(figure: dict[str, Any]) -> str:
+    """A figure in a line of the console."""
+    form = ".1%" if figure["is_share"] else ".4f"
+    error, chance = number(figure["error"], form), number(figure["chance"], form)
+    return f"{figure['task']} {figure['metric']} {figure['value']:{form}} ± {error} │ chance {chance}"
 
 
 def load_fields(shares: list[float]) -> dict[str, Any]:

@@ -157,16 +157,20 @@ def write_csv(runs: Sequence[Run], file: Path) -> None:
     files.write_whole(file, lines.getvalue().encode())
 
 
-def write_json(runs: Sequence[Run], file: Path) -> None:
-    """{"runs": the numbers, whole configuration and log file of each, "comparisons": {at: the differences}}."""
-    described = [{**dataclasses.asdict(run.numbers), "log": str(run.log.path), "config": run.config} for run in runs]
+def write_json(runs: Sequence[Run], file: Path, more: Sequence[dict[str, Any]], other: dict[str, Any]) -> None:
+    """{"runs": the numbers, whole configuration and log file of each and `more`, "comparisons": {at: the differences}},
+    and `other`."""
+    described = [
+        {**dataclasses.asdict(run.numbers), "log": str(run.log.path), "config": run.config, **own}
+        for run, own in zip(runs, more, strict=True)
+    ]
     compared: dict[str, Any] = {
         at: [
             {"text": found} if isinstance(found, str) else dataclasses.asdict(found) for found in comparisons(runs, at)
         ]
         for at in PLACES
     }
-    files.write_json(file, {"runs": described, "comparisons": compared})
+    files.write_json(file, {"runs": described, "comparisons": compared, **other})
 
 
 def write_markdown(runs: Sequence[Run], file: Path, notes: Sequence[str], at: At) -> None:

@@ -1,8 +1,10 @@
 """Everything that a model is asked for --tasks and --benchmarks: all of it is found and checked before any is asked."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from evaluation.benchmarks import BENCHMARKS, PROGRAMS, benchmark_figure
@@ -14,15 +16,40 @@ from evaluation.subject import Subject
 HUMANEVAL = BENCHMARKS[PROGRAMS].questions.name
 
 
-def ask(
-    subject: Subject,
-    tasks: Sequence[str],
-    benchmarks: Sequence[str],
-    limit: int | None,
-    batch_size: int | None,
-    run_generated_code: bool,
-) -> Outcome:
-    """The outcome of all, of each task the first `limit` samples, or all. Raises UserError."""
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is asked, with its data, of each task the first `limit` samples or all. `benchmarks` are those of the
+    harness, whose tasks `loaded` has by the name of their questions; `tasks` are others, as TaskManager.load gives
+    them; `problems`, by their names, have programs for answers."""
+
+    benchmarks: Sequence[str]
+    loaded: dict[str, list[Any]]
+    tasks: dict[str, Any]
+    problems: Sequence[tuple[str, list[Problem]]]
+    limit: int | None
+
+    def check(self, subject: Subject) -> None:
+        """Raises UserError for what cannot be asked of this model."""
+        for part in (as_loaded(self.loaded), self.tasks):
+            check_tasks(subject, part)
+        for _, problems in self.problems:
+            check_problems(subject, problems)
+
+    def ask(self, subject: Subject, batch_size: int | None) -> Outcome:
+        """The outcome of all. Raises UserError."""
+        self.check(subject)
+        outcomes = []
+        if self.benchmarks:
+            outcomes.append(run_benchmarks(subject, self.benchmarks, self.loaded, self.limit, batch_size))
+        if self.tasks["tasks"]:
+            outcomes.append(ask_tasks(subject, self.tasks, self.limit, batch_size))
+        outcomes += [ask_for_programs(subject, name, problems, batch_size) for name, problems in self.problems]
+        figures = [beside(figure) for outcome in outcomes for figure in outcome.figures]
+        return Outcome(figures, {task: samples for outcome in outcomes for task, samples in outcome.samples.items()})
+
+
+def find_wanted(tasks: Sequence[str], benchmarks: Sequence[str], limit: int | None, run_generated_code: bool) -> Wanted:
+    """What these names mean. Raises UserError for what there is not."""
     files = [Path(name) for name in tasks if name.endswith(".jsonl")]
     if files or PROGRAMS in benchmarks:
         check_allowed(run_generated_code)
@@ -33,16 +60,8 @@ def ask(
     loaded = load_benchmarks(scored)
     others = [name for name in tasks if not name.endswith(".jsonl")]
     own = load_tasks(others) if others else as_loaded({})
-    for part in (as_loaded(loaded), own):
-        check_tasks(subject, part)
-    for _, content in problems:
-        check_problems(subject, content)
     check_names([*as_loaded(loaded)["tasks"], *own["tasks"], *(name for name, _ in problems)])
-    outcomes = [run_benchmarks(subject, scored, loaded, limit, batch_size)] if scored else []
-    outcomes += [ask_tasks(subject, own, limit, batch_size)] if others else []
-    outcomes += [ask_for_programs(subject, name, content, batch_size) for name, content in problems]
-    figures = [beside(figure) for outcome in outcomes for figure in outcome.figures]
-    return Outcome(figures, {task: samples for outcome in outcomes for task, samples in outcome.samples.items()})
+    return Wanted(scored, loaded, own, problems, limit)
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -186,12 +186,6 @@ class Outcome:
     samples: dict[str, list[dict[str, Any]]]
 
 
-def run_tasks(subject: Subject, names: Sequence[str], limit: int | None, batch_size: int | None) -> Outcome:
-    """Ask the tasks, each a name of the harness's, a task's YAML file or a folder of them; of each the first `limit`
-    samples, or all. Raises UserError."""
-    return ask_tasks(subject, load_tasks(names), limit, batch_size)
-
-
 def check_tasks(subject: Subject, loaded: dict[str, Any]) -> None:
     """Raises UserError for a task that cannot be asked."""
     for name, task in loaded["tasks"].items():
@@ -210,7 +204,7 @@ def refuse_code(name: str, unsafe: bool) -> None:
 
 
 def ask_tasks(subject: Subject, loaded: dict[str, Any], limit: int | None, batch_size: int | None) -> Outcome:
-    """Ask what TaskManager.load gives. Raises UserError."""
+    """Ask what TaskManager.load gives, always the same questions. Raises UserError."""
     check_tasks(subject, loaded)
     tasks = loaded["tasks"]
     for task in tasks.values():

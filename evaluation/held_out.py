@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.files import read_text
-from data.dataset import TokenReader
-from data.mixture import open_data
-from data.tokenizers import Tokenizer
+from data.dataset import Dataset, TokenReader, open_dataset
+from data.mixture import Data, open_data
+from data.tokenizers import Tokenizer, tokenizer_from_meta
 from evaluation.figures import Figure, mean_error, ratio_error
 from evaluation.scoring import Request, Score, scores
 from evaluation.subject import Run, Subject
@@ -31,6 +30,7 @@ from runs.folder import read_state
 READ = 1 << 16  # tokens, in windows that lie evenly in the text
 QUESTIONS = 200  # of each kind, or as many as the text has
 BEFORE, AFTER, CHOICES = 192, 32, 4  # characters of a question and of an answer, answers
+MADE = ("text", "choice", "cloze")  # what all this is called
 MOST_TOKENS = 1 << 25  # of a text, which is in memory
 WORD = re.compile(r"(?<=\S)\s[A-Za-z]{4,}(?![A-Za-z])")  # after a space, which belongs to it
 BETWEEN = re.compile(r"(?<=\S)\s(?=\S)")  # where a passage may be cut: tokenizers divide before a space
@@ -70,26 +70,43 @@ def validation_text(run: Run) -> HeldOut:
     where there are several."""
     wanted = run.configuration.run
     data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
-    if len(data.validation_sources) > 1:
-        raise UserError("the run is validated on several datasets: name a text to evaluate on with --text FILE")
+    text = own_validation_text(data, wanted.val_dataset, "a text to evaluate on with --text FILE")
     if read_state(run.checkpoint)["data"].get("data of val") != data.splits["val"].checksum:
         raise UserError(
             f"{data.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
             "now may have been trained on: prepare it as it was, or name a text with --text FILE"
         )
+    return text
+
+
+def own_validation_text(data: Data, val_dataset: str | None, instead: str) -> HeldOut:
+    """The one split that a run on these data is validated on. Raises UserError where there are several."""
+    if len(data.validation_sources) > 1:
+        raise UserError(f"the run is validated on several datasets: name {instead}")
     ((name, dataset),) = data.validation_sources.items()
+    return validation_split(dataset, val_dataset or name)
+
+
+def validation_split(dataset: Dataset, name: str) -> HeldOut:
+    """The documents of a dataset's validation split, without their ends, in the dataset's own tokens."""
     split = dataset.splits["val"]
     tokens = TokenReader(split, dataset.dtype).read(0, min(split.tokens, MOST_TOKENS)).astype(np.int64)
     end = dataset.tokenizer["end_of_document"]
     ends = np.flatnonzero(tokens == end) if end is not None else np.array([], dtype=np.int64)
     pieces = np.split(tokens, ends + 1)
     documents = [piece[:-1].tolist() if len(piece) and piece[-1] == end else piece.tolist() for piece in pieces]
-    name = f"the validation split of {wanted.val_dataset or name}"
+    name = f"the validation split of {name}"
     return HeldOut(name, [document for document in documents if document], split.tokens > MOST_TOKENS)
 
 
 def text_of(path: Path, tokenizer: Tokenizer) -> HeldOut:
-    """A file as one document. Raises UserError."""
+    """A file as one document; the folder of a prepared dataset as the documents of its validation split, whatever
+    tokenizer it was prepared with. Raises UserError."""
+    if path.is_dir():
+        dataset = open_dataset(path)
+        found, its = validation_split(dataset, str(path)), tokenizer_from_meta(dataset.tokenizer, dataset.folder)
+        documents = [tokenizer.encode(its.decode(document)) for document in found.documents]
+        return dataclasses.replace(found, documents=documents)
     text = read_text(path, newline="")
     if not text:
         raise UserError(f"{path} is empty: there is nothing to evaluate on")
@@ -100,21 +117,59 @@ def text_of(path: Path, tokenizer: Tokenizer) -> HeldOut:
 # Bits per byte
 
 
-def bits_per_byte(
-    subject: Subject, text: HeldOut, stride: int, most: int | None, batch_size: int | None
-) -> list[Figure]:
-    """Bits per byte and the perplexity of a token, in windows of `stride` new tokens each; of `most` tokens, or of all.
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A window of a text, of which document it is, whether it goes on in it, and what a model says of its tokens."""
 
-    The standard error is that over documents, whose windows are alike, or of a single document over its windows.
-    """
+    document: int
+    is_continued: bool
+    window: Request
+    score: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A text, and the windows of it that were read, in their order."""
+
+    text: HeldOut
+    reads: list[Read]
+
+    @property
+    def is_of_documents(self) -> bool:
+        return len(self.text.documents) > 1
+
+    @property
+    def samples(self) -> list[list[Read]]:
+        """The windows of each document, or, where there is a single document, each window."""
+        if not self.is_of_documents:
+            return [[read] for read in self.reads]
+        found: dict[int, list[Read]] = {}
+        for read in self.reads:
+            found.setdefault(read.document, []).append(read)
+        return list(found.values())
+
+
+def read_windows(
+    subject: Subject, text: HeldOut, stride: int, most: int | None = None, batch_size: int | None = None
+) -> Reading:
+    """The text in windows of `stride` new tokens each: `most` tokens of it, or all."""
     every = [
         (number, place > 0, window)
         for number, document in enumerate(text.documents)
         for place, window in enumerate(windows(document, subject.first, subject.block, min(stride, subject.block)))
     ]
     chosen = evenly(every, None if most is None else max(1, most // stride))
-    nats, size, tokens = samples_of(subject, text, chosen, batch_size).T
-    of = "documents" if len(text.documents) > 1 else "windows"
+    found = scores(subject.model, [window for *_, window in chosen], batch_size, "text")
+    return Reading(text, [Read(*one) for one in zip(*zip(*chosen, strict=True), found, strict=True)])
+
+
+def bits_per_byte(subject: Subject, reading: Reading) -> list[Figure]:
+    """Bits per byte and the perplexity of a token.
+
+    The standard error is that over documents, whose windows are alike, or of a single document over its windows.
+    """
+    nats, size, tokens = np.array([sums_of(subject, sample) for sample in reading.samples]).T
+    of = "documents" if reading.is_of_documents else "windows"
     mean, bits = float(nats.sum() / tokens.sum()), nats / math.log(2)
     error = ratio_error(nats, tokens)
     first = Figure(
@@ -132,19 +187,11 @@ def bits_per_byte(
     return [first, dataclasses.replace(first, metric="perplexity of a token", value=math.exp(mean), error=error)]
 
 
-def samples_of(
-    subject: Subject, text: HeldOut, chosen: Sequence[tuple[int, bool, Request]], batch_size: int | None
-) -> NDArray[np.float64]:
-    """Windows, each with its document's number and whether it is continued, which not the first window of a document
-    is -> nats, bytes and tokens (n, 3) of each document, or of each window where there is a single document."""
-    found = scores(subject.model, [window for *_, window in chosen], batch_size, "text")
-    sums: dict[int, list[float]] = {}
-    for place, ((document, continued, window), score) in enumerate(zip(chosen, found, strict=True)):
-        size = len(subject.tokenizer.decode_bytes(window.continuation, continued))
-        sample = sums.setdefault(document if len(text.documents) > 1 else place, [0.0, 0.0, 0.0])
-        for column, value in enumerate((-score.log_likelihood, size, len(window.continuation))):
-            sample[column] += value
-    return np.array(list(sums.values()))
+def sums_of(subject: Subject, reads: Sequence[Read]) -> tuple[float, int, int]:
+    """Nats, bytes and tokens of windows."""
+    sizes = (len(subject.tokenizer.decode_bytes(read.window.continuation, read.is_continued)) for read in reads)
+    nats = -sum(read.score.log_likelihood for read in reads)
+    return nats, sum(sizes), sum(len(read.window.continuation) for read in reads)
 
 
 def evenly(items: Sequence, most: int | None) -> list:
@@ -204,16 +251,18 @@ def _request(subject: Subject, text: str, answer: str) -> Request:
     return Request(tuple(context), tuple(whole[len(context) :]))
 
 
-def made_tasks(subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None) -> list[Figure]:
-    """The figures of both kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
+def made_tasks(
+    subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None, kinds: Sequence[str] = MADE
+) -> list[Figure]:
+    """The figures of the kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
     that most questions have."""
     texts = [subject.tokenizer.decode(document) for document in text.documents]
     figures = []
-    if asked := choices(texts)[:limit]:
+    if "choice" in kinds and (asked := choices(texts)[:limit]):
         found = zip(asked, ask(subject, asked, batch_size), strict=True)
         right = [_likeliest(answers) == question.right for question, answers in found]
         figures.append(_figure("choice", "right passage", right, 1 / CHOICES))
-    if asked := clozes(texts)[:limit]:
+    if "cloze" in kinds and (asked := clozes(texts)[:limit]):
         right = [answer.is_greedy for (answer,) in ask(subject, asked, batch_size)]
         ((_, most),) = Counter(question.answers for question in asked).most_common(1)
         figures.append(_figure("cloze", "right word", right, most / len(asked)))

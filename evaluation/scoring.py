@@ -16,7 +16,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -52,6 +54,7 @@ class Score:
 
     log_likelihood: float  # the sum over its tokens, nats
     is_greedy: bool  # whether each of them is the likeliest
+    of_tokens: NDArray[np.float32] | None = dataclasses.field(default=None, compare=False, repr=False)  # each one's
 
 
 @dataclasses.dataclass
@@ -253,7 +256,7 @@ def read_off(model: LanguageModel, hidden: Tensor, texts: list[Text], read: int)
     likelihoods, likeliest = (torch.cat(one).cpu() for one in zip(*found, strict=True))
     lengths = [len(target) for _, _, target in asked]
     for (_, number, _), values, right in zip(asked, likelihoods.split(lengths), likeliest.split(lengths), strict=True):
-        yield number, Score(values.double().sum().item(), bool(right.all()))
+        yield number, Score(values.double().sum().item(), bool(right.all()), values.float().numpy())
 
 
 def _of_targets(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def load(checkpoint: Path, saved: Configuration, device: torch.device) -> Langua
     return model.eval()
 
 
-def cache_bytes(config: ModelArchitectureConfig) -> int:
-    """What decoding keeps of a text of block_size tokens."""
+def cache_bytes(config: ModelArchitectureConfig, batch: int = 1, length: int | None = None) -> int:
+    """What decoding keeps of so many texts of so many tokens each, by default of one of block_size."""
     with torch.device("meta"):
-        return LanguageModel(config).empty_caches(1, config.block_size).bytes
+        return LanguageModel(config).empty_caches(batch, length or config.block_size).bytes

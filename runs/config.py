@@ -10,6 +10,8 @@ from common.errors import UserError
 from common.keys import key
 from training.optimizers.registry import check_optimizer
 
+# With which no rank has the whole model, or can read a text alone
+PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
 STARTS = ("scratch", "resume", "auto")
 
 
@@ -118,6 +120,15 @@ class RunConfig:
         12, "windows that eval_iters counts in; at most batch_size of them are computed at once", at_least=1
     )
     eval_only: bool = key(False, "evaluate once and exit; an existing run is left as it is, its log too")
+    eval_benchmarks: str | None = key(
+        None,
+        "asked of the model while it is trained, separated by commas: text, choice, cloze (questions made of the "
+        "validation text), and benchmarks and tasks as evaluate.py takes them (docs/evaluation.md)",
+    )
+    eval_benchmarks_interval: int | None = key(
+        None, "steps between benchmarks, which the run's end has too; None: eval_interval", at_least=1
+    )
+    eval_benchmarks_limit: int | None = key(None, "questions of each benchmark, the first ones; None: all", at_least=1)
     always_save_checkpoint: bool = key(True, "save at every evaluation; False: only where the loss improved")
     checkpoint_interval: int = key(
         0, "also save every so many steps; 0: only at evaluations and at the end", at_least=0
@@ -213,6 +224,12 @@ class RunConfig:
         return None if self.init_from in STARTS else self.init_from
 
     @property
+    def benchmarks(self) -> list[str]:
+        """The names in eval_benchmarks, each once."""
+        names = [] if self.eval_benchmarks is None else self.eval_benchmarks.split(",")
+        return list(dict.fromkeys(name for given in names if (name := given.strip())))
+
+    @property
     def sequences_per_step(self) -> int:
         return self.gradient_accumulation_steps * self.batch_size
 
@@ -259,6 +276,7 @@ def check_run(config: RunConfig) -> None:
         )
     if config.world_size is not None and not config.dry_run:
         raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
+    check_benchmarks(config)
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     check_optimizer(config, defaults)
     _check_strategy(config, defaults)
@@ -278,6 +296,23 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
+
+
+def check_benchmarks(config: RunConfig) -> None:
+    """Raises UserError for benchmarks that no rank could ask, and for keys of them without them."""
+    for name in ("eval_benchmarks_interval", "eval_benchmarks_limit"):
+        if getattr(config, name) is not None and config.eval_benchmarks is None:
+            raise UserError(f"{name} is for benchmarks: name some with --eval_benchmarks")
+    if config.eval_benchmarks is None:
+        return
+    if not config.benchmarks:
+        raise UserError(f"eval_benchmarks={config.eval_benchmarks!r} names none: text, choice, cloze, or tasks")
+    shared = [name for name in PARTS_OF_THE_MODEL if (value := getattr(config, name)) is True or value > 1]
+    if shared:
+        raise UserError(
+            f"eval_benchmarks asks the whole model, and with {shared[0]} no rank has it: drop one of them, and ask the "
+            "checkpoints beside the run: evaluate.py RUN --all_checkpoints --watch"
+        )
 
 
 def check_shared_experts(config: RunConfig) -> None:

@@ -43,6 +43,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     last_evaluation: int | None = None  # its step
+    last_benchmarks: int | None = None  # theirs
     best_step: int | None = None
     best_val_loss: float | None = None
     compile: bool = False  # what compile='auto' decided: a resumed run computes as the first one did

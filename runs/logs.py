@@ -19,10 +19,10 @@ from runs.config import evaluated_windows
 from runs.older_logs import read_older
 
 Record = dict[str, Any]
-KINDS = ("run", "iter", "eval", "checkpoint", "event", "summary")
+KINDS = ("run", "iter", "eval", "benchmarks", "checkpoint", "event", "summary")
 POSITIONS = ("step", "tokens", "flops", "time", "wall")  # what a loss can be looked up by
 _TAIL_BYTES = 1 << 16
-_NEEDED = {"iter": "loss", "eval": "val_loss"}  # the field that such a record is for
+_NEEDED = {"iter": "loss", "eval": "val_loss", "benchmarks": "tasks"}  # the field that such a record is for
 
 # What the readers take a field for, where it is there and not null: a number, a truth, text, or fields of its own.
 _SPLIT: dict[str, Any] = {"tokens": float, "bytes": float, "checksum": str}
@@ -61,6 +61,7 @@ class RunLog:
     iters: list[Record] = dataclasses.field(default_factory=list)
     evals: list[Record] = dataclasses.field(default_factory=list)  # of the windows that the newest process evaluates
     other_evals: list[Record] = dataclasses.field(default_factory=list)  # of earlier ones, on other windows
+    benchmarks: list[Record] = dataclasses.field(default_factory=list)
     checkpoints: list[Record] = dataclasses.field(default_factory=list)
     events: list[Record] = dataclasses.field(default_factory=list)
     summary: Record | None = None  # of the newest process; None while it runs, or if it was killed
@@ -276,6 +277,8 @@ def _parse(line: bytes) -> Record | None:
     if not isinstance(record, dict) or record.get("type") not in KINDS:
         return None
     positioned = record["type"] == "run" or type(record.get("step")) is int
+    if record["type"] == "benchmarks" and not are_scores(record.get("tasks")):
+        return None
     whole = positioned and record.get("time") is not None and _NEEDED.get(record["type"], "type") in record
     if not whole or not fits(record):
         return None
@@ -292,6 +295,15 @@ def fits(value: Any, shape: Any = _SHAPE) -> bool:
     if shape is float:
         return type(value) in (int, float) and -1e300 < value < 1e300
     return isinstance(value, shape)
+
+
+def are_scores(tasks: Any) -> bool:
+    """Whether this is {task: {metric: its value, standard error, chance, samples and direction}}, of benchmarks."""
+    shape = {**dict.fromkeys(("value", "error", "chance", "samples"), float), "higher_is_better": bool}
+    return isinstance(tasks, dict) and all(
+        isinstance(metrics, dict) and all(isinstance(one, dict) and fits(one, shape) for one in metrics.values())
+        for metrics in tasks.values()
+    )
 
 
 def _sort_in(records: list[Record], log: RunLog) -> None:
@@ -321,7 +333,9 @@ def _sort_in(records: list[Record], log: RunLog) -> None:
         else:
             kept.append(record)
     log.events = [record for record in kept if record["type"] == "event"]
-    log.iters, evals, log.checkpoints = (_last_of_each_step(kept, kind) for kind in ("iter", "eval", "checkpoint"))
+    log.iters, evals, log.benchmarks, log.checkpoints = (
+        _last_of_each_step(kept, kind) for kind in ("iter", "eval", "benchmarks", "checkpoint")
+    )
     now = evaluated_on(log.run)
     for record in evals:
         same = None in (there := measured[id(record)], now) or there == now

@@ -21,7 +21,17 @@ from common.errors import UserError
 from data.tokenizers import choose
 from evaluation import held_out
 from evaluation.figures import Figure, mean_error, ratio_error, table
-from evaluation.held_out import AFTER, BEFORE, HeldOut, bits_per_byte, choices, clozes, made_tasks, validation_text
+from evaluation.held_out import (
+    AFTER,
+    BEFORE,
+    HeldOut,
+    bits_per_byte,
+    choices,
+    clozes,
+    made_tasks,
+    read_windows,
+    validation_text,
+)
 from evaluation.scoring import Score
 from evaluation.subject import find_subject
 
@@ -86,7 +96,7 @@ def test_bits_per_byte_by_hand(run):
     assert len(text.documents) == 8
     for stride in (64, 16):
         nats = sum(by_hand(subject, document, stride) for document in text.documents)
-        bits, perplexity = bits_per_byte(subject, text, stride, None, None)
+        bits, perplexity = bits_per_byte(subject, read_windows(subject, text, stride))
         size = sum(map(len, text.documents))
         assert bits.value == pytest.approx(nats / math.log(2) / size, abs=1e-5) and bits.samples == 8
         assert perplexity.value == pytest.approx(math.exp(nats / size), abs=1e-4)
@@ -111,7 +121,7 @@ def test_bytes_are_those_of_the_text(run, monkeypatch, tmp_path):
     subject = dataclasses.replace(find_subject(run, None, CPU, None), tokenizer=tokenizer)
     texts = ["loss of a model " * 20, "training a model"]
     text = HeldOut("a text", [subject.tokenizer.encode(text) for text in texts])
-    bits = bits_per_byte(subject, text, 64, None, None)[0]
+    bits = bits_per_byte(subject, read_windows(subject, text, 64))[0]
     count = sum(math.ceil(len(document) / 64) for document in text.documents)
     assert bits.value == pytest.approx(count / math.log(2) / sum(map(len, texts)))
 
@@ -119,7 +129,7 @@ def test_bytes_are_those_of_the_text(run, monkeypatch, tmp_path):
 def test_a_part_of_the_windows_lies_evenly(run):
     subject = find_subject(run, None, CPU, None)
     text = validation_text(subject.run)
-    whole, part = (bits_per_byte(subject, text, 64, most, None)[0] for most in (None, 640))
+    whole, part = (bits_per_byte(subject, read_windows(subject, text, 64, most))[0] for most in (None, 640))
     assert part.samples == 8 and part.value == pytest.approx(whole.value, abs=0.1) and part.value != whole.value
 
 
@@ -277,7 +287,7 @@ def test_weights_that_are_no_numbers(run):
     with torch.no_grad():
         subject.model.embedding.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="not finite"):
-        bits_per_byte(subject, HeldOut("a text", [list(b"loss model")]), 64, None, None)
+        read_windows(subject, HeldOut("a text", [list(b"loss model")]), 64)
 
 
 def test_the_page_states_these_numbers():

@@ -25,7 +25,7 @@ import checkpoint
 import evaluate as evaluate_command
 from data.tokenizers import choose
 from data.writer import DatasetWriter
-from evaluation.harness import Asked, run_tasks
+from evaluation.harness import Asked, ask_tasks, load_tasks
 from evaluation.held_out import choices, made_tasks, validation_text
 from evaluation.subject import find_subject
 
@@ -218,7 +218,7 @@ def tasks(tmp_path_factory):
 def test_tasks_from_files_have_the_figures_of_the_harness_own_backend(exported, tasks, dataset, monkeypatch):
     """Read from beside the YAML file, wherever the command is called."""
     run, folder = exported("attention", dataset)
-    outcome = run_tasks(find_subject(run, None, CPU, None), [str(tasks)], None, None)
+    outcome = ask_tasks(find_subject(run, None, CPU, None), load_tasks([str(tasks)]), None, None)
     monkeypatch.chdir(tasks)
     loaded = TaskManager(include_path=str(tasks), include_defaults=False).load(list(TASKS))
     expected = evaluate(backend(folder, dataset), loaded, bootstrap_iters=0)["results"]
@@ -260,7 +260,7 @@ def test_made_questions_are_right_as_often_in_the_harness(exported, tmp_path):
     questions = choices([subject.tokenizer.decode(document) for document in text.documents])
     rows = [{"text": one.text, "answers": one.answers, "right": one.right} for one in questions]
     task = write_task(tmp_path, "made", "multiple_choice", CHOICE, rows)
-    figure = run_tasks(subject, [str(task)], None, None).figures[0]
+    figure = ask_tasks(subject, load_tasks([str(task)]), None, None).figures[0]
     assert (figure.value, figure.error, figure.samples) == pytest.approx((made.value, made.error, made.samples))
 
 

@@ -131,7 +131,7 @@ LEVELS = (
     ("runs.config", "runs.deepspeed", "parallel.ranks"),
     ("configurator", "runs.logs", "runs.older_logs", "data.dataset", "data.long_work", "data.mixture",
      "data.tokenizers", "data.tokenizers.*", "data.writer"),
-    ("runs.folder",),
+    ("runs.evaluations", "runs.folder"),
     ("flops_parameter_counting.costs.*",),
     ("flops_parameter_counting.laws.*",),
     ("data.facts", "interop.configurations", "interop.keys.*", "interop.known_keys", "interop.model_files",
@@ -141,7 +141,7 @@ LEVELS = (
     ("model_components",),
     ("model_builder",),
     ("interop.*",),
-    ("data.loader", "parallel.*", "training.*", "runs.*", "inference.*", "training_logger"),
+    ("data.*", "parallel.*", "training.*", "runs.*", "inference.*", "training_logger"),
     ("evaluation.*", "finetuning.*"),
     ("comparison.*", "ladders.*"),
     ("*",),  # the commands

@@ -46,6 +46,7 @@ def eventful(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eventful")
     run, full_disk = folder / "run", folder / "full_disk.py"
     keys = ["--gradient_stats_interval=4", "--keep_last=2"]
+    keys += ["--eval_benchmarks=text,choice", "--eval_benchmarks_limit=20"]
     keys += ["--scaling_law=besiroglu", "--predicted_flops=1e9", "--predicted_seconds=1"]
     assert run_train(data_dir, run, *keys, "--max_iters=8") == 0
     first = (run / "log.jsonl").read_bytes()

@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import configurator
 from common.errors import RunFailure
@@ -38,6 +39,9 @@ from training.step import take_step
 from training.validation import WINDOW_SEED, Validation
 from training_logger import Machine, TrainingLogger
 
+# Figures, as JSON has them, of the model in training; None where what is asked last says that the run is to stop.
+Benchmarks = Callable[[nn.Module, Callable[[], bool]], list[dict[str, Any]] | None]
+
 TROUBLE = 1000  # where the ranks agree on why to stop: no signal's number
 GUESSED_MFU = 1 / 3
 WORTH_COMPILING_SECONDS = 600  # of estimated training, against a cold compilation
@@ -50,6 +54,7 @@ def train(
     folder: RunFolder,
     checkpoints: list[Path],
     ranks: Ranks,
+    benchmarks: Benchmarks | None = None,
 ) -> int:
     """Run from scratch, or from the first whole one of the checkpoints, to the end; returns the process's exit code.
 
@@ -72,7 +77,8 @@ def train(
             windows = dataclasses.replace(run, eval_batch_size=state["config"]["batch_size"])
             configuration = dataclasses.replace(configuration, run=windows)
         machine = describe_machine(configuration, plan, ranks, device, saved)
-        trainer = Trainer(configuration, dataset, plan, folder, Process(ranks, machine, stop, watch))
+        process = Process(ranks, machine, stop, watch)
+        trainer = Trainer(configuration, dataset, plan, folder, process, benchmarks)
         trainer.start(checkpoint, damaged, dataset)
         launcher.release()
         with kept_from_children() if machine.compile else contextlib.nullcontext():
@@ -124,8 +130,17 @@ class Process:
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, configuration: Configuration, dataset: Data, plan: RunPlan, folder: RunFolder, process: Process):
+    def __init__(
+        self,
+        configuration: Configuration,
+        dataset: Data,
+        plan: RunPlan,
+        folder: RunFolder,
+        process: Process,
+        benchmarks: Benchmarks | None = None,
+    ):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
+        self.benchmarks = benchmarks
         ranks, machine = process.ranks, process.machine
         self.ranks, self.machine, self.device = ranks, machine, machine.device
         self.stop, self.watch = process.stop, process.watch
@@ -219,6 +234,8 @@ class Trainer:
             try:
                 while True:
                     evaluated = self.evaluation_is_due() and self.evaluate()
+                    if self.benchmarks_are_due():
+                        self.ask_benchmarks()
                     if self.save_is_due(evaluated):
                         self.save()
                     self.settle(wait=False)
@@ -290,6 +307,25 @@ class Trainer:
         self.logger.evaluation(progress, loss, time.perf_counter() - started, losses)
         self.clock = time.perf_counter()
         return True
+
+    def benchmarks_are_due(self) -> bool:
+        step, run = self.progress.step, self.run
+        if self.benchmarks is None or (self.progress.last_benchmarks == step and not run.eval_only):
+            return False
+        interval = run.eval_benchmarks_interval or run.eval_interval
+        return step % interval == 0 or step >= self.plan.length or run.eval_only
+
+    def ask_benchmarks(self) -> None:
+        """Ask and note the results, unless a signal comes in between. Every rank has the whole model, and asks it for
+        itself: none waits for another longer than that it is slower."""
+        assert self.benchmarks is not None
+        started, progress = time.perf_counter(), self.progress
+        self.watch.place = f"the benchmarks after step {progress.step:,}"
+        figures = self.benchmarks(self.training.model, lambda: bool(self.stop))
+        if figures is not None:
+            progress.last_benchmarks = progress.step
+            self.logger.benchmarks(progress, figures, time.perf_counter() - started)
+        self.clock = time.perf_counter()
 
     def save_is_due(self, evaluated: bool) -> bool:
         step, run = self.progress.step, self.run

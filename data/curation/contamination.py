@@ -27,22 +27,25 @@ def contamination_filter(folder: Path, words: int, samples: SampleWriter) -> NGr
 def write_index(folder: Path, files: Iterable[Path], words: int) -> tuple[int, int]:
     """A file of hashes for each file of texts. Returns how many texts were read, and how many of them have fewer words,
     which no document can be found to share. Raises UserError where none has as many."""
-    config = configuration(words)
-    hash_of = create_hash_func(config.hash_config)
+    numbers = configuration(words).hash_config.np_descr
     texts = short = 0
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(files):
         hashes: set[int] = set()
         for text in Documents([path]):
-            found = [hash_of(" ".join(gram)) for gram in ngrams(_words(text), words)]
+            found = hashes_of(text, words)
             hashes.update(found)
             texts, short = texts + 1, short + (not found)
         name = f"{number:03d}_{path.name}.index.hashes"
-        np.array(sorted(hashes), config.hash_config.np_descr).tofile(folder / name)
+        np.array(sorted(hashes), numbers).tofile(folder / name)
     if texts == short:
         raise UserError(f"--evaluation: no text has {words} words, in which a document could be found to share them")
     return texts, short
 
 
-def _words(text: str) -> list[str]:
-    return WORDS.word_tokenize(simplify_text(text, SAME_WORDS))
+def hashes_of(text: str, words: int) -> list[int]:
+    """A hash of every so many words in a row, whatever their case, spaces, punctuation and accents. Empty where the
+    text has fewer words."""
+    hash_of = create_hash_func(configuration(words).hash_config)
+    found = WORDS.word_tokenize(simplify_text(text, SAME_WORDS))
+    return [hash_of(" ".join(gram)) for gram in ngrams(found, words)]
