@@ -4,8 +4,8 @@ Each pair of a context and a continuation is a text; what the model says of a co
 the text has been read up to the token before. What several texts begin with is read once:
 
     few shots, alike for all ──► cache of one text
-        the context of each question but its last token ──► caches of as many texts, all as long
-            its last token and each of its answers, padded on the right ──► log-probabilities of the answers
+        the context of each question ──► caches of as many texts, all as long
+            each of its answers, padded on the right ──► log-probabilities of the answers
 
 Caches have no padding (components/caches.py), so contexts that are read together are nearly as long as each other, and
 what the longer ones have more is read with each of their answers.
@@ -36,6 +36,8 @@ SLACK = 16  # a context may be longer by one in so many tokens than the shortest
 LEAST_SLACK = 8  # or by so many tokens
 FIRST_BATCH, LARGEST_BATCH = 8, 256  # texts, where the size is found
 WORTHWHILE = 1.05  # a larger batch is taken further while each doubling is so many times as fast
+FEWEST_TOGETHER = 8  # texts, after which a group of them goes on with those that have so much left as its first:
+SHARE_LEFT = 0.75
 FEWEST_ALIKE = 4  # contexts, from which on a common beginning has a cache of its own,
 SHARE_ALIKE = 0.5  # if it is so much of each
 
@@ -218,18 +220,43 @@ def read_beginning(model: LanguageModel, shelf: Shelf) -> Caches | None:
 def scores_of_batch(model: LanguageModel, batch: list[Question], first: Caches | None) -> dict[int, Score]:
     """The scores by the number of the request. `first` has read what all contexts begin with."""
     texts = [text for question in batch for text in question.texts]
-    caches, read = None, 0 if first is None else first.length
-    shared = min(len(question.context) for question in batch) - 1
-    if len(texts) > len(batch) and shared > read:
-        longest = max(len(text.tokens) for text in texts)
-        caches = model.empty_caches(len(batch), longest) if first is None else copies(first, [0] * len(batch))
-        model.hidden(_tensor(model, [question.context[read:shared] for question in batch]), caches)
-        caches.keep([number for number, question in enumerate(batch) for _ in question.texts])
-        read = shared
-    elif first is not None:
-        caches = copies(first, [0] * len(texts))
-    rest = [_tensor(model, text.tokens[read:]) for text in texts]
-    return dict(read_off(model, model.hidden(pad_sequence(rest, batch_first=True), caches), texts, read))
+    read = 0 if first is None else first.length
+    if len(texts) == len(batch):
+        caches = None if first is None else copies(first, [0] * len(texts))
+        rest = [_tensor(model, text.tokens[read:]) for text in texts]
+        return dict(read_off(model, model.hidden(pad_sequence(rest, batch_first=True), caches), texts, read))
+    shared = min(len(question.context) for question in batch)
+    longest = max(len(text.tokens) for text in texts)
+    caches = model.empty_caches(len(batch), longest) if first is None else copies(first, [0] * len(batch))
+    last = model.hidden(_tensor(model, [question.context[read:shared] for question in batch]), caches)[:, -1:]
+    of_texts = [(number, text) for number, question in enumerate(batch) for text in question.texts]
+    found: dict[int, Score] = {}
+    for group in alike(of_texts, shared):
+        rows, texts = [number for number, _ in group], [text for _, text in group]
+        hidden = last[rows]  # (B, 1, D), of what all contexts have; (B, 1 + T, D) with what comes after it
+        if len(texts[0].tokens) > shared:
+            rest = [_tensor(model, text.tokens[shared:]) for text in texts]
+            after = model.hidden(pad_sequence(rest, batch_first=True), copies(caches, rows))
+            hidden = torch.cat((hidden, after), dim=1)
+        found |= read_off(model, hidden, texts, shared - 1)
+    return found
+
+
+def alike(texts: list[tuple[int, Text]], read: int) -> Iterator[list[tuple[int, Text]]]:
+    """Texts by the numbers of their questions, in groups that have about as much left each and are padded together; of
+    the first, if there are such, nothing is left."""
+
+    def left(one: tuple[int, Text]) -> int:
+        return len(one[1].tokens) - read
+
+    if done := [one for one in texts if not left(one)]:
+        yield done
+    pending = sorted(filter(left, texts), key=left, reverse=True)
+    while pending:
+        fewest = SHARE_LEFT * left(pending[0])
+        count = max(sum(left(one) >= fewest for one in pending), FEWEST_TOGETHER)
+        yield pending[:count]
+        pending = pending[count:]
 
 
 def copies(caches: Caches, rows: list[int]) -> Caches:

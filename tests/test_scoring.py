@@ -3,6 +3,7 @@
 import functools
 import itertools
 import random
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_decoding import BUILT, small_model
 
 from common.errors import UserError
 from evaluation import scoring
-from evaluation.scoring import BatchSize, Question, Request, scores, shelves
+from evaluation.scoring import BatchSize, Question, Request, Text, alike, scores, shelves
 from evaluation.windows import windows
 
 BLOCK, IDS = 24, 61
@@ -80,8 +81,16 @@ def test_what_is_shared_is_read_once(monkeypatch):
     monkeypatch.setattr(model, "hidden", counted)
     asked = [Request((*shots, 20 + n, 30, 31, 32), (40 + m, 50)) for n, m in itertools.product(range(8), range(4))]
     scores(model, asked, 100)
-    # examples; three tokens of each question; its last with an answer's first, for each answer
-    assert read == [12, 8 * 3, 8 * 4 * 2]
+    assert read == [12, 8 * 4, 8 * 4 * 1], "examples; each question's own tokens; each answer's but its last"
+
+
+def test_texts_are_padded_with_others_about_as_long():
+    texts = [(n, Text((0,) * length, [])) for n, length in enumerate([5, 30, 5, 16, 9, 7, 31, 6, 8])]
+    with mock.patch.object(scoring, "FEWEST_TOGETHER", 2):
+        groups = [[len(text.tokens) for _, text in group] for group in alike(texts, 5)]
+    assert groups == [[5, 5], [31, 30], [16, 9], [8, 7], [6]], (
+        "nothing left of two; then a quarter less at most, or two"
+    )
 
 
 def test_few_beginnings_alike_are_no_shelf_of_their_own():
