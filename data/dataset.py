@@ -6,6 +6,7 @@
         meta.json            what they hold; written last, so that a folder which has it is finished
         tokenizer.*          the tokenizer's file, where meta.json names one
         .verified.json       the reader's note of the files whose contents it has already checked
+        .documents-train.npz, .documents-val.npz   the lengths of the documents (data/packing.py)
         .lock                held while a prepare script writes here
 
 meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits": {"train": {...}, "val": {...}}} with
@@ -179,6 +180,11 @@ class Dataset:
     def sources(self) -> dict[str, "Dataset"]:
         """It alone; of a mixture (data/mixture.py) there are several."""
         return {self.name: self}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the sources, in the samples."""
+        return {self.name: 1.0}
 
     @property
     def validation_sources(self) -> dict[str, "Dataset"]:
