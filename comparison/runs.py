@@ -258,8 +258,8 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
     elif len({_windows(log) for log in logs}) > 1:
         found.append(
             "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size), in block_size, "
-            "packing or mask_documents: their validation losses are means over different windows of the split, unless it has "
-            "no more, or over documents that are kept apart and others that are not"
+            "packing or mask_documents: their validation losses are means over different windows of the split, unless "
+            "it has no more, or over documents that are kept apart and others that are not"
         )
     if any("unstated" in (log.throughput.mfu if log.throughput else {}) for log in logs):
         found.append("an MFU marked (unstated) is from a log that does not say which attention it counts")

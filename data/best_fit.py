@@ -92,8 +92,8 @@ class BestFit:
         # Sorting 16 bits is counting them.
         rests = (lengths % block_size).astype(np.uint16 if block_size <= 1 << 16 else np.uint32)
         counts = np.bincount(rests, minlength=block_size + 1)
-        ends -= rests
-        self._starts = ends[np.argsort(rests, kind="stable")]  # of rests and of whole documents, by their length
+        starts = np.subtract(ends, rests, out=ends)
+        self._starts = starts[np.argsort(rests, kind="stable")]  # of rests and of whole documents, by their length
         self._first = np.concatenate(([0], np.cumsum(counts)))  # among these, of each length
         counts[0], counts[block_size] = 0, self._whole_before[-1]
         self._groups = best_fit_decreasing(counts, block_size)

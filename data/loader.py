@@ -11,6 +11,7 @@ the micro-batches of a step among themselves. There is no state to save: a resum
 """
 
 import dataclasses
+import itertools
 import math
 import operator
 from collections import deque
@@ -142,8 +143,8 @@ class WindowLoader(SplitLoader):
         tells_documents: bool = False,
         own_part: slice = slice(None),
     ):
-        """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no ends
-        of documents."""
+        """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no
+        ends of documents."""
         super().__init__(dataset, split, block_size, dataset.splits[split].n_windows(block_size), seed, own_part)
         self._end_of_document = dataset.end_of_document if tells_documents else None
 
@@ -171,20 +172,32 @@ class PackedLoader(SplitLoader):
         self._filler = dataset.end_of_document
 
     def _sequences(self, windows: list[int]) -> _Sequences:
+        pieces = [self._packing.pieces(window) for window in windows]
+        starts, lengths = (np.array(list(itertools.chain(*which))) for which in zip(*pieces, strict=True))
+        inputs, following = self._tokens_and_targets(starts, lengths)
         shape = (len(windows), self.block_size)
         tokens, targets = np.full(shape, self._filler), np.full(shape, IGNORED)
         documents = np.empty(shape, dtype=np.int64)
-        for row, window in enumerate(windows):
-            place = number = 0
-            for number, (first, length) in enumerate(zip(*self._packing.pieces(window), strict=True), start=1):
-                end = place + length
-                found = self._reader.read(first, min(length + 1, self._packing.tokens - first))
-                tokens[row, place:end] = found[:length]
-                targets[row, place : place + len(found) - 1] = found[1:]
-                documents[row, place:end] = number - 1
-                place = end
-            documents[row, place:] = number
+        first = 0
+        for row, (_, of_window) in enumerate(pieces):
+            length, count = sum(of_window), len(of_window)
+            tokens[row, :length] = inputs[first : first + length]
+            targets[row, :length] = following[first : first + length]
+            documents[row, :length] = np.repeat(np.arange(count), of_window)
+            documents[row, length:] = count
+            first += length
         return _Sequences(tokens, targets, documents, has_padding=True)
+
+    def _tokens_and_targets(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of pieces (n,) their tokens, all after one another, and likewise those that follow each in the split."""
+        is_last = starts + lengths == self._packing.tokens
+        found = self._reader.read_each(starts, lengths + 1 - is_last).astype(np.int64)
+        if is_last.any():
+            found = np.insert(found, np.cumsum(lengths + 1 - is_last)[is_last], IGNORED)
+        ends = np.cumsum(lengths + 1)
+        is_input, is_target = np.ones(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+        is_input[ends - 1], is_target[ends - 1 - lengths] = False, False
+        return found[is_input], found[is_target]
 
 
 class MixedLoader:

@@ -25,8 +25,8 @@ from runs.config import RunConfig
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
-    `skipped`. `targets` of the batch count. `auxiliary` are the terms that components add for training, which are not in the loss. `loads` are, by
-    block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
+    `skipped`. So many `targets` count. `auxiliary` are the terms that components add for training, which are not in the
+    loss. `loads` are, by block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
     optimizer took, of the last update of which UpdateClock knows it."""
 
     loss: float

@@ -99,4 +99,4 @@ def evaluate(
     if interrupted:
         return None
     loss, n_targets = sum_over_ranks(sums, ranks).sum(1).tolist()
-    return loss / n_targets
+    return loss / n_targets if n_targets else math.nan
