@@ -169,23 +169,15 @@ def test_an_epoch_has_every_token_once_with_the_one_that_follows_it(lengths, blo
 
 def test_shards_are_read_as_one_text(tmp_path):
     """Pieces lie across the files."""
-    lengths = [7, 30, 2, 1, 9, 17, 40, 5]
-    one = dataset_of(tmp_path / "one", lengths)
-    many = dataset_of(tmp_path / "many", lengths)
-    text, meta_path = tokens_of(one), tmp_path / "many" / "meta.json"
-    meta = json.loads(meta_path.read_text())
-    split, shards = meta["splits"]["train"], []
-    for number, part in enumerate(np.split(text, [3, 20, 21, 60])):
-        file = tmp_path / "many" / f"train-{number:05}.bin"
-        file.write_bytes(part.tobytes())
-        shards.append({"file": file.name, "tokens": len(part), "checksum": "not looked at"})
-    meta |= {
-        "format": 2,
-        "splits": meta["splits"] | {"val": meta["splits"]["val"] | {"shards": [meta["splits"]["val"]]}},
-    }
-    meta["splits"]["train"] = {name: split[name] for name in ("tokens", "bytes", "documents", "checksum")}
-    meta["splits"]["train"]["shards"] = shards
-    meta_path.write_text(json.dumps(meta))
+    lengths, folder = [7, 30, 2, 1, 9, 17, 40, 5], tmp_path / "many"
+    one, _ = dataset_of(tmp_path / "one", lengths), dataset_of(folder, lengths)
+    meta = json.loads((folder / "meta.json").read_text())
+    splits, shards = meta["splits"], []
+    for number, part in enumerate(np.split(tokens_of(one), [3, 20, 21, 60])):
+        shards.append({"file": f"train-{number:05}.bin", "tokens": len(part), "checksum": "not looked at"})
+        (folder / shards[-1]["file"]).write_bytes(part.tobytes())
+    splits["train"]["shards"], splits["val"]["shards"] = shards, [dict(splits["val"])]
+    (folder / "meta.json").write_text(json.dumps(meta | {"format": 2}))
     loaders = [PackedLoader(found, "train", 16, 0) for found in (one, open_dataset(tmp_path / "many", verify=False))]
     assert rows_of(loaders[0]) == rows_of(loaders[1])
 
@@ -378,7 +370,7 @@ def test_an_evaluation_of_other_windows_is_another(train, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["--packing=best_fit"], "packing='best_fit' puts unrelated documents into one window: add --mask_documents=True"),
+        (["--packing=best_fit"], "puts unrelated documents into one window: add --mask_documents=True"),
         (["--packing=bestfit", "--mask_documents=True"], "packing='bestfit' is none of: windows, best_fit"),
         ([*PACKED, "--dataset=one"], "is one document: take packing='windows', or prepare its documents apart"),
         ([*PACKED, "--dataset=endless"], "has no end of documents"),
