@@ -79,6 +79,8 @@ class BestFit:
     """
 
     def __init__(self, lengths: np.ndarray, block_size: int):
+        # Lengths come in the smallest type that holds them, which may not hold block_size.
+        lengths = lengths.astype(np.promote_types(lengths.dtype, np.min_scalar_type(block_size)), copy=False)
         self.block_size = block_size
         self.documents = len(lengths)
         self.tokens = int(lengths.sum(dtype=np.int64))

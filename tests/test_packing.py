@@ -76,6 +76,15 @@ def test_every_token_is_in_one_window_and_no_document_that_fits_is_cut(lengths, 
     assert pieces == expected
 
 
+@pytest.mark.parametrize("block_size", [255, 256, 65_535, 65_536, 65_537])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64])
+def test_lengths_may_have_a_type_that_holds_no_window(dtype, block_size):
+    lengths = np.random.default_rng(0).integers(1, min(np.iinfo(dtype).max, 200_000), 500).astype(dtype)
+    packing = BestFit(lengths, block_size)
+    rooms = sorted(block_size - sum(packing.pieces(window)[1]) for window in range(packing.n_windows))
+    assert rooms == rooms_of_best_fit(lengths.tolist(), block_size)
+
+
 @given(lengths=few_lengths, block_size=block_sizes)
 def test_shares_of_documents_of_each_length_by_hand(lengths, block_size):
     packing, counts = BestFit(np.array(lengths), block_size), Counter()
@@ -280,6 +289,7 @@ def test_a_run_says_what_is_padding(train, tmp_path, data_dir):
     for split, share in expected.items():
         for said in (planned.stdout, done.stdout):
             assert f"{share:.3%} of {split} (" in said
+            assert f"some {96 * 32 * (1 - expected['train']):,.0f} tokens of the run are text" in " ".join(said.split())
     loader = PackedLoader(open_dataset(data_dir / "short"), "train", 32, 1337)
     for record in steps:
         assert record["targets"] == loader.batch(8 * (record["step"] - 1), 8).n_targets < 8 * 32

@@ -138,10 +138,9 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
 def _packing(plan: RunPlan) -> str:
     if plan.windows is None or plan.padding is None:
         return "whole documents, best fit; padding is not known, the dataset is not prepared"
-    windows = ", ".join(
-        f"{plan.padding[name]:.3%} of {name} (" + f"{plan.windows[name]:,} windows)" for name in plan.windows
-    )
-    return f"whole documents, best fit; padding is {windows}: {plan.text_tokens(plan.tokens):,.0f} tokens of text"
+    shares = [f"{plan.padding[name]:.3%} of {name} ({windows:,} windows)" for name, windows in plan.windows.items()]
+    text = plan.text_tokens(plan.tokens)
+    return f"whole documents, best fit; padding is {', '.join(shares)}; some {text:,.0f} tokens of the run are text"
 
 
 def _dtypes(configuration: Configuration) -> list[str]:
