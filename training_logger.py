@@ -126,6 +126,8 @@ class TrainingLogger:
         }
         if result.gradient_stats:
             record["gradients"] = result.gradient_stats
+        if result.targets < self.plan.tokens_per_step:
+            record["targets"] = result.targets
         if result.auxiliary:  # added for training, and in no loss
             record["auxiliary"] = result.auxiliary
         if result.loads:
@@ -434,6 +436,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
         "optimizer_flops_per_step": plan.optimizer_flops,
         "tokens_per_step": plan.tokens_per_step,
         "document_length": plan.document_length,
+        "padding": plan.padding,
         "steps": plan.length,
         "prediction": plan.prediction and plan.prediction.as_dict(),
         "dataset": {

@@ -237,10 +237,11 @@ def bits_per_byte_factor(log: RunLog, split: str) -> float | None:
 
 
 def _windows(log: RunLog) -> tuple[Any, ...]:
-    """The validation windows: so many sequences, in an order that no key changes, of so many tokens, and whether of
-    one document each or of several that are kept apart."""
+    """The validation windows: so many sequences, in an order that no key changes, of so many tokens, whether of one
+    document each or of several that are kept apart, and whether these are whole."""
     config = log.run.get("config") or {}
-    return evaluated_windows(config), config.get("block_size"), config.get("mask_documents", False)
+    packing = config.get("packing", "windows")
+    return evaluated_windows(config), config.get("block_size"), config.get("mask_documents", False), packing
 
 
 def notes(logs: Sequence[RunLog]) -> list[str]:
@@ -256,9 +257,9 @@ def notes(logs: Sequence[RunLog]) -> list[str]:
         found.append("the logs have no checksum of their validation data: that they are equal rests on the name alone")
     elif len({_windows(log) for log in logs}) > 1:
         found.append(
-            "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size), in block_size or "
-            "in mask_documents: their validation losses are means over different windows of the split, unless it has "
-            "no more, or over documents that are kept apart and others that are not"
+            "the runs differ in eval_iters x eval_batch_size (before there was that key, batch_size), in block_size, "
+            "packing or mask_documents: their validation losses are means over different windows of the split, unless "
+            "it has no more, or over documents that are kept apart and others that are not"
         )
     if any("unstated" in (log.throughput.mfu if log.throughput else {}) for log in logs):
         found.append("an MFU marked (unstated) is from a log that does not say which attention it counts")

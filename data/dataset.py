@@ -6,6 +6,7 @@
         meta.json            what they hold; written last, so that a folder which has it is finished
         tokenizer.*          the tokenizer's file, where meta.json names one
         .verified.json       the reader's note of the files whose contents it has already checked
+        .documents-train.npz, .documents-val.npz   the lengths of the documents (data/packing.py)
         .lock                held while a prepare script writes here
 
 meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits": {"train": {...}, "val": {...}}} with
@@ -110,15 +111,23 @@ class TokenReader:
 
     def read(self, first: int, count: int) -> np.ndarray:
         """Tokens (count,) from the `first` on. Raises UnusableData."""
-        found: list[np.ndarray] = []
-        number = int(np.searchsorted(self._starts, first, side="right")) - 1
-        while count > 0:
-            place = first - int(self._starts[number])
-            found.append(self._read(number, place, min(count, self._shards[number].tokens - place)))
-            first, count, number = first + len(found[-1]), count - len(found[-1]), number + 1
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return self.read_each(np.array([first]), np.array([count]))
 
-    def _read(self, number: int, place: int, count: int) -> np.ndarray:
+    def read_each(self, firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Of several places (n,), the tokens from each of `firsts` on, `counts` (n,) of them: all after one another.
+        Raises UnusableData."""
+        numbers = np.searchsorted(self._starts, firsts, side="right") - 1
+        places = firsts - self._starts[numbers]
+        found: list[bytes] = []
+        for number, place, count in zip(numbers.tolist(), places.tolist(), counts.tolist(), strict=True):
+            while place + count > self._shards[number].tokens:  # it goes on in the next file
+                here = self._shards[number].tokens - place
+                found.append(self._read(number, place, here))
+                number, place, count = number + 1, 0, count - here
+            found.append(self._read(number, place, count))
+        return np.frombuffer(found[0] if len(found) == 1 else b"".join(found), self._dtype)
+
+    def _read(self, number: int, place: int, count: int) -> bytes:
         width = count * self._dtype.itemsize
         try:
             content = os.pread(self._files[number].fileno(), width, place * self._dtype.itemsize)
@@ -126,7 +135,7 @@ class TokenReader:
             raise UnusableData(f"cannot read {self._shards[number].path}: {error.strerror}") from None
         if len(content) < width:
             raise UnusableData(f"{self._shards[number].path} was cut short while the run read it")
-        return np.frombuffer(content, self._dtype)
+        return content
 
     def check_unchanged(self) -> None:
         """Raises UnusableData when what has been read since the last call may be something else than was opened: when
@@ -179,6 +188,11 @@ class Dataset:
     def sources(self) -> dict[str, "Dataset"]:
         """It alone; of a mixture (data/mixture.py) there are several."""
         return {self.name: self}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the sources, in the samples."""
+        return {self.name: 1.0}
 
     @property
     def validation_sources(self) -> dict[str, "Dataset"]:

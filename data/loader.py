@@ -1,6 +1,7 @@
 """Batches of windows in an order that depends on nothing but (seed, sample index).
 
-A split of n tokens is cut into (n - 1) // block_size windows that do not overlap. Sample i of a run shows window
+A split of n tokens is cut into (n - 1) // block_size windows that do not overlap, or its documents are packed into
+windows (data/packing.py). Sample i of a run shows window
 `WindowOrder.window(i)`: samples 0 ... n_windows - 1 are the first epoch and show every window once, the next
 n_windows samples are the second epoch in another order, and so on for ever.
 
@@ -10,6 +11,7 @@ the micro-batches of a step among themselves. There is no state to save: a resum
 """
 
 import dataclasses
+import itertools
 import math
 import operator
 from collections import deque
@@ -20,8 +22,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from components.heads.spec import IGNORED
 from data.dataset import Dataset, TokenReader, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
+from data.packing import Cut, packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +94,45 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-class WindowLoader:
-    """Batches of one split. Memory does not grow with the size of the files or with the batches already read."""
+class SplitLoader:
+    """Batches of one split, whose samples are of `n_windows` windows. `own_part`: the tokens of every sequence that
+    batches have; documents they have of all."""
+
+    def __init__(self, dataset: Dataset, split: str, block_size: int, n_windows: int, seed: int, own_part: slice):
+        self.block_size, self.own_part, self.n_windows = block_size, own_part, n_windows
+        self.order = WindowOrder(n_windows, seed)
+        self._reader = TokenReader(dataset.splits[split], dataset.dtype)
+        self.check_unchanged = self._reader.check_unchanged
+
+    def batch(self, first_sample: int, batch_size: int) -> Batch:
+        """`batch_size` samples from `first_sample` on, of block_size tokens each. Raises UnusableData."""
+        windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
+        sequences = self._sequences(windows.tolist())
+        self.check_unchanged()
+        tokens, targets = (
+            torch.from_numpy(one[:, self.own_part]).contiguous() for one in (sequences.tokens, sequences.targets)
+        )
+        documents = None if sequences.documents is None else torch.from_numpy(sequences.documents)
+        n_targets = int((targets != IGNORED).sum()) if sequences.has_padding else None
+        return Batch(tokens, targets, documents, n_targets)
+
+    def _sequences(self, windows: list[int]) -> "_Sequences":
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequences:
+    """What windows show, int64 (B, T) each."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    documents: np.ndarray | None
+    has_padding: bool = False
+
+
+class WindowLoader(SplitLoader):
+    """Windows that follow one another in the text. Memory does not grow with the size of the files or with the batches
+    already read."""
 
     def __init__(
         self,
@@ -102,64 +143,111 @@ class WindowLoader:
         tells_documents: bool = False,
         own_part: slice = slice(None),
     ):
-        """`tells_documents`: batches say which document a token is of. `own_part`: the tokens of every sequence that
-        batches have; documents they have of all. Raises UserError for a dataset that marks no ends of documents."""
-        self.block_size, self.own_part = block_size, own_part
+        """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no
+        ends of documents."""
+        super().__init__(dataset, split, block_size, dataset.splits[split].n_windows(block_size), seed, own_part)
         self._end_of_document = dataset.end_of_document if tells_documents else None
-        self.n_windows = dataset.splits[split].n_windows(block_size)
-        self.order = WindowOrder(self.n_windows, seed)
-        self._reader = TokenReader(dataset.splits[split], dataset.dtype)
-        self.check_unchanged = self._reader.check_unchanged
 
-    def batch(self, first_sample: int, batch_size: int) -> Batch:
-        """`batch_size` samples from `first_sample` on, of block_size tokens each. Raises UnusableData."""
-        windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
-        rows = np.empty((batch_size, self.block_size + 1), dtype=np.int64)
-        for row, window in zip(rows, windows.tolist(), strict=True):
+    def _sequences(self, windows: list[int]) -> _Sequences:
+        rows = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
+        for row, window in zip(rows, windows, strict=True):
             row[:] = self._reader.read(window * self.block_size, self.block_size + 1)
-        self.check_unchanged()
-        documents = None
-        if self._end_of_document is not None:
-            documents = torch.from_numpy(document_numbers(rows[:, :-1], self._end_of_document))
-        tokens, targets = (torch.from_numpy(one[:, self.own_part]).contiguous() for one in (rows[:, :-1], rows[:, 1:]))
-        return Batch(tokens, targets, documents)
+        end, tokens = self._end_of_document, rows[:, :-1]
+        return _Sequences(tokens, rows[:, 1:], None if end is None else document_numbers(tokens, end))
+
+
+class PackedLoader(SplitLoader):
+    """Windows into which documents are packed, and which batches therefore tell of.
+
+    Every token of the split is once in an epoch. Its target is the one that follows it in the split, as in a window of
+    the text: that of a document's end is the first token of the next document there, whatever the window has next, and
+    that of a piece's last token the first of the next piece. The split's last token has none. What is left of a window
+    is filled with ends of documents, which are one document and have no targets.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int, own_part: slice = slice(None)):
+        """Raises UserError for a dataset whose documents cannot be packed."""
+        self._packing = packed(dataset, split, block_size)
+        super().__init__(dataset, split, block_size, self._packing.n_windows, seed, own_part)
+        self._filler = dataset.end_of_document
+
+    def _sequences(self, windows: list[int]) -> _Sequences:
+        pieces = [self._packing.pieces(window) for window in windows]
+        starts, lengths = (np.array(list(itertools.chain(*which))) for which in zip(*pieces, strict=True))
+        inputs, following = self._tokens_and_targets(starts, lengths)
+        shape = (len(windows), self.block_size)
+        tokens, targets = np.full(shape, self._filler), np.full(shape, IGNORED)
+        documents = np.empty(shape, dtype=np.int64)
+        first = 0
+        for row, (_, of_window) in enumerate(pieces):
+            length, count = sum(of_window), len(of_window)
+            tokens[row, :length] = inputs[first : first + length]
+            targets[row, :length] = following[first : first + length]
+            documents[row, :length] = np.repeat(np.arange(count), of_window)
+            documents[row, length:] = count
+            first += length
+        return _Sequences(tokens, targets, documents, has_padding=True)
+
+    def _tokens_and_targets(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of pieces (n,) their tokens, all after one another, and likewise those that follow each in the split."""
+        is_last = starts + lengths == self._packing.tokens
+        found = self._reader.read_each(starts, lengths + 1 - is_last).astype(np.int64)
+        if is_last.any():
+            found = np.insert(found, np.cumsum(lengths + 1 - is_last)[is_last], IGNORED)
+        ends = np.cumsum(lengths + 1)
+        is_input, is_target = np.ones(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+        is_input[ends - 1], is_target[ends - 1 - lengths] = False, False
+        return found[is_input], found[is_target]
 
 
 class MixedLoader:
     """Batches of a mixture: each sample is one of a source's, in the order that data/mixture.py says."""
 
-    def __init__(self, loaders: Mapping[str, WindowLoader], order: MixtureOrder):
+    def __init__(self, loaders: Mapping[str, SplitLoader], order: MixtureOrder):
         self.loaders, self.order = loaders, order
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
-        """As WindowLoader.batch."""
+        """As SplitLoader.batch."""
         places = map(self.order.locate, range(first_sample, first_sample + batch_size))
         samples = [self.loaders[name].batch(index, 1) for name, index in places]
         return joined(samples)
 
     def check_unchanged(self) -> None:
-        """As WindowLoader.check_unchanged, of every source."""
+        """As SplitLoader.check_unchanged, of every source."""
         for loader in self.loaders.values():
             loader.check_unchanged()
 
 
-Loader = WindowLoader | MixedLoader
+Loader = SplitLoader | MixedLoader
 
 
-def training_batches(data: Data, block_size: int, seed: int, tells_documents: bool, own_part: slice) -> Loader:
+def split_batches(
+    dataset: Dataset, split: str, cut: Cut, seed: int, tells_documents: bool, own_part: slice
+) -> SplitLoader:
+    """Batches of one dataset, as `cut` says. Packed documents are always told."""
+    if cut.packing == "best_fit":
+        return PackedLoader(dataset, split, cut.block_size, seed, own_part)
+    return WindowLoader(dataset, split, cut.block_size, seed, tells_documents, own_part)
+
+
+def training_batches(data: Data, cut: Cut, seed: int, tells_documents: bool, own_part: slice) -> Loader:
     """What a run trains on."""
-    cut = (block_size, seed, tells_documents, own_part)
-    loaders = {name: WindowLoader(source, "train", *cut) for name, source in data.sources.items()}
+    loaders = {
+        name: split_batches(source, "train", cut, seed, tells_documents, own_part)
+        for name, source in data.sources.items()
+    }
     if isinstance(data, Mixture):
-        return MixedLoader(loaders, MixtureOrder(data.phases, block_size, seed))
+        return MixedLoader(loaders, MixtureOrder(data.phases, cut.block_size, seed))
     return loaders[data.name]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """The sequences of several batches after one another, which all tell of documents or none does."""
+    """The sequences of several batches after one another, which all tell of documents, or of targets that count, or
+    none does."""
     tokens, targets = (torch.cat([getattr(one, name) for one in batches]) for name in ("tokens", "targets"))
     documents = [one.documents for one in batches if one.documents is not None]
-    return Batch(tokens, targets, torch.cat(documents) if documents else None)
+    counted = [one.n_targets for one in batches if one.n_targets is not None]
+    return Batch(tokens, targets, torch.cat(documents) if documents else None, sum(counted) if counted else None)
 
 
 class _HasBatch(Protocol):

@@ -188,9 +188,6 @@ class MixedSplit:
             return None
         return sum(share * self.sources[name].splits[self.name].bytes_per_token for name, share in self.shares.items())
 
-    def n_windows(self, block_size: int) -> int:
-        return sum(source.splits[self.name].n_windows(block_size) for source in self.sources.values())
-
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
@@ -229,11 +226,14 @@ class Mixture:
         return self._first.end_of_document
 
     @cached_property
-    def validation_shares(self) -> dict[str, float]:
-        """Of the last phase, which a run is trained for, or the other dataset alone."""
-        if self.validated_on is not None:
-            return self.validated_on.validation_shares
+    def shares(self) -> dict[str, float]:
+        """Of the last phase, which a run is trained for."""
         return {name: self.phases[-1].share(name) for name in self.phases[-1].counts}
+
+    @property
+    def validation_shares(self) -> dict[str, float]:
+        """Those, or of the other dataset alone."""
+        return self.shares if self.validated_on is None else self.validated_on.validation_shares
 
     @property
     def validation_sources(self) -> dict[str, Dataset]:
@@ -245,11 +245,10 @@ class Mixture:
     @property
     def splits(self) -> dict[str, MixedSplit | Split]:
         """A split that is another dataset's is that one, so that it has its checksum."""
-        shares = {name: self.phases[-1].share(name) for name in self.phases[-1].counts}
-        train = MixedSplit("train", self.sources, shares if len(self.phases) == 1 else None)
+        train = MixedSplit("train", self.sources, self.shares if len(self.phases) == 1 else None)
         if self.validated_on is not None:
             return {"train": train, "val": self.validated_on.splits["val"]}
-        return {"train": train, "val": MixedSplit("val", self.validation_sources, shares)}
+        return {"train": train, "val": MixedSplit("val", self.validation_sources, self.shares)}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -257,26 +256,13 @@ class Mixture:
             "tokenizer": self.tokenizer
         }
 
-    def document_lengths(self, split: str, block_size: int) -> dict[int, float]:
-        """Of the sources, by their shares in the last phase."""
-        found: dict[int, float] = {}
-        for name, count in self.phases[-1].counts.items():
-            share = count / PERIOD
-            for length, part in self.sources[name].document_lengths(split, block_size).items():
-                found[length] = found.get(length, 0.0) + share * part
-        return found
-
     def check_fits(self, block_size: int, vocab_size: int) -> None:
         for source in (*self.sources.values(), *self.validation_sources.values()):
             source.check_fits(block_size, vocab_size)
 
-    def epochs(self, samples: int, block_size: int, seed: int) -> dict[str, float]:
-        """How often each source's training split is met in a run's first samples."""
-        counts = MixtureOrder(self.phases, block_size, seed).counts(samples)
-        return {
-            name: counts.get(name, 0) / source.splits["train"].n_windows(block_size)
-            for name, source in self.sources.items()
-        }
+    def counts(self, samples: int, block_size: int, seed: int) -> dict[str, int]:
+        """Of how many of a run's first samples each source is the source."""
+        return MixtureOrder(self.phases, block_size, seed).counts(samples)
 
     def describe(self) -> str:
         return "\n".join(source.describe() for source in self.sources.values())

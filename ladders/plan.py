@@ -28,12 +28,14 @@ from common.files import open_text
 from common.units import unit_of
 from components.registry import OWN_PRESETS, PRESETS
 from data.mixture import Data
+from data.packing import Cut
 from flops_parameter_counting.costs.model_cost import model_cost
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, law_from, training_rules
 from flops_parameter_counting.planner.emit import MICRO_BATCH_TOKENS, RunSizes, run_sizes
 from flops_parameter_counting.planner.space import EXPERT_SIZES
 from ladders.sizes import Choice, isoflop_search, largest_power_of_two, planners_choice, sizes_around
 from model_config import ModelArchitectureConfig
+from training.plan import windows_of
 
 EVALUATED_SEQUENCES = 512  # of the validation split, or as many as it has, in a power of two
 EVALUATIONS = 5  # besides the one before the first step
@@ -198,7 +200,7 @@ def make_plan(arguments: Arguments, data: Mapping[str, Data]) -> Plan:
         one.check_fits(arguments.block_size, first.vocab_size)
     law = law_from(arguments.law, "law")
     choices = _choices(arguments, law, first.vocab_size)
-    sequences = largest_power_of_two(first.splits["val"].n_windows(arguments.block_size))
+    sequences = largest_power_of_two(windows_of(first, Cut(arguments.block_size))[0]["val"])
     runs: list[Run] = []
     for budget, arch, choice in choices:
         for name, seed in itertools.product(data, arguments.seed_values):

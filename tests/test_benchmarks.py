@@ -17,10 +17,12 @@ from benchmarks import (
     hybrid_training,
     latent_decoding,
     mamba,
+    packing,
     prepare,
     train_throughput,
 )
 from benchmarks.mamba import CONTESTANTS, inputs
+from data.best_fit import BestFit
 
 COUNT = "'0' is not a whole number of 1 or more"
 
@@ -56,6 +58,7 @@ COUNT = "'0' is not a whole number of 1 or more"
         (decoding, "--patterns A X", "layer_pattern='X' must be made of the letters A attention"),
         (decoding, "--device nonsense", "device='nonsense' is none of: auto, cpu, cuda, cuda:N, mps"),
         (documents, "--rounds 0", COUNT),
+        (packing, "--documents 5 0", COUNT),
         (prepare, "--rounds 0", COUNT),
         (evaluation, "--questions 0", COUNT),
         (evaluation, "--shots 11", "invalid choice: 11"),
@@ -129,6 +132,17 @@ def test_a_step_of_latent_attention_beside_transformers():
         assert row[0] == str(context) and all(float(found) > 0 for found in (row[1], row[3], row[5]))
         assert float(row[-3]) == pytest.approx(4 * context * (16 + 64) / 1e6, abs=0.005)
         assert float(row[-1]) < 1e-5
+
+
+def test_packing_is_timed_and_batches_are_read_beside_windows():
+    done = command(packing.main, *"--documents 1000 2000 --block_sizes 64 --read_tokens 50000 --rounds 1".split())
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for line, count in zip(lines[1:3], (1000, 2000), strict=True):
+        packed = BestFit(packing.lengths_of(count, 800), 64)
+        assert line.split()[:4] == [f"{count:,}", "64", f"{packed.n_windows:,}", f"{packed.padding:.4%}"]
+    assert lines[5].startswith("62 documents found in ")
+    assert lines[-1].split()[0] == "64" and float(lines[-1].split()[-1]) > 0
 
 
 def test_a_step_with_documents_beside_one_without():

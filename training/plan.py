@@ -10,6 +10,7 @@ from common.machine import check_memory
 from components.registry import has_module
 from configurator import Configuration
 from data.mixture import Data, Mixture
+from data.packing import Cut
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import (
     DocumentLengths,
@@ -56,12 +57,14 @@ class Prediction:
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One of the datasets of a mixture: tokens of its training split, how often the run meets these, whether its own
-    validation split is evaluated, and bytes of text of a token there."""
+    validation split is evaluated, bytes of text of a token there, and its part of what the run trains on."""
 
     tokens: int
     epochs: float
     is_validated: bool
     bytes_per_token: float
+    samples: int  # of the run
+    padding: float  # share of these samples' tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ class RunPlan:
     optimizer_flops: int  # of a step's update, in none of the others
     windows: dict[str, int] | None  # of each split; None: the dataset is not prepared (a dry run)
     bytes_per_token: dict[str, float | None] | None
+    padding: dict[str, float] | None = None  # share of each split's samples; None as with windows
     prediction: Prediction | None = None
     documents: DocumentLengths | None = None  # of the training split, if they are kept apart and it is prepared
     sources: dict[str, Source] | None = None  # of a mixture
@@ -98,12 +102,17 @@ class RunPlan:
         per_token = (self.bytes_per_token or {}).get(split)
         return loss / math.log(2) / per_token if per_token else None
 
+    def text_tokens(self, tokens: int) -> float:
+        """How many of so many tokens of training are text: those that are not padding, in the mean over the run."""
+        return tokens * (1 - (self.padding or {}).get("train", 0.0))
+
     def expected_loss(self, tokens: int) -> float | None:
-        """The law's loss of a run that ends after so many tokens; None without a law, or without tokens."""
+        """The law's loss of a run that ends after so many tokens, of which padding teaches nothing; None without a law,
+        or without tokens."""
         law = self.prediction and self.prediction.law
         if not law or not tokens:
             return None
-        return float(law.of(self.cost).loss(count_parameters(self.cost, law.N), tokens))
+        return float(law.of(self.cost).loss(count_parameters(self.cost, law.N), self.text_tokens(tokens)))
 
     @property
     def is_the_predicted_run(self) -> bool:
@@ -122,12 +131,13 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
     if run.mask_documents:
         check_documents(model)
         if dataset is not None:
-            documents = dataset.document_lengths("train", model.block_size)
+            documents = document_lengths(dataset, cut_of(configuration))
     cost = model_cost(model, documents=documents)
     training = training_flops(model, run.frozen_names, documents)
     flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
+    windows, padding = (None, None) if dataset is None else windows_of(dataset, cut_of(configuration))
     plan = RunPlan(
         cost=cost,
         flops_per_token=flops_per_token,
@@ -135,13 +145,15 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
         tokens_per_step=tokens_per_step,
         length=run_length(run, tokens_per_step, flops_per_token["full"]),
         optimizer_flops=update_of(model, run, Mesh(1, 1, 1)).flops,
-        windows={name: split.n_windows(model.block_size) for name, split in splits.items()} or None,
+        windows=windows,
         bytes_per_token={name: split.bytes_per_token for name, split in splits.items()} or None,
+        padding=padding,
         prediction=prediction_of(run),
         documents=documents,
     )
     if isinstance(dataset, Mixture):
-        plan = dataclasses.replace(plan, sources=sources_of(dataset, plan, configuration))
+        sources = sources_of(dataset, plan, configuration)
+        plan = dataclasses.replace(plan, sources=sources, padding=padding_of_samples(plan, sources))
     if plan.prediction is None or plan.prediction.loss is not None:
         return plan
     loss = plan.expected_loss(plan.tokens)
@@ -149,17 +161,50 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
 
 
 def sources_of(mixture: Mixture, plan: RunPlan, configuration: Configuration) -> dict[str, Source]:
-    run, length = configuration.run, configuration.model.block_size
-    epochs = mixture.epochs(plan.length * run.sequences_per_step, length, run.seed)
+    run, cut = configuration.run, cut_of(configuration)
+    samples = mixture.counts(plan.length * run.sequences_per_step, cut.block_size, run.seed)
     return {
         name: Source(
             source.splits["train"].tokens,
-            epochs[name],
+            samples.get(name, 0) / cut.n_windows(source, "train"),
             mixture.validation_sources.get(name) is source,
             source.splits["val"].bytes_per_token,
+            samples.get(name, 0),
+            cut.padding(source, "train"),
         )
         for name, source in mixture.sources.items()
     }
+
+
+def padding_of_samples(plan: RunPlan, sources: dict[str, Source]) -> dict[str, float]:
+    """As RunPlan has it, that of training in the mean over the run's samples, of which a mixture's sources have those
+    that its phases say."""
+    samples = sum(source.samples for source in sources.values())
+    padded = sum(source.samples * source.padding for source in sources.values())
+    return (plan.padding or {}) | ({"train": padded / samples} if samples else {})
+
+
+def cut_of(configuration: Configuration) -> Cut:
+    return Cut(configuration.model.block_size, configuration.run.packing)
+
+
+def windows_of(data: Data, cut: Cut) -> tuple[dict[str, int], dict[str, float]]:
+    """How many windows each split has, and the share of these that is padding. Raises UserError."""
+    windows, padding = {}, {}
+    for name, sources in (("train", data.sources), ("val", data.validation_sources)):
+        each = [(cut.n_windows(source, name), cut.padding(source, name)) for source in sources.values()]
+        windows[name] = sum(count for count, _ in each)
+        padding[name] = sum(count * share for count, share in each) / windows[name]
+    return windows, padding
+
+
+def document_lengths(data: Data, cut: Cut) -> DocumentLengths:
+    """Of the training samples, as `Cut.document_lengths` says; of a mixture by the shares of its last phase."""
+    found: dict[int, float] = {}
+    for name, share in data.shares.items():
+        for length, part in cut.document_lengths(data.sources[name], "train").items():
+            found[length] = found.get(length, 0.0) + share * part
+    return found
 
 
 def check_documents(model: ModelArchitectureConfig) -> None:

@@ -120,6 +120,8 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         if found is not None:
             known = f"in the mean {found:,.1f} tokens about a token"
         lines.append(f"Documents:             kept apart, {known}")
+    if run.packing == "best_fit":
+        lines.append(f"Packing:               {_packing(plan)}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")
     elif plan.sources is not None:
@@ -131,6 +133,14 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         epoch = plan.windows["train"] / run.sequences_per_step
         lines.append(f"Steps per epoch:       {epoch:,.1f}   Epochs: {plan.length / epoch:.2f}")
     return "\n".join(lines)
+
+
+def _packing(plan: RunPlan) -> str:
+    if plan.windows is None or plan.padding is None:
+        return "whole documents, best fit; padding is not known, the dataset is not prepared"
+    shares = [f"{plan.padding[name]:.3%} of {name} ({windows:,} windows)" for name, windows in plan.windows.items()]
+    text = plan.text_tokens(plan.tokens)
+    return f"whole documents, best fit; padding is {', '.join(shares)}; some {text:,.0f} tokens of the run are text"
 
 
 def _dtypes(configuration: Configuration) -> list[str]:

@@ -25,13 +25,14 @@ from runs.config import RunConfig
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
-    `skipped`. `auxiliary` are the terms that components add for training, which are not in the loss. `loads` are, by
-    block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
+    `skipped`. So many `targets` count. `auxiliary` are the terms that components add for training, which are not in the
+    loss. `loads` are, by block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
     optimizer took, of the last update of which UpdateClock knows it."""
 
     loss: float
     grad_norm: float
     skipped: bool
+    targets: int
     gradient_stats: dict[str, dict[str, float]] | None
     auxiliary: dict[str, float]
     loads: dict[int, list[float]]
@@ -81,7 +82,7 @@ def take_step(
     names = [name for name in sums if name != LOSS]
     shares = {block: load.tolist() for block, load in loads.items()}
     terms = dict(zip(names, auxiliary, strict=True))
-    return StepResult(loss, grad_norm, not finite, stats, terms, shares, training.clock.take())
+    return StepResult(loss, grad_norm, not finite, n_targets, stats, terms, shares, training.clock.take())
 
 
 LOSS = ""  # among the sums of a step, which components name otherwise

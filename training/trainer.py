@@ -19,7 +19,7 @@ from common.errors import RunFailure
 from components.registry import choices
 from configurator import Configuration
 from data.dataset import UnusableData
-from data.loader import Batch, WindowLoader, prefetch, training_batches
+from data.loader import Batch, prefetch, split_batches, training_batches
 from data.mixture import Data
 from parallel.collectives import from_first_rank, largest_over_ranks, process_group
 from parallel.compute import Compute
@@ -33,7 +33,7 @@ from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
 from training.optimizer import build_optimizer
-from training.plan import RunPlan, check_memory_of_run
+from training.plan import RunPlan, check_memory_of_run, cut_of
 from training.schedule import jump_note, learning_rate, run_length
 from training.step import take_step
 from training.validation import WINDOW_SEED, Validation
@@ -144,13 +144,12 @@ class Trainer:
         ranks, machine = process.ranks, process.machine
         self.ranks, self.machine, self.device = ranks, machine, machine.device
         self.stop, self.watch = process.stop, process.watch
-        block_size = configuration.model.block_size
-        tells = self.run.mask_documents
-        own_part = ranks.own_part(block_size)
-        self.train_data = training_batches(dataset, block_size, self.run.seed, tells, own_part)
+        cut, tells = cut_of(configuration), self.run.mask_documents
+        own_part = ranks.own_part(cut.block_size)
+        self.train_data = training_batches(dataset, cut, self.run.seed, tells, own_part)
         self.validation = Validation(
             {
-                name: WindowLoader(source, "val", block_size, WINDOW_SEED, tells, own_part)
+                name: split_batches(source, "val", cut, WINDOW_SEED, tells, own_part)
                 for name, source in dataset.validation_sources.items()
             },
             dataset.validation_shares,
@@ -222,14 +221,17 @@ class Trainer:
         """Whether a checkpoint's evaluations were of the windows that this process evaluates: of the same tokens, cut
         alike, as many of them as an evaluation asks for or all that there are."""
         before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
-        cut = {"block_size": None, "data of val": None, "mask_documents": False}
+        cut = {"block_size": None, "data of val": None, "mask_documents": False, "packing": "windows"}
         asked = [min(evaluated_windows(keys) or 0, self.validation.n_windows) for keys in (before, now)]
         return all(before.get(key, default) == now[key] for key, default in cut.items()) and asked[0] == asked[1]
 
     def run_to_the_end(self) -> int:
         """The loop: evaluate and save when it is time, look for what ends the run, take a step."""
         self.clock = time.perf_counter()
-        batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device)
+        ahead = 2
+        if self.run.packing == "best_fit":  # a step begins when all of its micro-batches are there (targets_of_step)
+            ahead = max(ahead, len(self.ranks.share(range(self.run.gradient_accumulation_steps))))
+        batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device, ahead)
         with contextlib.closing(batches):
             try:
                 while True:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from data.loader import WindowLoader
+from data.loader import SplitLoader
 from parallel.collectives import largest_over_ranks, sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
@@ -21,7 +21,7 @@ WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of sever
 class Validation:
     """The validation splits of a run's data, by source, and the share that each has in the loss."""
 
-    loaders: dict[str, WindowLoader]
+    loaders: dict[str, SplitLoader]
     shares: dict[str, float]
 
     @property
@@ -29,7 +29,7 @@ class Validation:
         return sum(loader.n_windows for loader in self.loaders.values())
 
     def check_unchanged(self) -> None:
-        """As WindowLoader.check_unchanged."""
+        """As SplitLoader.check_unchanged."""
         for loader in self.loaders.values():
             loader.check_unchanged()
 
@@ -64,7 +64,7 @@ def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0) -> tu
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: WindowLoader,
+    loader: SplitLoader,
     batches: int,
     batch_size: int,
     compute: Compute,
@@ -99,4 +99,4 @@ def evaluate(
     if interrupted:
         return None
     loss, n_targets = sum_over_ranks(sums, ranks).sum(1).tolist()
-    return loss / n_targets
+    return loss / n_targets if n_targets else math.nan

@@ -160,7 +160,8 @@ def _point_of_run(path: Path, log: RunLog, n_meaning: str) -> tuple[float, float
         raise UserError(f"{path}: its log does not say how many tokens it trained on: leave it out")
     if log.is_validated_by_name:
         raise UserError(f"{path}: its log has no checksum of its validation data: leave it out")
-    return float(_parameters(run, n_meaning)), float(log.tokens), log.final_val_loss
+    padding = (run.get("padding") or {}).get("train", 0.0)  # which teaches nothing
+    return float(_parameters(run, n_meaning)), log.tokens * (1 - padding), log.final_val_loss
 
 
 def _parameters(run: dict[str, Any], meaning: str) -> int:
