@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository: 
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
 from data.curation.recipe import RECIPES, Needs, read_recipe
 from data.documents import find_files
+from data.estimate import add_estimate, tell, wanted_from
 from data.parts import FilePart
 from data.preparation import add_split_by
+from data.tokenizers import choose
 
 INSTALL = "pip install -e '.[curation]'"
 
@@ -31,11 +33,22 @@ def main() -> None:
     recipe = read_recipe(arguments.config)
     needs = needed(arguments)
     parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
+    wanted = wanted_from(arguments, arguments.workers)
+    if not wanted and not arguments.output_dir:
+        raise UserError("--output_dir is missing: where to write")
     check_packages()
     from data.curation.run import curate
     from data.curation.stages import Plan
 
-    curate(Plan(arguments.output_dir, tuple(parts), recipe, needs), arguments.workers)
+    plan = Plan(arguments.output_dir, tuple(parts), recipe, needs)
+    if not wanted:
+        curate(plan, arguments.workers)
+        return
+    from data.curation.estimate import measure_curation
+
+    tell(
+        measure_curation(plan, choose(arguments.tokenizer), arguments.sample_documents), wanted, arguments.save_estimate
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     names = " or ".join(RECIPES)
     add("--config", default="production", metavar="C", help=f"{names} (default: production), or a .toml of values")
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders or patterns, as of prepare scripts")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="where to write")
+    add("--output_dir", type=Path, metavar="DIR", help="where to write")
     workers = max(1, (os.cpu_count() or 1) // 2)
     add("--workers", type=positive, default=workers, metavar="N", help="processes (default: half the cores)")
     add("--good", nargs="+", metavar="PATH", help="files of good documents, to score others by; with --bad")
@@ -53,6 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--evaluation", nargs="+", metavar="PATH", help="files of texts that no document may share words in a row with")
     add("--text_key", default="text", metavar="NAME", help="of the text in JSON and Parquet (default: text)")
     add_split_by(built)
+    add_estimate(built, "--workers", "of what is read")
+    add(
+        "--tokenizer",
+        default="tiktoken:gpt2",
+        metavar="T",
+        help="whose tokens an estimate counts (default: tiktoken:gpt2)",
+    )
     return built.parse_args()
 
 

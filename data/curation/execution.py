@@ -54,7 +54,7 @@ def stage_log(plan: Plan, stage: Stage) -> Path:
 
 def run_stages(plan: Plan, workers: int, say: Callable[[str], None]) -> None:
     """All that is not through. Raises UserError, also of a task."""
-    _open_many_files()
+    open_many_files()
     with _processes(plan, workers) as run:
         stages = plan.stages
         for number, stage in enumerate(stages):
@@ -75,13 +75,13 @@ def _of(left: int, tasks: int) -> str:
     return f"{tasks:,} task{'s' * (tasks > 1)}" if left == tasks else f"{left:,} of {tasks:,} tasks are left"
 
 
-def _open_many_files() -> None:
+def open_many_files() -> None:
     """A comparison reads a file of every part at once. Processes that are begun from here on have the limit, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _run_task(plan: Plan, number: int, rank: int) -> None:
+def run_task(plan: Plan, number: int, rank: int) -> None:
     with writing_to(plan.folder):
         Tasks(plan, plan.stages[number]).run_task(rank)
 
@@ -92,7 +92,7 @@ def _processes(plan: Plan, workers: int) -> Iterator[Run]:
 
     def here(number: int, ranks: list[int]) -> Iterator[Any]:
         for rank in ranks:
-            _run_task(plan, number, rank)
+            run_task(plan, number, rank)
             yield rank
 
     if workers == 1:
@@ -102,7 +102,7 @@ def _processes(plan: Plan, workers: int) -> Iterator[Run]:
     with processes(workers, killed) as pool:
 
         def there(number: int, ranks: list[int]) -> Iterator[Any]:
-            running = [pool.submit(_run_task, plan, number, rank) for rank in ranks]
+            running = [pool.submit(run_task, plan, number, rank) for rank in ranks]
             yield from (done.result() for done in concurrent.futures.as_completed(running))
 
         yield there

@@ -46,7 +46,7 @@ def curate(plan: Plan, workers: int, say: Callable[[str], None] = print) -> None
                 say(f"{plan.output_dir} is done already")
             else:
                 _begin(plan)
-                _prepare(plan, say)
+                prepare_needs(plan, say)
                 run_stages(plan, workers, say)
                 _finish(plan, say)
             shutil.rmtree(plan.folder, ignore_errors=True)
@@ -98,7 +98,7 @@ def _begin(plan: Plan) -> None:
     )
 
 
-def _prepare(plan: Plan, say: Callable[[str], None]) -> None:
+def prepare_needs(plan: Plan, say: Callable[[str], None]) -> None:
     """What steps need of the user's files, which is checked before hours of work."""
     for step, why in plan.left_out.items():
         say(f"left out: {step}, as {why}")

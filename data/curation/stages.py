@@ -34,7 +34,7 @@ from data.curation.personal import PersonalData
 from data.curation.quality import QualityFilter, QualityScore, Threshold
 from data.curation.recipe import Needs, Recipe
 from data.curation.words import WORDS
-from data.parts import FilePart
+from data.parts import PartOfFile
 
 Steps = dict[str, PipelineStep]  # in their order, by what a report calls them
 INPUT, WRITTEN = "input", "written"  # the first and the last of a pass
@@ -46,7 +46,7 @@ class Plan:
     """Everything that the output follows from."""
 
     output_dir: Path
-    parts: tuple[FilePart, ...]
+    parts: tuple[PartOfFile, ...]
     recipe: Recipe
     needs: Needs
 
