@@ -28,7 +28,7 @@ from data.curation.run import curate
 from data.curation.stages import Plan
 from data.dataset import open_dataset
 from data.documents import Documents, find_files
-from data.estimate import Sample, Wanted, estimate, measure_preparation, size_of
+from data.estimate import Clock, Sample, Wanted, estimate, measure_preparation, size_of
 from data.parts import FilePart, prepare_parts
 from data.tokenizers import Kept, choose
 
@@ -45,23 +45,25 @@ def main() -> None:
     documents, size = len(lengths), sum(lengths)
     print(f"{documents:,} documents, {bytes_text(size)}; samples of {documents // 10:,}; {options.rounds} rounds")
 
+    clock = time.process_time if options.processor else time.perf_counter
+
     def plan(folder: Path) -> Plan:
         return Plan(folder, tuple(parts), read_recipe(options.config), Needs())
 
     compared = {
         "prepare": Compared(
-            lambda: measure_preparation(parts, kept, SHARE, documents // 10),
+            lambda: measure_preparation(parts, kept, SHARE, documents // 10, clock),
             lambda folder: prepare_parts(folder, parts, kept, SHARE, "a benchmark", 1, lambda _: None),
             prepared,
         ),
         "curate": Compared(
-            lambda: measure_curation(plan(Path()), kept, documents // 10),
+            lambda: measure_curation(plan(Path()), kept, documents // 10, clock),
             lambda folder: curate(plan(folder), 1, lambda _: None),
             lambda folder: curated(folder, kept),
         ),
     }
     for name in options.only or compared:
-        rounds = [one_round(compared[name], Wanted("text bytes", size, 1)) for _ in range(options.rounds)]
+        rounds = [one_round(compared[name], Wanted("text bytes", size, 1), clock) for _ in range(options.rounds)]
         for figure in rounds[0]:
             ratios = [found[figure] for found in rounds]
             print(f"{name:<9}{figure:<16}{statistics.median(ratios):6.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
@@ -74,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--tokenizer", default="tiktoken:gpt2", metavar="T", help="(tiktoken:gpt2)")
     option("--config", default="production", metavar="C", help="of the curation (production)")
     option("--only", nargs="+", choices=("prepare", "curate"), help="one of them (both)")
+    option("--processor", action="store_true", help="the processor's time, which other work on the machine is not in")
     option("--rounds", type=positive, default=5, metavar="N", help="(5)")
     return parser.parse_args()
 
@@ -84,13 +87,13 @@ class Compared(NamedTuple):
     found: Callable[[Path], Figures]  # in what it wrote
 
 
-def one_round(compared: Compared, wanted: Wanted) -> Figures:
+def one_round(compared: Compared, wanted: Wanted, clock: Clock) -> Figures:
     """What the run took, over what was estimated."""
     estimated = estimate(compared.measure(), wanted)
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began = clock()
         compared.run(Path(folder, "out"))
-        took = {"hours": (time.perf_counter() - began) / 3600} | compared.found(Path(folder, "out"))
+        took = {"hours": (clock() - began) / 3600} | compared.found(Path(folder, "out"))
     return {name: value / estimated[name].value for name, value in took.items()}
 
 

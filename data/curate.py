@@ -17,7 +17,7 @@ sys.path.pop(0)  # this folder, in which `tokenizers` is not the library
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository: this script is called by its path
 
 from common.errors import ArgumentParser, UserError, exit_cleanly, positive
-from data.curation.recipe import RECIPES, Needs, read_recipe
+from data.curation.recipe import RECIPES, Needs, Recipe, read_recipe
 from data.documents import find_files
 from data.estimate import add_estimate, tell, wanted_from
 from data.parts import FilePart
@@ -31,7 +31,7 @@ INSTALL = "pip install -e '.[curation]'"
 def main() -> None:
     arguments = parse_arguments()
     recipe = read_recipe(arguments.config)
-    needs = needed(arguments)
+    needs = needed(arguments, recipe)
     parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
     wanted = wanted_from(arguments, arguments.workers)
     if not wanted and not arguments.output_dir:
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, metavar="DIR", help="where to write")
     workers = max(1, (os.cpu_count() or 1) // 2)
     add("--workers", type=positive, default=workers, metavar="N", help="processes (default: half the cores)")
-    add("--good", nargs="+", metavar="PATH", help="files of good documents, to score others by; with --bad")
+    add("--good", nargs="+", metavar="PATH", help="files of good documents, to score others by")
     add("--bad", nargs="+", metavar="PATH", help="files of bad documents")
     add("--bad_words", type=Path, metavar="FILE", help="a word a line; a document with one of them goes")
     add("--evaluation", nargs="+", metavar="PATH", help="files of texts that no document may share words in a row with")
@@ -76,10 +76,14 @@ def parse_arguments() -> argparse.Namespace:
     return built.parse_args()
 
 
-def needed(arguments: argparse.Namespace) -> Needs:
+def needed(arguments: argparse.Namespace, recipe: Recipe) -> Needs:
     """The files of steps that need some. Raises UserError."""
-    if bool(arguments.good) != bool(arguments.bad):
-        raise UserError("--good and --bad: a score needs examples of both")
+    if arguments.bad and not arguments.good:
+        raise UserError("--bad: a score needs --good examples, too")
+    if arguments.good and not arguments.bad and recipe.quality_by == "classifier":
+        raise UserError(
+            '--good: a classifier needs --bad examples, too; quality_by = "perplexity" in a --config does not'
+        )
     if arguments.bad_words and not arguments.bad_words.is_file():
         raise UserError(f"--bad_words: there is no file {arguments.bad_words}")
     given = (arguments.good, arguments.bad, arguments.evaluation)

@@ -14,7 +14,7 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +155,19 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measure_preparation(parts: Sequence[Part], kept: Kept, share: float, documents: int) -> Sample:
+Clock = Callable[[], float]  # seconds
+
+
+def measure_preparation(
+    parts: Sequence[Part], kept: Kept, share: float, documents: int, clock: Clock = time.perf_counter
+) -> Sample:
     """Prepares so many documents in a temporary folder. Raises UserError."""
     groups = groups_of(parts, documents)
     kept.tokenizer.encode("a text")  # which reads its table
     with tempfile.TemporaryDirectory() as folder, writing_to(Path(folder)):
-        for_a_file = _seconds_for_a_file(Path(folder), kept)
+        for_a_file = _seconds_for_a_file(Path(folder), kept, clock)
         job = Job(Path(folder), tuple(groups), kept, share)
-        records, seconds = zip(*(_timed(job, number) for number in range(GROUPS)), strict=True)
+        records, seconds = zip(*(_timed(job, number, clock) for number in range(GROUPS)), strict=True)
     check_groups(groups)
     splits = [[record["train"], record["val"]] for record in records]
     tokens = np.array([sum(split["tokens"] for split in both) for both in splits], float)
@@ -180,16 +185,16 @@ def measure_preparation(parts: Sequence[Part], kept: Kept, share: float, documen
     return Sample(counts, (work,), said, assumed, {"bytes on disk": float(len(kept.content or b""))})
 
 
-def _timed(job: Job, number: int) -> tuple[dict[str, Any], float]:
-    began = time.perf_counter()
-    return prepare_part(job, number), time.perf_counter() - began
+def _timed(job: Job, number: int, clock: Clock) -> tuple[dict[str, Any], float]:
+    began = clock()
+    return prepare_part(job, number), clock() - began
 
 
-def _seconds_for_a_file(folder: Path, kept: Kept) -> float:
+def _seconds_for_a_file(folder: Path, kept: Kept, clock: Clock) -> float:
     """The middle one of some files with a few words for both splits, most of which is waiting for the disk."""
     short = [Group(number, iter(["word"] * 8), 8, keep=False) for number in range(9)]
     job = Job(folder, tuple(short), kept, share=0.5)
-    return float(np.median([_timed(job, number)[1] for number in range(len(short))]))
+    return float(np.median([_timed(job, number, clock)[1] for number in range(len(short))]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

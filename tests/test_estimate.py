@@ -85,14 +85,15 @@ def test_a_sample_is_of_files_that_lie_evenly_among_all(tmp_path):
 class Clock:
     """One that only what is planted moves."""
 
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        monkeypatch.setattr(estimate.time, "perf_counter", lambda: self.now)
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_a_preparation_that_takes_planted_seconds(tmp_path, monkeypatch):
     """30 ms a file, and 2 microseconds a byte, of which the first are not in an estimate."""
-    clock, prepare = Clock(monkeypatch), estimate.prepare_part
+    clock, prepare = Clock(), estimate.prepare_part
 
     def planted(job, number):
         record = prepare(job, number)
@@ -100,7 +101,7 @@ def test_a_preparation_that_takes_planted_seconds(tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(estimate, "prepare_part", planted)
-    sample = measure_preparation(files(tmp_path / "texts", 2000), BYTE, 0.1, 400)
+    sample = measure_preparation(files(tmp_path / "texts", 2000), BYTE, 0.1, 400, clock)
     found = estimate.estimate(sample, Wanted("text bytes", 1e12, 16))["hours"]
     in_the_files = GROUPS * len("word" * 8) / sample.counts["text bytes"].sum()
     assert found.value == pytest.approx(1e12 * 2e-6 / 16 / 3600 * (1 - in_the_files))
@@ -118,7 +119,7 @@ def test_a_curation_that_takes_planted_seconds(tmp_path, monkeypatch):
     from data.curation.recipe import Needs
     from data.curation.stages import Plan
 
-    clock, run_task = Clock(monkeypatch), of_curation.run_task
+    clock, run_task = Clock(), of_curation.run_task
 
     def planted(plan, number, rank):
         stage = plan.stages[number]
@@ -135,7 +136,7 @@ def test_a_curation_that_takes_planted_seconds(tmp_path, monkeypatch):
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     recipe = of_curation.dataclasses.replace(BARE, **dict.fromkeys(WITHOUT, False) | {"near_duplicates": True})
     plan = Plan(tmp_path / "out", (FilePart(folder / "a.jsonl", "text", "paragraphs"),), recipe, Needs())
-    sample = of_curation.measure_curation(plan, BYTE, 600)
+    sample = of_curation.measure_curation(plan, BYTE, 600, clock)
     found = estimate.estimate(sample, Wanted("text bytes", 1e12, 32))
     passes, between = 2 * 2e-6 / 32, 3e-6 / 14 + 3e-6 / 1  # documents and distinct; likenesses and clusters
     assert found["hours"] == Interval(*3 * [pytest.approx(1e12 * (passes + between) / 3600)])

@@ -19,7 +19,7 @@ from data.curation.recipe import Recipe
 from data.curation.run import prepare_needs
 from data.curation.stages import Plan, Stage
 from data.documents import Documents
-from data.estimate import GROUPS, Group, Sample, Work, describe, groups_of, size_of
+from data.estimate import GROUPS, Clock, Group, Sample, Work, describe, groups_of, size_of
 from data.tokenizers import Kept
 
 FEW = 5  # documents a group, whose time is nearly that which a task takes for none
@@ -27,14 +27,14 @@ LEAST = 5 * FEW * GROUPS
 DO_NOT_GROW = ("log", "samples", "evaluation")  # folders that are as large for any number of documents
 
 
-def measure_curation(plan: Plan, kept: Kept, documents: int) -> Sample:
+def measure_curation(plan: Plan, kept: Kept, documents: int, clock: Clock = time.perf_counter) -> Sample:
     """Curates so many documents. Raises UserError."""
     if plan.recipe.documents_per_file:
         raise UserError("--estimate is of all documents of files: give a --config without documents_per_file")
     open_many_files()
-    _carry_out(plan, groups_of(plan.parts, FEW * GROUPS))  # which loads what every process loads once
+    _carry_out(plan, groups_of(plan.parts, FEW * GROUPS), clock)  # which loads what every process loads once
     few, groups = (groups_of(plan.parts, count, keep=True) for count in (FEW * GROUPS, documents))
-    before, done = (_carry_out(plan, given) for given in (few, groups))
+    before, done = (_carry_out(plan, given, clock) for given in (few, groups))
     if (read := sum(group.documents for group in groups)) < LEAST:
         raise UserError(f"--estimate: {read:,} documents are too few to estimate from: give {LEAST:,} or more")
     counts = _counts(groups, done.left, kept)
@@ -64,7 +64,7 @@ class _Done:
     on_disk: np.ndarray
 
 
-def _carry_out(plan: Plan, groups: Sequence[Group]) -> _Done:
+def _carry_out(plan: Plan, groups: Sequence[Group], clock: Clock) -> _Done:
     """All stages for these documents, in a folder that is gone afterwards."""
     seconds, most = [], 0
     with tempfile.TemporaryDirectory() as folder, writing_to(Path(folder)):
@@ -72,7 +72,7 @@ def _carry_out(plan: Plan, groups: Sequence[Group]) -> _Done:
         plan.folder.mkdir()
         prepare_needs(plan, lambda _: None)
         for number, stage in enumerate(plan.stages):
-            seconds.append(np.array([_timed(plan, number, rank) for rank in range(stage.tasks)]))
+            seconds.append(np.array([_timed(plan, number, rank, clock) for rank in range(stage.tasks)]))
             grown = [path for path in plan.folder.iterdir() if path.is_dir() and path.name not in DO_NOT_GROW]
             most = max(most, sum(map(size_of, grown)))
             for used in stage.uses_up:
@@ -89,10 +89,10 @@ def _compressed_together(texts: Sequence[Sequence[str]]) -> float:
     return len(compress("\n".join(itertools.chain(*texts)).encode())) / apart
 
 
-def _timed(plan: Plan, number: int, rank: int) -> float:
-    began = time.perf_counter()
+def _timed(plan: Plan, number: int, rank: int, clock: Clock) -> float:
+    began = clock()
     run_task(plan, number, rank)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _counts(groups: Sequence[Group], left: Sequence[Sequence[str]], kept: Kept) -> dict[str, np.ndarray]:

@@ -108,9 +108,10 @@ def prepare_needs(plan: Plan, say: Callable[[str], None]) -> None:
         texts, short = write_index(plan.evaluation, plan.needs.evaluation, plan.recipe.contamination_words)
         say(f"evaluation: {texts:,} texts, of which {short:,} are shorter than {plan.recipe.contamination_words} words")
     if plan.scores:
-        classifier = train(plan.needs.good, plan.needs.bad)
-        classifier.save(plan.model)
-        say(f"quality: a good example scores above a bad one with a probability of {classifier.auc:.3f} (held out)")
+        model = train(plan.recipe.quality_by, plan.needs.good, plan.needs.bad)
+        model.save(plan.model)
+        if plan.needs.bad:
+            say(f"quality: a good example scores above a bad one with a probability of {model.auc:.3f} (held out)")
 
 
 def _finish(plan: Plan, say: Callable[[str], None]) -> None:
