@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["TQDM_DISABLE"] = "1"  # datatrove's bars, beside what is said here; read when tqdm is imported
 sys.path.pop(0)  # this folder, in which `tokenizers` is not the library
@@ -42,7 +43,7 @@ def main() -> None:
 
     plan = Plan(arguments.output_dir, tuple(parts), recipe, needs)
     if not wanted:
-        curate(plan, arguments.workers)
+        curate(plan, arguments.workers, on=machines(arguments))
         return
     from data.curation.estimate import measure_curation
 
@@ -59,7 +60,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders or patterns, as of prepare scripts")
     add("--output_dir", type=Path, metavar="DIR", help="where to write")
     workers = max(1, (os.cpu_count() or 1) // 2)
-    add("--workers", type=positive, default=workers, metavar="N", help="processes (default: half the cores)")
+    add("--workers", type=positive, default=workers, metavar="N", help="at once (default: half the cores)")
+    help = "where tasks run: processes of this machine (default), or jobs of a cluster"
+    add("--executor", choices=("processes", "slurm", "ray"), default="processes", help=help)
+    add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch: partition=P time=T ...")
     add("--good", nargs="+", metavar="PATH", help="files of good documents, to score others by")
     add("--bad", nargs="+", metavar="PATH", help="files of bad documents")
     add("--bad_words", type=Path, metavar="FILE", help="a word a line; a document with one of them goes")
@@ -74,6 +78,17 @@ def parse_arguments() -> argparse.Namespace:
         help="whose tokens an estimate counts (default: tiktoken:gpt2)",
     )
     return built.parse_args()
+
+
+def machines(arguments: argparse.Namespace) -> Any:
+    """Where --executor has tasks run: an `On` of execution.py, or None for this machine. Raises UserError."""
+    if arguments.sbatch and arguments.executor != "slurm":
+        raise UserError("--sbatch is for --executor slurm: give that, too, or leave it out")
+    if arguments.executor == "processes":
+        return None
+    from data.curation.clusters import on_ray, on_slurm
+
+    return on_ray if arguments.executor == "ray" else on_slurm(arguments.sbatch)
 
 
 def needed(arguments: argparse.Namespace, recipe: Recipe) -> Needs:

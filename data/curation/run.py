@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.files import replace_file, sync, writing_to
 from common.locks import left_as_it_was, lock
 from data.curation.contamination import write_index
-from data.curation.execution import run_stages
+from data.curation.execution import On, run_stages
 from data.curation.filters import check_languages, read_bad_words
 from data.curation.quality import train
 from data.curation.records import Step, read_steps
@@ -34,8 +34,8 @@ DOCUMENTS = "documents"
 LIBRARIES = ("datatrove", "py3langid", "xxhash", "zstandard")  # whose versions the output depends on
 
 
-def curate(plan: Plan, workers: int, say: Callable[[str], None] = print) -> None:
-    """Raises UserError, also where the folder has another curation."""
+def curate(plan: Plan, workers: int, say: Callable[[str], None] = print, on: On | None = None) -> None:
+    """Raises UserError, also where the folder has another curation. `on`: other machines than this one."""
     check_languages(plan.recipe.languages)
     with writing_to(plan.output_dir), left_as_it_was(plan.output_dir):
         held = lock(plan.output_dir)
@@ -47,7 +47,7 @@ def curate(plan: Plan, workers: int, say: Callable[[str], None] = print) -> None
             else:
                 _begin(plan)
                 prepare_needs(plan, say)
-                run_stages(plan, workers, say)
+                run_stages(plan, workers, say, on)
                 _finish(plan, say)
             shutil.rmtree(plan.folder, ignore_errors=True)
 
