@@ -40,7 +40,7 @@ SCONTROL = "print('node1\\nnode2')\n"
 def curate_with(folder: Path, path: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PATH": path}
     command = [sys.executable, CURATE, "--config=production", "--input=texts", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture
