@@ -17,6 +17,7 @@ from typing import Any
 from common.errors import UserError
 from data.dataset import Dataset, TokenReader, open_dataset
 from data.documents import find_files
+from data.estimate import add_estimate, measure_preparation, tell, wanted_from
 from data.parts import FilePart, Part, prepare_parts
 from data.preparation import add_num_proc, add_split_by, add_tokenizer, outcome, parser
 from data.tokenizers import choose, tokenizer_from_meta
@@ -157,7 +158,9 @@ def prepare(corpus: Corpus, here: Path) -> None:
     add_split_by(built)
     add_tokenizer(built, DEFAULT)
     add_num_proc(built)
+    add_estimate(built, "--num_proc", "of documents")
     arguments = built.parse_args()
+    wanted = wanted_from(arguments, arguments.num_proc)
     if arguments.tokenizer == "char":
         raise UserError("--tokenizer=char takes its characters from all texts: data/openwebtext/prepare.py has it")
     kept = choose(arguments.tokenizer, end=arguments.end_of_document)
@@ -170,6 +173,9 @@ def prepare(corpus: Corpus, here: Path) -> None:
         parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
         source = " ".join(arguments.input)
     share = arguments.val_fraction or VALIDATION_SHARE
+    if wanted:
+        tell(measure_preparation(parts, kept, share, arguments.sample_documents), wanted, arguments.save_estimate)
+        return
     empty = prepare_parts(out_dir, parts, kept, share, source, arguments.num_proc)
     print(outcome(out_dir, empty))
     print(f"validation begins: {beginning(open_dataset(out_dir))!r}")

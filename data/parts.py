@@ -45,6 +45,13 @@ class Part(Protocol):
         """Those with text. Iterating raises UserError."""
 
 
+class PartOfFile(Part, Protocol):
+    """One that says which file it is, or is of."""
+
+    @property
+    def path(self) -> Path: ...
+
+
 class Texts(Protocol):
     """Documents, and after an iteration how many were left out as they have no text."""
 

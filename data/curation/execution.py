@@ -1,12 +1,12 @@
-"""Runs the stages of a plan on processes of this machine. What is through is noted by datatrove, task by task; killed
-at any instant and started again, the tasks go on that are not."""
+"""Runs the stages of a plan on processes of this machine; clusters.py has other machines. What is through is noted by
+datatrove, task by task; killed at any instant and started again, the tasks go on that are not."""
 
 import concurrent.futures
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from data.long_work import processes
 logger.disable("datatrove")  # some lines for each file that it reads; what went wrong is raised
 
 Run = Callable[[int, list[int]], Iterator[Any]]  # runs tasks of the stage of this number; yields as each is through
+On = Callable[[Plan, int], AbstractContextManager[Run]]  # where so many tasks at once run
 
 
 class Tasks(PipelineExecutor):
@@ -52,10 +53,10 @@ def stage_log(plan: Plan, stage: Stage) -> Path:
     return plan.folder / "log" / stage.name
 
 
-def run_stages(plan: Plan, workers: int, say: Callable[[str], None]) -> None:
-    """All that is not through. Raises UserError, also of a task."""
-    _open_many_files()
-    with _processes(plan, workers) as run:
+def run_stages(plan: Plan, workers: int, say: Callable[[str], None], on: On | None = None) -> None:
+    """All that is not through, on processes of this machine or `on` others. Raises UserError, also of a task."""
+    open_many_files()
+    with (on or _processes)(plan, workers) as run:
         stages = plan.stages
         for number, stage in enumerate(stages):
             left = Tasks(plan, stage).get_incomplete_ranks()
@@ -75,13 +76,13 @@ def _of(left: int, tasks: int) -> str:
     return f"{tasks:,} task{'s' * (tasks > 1)}" if left == tasks else f"{left:,} of {tasks:,} tasks are left"
 
 
-def _open_many_files() -> None:
+def open_many_files() -> None:
     """A comparison reads a file of every part at once. Processes that are begun from here on have the limit, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _run_task(plan: Plan, number: int, rank: int) -> None:
+def run_task(plan: Plan, number: int, rank: int) -> None:
     with writing_to(plan.folder):
         Tasks(plan, plan.stages[number]).run_task(rank)
 
@@ -92,7 +93,7 @@ def _processes(plan: Plan, workers: int) -> Iterator[Run]:
 
     def here(number: int, ranks: list[int]) -> Iterator[Any]:
         for rank in ranks:
-            _run_task(plan, number, rank)
+            run_task(plan, number, rank)
             yield rank
 
     if workers == 1:
@@ -102,7 +103,7 @@ def _processes(plan: Plan, workers: int) -> Iterator[Run]:
     with processes(workers, killed) as pool:
 
         def there(number: int, ranks: list[int]) -> Iterator[Any]:
-            running = [pool.submit(_run_task, plan, number, rank) for rank in ranks]
+            running = [pool.submit(run_task, plan, number, rank) for rank in ranks]
             yield from (done.result() for done in concurrent.futures.as_completed(running))
 
         yield there

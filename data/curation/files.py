@@ -12,7 +12,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from data.parts import FilePart
+from data.parts import PartOfFile
 
 SAMPLES = 10  # of what a step removes
 EXCERPT = 600  # characters of a sample
@@ -24,7 +24,7 @@ class ReadInput(PipelineStep):
 
     type, name = "reader", "input"
 
-    def __init__(self, parts: tuple[FilePart, ...], most: int):
+    def __init__(self, parts: tuple[PartOfFile, ...], most: int):
         super().__init__()
         self.parts, self.most = parts, most
 

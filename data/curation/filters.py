@@ -2,6 +2,7 @@
 
 import functools
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,15 @@ class LanguageFilter(BaseFilter):
 
 @functools.cache
 def identifier() -> Any:
-    """py3langid's model, once a process."""
+    """py3langid's model, once a process. Raises UserError where it cannot be unpacked."""
     langid = py3langid.langid
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    try:
+        return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise UserError(
+            f"cannot unpack py3langid's model in {folder}: {error.strerror}; TMPDIR names another"
+        ) from None
 
 
 def check_languages(languages: tuple[str, ...]) -> None:

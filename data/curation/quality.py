@@ -1,5 +1,5 @@
 """A score of how much a text is like good examples and unlike bad ones: logistic regression on hashed words and pairs
-of words, trained on the user's examples."""
+of words, trained on the user's examples; or by the perplexity under a model of the good ones (perplexity.py)."""
 
 import dataclasses
 import itertools
@@ -16,6 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from common.errors import UserError
 from data.curation.files import SampleWriter
+from data.curation.perplexity import ByteModel, train_bytes
 from data.curation.words import WORDS
 from data.documents import Documents
 
@@ -36,8 +37,12 @@ class Classifier:
     weights: np.ndarray
     auc: float
 
-    def score(self, used: np.ndarray) -> float:
-        """The logarithm of the odds that a text with these buckets (found,) is a good example; 0 for one without."""
+    def score(self, text: str) -> float:
+        """The logarithm of the odds that a text is a good example; 0 for one without words."""
+        return self.score_of(buckets(text))
+
+    def score_of(self, used: np.ndarray) -> float:
+        """The same for a text with these buckets (found,)."""
         return float(self.weights[used].sum()) / math.sqrt(max(len(used), 1))
 
     def save(self, path: Path) -> None:
@@ -57,17 +62,31 @@ def buckets(text: str) -> np.ndarray:
     return np.array(sorted({zlib.crc32(one) % BUCKETS for one in (*words, *pairs)}), np.int64)
 
 
-def train(good: Iterable[Path], bad: Iterable[Path]) -> Classifier:
-    """The same classifier from the same examples. Raises UserError where there are too few."""
-    examples = [(buckets(text), label) for label, files in ((1, good), (0, bad)) for text in Documents(list(files))]
-    for label, option in ((1, "--good"), (0, "--bad")):
-        count = sum(1 for _, one in examples if one == label)
-        if count < FEWEST:
-            raise UserError(f"{option}: {count} examples are too few: give {FEWEST} or more")
+Model = Classifier | ByteModel
+MODELS: dict[str, type[Model]] = {"classifier": Classifier, "perplexity": ByteModel}  # by a recipe's quality_by
+
+
+def train(by: str, good: Iterable[Path], bad: Iterable[Path]) -> Model:
+    """The same model from the same examples, of which one in HELD_OUT is left out to try it on. Raises UserError where
+    there are too few."""
+    texts = {"--good": list(Documents(list(good))), "--bad": list(Documents(list(bad)))}
+    for option, of_option in texts.items():
+        if len(of_option) < FEWEST and (option == "--good" or by == "classifier" or of_option):
+            raise UserError(f"{option}: {len(of_option)} examples are too few: give {FEWEST} or more")
+    examples = [(text, label) for label, option in ((1, "--good"), (0, "--bad")) for text in texts[option]]
     rng = np.random.default_rng(SEED)
     order = rng.permutation(len(examples))
     held_out = [examples[index] for index in order[::HELD_OUT]]
     shown = [examples[index] for index in np.delete(order, slice(None, None, HELD_OUT))]
+    if by == "perplexity":
+        found: Model = train_bytes(text for text, label in shown if label)
+    else:
+        found = _train_classifier([(buckets(text), label) for text, label in shown], rng)
+    auc = area_under_curve([(found.score(text), label) for text, label in held_out])
+    return dataclasses.replace(found, auc=auc)
+
+
+def _train_classifier(shown: list[tuple[np.ndarray, int]], rng: np.random.Generator) -> Classifier:
     found = Classifier(np.zeros(BUCKETS), 0.0)
     squares = np.full(BUCKETS, 1e-6)  # of the gradients so far
     counts = np.bincount([label for _, label in shown], minlength=2)
@@ -75,13 +94,12 @@ def train(good: Iterable[Path], bad: Iterable[Path]) -> Classifier:
         for index in rng.permutation(len(shown)):
             used, label = shown[index]
             _learn(found, squares, used, label, len(shown) / (2 * counts[label]))
-    found.auc = area_under_curve([(found.score(used), label) for used, label in held_out])
     return found
 
 
 def _learn(found: Classifier, squares: np.ndarray, used: np.ndarray, label: int, weight: float) -> None:
     """One step of AdaGrad on the logarithm of an example's probability, times its weight."""
-    probability = 1 / (1 + math.exp(min(max(-found.score(used), -30.0), 30.0)))
+    probability = 1 / (1 + math.exp(min(max(-found.score_of(used), -30.0), 30.0)))
     gradient = weight * (probability - label) / math.sqrt(max(len(used), 1))
     squares[used] += gradient**2
     found.weights[used] -= STEP * gradient / np.sqrt(squares[used])
@@ -107,15 +125,15 @@ class QualityScore(PipelineStep):
 
     type, name = "score", "quality score"
 
-    def __init__(self, model: Path, folder: Path):
+    def __init__(self, by: str, model: Path, folder: Path):
         super().__init__()
-        self.model, self.folder = model, folder
+        self.by, self.model, self.folder = by, model, folder
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        classifier, scores = Classifier.load(self.model), []
+        model, scores = MODELS[self.by].load(self.model), []
         for document in data:
             self.stat_update("total", "forwarded")
-            scores.append(classifier.score(buckets(document.text)))
+            scores.append(model.score(document.text))
             document.metadata["quality"] = scores[-1]
             yield document
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ class Recipe:
     fineweb_quality: bool = True
     contamination_words: int = 13  # in a row, which a document shares with an evaluation set
     replace_personal: bool = True
+    quality_by: str = "perplexity"  # under a model of good examples; or classifier, of good and bad ones
     quality_removed: float = 0.3  # of the documents, those with the lowest score
     exact_duplicates: bool = True
     near_duplicates: bool = True
@@ -38,6 +39,7 @@ class Recipe:
 
 RECIPES = {"production": Recipe(), "quick": Recipe(documents_per_file=1000)}
 SHARES = ("min_language_confidence", "quality_removed")
+CHOICES = {"quality_by": ("classifier", "perplexity")}
 MAY_BE_ZERO = ("documents_per_file", "min_characters")
 
 
@@ -76,7 +78,9 @@ def _checked(path: Path, key: str, value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(one, str) for one in value):
             return tuple(value)
         raise UserError(f'{path}: {key} is a list of names, such as ["en"]')
-    if isinstance(default, bool):
+    if key in CHOICES:
+        fits, needed = value in CHOICES[key], f"one of {', '.join(CHOICES[key])}"
+    elif isinstance(default, bool):
         fits, needed = isinstance(value, bool), "true or false"
     elif key in SHARES:
         fits, needed = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1, "0 to below 1"

@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.files import replace_file, sync, writing_to
 from common.locks import left_as_it_was, lock
 from data.curation.contamination import write_index
-from data.curation.execution import run_stages
+from data.curation.execution import On, run_stages
 from data.curation.filters import check_languages, read_bad_words
 from data.curation.quality import train
 from data.curation.records import Step, read_steps
@@ -34,8 +34,8 @@ DOCUMENTS = "documents"
 LIBRARIES = ("datatrove", "py3langid", "xxhash", "zstandard")  # whose versions the output depends on
 
 
-def curate(plan: Plan, workers: int, say: Callable[[str], None] = print) -> None:
-    """Raises UserError, also where the folder has another curation."""
+def curate(plan: Plan, workers: int, say: Callable[[str], None] = print, on: On | None = None) -> None:
+    """Raises UserError, also where the folder has another curation. `on`: other machines than this one."""
     check_languages(plan.recipe.languages)
     with writing_to(plan.output_dir), left_as_it_was(plan.output_dir):
         held = lock(plan.output_dir)
@@ -46,8 +46,8 @@ def curate(plan: Plan, workers: int, say: Callable[[str], None] = print) -> None
                 say(f"{plan.output_dir} is done already")
             else:
                 _begin(plan)
-                _prepare(plan, say)
-                run_stages(plan, workers, say)
+                prepare_needs(plan, say)
+                run_stages(plan, workers, say, on)
                 _finish(plan, say)
             shutil.rmtree(plan.folder, ignore_errors=True)
 
@@ -98,7 +98,7 @@ def _begin(plan: Plan) -> None:
     )
 
 
-def _prepare(plan: Plan, say: Callable[[str], None]) -> None:
+def prepare_needs(plan: Plan, say: Callable[[str], None]) -> None:
     """What steps need of the user's files, which is checked before hours of work."""
     for step, why in plan.left_out.items():
         say(f"left out: {step}, as {why}")
@@ -108,9 +108,10 @@ def _prepare(plan: Plan, say: Callable[[str], None]) -> None:
         texts, short = write_index(plan.evaluation, plan.needs.evaluation, plan.recipe.contamination_words)
         say(f"evaluation: {texts:,} texts, of which {short:,} are shorter than {plan.recipe.contamination_words} words")
     if plan.scores:
-        classifier = train(plan.needs.good, plan.needs.bad)
-        classifier.save(plan.model)
-        say(f"quality: a good example scores above a bad one with a probability of {classifier.auc:.3f} (held out)")
+        model = train(plan.recipe.quality_by, plan.needs.good, plan.needs.bad)
+        model.save(plan.model)
+        if plan.needs.bad:
+            say(f"quality: a good example scores above a bad one with a probability of {model.auc:.3f} (held out)")
 
 
 def _finish(plan: Plan, say: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ from data.curation.personal import PersonalData
 from data.curation.quality import QualityFilter, QualityScore, Threshold
 from data.curation.recipe import Needs, Recipe
 from data.curation.words import WORDS
-from data.parts import FilePart
+from data.parts import PartOfFile
 
 Steps = dict[str, PipelineStep]  # in their order, by what a report calls them
 INPUT, WRITTEN = "input", "written"  # the first and the last of a pass
@@ -46,7 +46,7 @@ class Plan:
     """Everything that the output follows from."""
 
     output_dir: Path
-    parts: tuple[FilePart, ...]
+    parts: tuple[PartOfFile, ...]
     recipe: Recipe
     needs: Needs
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def model(self) -> Path:
-        return self.folder / "classifier.npz"
+        return self.folder / "quality.npz"
 
     @property
     def evaluation(self) -> Path:
@@ -68,12 +68,17 @@ class Plan:
         return bool(self.needs.good and self.recipe.quality_removed)
 
     @property
+    def examples(self) -> str:
+        """The options that the score needs."""
+        return "--good" if self.recipe.quality_by == "perplexity" else "--good and --bad"
+
+    @property
     def left_out(self) -> dict[str, str]:
         """Steps without the files that they need, and why."""
         without = {
             "contamination": not self.needs.evaluation and "no --evaluation sets were given",
             "bad words": not self.needs.bad_words and "no --bad_words were given",
-            "quality": not self.needs.good and "no --good and --bad examples were given",
+            "quality": not self.needs.good and f"no {self.examples} examples were given",
         }
         return {step: why for step, why in without.items() if why}
 
@@ -173,7 +178,7 @@ def _alone(plan: Plan) -> Steps:
     if recipe.replace_personal:
         steps[PERSONAL] = PersonalData()
     if plan.scores:
-        steps[SCORE] = QualityScore(plan.model, plan.folder / "scores")
+        steps[SCORE] = QualityScore(recipe.quality_by, plan.model, plan.folder / "scores")
     return steps
 
 
