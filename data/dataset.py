@@ -148,7 +148,7 @@ class TokenReader:
                 self._written[number] = written
 
     def _checksum(self, number: int) -> str:
-        with open(self._files[number].fileno(), "rb", closefd=False) as file:  # noqa: PTH123: this, whatever has its name
+        with open(self._files[number].fileno(), "rb", closefd=False) as file:
             file.seek(0)
             return checksum(file)
 
