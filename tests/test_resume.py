@@ -91,7 +91,7 @@ def uninterrupted(tmp_path_factory, data_dir):
         ("training.trainer:Trainer.run_to_the_end", 1, False),  # before the first step
         ("training.trainer:take_step", 2, False),  # before there is any checkpoint
         ("training.step:backward_pass", 6, True),  # with gradients, before the update
-        ("training.trainer:WindowLoader.batch", 15, False),  # while data are read, or in an evaluation
+        ("data.loader:SplitLoader.batch", 15, False),  # while data are read, or in an evaluation
         ("training.validation:precision", 7, False),  # within the second evaluation
         ("runs.checkpoint:Checkpointer.start", 2, True),  # copied, perhaps not written
         ("runs.checkpoint:_Writer.write_data", 2, True),  # tensors written
