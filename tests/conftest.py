@@ -22,8 +22,10 @@ from data.writer import DatasetWriter
 settings.register_profile("unhurried", parent=settings(), deadline=None)
 settings.load_profile("unhurried")
 
-# A job in the background of a shell ignores SIGINT, and so would the commands that the tests interrupt.
+# A job in the background of a shell ignores SIGINT, one under nohup SIGHUP, and so would the commands that the tests
+# interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 BYTES = {"kind": "bytes", "end_of_document": 0}
