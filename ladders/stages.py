@@ -176,7 +176,8 @@ def fit_entries(chosen: Sequence[Entry], folder: Folder, n_meaning: str, holdout
         raise UserError(f"{folder.path} has no finished run to fit a law to: python ladder.py run {folder.path}")
     found = kinds([entry.run for entry in chosen])
     if len(found) > 1:
-        raise UserError(f"a law is that of one architecture on one dataset, and the runs are of {' and '.join(found)}")
+        one = "one architecture" if chosen[0].run.dataset is None else "one architecture on one dataset"
+        raise UserError(f"a law is that of {one}, and the runs are of {' and '.join(found)}")
     measured = read_points([folder.run(entry.run) for entry in chosen], n_meaning)
     return fit_everything(measured, n_meaning, DRAWS, 0, holdout)
 
