@@ -1,7 +1,6 @@
 """A sample that is curated in a temporary folder, every step of it, to say what a curation takes."""
 
 import dataclasses
-import itertools
 import shutil
 import tempfile
 import time
@@ -38,7 +37,7 @@ def measure_curation(plan: Plan, kept: Kept, documents: int, clock: Clock = time
     if (read := sum(group.documents for group in groups)) < LEAST:
         raise UserError(f"--estimate: {read:,} documents are too few to estimate from: give {LEAST:,} or more")
     counts = _counts(groups, done.left, kept)
-    shares, together = counts["text bytes"] / counts["text bytes"].sum(), _compressed_together(done.left)
+    shares, together = counts["text bytes"] / counts["text bytes"].sum(), done.together
     counts["bytes on disk"], counts["bytes on disk meanwhile"] = together * done.on_disk, together * done.most * shares
     more = 1 - sum(group.text_bytes for group in few) / counts["text bytes"].sum()  # of the text
     work, a_file = [], 0.0
@@ -55,13 +54,15 @@ def measure_curation(plan: Plan, kept: Kept, documents: int, clock: Clock = time
 @dataclasses.dataclass(frozen=True)
 class _Done:
     """Seconds of each task of each stage (tasks,); the most bytes that documents, and what is compared of them, took;
-    for each group its documents that are left, and their bytes on disk (groups,)."""
+    for each group its documents that are left, and their bytes on disk (groups,); and how much smaller these are
+    together."""
 
     stages: list[Stage]
     seconds: list[np.ndarray]
     most: int
     left: list[list[str]]
     on_disk: np.ndarray
+    together: float
 
 
 def _carry_out(plan: Plan, groups: Sequence[Group], clock: Clock) -> _Done:
@@ -79,14 +80,17 @@ def _carry_out(plan: Plan, groups: Sequence[Group], clock: Clock) -> _Done:
                 shutil.rmtree(used, ignore_errors=True)
         written = [plan.folder / plan.passes[-1].name / file_name(rank) for rank in range(len(groups))]
         left = [[*Documents([path])] for path in written]
-        return _Done(plan.stages, seconds, most, left, np.array([path.stat().st_size for path in written], float))
+        on_disk = np.array([path.stat().st_size for path in written], float)
+        return _Done(plan.stages, seconds, most, left, on_disk, _compressed_together(written))
 
 
-def _compressed_together(texts: Sequence[Sequence[str]]) -> float:
-    """How much smaller the texts of all groups are in one file than in a file a group."""
-    compress = zstandard.ZstdCompressor().compress
-    apart = sum(len(compress("\n".join(of_group).encode())) for of_group in texts)
-    return len(compress("\n".join(itertools.chain(*texts)).encode())) / apart
+def _compressed_together(written: Sequence[Path]) -> float:
+    """How much smaller what files hold is in one file than in these."""
+    compress, content = zstandard.ZstdCompressor().compress, []
+    for path in written:
+        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
+            content.append(lines.read())
+    return len(compress(b"".join(content))) / sum(map(len, map(compress, content)))
 
 
 def _timed(plan: Plan, number: int, rank: int, clock: Clock) -> float:
