@@ -17,7 +17,6 @@ docs/evaluation.md says more.
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 import configurator
-from common.errors import ArgumentParser, UserError, exit_cleanly, positive
+from common.errors import ArgumentParser, UserError, above_zero, exit_cleanly, positive
 from common.files import check_target, write_json, write_whole
 from evaluation.benchmarks import benchmarks_of
 from evaluation.checkpoints import Follower, table_of
@@ -271,7 +270,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--all_checkpoints", action="store_true", help="each checkpoint of the run once; goes on where it was ended")
     option(
         "--watch",
-        type=seconds,
+        type=above_zero,
         nargs="?",
         const=10.0,
         metavar="SECONDS",
@@ -308,16 +307,6 @@ def names(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError("no task is named")
     return list(dict.fromkeys(found))
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
 
 
 def batch_size(text: str) -> int | None:

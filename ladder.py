@@ -10,9 +10,10 @@ python flops_parameter_counting/detailed_cost_analysis.py --grid_search 1e15 --l
 
 import argparse
 import json
+import re
 from pathlib import Path
 
-from common.errors import ArgumentParser, UserError, did_you_mean, exit_cleanly, positive, same_name
+from common.errors import ArgumentParser, UserError, above_zero, did_you_mean, exit_cleanly, positive, same_name
 from common.files import check_target, real, write_whole
 from components.registry import load_rooms
 from data.mixture import open_data
@@ -64,7 +65,7 @@ def parser() -> ArgumentParser:
 
 def add_plan_arguments(built: argparse.ArgumentParser) -> None:
     add = built.add_argument
-    add("--budget", type=number, metavar="FLOPS", help="of every run, in training FLOPs with full attention")
+    add("--budget", type=above_zero, metavar="FLOPS", help="of every run, in training FLOPs with full attention")
     add("--isoflop", metavar="LOW:HIGH:COUNT", help="instead: so many budgets, each with several sizes; for a law")
     add("--sizes", type=positive, metavar="N", help="models at each budget of --isoflop (default: 5)")
     add("--arch", required=True, metavar="NAMES", help=f"some of {','.join(presets())}")
@@ -86,9 +87,9 @@ def add_plan_arguments(built: argparse.ArgumentParser) -> None:
         "--batch_tokens", type=positive, metavar="N",
         help="of a step of every run (default: by the published rules for batches)",
     )  # fmt: skip
-    add("--spread", type=number, metavar="FACTOR", help="from the middle size to the others, both ways (default: 3)")
+    add("--spread", type=above_zero, metavar="FACTOR", help="from the middle size to others, both ways (default: 3)")
     add(
-        "--tokens_per_parameter", type=number, metavar="RATIO",
+        "--tokens_per_parameter", type=above_zero, metavar="RATIO",
         help="of the middle sizes of --isoflop (default: what is best by --law)",
     )  # fmt: skip
     add("--layers", type=positive, metavar="N", help="of every size of --isoflop (default: what suits its width)")
@@ -223,6 +224,8 @@ def check_datasets(given: argparse.Namespace) -> None:
     for name in names:
         if names.count(name) > 1 or not name:
             raise UserError(f"--dataset names {name} twice" if name else f"--dataset={given.dataset} lacks a name")
+        if len(names) > 1 and not re.fullmatch(r"[\w.-]+", name):
+            raise UserError(f"--dataset: runs are called after {name!r}: name it in letters, digits, _ - .")
     if len(names) > 1 and given.isoflop is not None:
         raise UserError("--isoflop takes one --dataset: a law is that of one kind of data; plan a ladder for each")
     if len(names) > 1 and given.val_dataset is None:
@@ -264,19 +267,9 @@ def check_meaning(meaning: str) -> str:
 
 def positive_of(option: str, text: str) -> float:
     try:
-        return number(text)
+        return above_zero(text)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--{option}: {error}") from None
-
-
-def number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 if __name__ == "__main__":

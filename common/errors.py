@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import functools
+import math
 import os
 import re
 import sys
@@ -115,6 +116,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An argument's type: how much of something."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def same_name(name: str, networks: Iterable[str]) -> str:

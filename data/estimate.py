@@ -11,7 +11,6 @@ groups (Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.
 import argparse
 import dataclasses
 import itertools
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import ArgumentParser, UserError, positive
+from common.errors import ArgumentParser, UserError, above_zero, positive
 from common.files import check_target, write_json, writing_to
 from common.units import bytes_text
 from data.dataset import dtype_for
@@ -210,22 +209,11 @@ def add_estimate(built: ArgumentParser, processes: str, size_of_what: str) -> No
         help=f"process a sample in a temporary folder, and say what --tokens or --text_bytes {size_of_what} would take "
         f"on {processes} processes",
     )
-    add("--tokens", type=amount, metavar="N", help="to estimate for, such as 100e9")
-    add("--text_bytes", type=amount, metavar="N", help="to estimate for, instead of tokens")
+    add("--tokens", type=above_zero, metavar="N", help="to estimate for, such as 100e9")
+    add("--text_bytes", type=above_zero, metavar="N", help="to estimate for, instead of tokens")
     add("--sample_documents", type=positive, metavar="N", help="that an estimate is made from (default: 10000)")
-    add("--dollars_per_hour", type=amount, metavar="X", help="of one process, for an estimate")
+    add("--dollars_per_hour", type=above_zero, metavar="X", help="of one process, for an estimate")
     add("--save_estimate", type=Path, metavar="FILE", help="a .json for the estimate, too")
-
-
-def amount(text: str) -> float:
-    """An argument's type: a positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
 
 
 def wanted_from(arguments: argparse.Namespace, processes: int) -> Wanted | None:

@@ -178,7 +178,7 @@ def _of_text(subject: Subject, reading: Reading, found: Found) -> list[Part]:
 def _of_task(name: str, samples: Sequence[dict[str, Any]], found: Found, figures: Sequence[Figure]) -> list[Part]:
     """Of each metric that is the mean of what its samples have. What guessing has is known of all samples only."""
     places, parts = {doc_id: place for place, doc_id in enumerate(_docs(samples))}, []
-    for figure in (figure for figure in figures if figure.task == name):
+    for figure in (figure for figure in figures if (figure.parts or (figure.task,)) == (name,)):
         metric, _, filtered = figure.metric.partition(" (")
         own = [sample for sample in samples if sample["filter"] == (filtered.rstrip(")") or "none")]
         values = [sample.get(metric) for sample in own]

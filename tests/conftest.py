@@ -13,10 +13,12 @@ import processes
 import pytest
 from commands import Done, command
 from hypothesis import settings
+from setups import LLAMA
 
 import train as train_command
 from data.tokenizers import tokenizer_from_meta
 from data.writer import DatasetWriter
+from evaluation import scoring
 
 # How long an example takes is not what these tests are about, and a busy machine would fail them.
 settings.register_profile("unhurried", parent=settings(), deadline=None)
@@ -73,6 +75,22 @@ SMALL = """
 def training(data_dir: Path, run: Path | str, *keys: str) -> Done:
     """train.py in this process, on a small model; later keys replace earlier ones."""
     return command(train_command.main, *small_run(data_dir, f"--out_dir={run}", *keys))
+
+
+def run_of_its_own(folder: Path) -> Path:
+    """A short run of a small Llama, `run` in the folder, on data beside it that nobody else uses."""
+    write_words(folder / "data/words", {"train": 40, "val": 8}, length=80)
+    done = training(folder / "data", folder / "run", *LLAMA, "--dataset=words", "--block_size=64")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def one_size_of_batch() -> Iterator[None]:
+    """How many texts are read at once is found by the clock otherwise, and float32 rounds differently beside others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "LARGEST_BATCH", scoring.FIRST_BATCH)
+        yield
 
 
 def small_run(data_dir: Path, *keys: str) -> list[str]:

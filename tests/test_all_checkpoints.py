@@ -17,8 +17,7 @@ from evaluation import checkpoints
 from evaluation.held_out import bits_per_byte, read_windows, validation_text
 from evaluation.subject import find_subject
 
-# How many texts are read at once is found by the clock, and float32 rounds otherwise beside others.
-ROUNDING = torch.finfo(torch.float32).eps
+pytestmark = pytest.mark.usefixtures("one_size_of_batch")
 ASK = ["--device=cpu", "--limit=10", "--all_checkpoints"]
 
 
@@ -44,7 +43,7 @@ def test_every_checkpoint_in_the_order_of_steps(run):
     for one, line in zip(kept, done.stdout.splitlines()[2:], strict=False):
         subject = find_subject(run, one["step"], torch.device("cpu"), None)
         figure = bits_per_byte(subject, read_windows(subject, validation_text(subject.run), 32, 1 << 16))[0]
-        assert one["figures"][0]["value"] == pytest.approx(figure.value, rel=ROUNDING)
+        assert one["figures"][0]["value"] == pytest.approx(figure.value, rel=1e-12)
         assert f"{figure.value:.4f} ± {figure.error:.4f}" in line
 
 
@@ -101,7 +100,7 @@ def test_a_checkpoint_that_goes_away_is_left_out_and_a_damaged_one_is_said(run, 
     ("arguments", "reason"),
     [
         (["--watch"], "--watch follows a run"),
-        (["--all_checkpoints", "--watch=0"], "is not a number of seconds above 0"),
+        (["--all_checkpoints", "--watch=0"], "'0' is not a number above 0"),
         (["--all_checkpoints", "--needle"], "--needle is of one checkpoint"),
         (["--all_checkpoints", "--checkpoint=last"], "--checkpoint is of one checkpoint"),
     ],

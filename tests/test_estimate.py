@@ -216,7 +216,7 @@ def test_the_command_says_what_it_takes_and_writes_nothing_else(tmp_path):
     (["--tokens=5"], "--tokens is for an estimate: give --estimate, too"),
     (["--estimate"], "give --tokens or --text_bytes, one of them"),
     (["--estimate", "--tokens=5", "--text_bytes=5"], "give --tokens or --text_bytes, one of them"),
-    (["--estimate", "--tokens=-1"], "'-1' is not a positive number"),
+    (["--estimate", "--tokens=-1"], "'-1' is not a number above 0"),
     (["--estimate", "--tokens=1e9", "--save_estimate=a.txt"], "must end in .json"),
     (["--estimate", "--tokens=1e9"], "4 documents are too few to estimate from"),
 ])  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import command
-from conftest import ROOT, training, write_words
+from conftest import ROOT, run_of_its_own, training, write_words
 from setups import LLAMA
 from test_tokenizers import sentencepiece_file
 
@@ -42,11 +42,7 @@ PAGE = (ROOT / "docs/evaluation.md").read_text()
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short run on data of its own: `run` and `data` in one folder."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    write_words(folder / "data/words", {"train": 40, "val": 8}, length=80)
-    done = training(folder / "data", folder / "run", *LLAMA, "--dataset=words", "--block_size=64")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return run_of_its_own(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture(scope="module")

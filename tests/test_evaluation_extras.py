@@ -1,5 +1,6 @@
 """evaluate.py's extras: loss by position, needles, contamination, speed: each against brute force or a made model."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import command
-from conftest import training, write_words
-from setups import LLAMA
+from conftest import run_of_its_own, write_words
 
 import evaluate
 from common.errors import UserError
@@ -19,6 +19,7 @@ from data.dataset import open_dataset
 from data.tokenizers import BytesTokenizer, CharactersTokenizer, tokenizer_from_meta
 from data.writer import DatasetWriter
 from evaluation import contamination, energy, needle, speed
+from evaluation.figures import Figure
 from evaluation.held_out import HeldOut, bits_per_byte, read_windows, text_of, validation_text
 from evaluation.needle import CHOICES, DEPTHS, hidden_in, make_all, measure
 from evaluation.positions import bucket_of, by_position
@@ -32,11 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short run on data of its own: `run` and `data` in one folder."""
-    folder = tmp_path_factory.mktemp("extras")
-    write_words(folder / "data/words", {"train": 40, "val": 8}, length=80)
-    done = training(folder / "data", folder / "run", *LLAMA, "--dataset=words", "--block_size=64")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return run_of_its_own(tmp_path_factory.mktemp("extras"))
 
 
 def said(run, *arguments):
@@ -312,6 +309,19 @@ def test_contamination_through_the_command(run, tmp_path):
         assert figure["value"] == pytest.approx(bits_per_byte(subject, alone)[0].value, abs=1e-6)
     assert [figure["of"] for figure in found["figures"]] == [
         "all documents", "clean documents", "contaminated documents"
+    ]  # fmt: skip
+
+
+def test_contamination_of_a_benchmark_that_has_another_name_than_its_task():
+    """Its figures are found by the task whose samples they are the mean of."""
+    pytest.importorskip("datatrove")
+    samples = [{"doc_id": n, "filter": "none", "acc": float(n == 2)} | {"doc": {}} for n in range(4)]
+    found = contamination.Found(np.array([False, False, True, True]), np.zeros(4, dtype=bool))
+    figure = Figure("mine (0-shot)", "acc", 0.25, None, 0.25, 4, "samples", parts=("task (0-shot)",))
+    others = dataclasses.replace(figure, parts=("task (0-shot)", "another (0-shot)"))
+    parts = contamination._of_task("task (0-shot)", samples, found, [figure, others])
+    assert [(which, part.value, part.samples) for which, part in parts] == [
+        ("all", 0.25, 4), ("clean", 0.0, 2), ("contaminated", 0.5, 2)
     ]  # fmt: skip
 
 

@@ -502,6 +502,7 @@ def test_more_ranks_than_sequences_are_refused(isoflop):
         ("--budget=1e12 --arch=gpt2 --dataset=tiny,short", "on common text: name the dataset to validate all on, with"),
         ("--budget=1e12 --arch=gpt2 --dataset=tiny,tiny --val_dataset=tiny", "--dataset names tiny twice"),
         ("--budget=1e12 --arch=gpt2 --dataset=tiny, --val_dataset=tiny", "--dataset=tiny, lacks a name"),
+        ("--budget=1e12 --arch=gpt2 --dataset=tiny,a/b --val_dataset=tiny", "runs are called after 'a/b'"),
         ("--budget=1e12 --arch=gpt2 --dataset=tiny,shrt --val_dataset=tiny", "shrt"),
         ("--isoflop=1e12:1.01e12:20 --arch=gpt2", "20 budgets do not differ in their first three digits"),
         ("--budget=1e9 --arch=gpt2 --batch_tokens=1048576", "1e+09 FLOPs are less than one step of 1,048,576 tokens"),

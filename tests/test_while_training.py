@@ -10,13 +10,12 @@ from evaluation.held_out import bits_per_byte, made_tasks, read_windows, validat
 from evaluation.subject import find_subject
 from runs.logs import read_run
 
-# How many texts are read at once is found by the clock, and float32 rounds otherwise beside others.
-ROUNDING = torch.finfo(torch.float32).eps
+pytestmark = pytest.mark.usefixtures("one_size_of_batch")
 ASKED = ["--eval_benchmarks=text, choice,cloze", "--eval_benchmarks_interval=6", "--eval_benchmarks_limit=30"]
 
 
 @pytest.fixture(scope="module")
-def runs(data_dir, tmp_path_factory):
+def runs(data_dir, tmp_path_factory, one_size_of_batch):
     """A run of 12 steps with benchmarks, and the same one without."""
     folder = tmp_path_factory.mktemp("asked")
     for name, keys in (("with", ASKED), ("without", [])):
@@ -58,8 +57,8 @@ def test_the_figures_are_those_of_the_checkpoint(runs, step):
     assert found.keys() == {(figure.task, figure.metric) for figure in figures} and len(found) == 4
     for figure in figures:
         one = found[figure.task, figure.metric]
-        assert one["value"] == pytest.approx(figure.value, rel=ROUNDING) and one["samples"] == figure.samples
-        assert one["error"] == pytest.approx(figure.error, rel=ROUNDING) and one["chance"] == figure.chance
+        assert one["value"] == pytest.approx(figure.value, rel=1e-12) and one["samples"] == figure.samples
+        assert one["error"] == pytest.approx(figure.error, rel=1e-12) and one["chance"] == figure.chance
 
 
 def test_their_time_is_in_no_step(runs, data_dir, tmp_path, monkeypatch):
@@ -173,7 +172,7 @@ def test_a_compiled_experts_model_is_asked_the_same(data_dir, tmp_path):
     subject = find_subject(tmp_path / "run", None, torch.device("cpu"), None)
     (bits, _) = bits_per_byte(subject, read_windows(subject, validation_text(subject.run), subject.block, 1 << 16))
     found = read_run(tmp_path / "run").benchmarks[-1]["tasks"]["text"]["bits per byte"]
-    assert found["value"] == pytest.approx(bits.value, rel=ROUNDING)
+    assert found["value"] == pytest.approx(bits.value, rel=1e-12)
 
 
 @pytest.mark.slow
