@@ -80,12 +80,15 @@ class Block(nn.Module):
         return getattr(self.mixer, "hands_on", ())
 
     def forward(
-        self, x: Tensor, cache: Any = None, **shared: Any
+        self, x: Tensor, cache: Any = None, last: int | None = None, **shared: Any
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        """`last`: of how many tokens at the end the output is wanted; None: of all. The mixer reads all in any case."""
         if cache is not None:
             shared["cache"] = cache
         y = self.mixer(self.mixer_norm(x) if self.norm_before else x, **shared)
         y, handed = y if isinstance(y, tuple) else (y, {})
+        if last is not None:
+            x, y = x[:, -last:], y[:, -last:]
         mixed = self._joined(x, y, self.mixer_out_norm or self.mixer_norm)
         if not self.has_ffn:
             return mixed, {}, None, handed
@@ -167,16 +170,19 @@ class LanguageModel(nn.Module):
         shared = (make for block in cast("Iterable[Block]", self.blocks) for make in block.shared.values())
         return [make.state(length) for make in shared if hasattr(make, "state")]
 
-    def hidden(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
-        """Tokens (B, T) -> what the LM head reads (B, T, D).
+    def hidden(self, tokens: Tensor, caches: Caches | None = None, last: int | None = None) -> Tensor:
+        """Tokens (B, T) -> what the LM head reads (B, T, D); where only the `last` tokens' is wanted, (B, last, D), for
+        less work in the last block.
 
         With caches, the tokens follow those that the caches have seen, which they then have seen too: a prompt first,
         then token by token, or in any other pieces. Without gradients.
         """
-        return self._read(tokens, caches)[0]
+        if last is not None and last < 1:
+            raise ValueError(f"last={last}: at least one token's output is wanted")
+        return self._read(tokens, caches, last=last)[0]
 
     def _read(
-        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
+        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None, last: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
         """What the LM head reads, as `hidden`, what the blocks add to the loss, added up by name, and their loads.
         Where tokens that were read turn anew in a text of this length, it is read from its start."""
@@ -184,12 +190,11 @@ class LanguageModel(nn.Module):
             caches.texts, seen = torch.cat((caches.texts, tokens), dim=1), caches.length
             if seen and self._turning(seen) != self._turning(caches.texts.shape[1]):
                 caches.layers, caches.length = self._empty_layers(caches.batch, caches.room or 0), 0
-                hidden, auxiliary, loads = self._pass(caches.texts, caches)
-                return hidden[:, seen:], auxiliary, loads
-        return self._pass(tokens, caches, documents)
+                return self._pass(caches.texts, caches, last=tokens.shape[1] if last is None else last)
+        return self._pass(tokens, caches, documents, last)
 
     def _pass(
-        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None
+        self, tokens: Tensor, caches: Caches | None = None, documents: Tensor | None = None, last: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
         """Once through the blocks."""
         length, start = tokens.shape[1], 0 if caches is None else caches.length
@@ -201,7 +206,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{start + length} tokens are more than {what} {room}")
         own = {} if documents is None else self._of_documents(documents, slice(start, start + length))
         x = self._embedded(tokens, start, own)
-        x, auxiliary, loads, _ = self._through_blocks(x, start, length, caches, own, {})
+        x, auxiliary, loads, _ = self._through_blocks(x, start, length, caches, own, {}, last)
         if caches is not None:
             caches.length += length
         return self._for_head(x), auxiliary, loads
@@ -221,10 +226,11 @@ class LanguageModel(nn.Module):
         caches: Caches | None,
         own: Mapping[str, Tensor],
         handed: dict[str, Tensor],
+        last: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor], dict[str, Tensor]]:
         """The residual stream of `length` tokens, the first of them in place `start`, through the blocks that are here,
         what these add to the loss, added up by name, their loads, and what was handed on by them, or `handed` to them
-        by earlier ones."""
+        by earlier ones. `last`: as Block has it, of the last one."""
         auxiliary: dict[str, Tensor] = {}
         loads: dict[int, Tensor] = {}
         made: dict[Any, Any] = {}  # once, however many layers share it
@@ -236,6 +242,8 @@ class LanguageModel(nn.Module):
             shared |= {name: handed[name] for name in block.hands_on if name in handed}
             if own:
                 shared[block.takes_documents] = own[block.takes_documents]
+            if last is not None and index == len(self.blocks) - 1:
+                shared["last"] = last
             if caches is not None:
                 x, added, load, given = block(x, caches.layers[index], **shared)
             elif self.activation_checkpointing and self.training:
@@ -284,7 +292,7 @@ class LanguageModel(nn.Module):
 
     def next_token_logits(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """Tokens (B, T) -> logits (B, V) of what follows. With caches, as in `hidden`."""
-        return self.logits(self.hidden(tokens, caches)[:, -1])
+        return self.logits(self.hidden(tokens, caches, last=1)[:, -1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `hidden` gives, (..., D) -> logits (..., V) of what follows each."""

@@ -67,6 +67,11 @@ class Text:
     tokens: Tokens  # without the last of a continuation, which nothing is asked after
     asked: list[tuple[int, Tokens]]  # by the number of each request its continuation
 
+    @property
+    def begins(self) -> int:
+        """The first token after which something is asked."""
+        return len(self.tokens) - max(len(continuation) for _, continuation in self.asked)
+
 
 @dataclasses.dataclass
 class Question:
@@ -213,7 +218,7 @@ def read_beginning(model: LanguageModel, shelf: Shelf) -> Caches | None:
         return None
     longest = max(len(text.tokens) for question in shelf.questions for text in question.texts)
     caches = model.empty_caches(1, longest)
-    model.hidden(_tensor(model, [shelf.beginning]), caches)
+    model.hidden(_tensor(model, [shelf.beginning]), caches, last=1)
     return caches
 
 
@@ -223,12 +228,14 @@ def scores_of_batch(model: LanguageModel, batch: list[Question], first: Caches |
     read = 0 if first is None else first.length
     if len(texts) == len(batch):
         caches = None if first is None else copies(first, [0] * len(texts))
-        rest = [_tensor(model, text.tokens[read:]) for text in texts]
-        return dict(read_off(model, model.hidden(pad_sequence(rest, batch_first=True), caches), texts, read))
+        whole = pad_sequence([_tensor(model, text.tokens[read:]) for text in texts], batch_first=True)
+        unasked = min(text.begins for text in texts) - read
+        hidden = model.hidden(whole, caches, whole.shape[1] - unasked)
+        return dict(read_off(model, hidden, texts, read + unasked))
     shared = min(len(question.context) for question in batch)
     longest = max(len(text.tokens) for text in texts)
     caches = model.empty_caches(len(batch), longest) if first is None else copies(first, [0] * len(batch))
-    last = model.hidden(_tensor(model, [question.context[read:shared] for question in batch]), caches)[:, -1:]
+    last = model.hidden(_tensor(model, [question.context[read:shared] for question in batch]), caches, last=1)
     of_texts = [(number, text) for number, question in enumerate(batch) for text in question.texts]
     found: dict[int, Score] = {}
     for group in alike(of_texts, shared):

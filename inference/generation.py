@@ -112,7 +112,7 @@ class Group:
         unread = [text.context[self.read :] for text in self.texts]
         pieces = torch.tensor(unread, device=next(model.parameters()).device).split(model.config.block_size, dim=1)
         for piece in pieces[:-1]:
-            model.hidden(piece, self.caches)
+            model.hidden(piece, self.caches, last=1)
         self.read = 0 if self.caches is None else self.length
         return model.next_token_logits(pieces[-1], self.caches)
 

@@ -131,6 +131,10 @@ def test_in_pieces_as_in_one(drawn, length, cuts, dtype):
     assert 0.3 < expected.std() < 3
     found = in_pieces(model, tokens, sorted(cut for cut in cuts if cut < length))
     torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    last = 1 + len(cuts) % length
+    with torch.no_grad():
+        end = model.logits(model.hidden(tokens, last=last))
+    torch.testing.assert_close(end, expected[:, -last:], **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("position", ["learned_absolute", "rope", "alibi", "none"])
@@ -168,6 +172,10 @@ def test_tokens_that_turn_anew_in_a_longer_text(kind, pattern):
     for length in range(6, BLOCK + 1):
         found = model.next_token_logits(tokens[:, length - 1 : length], caches)
         torch.testing.assert_close(found, model(tokens[:, :length])[:, -1], **TOLERANCE[torch.float64])
+    whole = model.hidden(tokens, model.empty_caches(3, BLOCK))
+    caches = model.empty_caches(3, BLOCK)
+    model.hidden(tokens[:, :5], caches, last=2)
+    torch.testing.assert_close(model.hidden(tokens[:, 5:], caches, last=3), whole[:, -3:], **TOLERANCE[torch.float64])
     assert (model(tokens[:, :9])[:, :8] - model(tokens)[:, :8]).abs().max() > 0.01
 
 
@@ -179,6 +187,8 @@ def test_the_next_tokens_logits_are_those_of_the_last_token():
     model.next_token_logits(tokens[:, :4], caches)
     torch.testing.assert_close(model.next_token_logits(tokens[:, 4:], caches), model(tokens)[:, -1])
     assert caches.length == 9
+    with pytest.raises(ValueError, match="at least one token"):
+        model.hidden(tokens, last=0)
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class Alphabet(torch.nn.Module):
         assert batch == 1 and (self.context_limit is None or length <= self.context_limit)
         return []
 
-    def hidden(self, tokens, caches):
+    def hidden(self, tokens, caches, last=None):
         self.contexts.append((bytes(caches), bytes(tokens[0].tolist())))
         caches += tokens[0].tolist()
 

@@ -74,14 +74,18 @@ def test_what_is_shared_is_read_once(monkeypatch):
     model = model_of("A")
     shots, read, hidden = tuple(range(12)), [], model.hidden
 
-    def counted(tokens, caches=None):
-        read.append(tokens.numel())
-        return hidden(tokens, caches)
+    def counted(tokens, caches=None, last=None):
+        read.append((tokens.numel(), last))
+        return hidden(tokens, caches, last)
 
     monkeypatch.setattr(model, "hidden", counted)
     asked = [Request((*shots, 20 + n, 30, 31, 32), (40 + m, 50)) for n, m in itertools.product(range(8), range(4))]
     scores(model, asked, 100)
-    assert read == [12, 8 * 4, 8 * 4 * 1], "examples; each question's own tokens; each answer's but its last"
+    expected = [(12, 1), (8 * 4, 1), (8 * 4 * 1, None)]
+    assert read == expected, "examples; each question's own tokens; each answer's but its last, and what is asked of it"
+    read.clear()
+    scores(model, [Request((7, 8, 9, 10, 11), (1, 2, 3)), Request((7, 8, 9, 10), (1, 2))], 2)
+    assert read == [(2 * 7, 4)], "of texts that share nothing, from the first token that something is asked after"
 
 
 def test_texts_are_padded_with_others_about_as_long():
