@@ -7,6 +7,7 @@ Nothing is shuffled: training draws its windows in an order of its own, and a st
 from any of its files.
 """
 
+import argparse
 import dataclasses
 import functools
 import re
@@ -166,12 +167,8 @@ def prepare(corpus: Corpus, here: Path) -> None:
     kept = choose(arguments.tokenizer, end=arguments.end_of_document)
     own = here if arguments.tokenizer == DEFAULT else here.with_name(f"{here.name}_{label(arguments.tokenizer)}")
     out_dir = arguments.out_dir or own
-    parts: list[Part]
-    if arguments.input is None:
-        parts, source = [*stream_parts(corpus)], corpus.path
-    else:
-        parts = [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
-        source = " ".join(arguments.input)
+    parts = parts_of(corpus, arguments)
+    source = corpus.path if arguments.input is None else " ".join(arguments.input)
     share = arguments.val_fraction or VALIDATION_SHARE
     if wanted:
         tell(measure_preparation(parts, kept, share, arguments.sample_documents), wanted, arguments.save_estimate)
@@ -179,6 +176,13 @@ def prepare(corpus: Corpus, here: Path) -> None:
     empty = prepare_parts(out_dir, parts, kept, share, source, arguments.num_proc)
     print(outcome(out_dir, empty))
     print(f"validation begins: {beginning(open_dataset(out_dir))!r}")
+
+
+def parts_of(corpus: Corpus, arguments: argparse.Namespace) -> list[Part]:
+    """The files of --input, or those of the corpus. Raises UserError."""
+    if arguments.input is None:
+        return [*stream_parts(corpus)]
+    return [FilePart(path, arguments.text_key, arguments.split_by) for path in find_files(arguments.input)]
 
 
 def label(tokenizer: str) -> str:

@@ -194,11 +194,15 @@ def call(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, ROOT / script, *arguments], cwd=folder, capture_output=True, text=True)
 
 
-def test_the_command_says_what_it_takes_and_writes_nothing_else(tmp_path):
+PARTS, WHOLE = "data/c4/prepare.py", "data/openwebtext/prepare.py"
+
+
+@pytest.mark.parametrize("script", [PARTS, WHOLE])
+def test_the_command_says_what_it_takes_and_writes_nothing_else(tmp_path, script):
     parts = files(tmp_path / "texts", 800)
     given = ["--estimate", "--input=texts", "--tokenizer=byte", "--out_dir=out", "--num_proc=32", "--tokens=100e9"]
     given += ["--sample_documents=200", "--dollars_per_hour=0.05"]
-    done = call(tmp_path, "data/c4/prepare.py", *given, "--save_estimate=found.json")
+    done = call(tmp_path, script, *given, "--save_estimate=found.json")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "measured here: 200 documents, the first of 4 files, " in done.stdout
     assert "for 100,000,000,000 tokens on 32 processes, with 95 % intervals of the sample:" in done.stdout
@@ -220,7 +224,7 @@ def test_the_command_says_what_it_takes_and_writes_nothing_else(tmp_path):
     (["--estimate", "--tokens=1e9", "--save_estimate=a.txt"], "must end in .json"),
     (["--estimate", "--tokens=1e9"], "4 documents are too few to estimate from"),
 ])  # fmt: skip
-@pytest.mark.parametrize("script", ["data/c4/prepare.py", "data/curate.py"])
+@pytest.mark.parametrize("script", [PARTS, WHOLE, "data/curate.py"])
 def test_what_cannot_be_estimated_is_one_line(tmp_path, script, given, message):
     if script == "data/curate.py":
         pytest.importorskip("datatrove")
@@ -229,6 +233,24 @@ def test_what_cannot_be_estimated_is_one_line(tmp_path, script, given, message):
     done = call(tmp_path, script, "--input=texts", "--tokenizer=byte", where, *given)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_a_dataset_that_is_prepared_as_a_whole_is_as_large_as_was_estimated(tmp_path):
+    """Of a tenth of the documents."""
+    parts = files(tmp_path / "texts", 800)
+    given = ["--input=texts", "--tokenizer=byte", "--out_dir=out", "--num_proc=1"]
+    wanted = ["--estimate", f"--text_bytes={size_of_texts(parts)}"]
+    done = call(tmp_path, WHOLE, *given, *wanted, "--sample_documents=80", "--save_estimate=found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["estimates"]
+    done = call(tmp_path, WHOLE, *given)
+    assert done.returncode == 0, done.stderr
+    splits = json.loads((tmp_path / "out/meta.json").read_text())["splits"].values()
+    assert found["tokens"]["value"] == pytest.approx(sum(split["tokens"] for split in splits), rel=0.15)
+    on_disk = sum((tmp_path / "out" / split["file"]).stat().st_size for split in splits)
+    assert found["bytes on disk"]["value"] == pytest.approx(on_disk, rel=0.15)
+    done = call(tmp_path, WHOLE, *given[:1], "--tokenizer=char", *wanted)
+    assert done.returncode == 2 and "--tokenizer=char takes its characters from all texts" in done.stderr
 
 
 def test_a_curation_needs_a_folder_to_write_and_an_estimate_none(tmp_path):

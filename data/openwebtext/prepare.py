@@ -4,6 +4,7 @@
 
 Without --input the 8 million documents are downloaded by the `datasets` package into its cache (tens of GB) and give
 about 9 billion tokens. nanoGPT's split: 0.05 % of the documents, drawn with seed 2357, for validation.
+With --estimate a sample is prepared as those of the other corpora are, in parts; without --input it is streamed.
 """
 
 import dataclasses
@@ -15,7 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository: this script is called by its path
 
 from common.errors import UserError, exit_cleanly
+from data.corpora import Corpus, column, parts_of
 from data.documents import Documents
+from data.estimate import add_estimate, measure_preparation, tell, wanted_from
 from data.preparation import (
     add_num_proc,
     add_split_by,
@@ -67,11 +70,19 @@ def main() -> None:
     add_split_by(built)
     add_tokenizer(built, "tiktoken:gpt2")
     add_num_proc(built)
+    add_estimate(built, "--num_proc", "of documents")
     arguments = built.parse_args()
+    wanted = wanted_from(arguments, arguments.num_proc)
     validation = validation_from(arguments, VALIDATION_SHARE)
     characters_later = arguments.tokenizer == "char"  # which are those of the documents
     # What is wrong with any other tokenizer is found before 50 GB are downloaded.
     kept = None if characters_later else choose(arguments.tokenizer, end=arguments.end_of_document)
+    if wanted:
+        if kept is None:
+            raise UserError("--estimate: --tokenizer=char takes its characters from all texts: estimate with another")
+        parts, share = parts_of(Corpus(NAME, None, column), arguments), arguments.val_fraction or VALIDATION_SHARE
+        tell(measure_preparation(parts, kept, share, arguments.sample_documents), wanted, arguments.save_estimate)
+        return
     documents: Downloaded | Documents
     if arguments.input is None:
         rows = download(arguments.num_proc)
