@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +16,7 @@ from common.machine import check_memory
 from components.caches import Caches
 from components.context import Context
 from components.documents import HANDED
-from components.heads.cross_entropy import linear_cross_entropy
+from components.heads.cross_entropy import each_cross_entropy, linear_cross_entropy
 from components.heads.spec import IGNORED
 from components.precision import wide
 from components.stacked import StackedLinear
@@ -34,6 +35,7 @@ class LossParts(NamedTuple):
     n_targets: Tensor  # how many count
     auxiliary: dict[str, Tensor]  # what components add for training, weighted, by name: nats a target
     loads: dict[int, Tensor]  # by block, the share of its choices that each of an FFN's experts has, of these tokens
+    measured: Mapping[str, Tensor] = MappingProxyType({})  # what an objective tells besides, summed over the targets
 
     @property
     def mean(self) -> Tensor:
@@ -277,13 +279,18 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         caches: Caches | None = None,
         documents: Tensor | None = None,
+        each: bool = False,
     ) -> Any:
         """Tokens (B, T) -> logits (B, T, V); with targets (B, T), of ids or IGNORED, the LossParts, and no logits at
-        all. With caches, as in `hidden`. `documents` (B, T) says which document of its sequence a token is of, and
-        tokens then meet those of their own only; None: all are of one."""
+        all: with `each`, their cross-entropy is that of each target (B, T), not yet added up. With caches, as in
+        `hidden`. `documents` (B, T) says which document of its sequence a token is of, and tokens then meet those of
+        their own only; None: all are of one."""
         hidden, auxiliary, loads = self._read(tokens, caches, documents)
         if targets is None:
             return self.logits(hidden)
+        if each:
+            losses = each_cross_entropy(hidden, self.head_weight, targets, self.config.final_logit_softcapping)
+            return LossParts(losses, (targets != IGNORED).sum(), auxiliary, loads)
         return LossParts(self._cross_entropy(hidden, targets), (targets != IGNORED).sum(), auxiliary, loads)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -39,11 +39,12 @@ class Batch:
     targets: torch.Tensor  # (B, T)
     documents: torch.Tensor | None = None  # (B, T, or more)
     n_targets: int | None = None
+    reference: torch.Tensor | None = None  # (B,) what a reference model says of each sequence's targets, nats
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same with every tensor changed in the same way."""
-        documents = None if self.documents is None else change(self.documents)
-        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets)
+        documents, reference = (None if one is None else change(one) for one in (self.documents, self.reference))
+        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets, reference)
 
 
 class WindowOrder:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.heads import cross_entropy
-from components.heads.cross_entropy import linear_cross_entropy
+from components.heads.cross_entropy import each_cross_entropy, linear_cross_entropy
 from components.heads.spec import CHUNK_BYTES, IGNORED
 
 
@@ -201,3 +201,54 @@ def test_targets_that_do_not_count_are_as_if_they_were_not_there(rows, vocabular
     expected = (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
     for value, exact in zip(values, expected, strict=True):
         torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(1, 9),
+    vocabulary=st.integers(2, 40),
+    rows_per_chunk=st.integers(1, 20),
+    cap=st.sampled_from([None, 0.5, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_each_targets_loss_and_gradients_of_any_function_of_them(length, vocabulary, rows_per_chunk, cap, seed):
+    """Of a function in which what one target counts depends on the others', and of targets that do not count."""
+    hidden, weight, targets = inputs(2, length, 5, vocabulary)
+    ignored = torch.rand(targets.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+    targets = targets.masked_fill(ignored, IGNORED)
+
+    def function(losses):  # (B, T)
+        return F.softplus(losses[0].sum() - 2 * losses[1].sum()) + losses.square().sum()
+
+    logits = F.linear(hidden.double(), weight.double())
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    exact = function(plain.reshape(targets.shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "loss_rows", lambda *shape: rows_per_chunk)
+        each = each_cross_entropy(hidden, weight, targets, cap)
+        ours = function(each)
+        values = (ours, *torch.autograd.grad(ours, (hidden, weight)))
+    assert each.shape == targets.shape and each.dtype == torch.float32 and not each[ignored].any()
+    expected = (exact, *torch.autograd.grad(exact, (hidden, weight)))
+    for value, truth in zip(values, expected, strict=True):
+        torch.testing.assert_close(value.double(), truth.double(), rtol=2e-5, atol=1e-5)
+
+
+def test_each_targets_loss_under_autocast_is_that_of_their_sum():
+    """The same products in the same dtype, also in the backward pass, which runs outside of autocast."""
+    arguments = inputs(vocabulary=300)
+
+    def by_each(hidden, weight, targets):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = each_cross_entropy(hidden, weight, targets)
+        return losses.sum()
+
+    def at_once(hidden, weight, targets):
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear_cross_entropy(hidden, weight, targets)
+
+    for ours, expected in zip(
+        value_and_gradients(by_each, *arguments), value_and_gradients(at_once, *arguments), strict=True
+    ):
+        assert torch.equal(ours, expected)

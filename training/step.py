@@ -20,6 +20,7 @@ from parallel.pipeline import Pipeline
 from parallel.strategy import settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
+from training.objective import Objective, next_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +47,14 @@ def take_step(
     learning_rate: float,
     compute: Compute,
     wants_gradient_stats: bool = False,
+    objective: Objective = next_token,
 ) -> StepResult:
     """Train on one global batch.
 
-    The loss is the mean over every target that counts of the global batch. A non-finite loss or gradient changes
-    neither weights nor optimizer state.
+    The loss is the objective's mean over every target that counts of the global batch. A non-finite loss or gradient
+    changes neither weights nor optimizer state.
     """
-    sums, loads, n_targets = backward_pass(training, batches, run, compute)
+    sums, loads, n_targets = backward_pass(training, batches, run, compute, objective)
     settle_gradients(training.model)
     training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
@@ -89,11 +91,15 @@ LOSS = ""  # among the sums of a step, which components name otherwise
 
 
 def backward_pass(
-    training: Training, batches: Iterator[Batch], run: RunConfig, compute: Compute
+    training: Training,
+    batches: Iterator[Batch],
+    run: RunConfig,
+    compute: Compute,
+    objective: Objective = next_token,
 ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor], int]:
     """This rank's micro-batches, forward and backward. Returns the sums over their targets, scalars on the device, of
-    the loss (under LOSS) and of what components add, the sums of the micro-batches' loads by block, and how many
-    targets of the global batch count.
+    the loss (under LOSS), of what components add and of what the objective tells, the sums of the micro-batches' loads
+    by block, and how many targets of the global batch count.
 
     Each micro-batch's gradients are those of its sums over that number, so that every target weighs the same, however
     the global batch is divided; gradients are averaged over the ranks with tokens of their own, hence the factor.
@@ -111,11 +117,13 @@ def backward_pass(
         torch.manual_seed(_dropout_seed(run, training.progress.step, micro))
         with without_gradient_sync(training.wrapped, run, wanted=micro != micro_batches[-1]):
             with precision(compute.device, compute.dtype):
-                parts = training.wrapped(batch.tokens, batch.targets, documents=batch.documents)
+                parts = objective(training.wrapped, batch)
             training.scaler.scale(parts.total() * weight).backward()
         sums[LOSS] += parts.cross_entropy.detach()
         for name, term in parts.auxiliary.items():
             sums[name] = sums.get(name, 0) + term.detach() * parts.n_targets
+        for name, value in parts.measured.items():
+            sums[name] = sums.get(name, 0) + value.detach()
         for block, load in parts.loads.items():
             loads[block] = loads.get(block, 0) + load
     return sums, loads, n_targets

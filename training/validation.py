@@ -13,6 +13,7 @@ from parallel.compute import Compute
 from parallel.device import precision
 from parallel.strategy import give_back_weights
 from runs.config import RunConfig
+from training.objective import Objective, next_token
 
 WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of several seeds compare
 
@@ -23,6 +24,7 @@ class Validation:
 
     loaders: dict[str, SplitLoader]
     shares: dict[str, float]
+    objective: Objective = next_token
 
     @property
     def n_windows(self) -> int:
@@ -40,7 +42,7 @@ class Validation:
         found = {}
         for name, loader in self.loaders.items():
             batches = evaluation_batches(run, loader.n_windows, self.shares[name])
-            loss = evaluate(model, loader, *batches, compute, stop_requested)
+            loss = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
             if loss is None:
                 return None
             found[name] = loss
@@ -69,8 +71,10 @@ def evaluate(
     batch_size: int,
     compute: Compute,
     stop_requested: Callable[[], bool],
+    objective: Objective = next_token,
 ) -> float | None:
-    """The mean loss in nats a target over the first `batches` batches (or all the split has); None if a rank must stop.
+    """The objective's mean loss, of the next token in nats a target, over the first `batches` batches (or all that
+    the split has); None if a rank must stop.
 
     Each batch belongs to one rank. The ranks exchange the list of batch sums, not a partial sum, and everyone adds
     them in the same order: rounding does not depend on who computed what. All take equally many turns, as strategies
@@ -91,7 +95,7 @@ def evaluate(
         index = mine[turn] if turn < len(mine) else 0
         batch = loader.batch(index * batch_size, batch_size).changed(lambda values: values.to(device))
         with precision(device, compute.dtype):
-            parts = model(batch.tokens, batch.targets, documents=batch.documents)
+            parts = objective(model, batch)
         if turn < len(mine):
             sums[:, index] = torch.stack((parts.cross_entropy, parts.n_targets))
     model.train()
