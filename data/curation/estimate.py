@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import zstandard
 
@@ -85,12 +86,24 @@ def _carry_out(plan: Plan, groups: Sequence[Group], clock: Clock) -> _Done:
 
 
 def _compressed_together(written: Sequence[Path]) -> float:
-    """How much smaller what files hold is in one file than in these."""
-    compress, content = zstandard.ZstdCompressor().compress, []
+    """How much smaller what files hold is after as much before it in one file than in a file for each, as what writes
+    them compresses it."""
+    content = []
     for path in written:
         with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
             content.append(lines.read())
-    return len(compress(b"".join(content))) / sum(map(len, map(compress, content)))
+    before, after = content[::2], content[1::2]
+    added = _compressed(b"".join([*before, *after])) - _compressed(b"".join(before))
+    return added / sum(map(_compressed, after))
+
+
+def _compressed(content: bytes) -> int:
+    """Bytes, as datatrove's writers write them: at which level that is depends on which packages fsspec finds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "content.zst"
+        with fsspec.open(str(path), "wb", compression="zstd") as file:
+            file.write(content)
+        return path.stat().st_size
 
 
 def _timed(plan: Plan, number: int, rank: int, clock: Clock) -> float:
