@@ -133,7 +133,7 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
         if dataset is not None:
             documents = document_lengths(dataset, cut_of(configuration))
     cost = model_cost(model, documents=documents)
-    training = training_flops(model, run.frozen_names, documents)
+    training = training_flops(model, run.frozen_names, documents, run.adapters)
     flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits

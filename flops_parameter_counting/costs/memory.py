@@ -167,7 +167,7 @@ def stage_memory(
     config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
 ) -> dict[str, int]:
     """Bytes of the first rank of a stage, by part."""
-    own = parameters(config, run.frozen_names, stage)
+    own = parameters(config, run.frozen_names, stage, run.adapters)
     of_update = update_memory(config, run, mesh, stage)
     return state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
 
