@@ -43,6 +43,7 @@ from interop.folders import has_tensors
 from interop.sources import architecture_from, read_configuration
 from model_builder import build_model
 from parallel.ranks import ALONE
+from runs.base import base_of
 from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
 from runs.folder import (
     Progress,
@@ -126,6 +127,10 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     if wrong := damage(checkpoint, ALONE):
         raise UserError(wrong)
     tensors, state = tensors_of(checkpoint), read_state(checkpoint)
+    if base_of(checkpoint, state) is not None:
+        raise UserError(
+            f"{checkpoint} has adapters: --format hf exports the model with them merged, --format peft them alone"
+        )
     if weights_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")

@@ -19,6 +19,7 @@ from data.tokenizers import same_ids
 from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
+from runs.config import OF_ADAPTERS, RunConfig
 from runs.folder import Misnamed, RunFolder, damage, read_state, step_of
 from runs.logs import read_run
 from training.plan import RunPlan, check_buildable, check_ranks, plan_run
@@ -60,6 +61,11 @@ def main() -> int:
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
+        if configuration.run.use_lora and source is None and not checkpoints:
+            raise UserError(
+                "use_lora trains adapters of weights that are there: --init_from with the folder of a run or of "
+                "a Hugging Face model"
+            )
         if folder.is_held:
             folder.check_writable()
         if ranks.is_first:  # what is refused is refused before, in its one line
@@ -130,6 +136,7 @@ def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolde
     # What changes neither parameters nor what they mean, nor what a token costs
     free = {name: configuration.model[name] for name, key in architecture_keys().items() if key.changes != "function"}
     comparable = saved.replace(**free)
+    check_same_adapters(newest, state["config"], configuration.run)
     if differing := differences(comparable, configuration.model):
         raise UserError(f"{newest} is of another architecture: {', '.join(differing)}; choose another --out_dir")
     if not same_ids(state["data"].get("tokenizer", dataset.tokenizer), dataset.tokenizer):
@@ -138,6 +145,21 @@ def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolde
             "was, or choose another --out_dir"
         )
     return list(reversed(existing))
+
+
+def check_same_adapters(checkpoint: Path, before: dict[str, Any], run: RunConfig) -> None:
+    """Raises UserError where a run would go on with other adapters than a checkpoint of it has; their dropout may
+    change."""
+    defaults = RunConfig()
+    changed = [
+        f"{name} was {old!r} and is {now!r}"
+        for name in ("use_lora", *OF_ADAPTERS)
+        if (old := before.get(name, getattr(defaults, name))) != (now := getattr(run, name)) and name != "lora_dropout"
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} has other adapters: {', '.join(changed)}; others begin with --init_from in another --out_dir"
+        )
 
 
 def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:

@@ -220,12 +220,12 @@ class RunFolder:
         folder = self._folder_of(step)
         return folder if folder.exists() else None
 
-    def prune(self, keep_last: int, keep_every: int, best_step: int | None) -> None:
+    def prune(self, keep_last: int, keep_every: int, kept_steps: set[int | None]) -> None:
         """Delete the checkpoints that nothing keeps."""
         checkpoints = self.checkpoints()
         for folder in checkpoints[:-keep_last]:
             step = step_of(folder)
-            if step != best_step and not (keep_every and step % keep_every == 0):
+            if step not in kept_steps and not (keep_every and step % keep_every == 0):
                 self._delete(folder)
 
     def _delete(self, folder: Path) -> None:

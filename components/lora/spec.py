@@ -34,6 +34,11 @@ class Adapters:
         Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, theorem 3.2)."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
+    @property
+    def title(self) -> str:
+        kind = f"{'rs' * self.use_rslora}{'DoRA' if self.use_dora else 'LoRA'}"
+        return f"{kind}, r={self.r}, times {self.scaling:g}"
+
     def adapt(self, weights: Weights, name: str) -> bool:
         """Whether this one of them, under its full name, has an adapter: linear layers, or stacks of them, that
         compute in the compute dtype. Routers do not."""
@@ -53,15 +58,15 @@ class Adapters:
 
     def _of(self, weights: Weights, module: str) -> list[Weights]:
         *copies, rows, columns = weights.shape
-        shared: dict[str, Any] = {"part": PART, "met": weights.met, "by_expert": weights.by_expert}
+        shared: dict[str, Any] = {
+            "part": PART, "met": weights.met, "by_expert": weights.by_expert, "writes": weights.writes
+        }  # fmt: skip
         A = Weights((f"{module}.{LORA}.A",), (*copies, self.r, columns), True, fed_by=weights.fed_by, **shared)
         B = Weights(
             (f"{module}.{LORA}.B",), (*copies, rows, self.r), True, fed_by=(f"{_last(module)}.{LORA}",), **shared
         )
-        found = [dataclasses.replace(one, writes=weights.writes) for one in (A, B)]
-        if self.use_dora:
-            found.append(Weights((f"{module}.{LORA}.magnitude",), (*copies, rows), **shared))
-        return found
+        magnitude = Weights((f"{module}.{LORA}.magnitude",), (*copies, rows), **shared)
+        return [A, B, magnitude] if self.use_dora else [A, B]
 
 
 def is_of_adapter(name: str) -> bool:

@@ -178,41 +178,38 @@ def training_flops(
         by_part[PART] = 0
     for found, of_input, _ in gradients(config, frozen, adapters):
         spec = None if found.place is None else found.place.spec
-        passed = _Passed(found, of_input)
+        passed = _Passed(found, of_input, frozen)
         for weights in found.weights:
-            trained = [not frozen(name) for name in weights.names]
+            trained = sum(not frozen(name) for name in weights.names)
             if weights.multiplies or found.is_head:
                 part = "lm_head" if spec is None else weights.part or spec.flops_part
-                each = 2 * weights.of_these_met(weights.size // len(trained))
-                forward = len(trained) * (part == PART)  # of the model's own it is in `cost`
-                by_part[part] += each * (forward + sum(trained) + len(trained) * passed.to_input_of(weights))
-            passed.note(weights, any(trained))
+                each = 2 * weights.of_these_met(weights.size // len(weights.names))
+                forward = len(weights.names) * (part == PART)  # of the model's own it is in `cost`
+                by_part[part] += each * (forward + trained + len(weights.names) * passed.to_input_of(weights))
         for product in [] if found.place is None else products_of(found.place, config.block_size, documents):
-            by_part[product.part] += 2 * product.flops * passed.to_products
-            masked += 2 * product.masked * passed.to_products
+            by_part[product.part] += 2 * product.flops * passed.inside
+            masked += 2 * product.masked * passed.inside
     return TrainingFlops(by_part, masked)
 
 
 class _Passed:
-    """Through which of a component's weights, in the order of its spec, gradients pass, since something before them is
-    trained."""
+    """Where in a component gradients pass, since something before is trained."""
 
-    def __init__(self, found: Named, of_input: bool):
+    def __init__(self, found: Named, of_input: bool, frozen: Frozen):
         place = None if found.place is None else found.place.name
         self.prefix = f"{place}." if found.block is None else f"blocks.{found.block}.{place}."
-        self.of_input = self.to_products = of_input
-        self.trained: list[str] = []
+        self.of_input = of_input
+        self.trained = [name for one in found.weights for name in one.names if not frozen(name)]
+        last = tuple(f"{name.rpartition('.')[0]}." for one in found.weights if one.writes for name in one.names)
+        # What products are given, and what writes
+        self.inside = of_input or any(not name.startswith(last) for name in self.trained)
 
     def to_input_of(self, weights: Weights) -> bool:
-        """Those that write are given what all before them make."""
-        if self.of_input or (weights.writes and self.trained):
-            return True
-        return any(name.startswith(f"{self.prefix}{one}.") for name in self.trained for one in weights.fed_by)
-
-    def note(self, weights: Weights, is_trained: bool) -> None:
-        if is_trained:
-            self.trained += weights.names
-            self.to_products = self.to_products or not weights.writes
+        """Whether there is a gradient of what these multiply."""
+        if weights.fed_by:
+            before = tuple(f"{self.prefix}{one}." for one in weights.fed_by)
+            return self.of_input or any(name.startswith(before) for name in self.trained)
+        return self.inside if weights.writes else self.of_input
 
 
 def tables(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> list[Weights]:

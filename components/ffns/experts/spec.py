@@ -165,7 +165,7 @@ class Experts(Clamps):
         names = ("shared_gate_proj", "shared_up_proj")
         found = [
             *matrices(names, hidden, width, config.bias, "rows", **of_shared),
-            *matrices("shared_down_proj", width, hidden, divided="columns", writes=True, **of_shared),
+            *matrices("shared_down_proj", width, hidden, divided="columns", writes=True, fed_by=names, **of_shared),
         ]
         if config.bias:  # of which each rank adds a share
             found += vectors("shared_down_proj.bias", width, divided="sequence", **of_shared)
