@@ -146,6 +146,7 @@ class MicroBatch:
     has_documents: bool = False  # that are kept apart: each sequence has a mask, and states forget, of its own
     experts: int = 1  # ranks that share the experts of every layer
     before: int = 0  # tokens of a sequence that other ranks have, and that its own T, the next ones, may meet
+    adapters: Any = None  # components.lora.spec.Adapters, where these alone are trained
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""

@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from components.lora.module import adapter_of
-from components.lora.spec import Adapters, is_of_adapter
-from flops_parameter_counting.costs.model_cost import named_weights, training_flops
+from components.lora.spec import Adapters
 from model_builder import LanguageModel, adapted_modules, build_model
 from model_components import registered
 from model_config import resolve_architecture
@@ -164,86 +162,3 @@ def test_what_has_one_by_default():
     mamba = {f"1.mixer.{one}_proj" for one in ("z", "x", "B", "C", "dt", "o")}
     experts = {f"0.ffn.{shared}{one}_proj" for shared in ("", "shared_") for one in ("gate", "up", "down")}
     assert found == attention | mamba | experts | {f"1.ffn.{one}_proj" for one in ("gate", "up", "down")}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Costs
-
-OF_ATTENTION = {"position_encoding": "rope", "normalization": "rmsnorm", "ffn_type": "swiglu"}
-ARCHITECTURES = {
-    "llama": OF_ATTENTION,
-    "gpt2": {"bias": True, "position_encoding": "learned_absolute"},
-    "latent": {**OF_ATTENTION, **OF_LETTER["C"], "layer_pattern": "CC"},
-    "mamba": {"layer_pattern": "MSA", "n_layer": 3, **OF_LETTER["M"]},
-    "delta": {"layer_pattern": "KDA", "n_layer": 3, **OF_LETTER["D"]},
-    "experts": {**OF_ATTENTION, **EXPERTS, "experts_backend": "loop"},
-}
-TARGETS = ["", "o_proj", "q_proj,k_proj,v_proj", "down_proj", "ffn.*", "mixer.*", "blocks.1.*", "q_a_proj,kv_b_proj"]
-TARGETS += ["f_a_proj,g_b_proj", "dt_proj", "selection_proj", "shared_down_proj", "z_proj,x_proj"]
-OF_MATRICES = ("mm", "addmm")  # what PyTorch calls a product with a matrix of two dimensions
-
-
-def patterns(targets: str) -> tuple[str, ...]:
-    return tuple(filter(None, targets.split(",")))
-
-
-def flop_cases() -> list[tuple[str, str]]:
-    """Every architecture with the targets that it has."""
-    found = []
-    for name, keys in ARCHITECTURES.items():
-        config = resolve_architecture(SIZES | keys)
-        for targets in TARGETS:
-            if all(adapted_modules(config, Adapters(1, 1, (one,))) for one in patterns(targets)):
-                found.append((name, targets))
-    return found
-
-
-@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
-@pytest.mark.parametrize(("name", "targets"), flop_cases())
-def test_flops_are_pytorchs(name, targets, kind):
-    """What is frozen once backward, where gradients pass, and what is below the first adapter not at all. DoRA's B A,
-    once a micro-batch, is what docs/flops.md leaves out with the norms. Of layers with a state, whose recurrence is
-    written elementwise here and counted as products, the products with matrices are compared."""
-    adapters = Adapters(3, 3.0, patterns(targets), **KINDS[kind])
-    model = adapted(adapters, **ARCHITECTURES[name])
-    ids = tokens(model)
-    with FlopCounterMode(display=False) as counter:
-        model(ids, ids).total().backward()
-    found = {
-        str(operation).rpartition(".")[2]: flops for operation, flops in counter.get_flop_counts()["Global"].items()
-    }
-    counted = training_flops(model.config, lambda one: not is_of_adapter(one), adapters=adapters)
-    expected = counted.by_convention["full"]
-    if name in ("mamba", "delta"):
-        found = {operation: flops for operation, flops in found.items() if operation in OF_MATRICES}
-        states = ("scan", "convolution", "short_convolution", "delta_rule", "attention_scores")
-        expected -= sum(counted.by_part[part] for part in states)
-    lengths = sum(2 * adapter.A.numel() * adapter.B.shape[-2] for _, adapter in model.adapted.values())
-    assert expected * ids.numel() == sum(found.values()) - lengths * adapters.use_dora
-
-
-def test_scores_count_whole_where_one_of_their_factors_has_a_gradient():
-    """As fused kernels compute them; in the first layer, with adapters of values alone, plain products take three of
-    their four fewer backward."""
-    adapters = Adapters(3, 3.0, ("v_proj",))
-    model = adapted(adapters, **ARCHITECTURES["llama"])
-    ids = tokens(model)
-    with FlopCounterMode(display=False) as counter:
-        model(ids, ids).total().backward()
-    counted = training_flops(model.config, lambda one: not is_of_adapter(one), adapters=adapters)
-    one_product = 2 * model.config.n_embd * model.config.block_size
-    assert counted.by_convention["full"] - counter.get_total_flops() // ids.numel() == 3 * one_product
-
-
-def test_parameters_are_those_of_the_model():
-    """Names, shapes, and which are matrices to an optimizer."""
-    for keys in ARCHITECTURES.values():
-        adapters = Adapters(3, 3.0, use_dora=True)
-        model = adapted(adapters, **keys)
-        stated = {
-            name: tuple(one.shape)
-            for found in named_weights(model.config, adapters=adapters)
-            for one in found.weights
-            for name in one.names
-        }
-        assert stated == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -52,7 +52,7 @@ class Adapter(nn.Module):
         added = self.scaling * F.linear(F.linear(F.dropout(x, self.dropout, self.training), A), B)
         if self.magnitude is None:
             return y + added
-        product = y if bias is None else y - bias
+        product = y if bias is None else y - bias.type_as(y)
         whole = product + added
         scaled = (whole * self._factor(weight[index], A, B, self.magnitude[index])).type_as(y)
         return scaled if bias is None else y + (scaled - product)  # y to the bit, before anything is trained

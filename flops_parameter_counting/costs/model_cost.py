@@ -178,7 +178,7 @@ def training_flops(
         by_part[PART] = 0
     for found, of_input, _ in gradients(config, frozen, adapters):
         spec = None if found.place is None else found.place.spec
-        passed = _Passed(found, of_input, frozen)
+        passed = Passed(found, of_input, frozen)
         for weights in found.weights:
             trained = sum(not frozen(name) for name in weights.names)
             if weights.multiplies or found.is_head:
@@ -192,7 +192,7 @@ def training_flops(
     return TrainingFlops(by_part, masked)
 
 
-class _Passed:
+class Passed:
     """Where in a component gradients pass, since something before is trained."""
 
     def __init__(self, found: Named, of_input: bool, frozen: Frozen):
