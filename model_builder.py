@@ -315,6 +315,12 @@ class LanguageModel(nn.Module):
         found = ((name, module, adapter_of(module)) for name, module in self.named_modules())
         return {name: (module, adapter) for name, module, adapter in found if adapter is not None}
 
+    def begin_adapters(self) -> None:
+        """Beside the weights that the model has by now."""
+        for module, adapter in self.adapted.values():
+            weight: Any = module.weight
+            adapter.begin(weight)
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """GPT-2's initialisation (Radford et al. 2019): normal, smaller into the residual stream by the root of the

@@ -64,6 +64,7 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
         shard_fully(model, run, compute, experts)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
+    model.begin_adapters()
     groups = groups_of(ranks, run, configuration.model.weight_tying) if is_stage else None
     wrapped: nn.Module = model
     if not fsdp and ranks.copies > 1:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from common.errors import UserError
-from components.lora.module import Adapter, adapter_of
+from components.lora.module import Adapter
 from components.lora.spec import LORA, is_of_adapter
 from model_builder import LanguageModel, adapted_modules
 from parallel.collectives import largest_over_ranks
@@ -45,7 +45,7 @@ STAGER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 
 class Training:
     """What a step changes, and so what a checkpoint holds."""
 
-    model: nn.Module  # the plain model, inside whatever parallelism wraps it
+    model: LanguageModel  # the plain model, inside whatever parallelism wraps it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
@@ -234,7 +234,7 @@ def load_checkpoint(checkpoint: Path, training: Training) -> None:
     progress, (of_base, model) = Progress(**state["progress"]), parts_of_model(training.model)
     if (base := base_of(checkpoint, state)) is not None:
         load_tensors(base, of_base)
-        begin_adapters(training.model)
+        training.model.begin_adapters()
         model = {} if base == checkpoint else model
     optimizer = {}
     if progress.has_updated:
@@ -276,14 +276,6 @@ def load_adapters(checkpoint: Path, state: dict[str, Any], model: LanguageModel)
     )
     load_tensors(checkpoint, dict(tensors))
     return found
-
-
-def begin_adapters(model: nn.Module) -> None:
-    """Beside the weights that the model has by now."""
-    found: Any = model.modules()
-    for module in found:
-        if (adapter := adapter_of(module)) is not None:
-            adapter.begin(module.weight)
 
 
 def parts_of_model(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
