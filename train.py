@@ -34,6 +34,8 @@ def main() -> int:
     source = None if configuration.run.source is None else find_source(configuration.run.source)
     if source is not None:
         configuration = with_architecture_of(source, configuration)
+    if source is not None and configuration.run.lora_from is not None:
+        configuration = with_adapters_of(Path(configuration.run.lora_from), configuration)
     ranks = ranks_from_environment().sharing(configuration.run)
     configuration = with_mixture(configuration)
     dataset = find_dataset(configuration, ranks)
@@ -80,6 +82,20 @@ def main() -> int:
 
         with begun_from(source, folder, configuration, ranks) as checkpoint:
             return train(configuration, dataset, plan, folder, [checkpoint], ranks, benchmarks)
+
+
+def with_adapters_of(folder: Path, configuration: Configuration) -> Configuration:
+    """The configuration with the adapters of a folder in PEFT's format. Raises UserError for keys that contradict."""
+    from interop.adapters import adapters_from_peft
+
+    found, _ = adapters_from_peft(folder, configuration.model)
+    keys: dict[str, Any] = {"lora_r": found.r, "lora_alpha": found.alpha, "use_rslora": found.use_rslora}
+    keys |= {"lora_targets": ",".join(found.targets) or None, "use_dora": found.use_dora}
+    for name, value in keys.items():
+        given = getattr(configuration.run, name)
+        if given not in (getattr(RunConfig(), name), value):
+            raise UserError(f"{name}={given!r} contradicts lora_from={str(folder)!r}, which has {value!r}: drop it")
+    return dataclasses.replace(configuration, run=dataclasses.replace(configuration.run, **keys))
 
 
 def with_mixture(configuration: Configuration) -> Configuration:

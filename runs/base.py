@@ -1,10 +1,12 @@
-"""The base of a run that trains adapters: the checkpoint of step 0, which has the weights that they stand beside. Every
-later checkpoint has adapters alone, and the checksums of the base. No torch."""
+"""The base of a run that trains adapters: the checkpoint of step 0, which has the weights that they stand beside, and
+what they begin with where that is not nothing. Every later checkpoint has adapters alone, and the checksums of the
+base. No torch."""
 
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.keys import check_value, keys_of
 from components.lora.spec import Adapters
 from runs.config import OF_ADAPTERS, RunConfig
 from runs.folder import RunFolder, read_state
@@ -13,8 +15,11 @@ BASE_STEP = 0
 
 
 def adapters_of(config: dict[str, Any]) -> Adapters | None:
-    """Those of a run with these saved keys; a run of an earlier version had none."""
-    return RunConfig(**{name: config[name] for name in ("use_lora", *OF_ADAPTERS) if name in config}).adapters
+    """Those of a run with these saved keys; a run of an earlier version had none. Raises UserError for impossible ones,
+    since they may be a stranger's."""
+    known = keys_of(RunConfig)
+    given = {name: check_value(known[name], config[name]) for name in ("use_lora", *OF_ADAPTERS) if name in config}
+    return RunConfig(**given).adapters
 
 
 def identity_of_base(folder: RunFolder) -> dict[str, str]:
@@ -31,7 +36,7 @@ def base_of(checkpoint: Path, state: dict[str, Any]) -> Path | None:
         return checkpoint
     base = _existing(RunFolder(checkpoint.parent.parent))
     if (found := read_state(base)["files"]) != state["base"]:
-        sums = [", ".join(files.values()) if isinstance(files, dict) else files for files in (state["base"], found)]
+        sums = [", ".join(map(str, files.values())) for files in (state["base"], found)]
         raise UserError(f"{checkpoint} has adapters of another base than {base}: of one with {sums[0]}, not {sums[1]}")
     return base
 

@@ -235,7 +235,7 @@ def load_checkpoint(checkpoint: Path, training: Training) -> None:
     if (base := base_of(checkpoint, state)) is not None:
         load_tensors(base, of_base)
         training.model.begin_adapters()
-        model = {} if base == checkpoint else model
+        model = model if has_adapters(checkpoint) else {}
     optimizer = {}
     if progress.has_updated:
         new = empty_state(training.model, training.optimizer).items()
@@ -258,9 +258,14 @@ def load_model(checkpoint: Path, model: LanguageModel) -> None:
     if base is not None and base != checkpoint and (wrong := damage(base, ALONE)):
         raise UserError(wrong)
     load_tensors(base or checkpoint, model.state_dict())
-    if base not in (None, checkpoint):
+    if base is not None and has_adapters(checkpoint):
         for weight, adapter in load_adapters(checkpoint, state, model).values():
             weight.copy_(adapter.merged(weight))
+
+
+def has_adapters(checkpoint: Path) -> bool:
+    """Whether it holds any: a base does not, unless they begin with others'."""
+    return any(is_of_adapter(name) for name in tensors_of(checkpoint))
 
 
 def load_adapters(checkpoint: Path, state: dict[str, Any], model: LanguageModel) -> dict[str, tuple[Tensor, Adapter]]:

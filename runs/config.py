@@ -122,6 +122,12 @@ class RunConfig:
         "modules that have one: patterns of their names, such as q_proj,v_proj or blocks.0.*; None: every linear layer "
         "of mixers and FFNs, and every expert's",
     )
+    lora_from: str | None = key(
+        None,
+        "a folder of adapters in PEFT's format that they begin with: lora_r, lora_alpha, lora_targets, use_rslora and "
+        "use_dora are theirs; None: adapters that add nothing yet",
+        changes="name",
+    )
     use_rslora: bool = key(False, "multiply by lora_alpha / sqrt(lora_r) instead (rsLoRA)")
     use_dora: bool = key(False, "train the length of every row of the adapted matrices, too (DoRA)")
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
@@ -341,7 +347,7 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
 
 def _check_adapters(config: RunConfig, defaults: dict[str, Any]) -> None:
     if not config.use_lora:
-        for name in OF_ADAPTERS:
+        for name in (*OF_ADAPTERS, "lora_from"):
             if getattr(config, name) != defaults[name]:
                 raise UserError(f"{name}={getattr(config, name)!r} is for adapters: add --use_lora=True")
         return

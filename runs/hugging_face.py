@@ -103,8 +103,8 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
 
 
 def adapters_from_run(checkpoint: Path, folder: Path) -> tuple[Adapters, int]:
-    """Write the adapters of a checkpoint as PEFT has them, for the base as `folder_from_run` writes it; returns what they
-    are, and their parameters. Raises UserError and OSError."""
+    """Write the adapters of a checkpoint as PEFT has them, for the base as `folder_from_run` writes it; returns what
+    they are, and their parameters. Raises UserError and OSError."""
     saved, state = configuration_of(checkpoint), read_state(checkpoint)
     base = base_of(checkpoint, state)
     if base in (None, checkpoint) or (adapters := saved.run.adapters) is None or base is None:

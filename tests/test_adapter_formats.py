@@ -10,6 +10,7 @@ from commands import command
 from conftest import LLAMA, training
 
 import checkpoint as checkpoint_command
+import train as train_command
 from inference.loading import configuration_of, load
 
 GPT2 = ["--arch_preset=gpt2"]
@@ -92,3 +93,78 @@ def test_experts_are_no_modules_there(data_dir, bases, tmp_path):
     done = command(checkpoint_command.main, "export", bases(EXPERTS), tmp_path / "adapters", "--format", "peft")
     assert done.returncode == 2 and "has no adapters: --format hf exports the model" in done.stderr
     assert not (tmp_path / "adapters").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# And back
+
+SEVERAL = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5}}
+OF_PEFT = {
+    "llama": (LLAMA, {"target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "llama DoRA of several ranks": (LLAMA, {"target_modules": "all-linear", "use_dora": True, **SEVERAL}),
+    "gpt2 rsLoRA": (GPT2, {"target_modules": ["c_attn", "c_fc"], "use_rslora": True, "fan_in_fan_out": True}),
+    "neox": (NEOX, {"target_modules": ["query_key_value", "dense"]}),
+}
+
+
+def saved_by_peft(base, folder, **keys):
+    """Adapters as PEFT saves them, of which B is no longer zero; and the logits with them."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=6, **keys)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1 * torch.randn(parameter.shape)
+        model.save_pretrained(folder)
+        return model(torch.arange(16)[None]).logits
+
+
+@pytest.mark.parametrize("name", OF_PEFT)
+def test_a_run_begins_with_adapters_that_peft_has_saved(name, data_dir, bases, tmp_path):
+    architecture, keys = OF_PEFT[name]
+    exported(bases(architecture), tmp_path / "base", "--format", "hf")
+    expected = saved_by_peft(tmp_path / "base", tmp_path / "theirs", **keys)
+    run, given = tmp_path / "run", ["--use_lora=True", f"--init_from={tmp_path}/base", f"--lora_from={tmp_path}/theirs"]
+    done = training(data_dir, run, *given, "--max_iters=0")
+    assert done.returncode == 0, done.stderr
+    (first,) = run.glob("checkpoints/*")
+    model = load(first, configuration_of(first), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.arange(16)[None]), expected, rtol=1e-5, atol=1e-5)
+    done = command(train_command.main, run / "config.py", "--init_from=resume", "--max_iters=2")
+    assert done.returncode == 0, done.stderr
+    last = last_checkpoint(run)
+    assert last.name == "step_00000002"
+    again = tmp_path / "again"
+    exported(run, again, "--format", "peft")
+    assert training(data_dir, tmp_path / "more", *given, f"--lora_from={again}", "--max_iters=0").returncode == 0
+    (more,) = (tmp_path / "more").glob("checkpoints/*")
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        one, other = (load(path, configuration_of(path), torch.device("cpu"))(ids) for path in (last, more))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_that_do_not_fit_are_refused_in_one_line(data_dir, bases, tmp_path):
+    exported(bases(LLAMA), tmp_path / "base", "--format", "hf")
+    saved_by_peft(tmp_path / "base", tmp_path / "theirs", target_modules=["q_proj"])
+    saved_by_peft(tmp_path / "base", tmp_path / "head", target_modules=["q_proj", "lm_head"])
+    wider, of_peft = [*LLAMA, "--n_embd=64"], "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    another = r"has adapters of another base: A \(4, 32\) and B \(32, 4\) of blocks.0.mixer.q_proj, 64 x 64"
+    refused = [
+        (bases(wider), "theirs", ["--n_embd=64"], another),
+        (bases(GPT2), "theirs", [], f"'{of_peft}' is no adapter of a linear layer of this GPT2LMHeadModel"),
+        (bases(LLAMA), "head", [], r"lm_head.base_layer.weight' is no adapter of a linear layer"),
+        (bases(LLAMA), "base", [], r"base is no folder of PEFT's adapters"),
+        (bases(LLAMA), "theirs", ["--lora_r=8"], r"lora_r=8 contradicts lora_from='.*theirs', which has 4: drop it"),
+        (bases(LLAMA), "theirs", ["--use_lora=False"], r"lora_from='.*' is for adapters: add --use_lora=True"),
+    ]
+    for base, folder, keys, message in refused:
+        given = ["--use_lora=True", f"--init_from={base}", f"--lora_from={tmp_path / folder}", *keys]
+        done = training(data_dir, tmp_path / "run", *given)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert re.search(message, done.stderr), done.stderr
+        assert not (tmp_path / "run").exists()
