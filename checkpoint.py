@@ -43,6 +43,7 @@ from interop.folders import has_tensors
 from interop.sources import architecture_from, read_configuration
 from model_builder import build_model
 from parallel.ranks import ALONE
+from runs.base import BASE_STEP, base_of
 from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
 from runs.folder import (
     Progress,
@@ -55,7 +56,7 @@ from runs.folder import (
     read_state,
     saved_configuration,
 )
-from runs.hugging_face import Exchanged, folder_from_run, new_configuration, run_from_folder
+from runs.hugging_face import Exchanged, adapters_from_run, folder_from_run, new_configuration, run_from_folder
 from training.plan import prediction_of
 
 TYPES = {
@@ -76,6 +77,8 @@ def main() -> None:
         import_from(arguments.file, arguments.run, arguments.config, arguments.force)
     elif arguments.format == "hf":
         export_hugging_face(arguments)
+    elif arguments.format == "peft":
+        export_adapters(arguments)
     else:
         if arguments.max_shard_size is not None:
             raise UserError("--max_shard_size is for --format hf: a file is one")
@@ -88,7 +91,8 @@ def parse_arguments() -> argparse.Namespace:
     export = commands.add_parser("export", description="A checkpoint of a run, to a file or a folder.")
     export.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
     export.add_argument("file", type=Path, help="to write, such as model.safetensors; with --format hf a folder")
-    export.add_argument("--format", choices=("file", "hf"), default="file", help="hf: as a Hugging Face model (file)")
+    of_formats = "hf: as a Hugging Face model; peft: adapters as PEFT has them (file)"
+    export.add_argument("--format", choices=("file", "hf", "peft"), default="file", help=of_formats)
     export.add_argument("--max_shard_size", type=size, metavar="SIZE", help="of a file of --format hf, as 500MB (5GB)")
     export.add_argument("--checkpoint", type=checkpoint_choice, default="last", help="best, last or a step (last)")
     export.add_argument("--weights_only", action="store_true", help="leave out what only training needs")
@@ -126,6 +130,10 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     if wrong := damage(checkpoint, ALONE):
         raise UserError(wrong)
     tensors, state = tensors_of(checkpoint), read_state(checkpoint)
+    if base_of(checkpoint, state) is not None:
+        raise UserError(
+            f"{checkpoint} has adapters: --format hf exports the model with them merged, --format peft them alone"
+        )
     if weights_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")
@@ -142,17 +150,34 @@ def tokenizer_in_metadata(checkpoint: Path, state: dict[str, Any]) -> dict[str, 
 
 def export_hugging_face(arguments: argparse.Namespace) -> None:
     """Write a checkpoint as the folder of a Hugging Face model."""
-    for option in ("weights_only", "force"):
-        if getattr(arguments, option):
-            raise UserError(f"--{option} is for a file: a folder has weights only, and one that is there is kept")
-    run, folder = arguments.run, arguments.file
-    checkpoint, which = existing_run(run).find(arguments.checkpoint)
+    checkpoint, which, folder = folder_to_write(arguments)
     with told(f"cannot write {folder}"):
-        check_is_free(folder)
-        check_is_outside(folder, checkpoint)
         found = folder_from_run(checkpoint, folder, arguments.max_shard_size or SHARD)
     print(f"{checkpoint} ({which}) -> {folder}: {found.architecture.name}, {found.parameters:,} parameters")
     say(found)
+
+
+def export_adapters(arguments: argparse.Namespace) -> None:
+    """Write the adapters of a checkpoint as PEFT reads them."""
+    if arguments.max_shard_size is not None:
+        raise UserError("--max_shard_size is for --format hf: adapters are one file")
+    checkpoint, which, folder = folder_to_write(arguments)
+    with told(f"cannot write {folder}"):
+        adapters, parameters = adapters_from_run(checkpoint, folder)
+    print(f"{checkpoint} ({which}) -> {folder}: {adapters.title}, {parameters:,} parameters")
+    print(f"their base: python checkpoint.py export {arguments.run} FOLDER --format hf --checkpoint={BASE_STEP}")
+
+
+def folder_to_write(arguments: argparse.Namespace) -> tuple[Path, str, Path]:
+    """The checkpoint that is exported, in a word which one, and where to. Raises UserError."""
+    for option in ("weights_only", "force"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is for a file: a folder has weights only, and one that is there is kept")
+    checkpoint, which = existing_run(arguments.run).find(arguments.checkpoint)
+    with told(f"cannot write {arguments.file}"):
+        check_is_free(arguments.file)
+        check_is_outside(arguments.file, checkpoint)
+    return checkpoint, which, arguments.file
 
 
 def check_is_free(folder: Path) -> None:

@@ -18,9 +18,11 @@ from components.context import Context
 from components.documents import HANDED
 from components.heads.cross_entropy import each_cross_entropy, linear_cross_entropy
 from components.heads.spec import IGNORED
+from components.lora.module import Adapter, adapter_of, attach
+from components.lora.spec import LORA, Adapters
 from components.precision import wide
 from components.stacked import StackedLinear
-from flops_parameter_counting.costs.model_cost import model_cost
+from flops_parameter_counting.costs.model_cost import model_cost, named_weights
 from model_components import component
 from model_config import Layer, ModelArchitectureConfig
 
@@ -115,6 +117,7 @@ class LanguageModel(nn.Module):
     """
 
     context: Context | None = None
+    adapters: Adapters | None = None
 
     def __init__(self, config: ModelArchitectureConfig, activation_checkpointing: bool = False):
         super().__init__()
@@ -307,10 +310,31 @@ class LanguageModel(nn.Module):
         return logits if cap is None else cap * (logits / cap).tanh()
 
     def after_step(self, loads: Mapping[int, Tensor]) -> None:
-        """Lets FFNs adapt to the loads of a step, by block, after it was taken: those that have an `after_step`."""
+        """Lets FFNs adapt to the loads of a step, by block, after it was taken: those that have an `after_step`, and
+        are trained."""
+        if self.adapters is not None:
+            return
         for index, block in self.own_blocks.items():
             if index in loads and (adapt := getattr(block.ffn, "after_step", None)) is not None:
                 adapt(loads[index])
+
+    def adapt(self, adapters: Adapters) -> None:
+        """Puts adapters beside matrices, which compute nothing else until these are trained. Raises UserError."""
+        for name in adapted_modules(self.config, adapters):
+            attach(name, self.get_submodule(name), adapters)
+        self.adapters = adapters
+
+    @property
+    def adapted(self) -> dict[str, tuple[nn.Module, Adapter]]:
+        """The modules that have one, by their names, with it."""
+        found = ((name, module, adapter_of(module)) for name, module in self.named_modules())
+        return {name: (module, adapter) for name, module, adapter in found if adapter is not None}
+
+    def begin_adapters(self) -> None:
+        """Beside the weights that the model has by now."""
+        for module, adapter in self.adapted.values():
+            weight: Any = module.weight
+            adapter.begin(weight)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -349,6 +373,12 @@ class LanguageModel(nn.Module):
             module.reset_parameters()  # type: ignore[operator]
         elif any(True for _ in module.parameters(recurse=False)):
             raise UserError(f"{name} ({type(module).__name__}) has parameters but no reset_parameters() to set them")
+
+
+def adapted_modules(config: ModelArchitectureConfig, adapters: Adapters) -> list[str]:
+    """The names of those that adapters are beside."""
+    names = (name for found in named_weights(config, adapters=adapters) for one in found.weights for name in one.names)
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix := f".{LORA}.A")]
 
 
 def check_countable(config: ModelArchitectureConfig) -> None:

@@ -19,6 +19,7 @@ from data.tokenizers import same_ids
 from interop.sources import find_source, with_architecture_of
 from model_config import architecture_keys
 from parallel.ranks import ALONE, Ranks, ranks_from_environment, restarts
+from runs.config import OF_ADAPTERS, RunConfig
 from runs.folder import Misnamed, RunFolder, damage, read_state, step_of
 from runs.logs import read_run
 from training.plan import RunPlan, check_buildable, check_ranks, plan_run
@@ -33,6 +34,8 @@ def main() -> int:
     source = None if configuration.run.source is None else find_source(configuration.run.source)
     if source is not None:
         configuration = with_architecture_of(source, configuration)
+    if source is not None and configuration.run.lora_from is not None:
+        configuration = with_adapters_of(Path(configuration.run.lora_from), configuration)
     ranks = ranks_from_environment().sharing(configuration.run)
     configuration = with_mixture(configuration)
     dataset = find_dataset(configuration, ranks)
@@ -60,6 +63,11 @@ def main() -> int:
             if ranks.is_first:
                 print(f"{folder.path} has finished its {plan.length} steps already; a larger --max_iters continues it")
             return 0
+        if configuration.run.use_lora and source is None and not checkpoints:
+            raise UserError(
+                "use_lora trains adapters of weights that are there: --init_from with the folder of a run or of "
+                "a Hugging Face model"
+            )
         if folder.is_held:
             folder.check_writable()
         if ranks.is_first:  # what is refused is refused before, in its one line
@@ -74,6 +82,20 @@ def main() -> int:
 
         with begun_from(source, folder, configuration, ranks) as checkpoint:
             return train(configuration, dataset, plan, folder, [checkpoint], ranks, benchmarks)
+
+
+def with_adapters_of(folder: Path, configuration: Configuration) -> Configuration:
+    """The configuration with the adapters of a folder in PEFT's format. Raises UserError for keys that contradict."""
+    from interop.adapters import adapters_from_peft
+
+    found, _ = adapters_from_peft(folder, configuration.model)
+    keys: dict[str, Any] = {"lora_r": found.r, "lora_alpha": found.alpha, "use_rslora": found.use_rslora}
+    keys |= {"lora_targets": ",".join(found.targets) or None, "use_dora": found.use_dora}
+    for name, value in keys.items():
+        given = getattr(configuration.run, name)
+        if given not in (getattr(RunConfig(), name), value):
+            raise UserError(f"{name}={given!r} contradicts lora_from={str(folder)!r}, which has {value!r}: drop it")
+    return dataclasses.replace(configuration, run=dataclasses.replace(configuration.run, **keys))
 
 
 def with_mixture(configuration: Configuration) -> Configuration:
@@ -130,6 +152,7 @@ def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolde
     # What changes neither parameters nor what they mean, nor what a token costs
     free = {name: configuration.model[name] for name, key in architecture_keys().items() if key.changes != "function"}
     comparable = saved.replace(**free)
+    check_same_adapters(newest, state["config"], configuration.run)
     if differing := differences(comparable, configuration.model):
         raise UserError(f"{newest} is of another architecture: {', '.join(differing)}; choose another --out_dir")
     if not same_ids(state["data"].get("tokenizer", dataset.tokenizer), dataset.tokenizer):
@@ -138,6 +161,21 @@ def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolde
             "was, or choose another --out_dir"
         )
     return list(reversed(existing))
+
+
+def check_same_adapters(checkpoint: Path, before: dict[str, Any], run: RunConfig) -> None:
+    """Raises UserError where a run would go on with other adapters than a checkpoint of it has; their dropout may
+    change."""
+    defaults = RunConfig()
+    changed = [
+        f"{name} was {old!r} and is {now!r}"
+        for name in ("use_lora", *OF_ADAPTERS)
+        if (old := before.get(name, getattr(defaults, name))) != (now := getattr(run, name)) and name != "lora_dropout"
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} has other adapters: {', '.join(changed)}; others begin with --init_from in another --out_dir"
+        )
 
 
 def first_readable(checkpoints: list[Path]) -> tuple[Path, dict[str, Any]]:

@@ -33,7 +33,9 @@ class Weights:
     for other parts of the `sequence` or for other `heads`; "": all. Vectors that are divided, and are no biases, are
     what a module of their own returns, unless the component sums parts. `in_float32`: they multiply in it, whatever the
     compute dtype. `writes`: their product is added to the residual stream, for which they start smaller. `fused`: the
-    rows of each of several linear layers that lie in one matrix, one below the other. `by_expert`: the first dimension
+    rows of each of several linear layers that lie in one matrix, one below the other. `fed_by`: the modules within the
+    component that their input comes through, if it is not the component's own (of those that write, all before them);
+    `by_expert`: the first dimension
     is of experts, which expert_parallel divides. `keeps_cast`: the copy in the compute dtype is kept for the backward
     pass, as autocast does.
     `part`: what they are counted under, if not under their component's part.
@@ -48,6 +50,7 @@ class Weights:
     part: str | None = None
     in_float32: bool = False
     fused: tuple[Any, ...] = ()
+    fed_by: tuple[str, ...] = ()
     by_expert: bool = False
     keeps_cast: bool = True
 
@@ -81,7 +84,13 @@ def matrices(
     names = (names,) if isinstance(names, str) else names
     found = [Weights(tuple(f"{name}.weight" for name in names), (rows, columns), True, divided=divided, **more)]
     if bias:
-        of_bias = {**more, "writes": False, "fused": (), "divided": "" if divided == "columns" else divided}
+        of_bias = {
+            **more,
+            "writes": False,
+            "fused": (),
+            "fed_by": (),
+            "divided": "" if divided == "columns" else divided,
+        }
         found.append(Weights(tuple(f"{name}.bias" for name in names), (rows,), **of_bias))
     return found
 
@@ -137,6 +146,7 @@ class MicroBatch:
     has_documents: bool = False  # that are kept apart: each sequence has a mask, and states forget, of its own
     experts: int = 1  # ranks that share the experts of every layer
     before: int = 0  # tokens of a sequence that other ranks have, and that its own T, the next ones, may meet
+    adapters: Any = None  # components.lora.spec.Adapters, where these alone are trained
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""
@@ -255,7 +265,8 @@ class Spec:
         for attribute, inner in self.within(config).items():
             for weights in inner.all_weights(config):
                 names = tuple(f"{attribute}.{name}" for name in weights.names)
-                found.append(dataclasses.replace(weights, names=names))
+                fed_by = tuple(f"{attribute}.{name}" for name in weights.fed_by)
+                found.append(dataclasses.replace(weights, names=names, fed_by=fed_by))
         return found
 
     def all_products(self, config: Config, length: int) -> list[Product]:

@@ -201,7 +201,7 @@ def weights_from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[
     weights: dict[str, Tensor] = {}
     known = {
         f"{theirs.removeprefix(family.prefix)}{kind}": ([f"{module}{kind}" for module in ours], place)
-        for theirs, ours, place in _modules(family, architecture)
+        for theirs, ours, place in modules_of(family, architecture)
         for kind in _KINDS
     }
     beyond = family.left_out + _layers_beyond(family, config, architecture.n_layer)
@@ -255,7 +255,7 @@ def weights_to_hugging_face(weights: Mapping[str, Tensor], config: ModelArchitec
     family = FAMILIES[written["model_type"]].of(written)
     _check_complete(weights, _parameters(config))
     found: dict[str, Tensor] = {}
-    for theirs, ours, place in _modules(family, config):
+    for theirs, ours, place in modules_of(family, config):
         for kind in _KINDS:
             parts = [weights[f"{module}{kind}"] for module in ours if f"{module}{kind}" in weights]
             if parts:
@@ -275,7 +275,7 @@ def _parameters(config: ModelArchitectureConfig) -> dict[str, Tensor]:
         return LanguageModel(config).state_dict()
 
 
-def _modules(family: Family, config: ModelArchitectureConfig) -> Iterator[tuple[str, tuple[str, ...], Place]]:
+def modules_of(family: Family, config: ModelArchitectureConfig) -> Iterator[tuple[str, tuple[str, ...], Place]]:
     """Every module's name there, its names here, and the way between."""
     for name, place in family.outside.items():
         yield name if name == _HEAD else f"{family.prefix}{name}", place.modules, place

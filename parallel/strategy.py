@@ -2,7 +2,7 @@
 
 1. the model, or a stage of it, on the meta device: it takes no memory yet;
 2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; context parallel: sequences;
-   what the run does not train is frozen;
+   adapters are put beside matrices; what the run does not train is frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
@@ -47,6 +47,8 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     is_stage = run.pipeline_parallel > 1
     with torch.device("meta"):
         model = StageModel(configuration.model, compute) if is_stage else LanguageModel(configuration.model)
+    if run.adapters is not None:
+        model.adapt(run.adapters)
     if mesh is not None and run.tensor_parallel > 1:
         shard_layers(model, mesh["tensor"])
     experts = share_experts(model, ranks, run.expert_parallel, device) if run.expert_parallel > 1 else set()
@@ -62,6 +64,7 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
         shard_fully(model, run, compute, experts)
     model.to_empty(device="cpu" if run.fsdp_cpu_offload else device)
     init_weights(model, run.seed)
+    model.begin_adapters()
     groups = groups_of(ranks, run, configuration.model.weight_tying) if is_stage else None
     wrapped: nn.Module = model
     if not fsdp and ranks.copies > 1:
@@ -148,6 +151,8 @@ def init_weights(model: LanguageModel, seed: int) -> None:
         return
     with torch.device("meta"):
         whole = LanguageModel(model.config)
+    if isinstance(model, LanguageModel) and model.adapters is not None:
+        whole.adapt(model.adapters)
     torch.manual_seed(seed)
     for name, module in whole.named_modules():
         module.to_empty(device="cpu", recurse=False)

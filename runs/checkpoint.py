@@ -24,8 +24,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from common.errors import UserError
+from components.lora.module import Adapter
+from components.lora.spec import LORA, is_of_adapter
+from model_builder import LanguageModel, adapted_modules
 from parallel.collectives import largest_over_ranks
 from parallel.ranks import ALONE, Ranks
+from runs.base import adapters_of, base_of, identity_of_base
 from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
 from training.optimizer import empty_state, optimizer_tensors
@@ -41,7 +45,7 @@ STAGER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 
 class Training:
     """What a step changes, and so what a checkpoint holds."""
 
-    model: nn.Module  # the plain model, inside whatever parallelism wraps it
+    model: LanguageModel  # the plain model, inside whatever parallelism wraps it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
@@ -53,9 +57,11 @@ class Training:
         return self.model if self.wrapper is None else self.wrapper
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of the model and of its optimizer, under the names they have in a checkpoint."""
+        """Those of the model, or of its adapters if it has some, and of its optimizer, under the names they have in a
+        checkpoint."""
         optimizer = optimizer_tensors(self.model, self.optimizer)
-        return self.model.state_dict() | {OPTIMIZER + name: value for name, value in optimizer.items()}
+        _, own = parts_of_model(self.model)
+        return own | {OPTIMIZER + name: value for name, value in optimizer.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Checkpointer:
     ):
         self.folder, self.training, self.ranks = folder, training, ranks
         self.config, self.data = config, data
+        self.base = None if adapters_of(config) is None else identity_of_base(folder)
         # Of its own: the background thread's exchanges must not come between those of training.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.stager = _new_stager()
@@ -144,7 +151,8 @@ class Checkpointer:
 
     def _state(self) -> dict[str, Any]:
         progress = dataclasses.asdict(self.training.progress)
-        return {"progress": progress, "config": self.config, "data": self.data}
+        base = {} if self.base is None else {"base": self.base}
+        return {"progress": progress, "config": self.config, "data": self.data, **base}
 
     def settle(self, wait: bool) -> Saved | None:
         """Put a checkpoint in place that all ranks have written; None if there is none, or not yet.
@@ -222,23 +230,66 @@ def load_checkpoint(checkpoint: Path, training: Training) -> None:
     """Everything that a checkpoint holds, into `training`: each rank reads its parts. What was frozen until now begins
     with an optimizer that has seen nothing. Raises UserError if it cannot."""
     state = read_state(checkpoint)
-    was = RunConfig(frozen=state["config"].get("frozen"))
-    progress, model = Progress(**state["progress"]), training.model.state_dict()
+    was = RunConfig(**{name: state["config"][name] for name in ("frozen", "use_lora") if name in state["config"]})
+    progress, (of_base, model) = Progress(**state["progress"]), parts_of_model(training.model)
+    if (base := base_of(checkpoint, state)) is not None:
+        load_tensors(base, of_base)
+        training.model.begin_adapters()
+        model = model if has_adapters(checkpoint) else {}
     optimizer = {}
     if progress.has_updated:
         new = empty_state(training.model, training.optimizer).items()
         optimizer = {OPTIMIZER + name: value for name, value in new if not was.freezes(name.rpartition(".")[0])}
-    load_tensors(checkpoint, model | optimizer)
+    if wanted := model | optimizer:
+        load_tensors(checkpoint, wanted)
     if state["scaler"]:  # empty where the run computed in another dtype until now
         training.scaler.load_state_dict(state["scaler"])
     training.progress = progress
 
 
-def load_model(checkpoint: Path, model: nn.Module) -> None:
-    """The weights alone, into a model that is not distributed. Raises UserError for a damaged checkpoint."""
+@torch.no_grad()
+def load_model(checkpoint: Path, model: LanguageModel) -> None:
+    """The weights alone, into a model that is not distributed and has no adapters: those of a checkpoint are merged
+    into their base. Raises UserError for a damaged checkpoint."""
     if wrong := damage(checkpoint, ALONE):
         raise UserError(wrong)
-    load_tensors(checkpoint, model.state_dict())
+    state = read_state(checkpoint)
+    base = base_of(checkpoint, state)
+    if base is not None and base != checkpoint and (wrong := damage(base, ALONE)):
+        raise UserError(wrong)
+    load_tensors(base or checkpoint, model.state_dict())
+    if base is not None and has_adapters(checkpoint):
+        for weight, adapter in load_adapters(checkpoint, state, model).values():
+            weight.copy_(adapter.merged(weight))
+
+
+def has_adapters(checkpoint: Path) -> bool:
+    """Whether it holds any: a base does not, unless they begin with others'."""
+    return any(is_of_adapter(name) for name in tensors_of(checkpoint))
+
+
+def load_adapters(checkpoint: Path, state: dict[str, Any], model: LanguageModel) -> dict[str, tuple[Tensor, Adapter]]:
+    """Those of a checkpoint, with the matrices of a model that they are beside, by the names of their modules."""
+    adapters = adapters_of(state["config"])
+    assert adapters is not None
+    weights: dict[str, Any] = {
+        name: model.get_submodule(name).weight for name in adapted_modules(model.config, adapters)
+    }
+    found = {name: (weight.detach(), Adapter(weight.shape, adapters)) for name, weight in weights.items()}
+    tensors = (
+        (f"{name}.{LORA}.{part}", value) for name, (_, one) in found.items() for part, value in one.state_dict().items()
+    )
+    load_tensors(checkpoint, dict(tensors))
+    return found
+
+
+def parts_of_model(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a model that a run's base has, if it trains adapters, and those that its checkpoints have."""
+    tensors = model.state_dict()
+    if getattr(model, "adapters", None) is None:
+        return {}, tensors
+    of_base = {name: value for name, value in tensors.items() if not is_of_adapter(name)}
+    return of_base, {name: value for name, value in tensors.items() if name not in of_base}
 
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:

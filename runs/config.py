@@ -8,11 +8,13 @@ from typing import Any
 
 from common.errors import UserError
 from common.keys import key
+from components.lora.spec import Adapters, is_of_adapter
 from training.optimizers.registry import check_optimizer
 
 # With which no rank has the whole model, or can read a text alone
 PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
 STARTS = ("scratch", "resume", "auto")
+OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,31 @@ class RunConfig:
     frozen: str | None = key(
         None, "parameters that are not trained: patterns of their names, such as embedding.*,blocks.0.*; None: none"
     )
+    use_lora: bool = key(
+        False,
+        "train low-rank adapters of the weights that init_from names, and nothing else (docs/using/adapters.md)",
+        group="Adapters: LoRA, with PEFT's names",
+    )
+    lora_r: int = key(64, "their rank", at_least=1)
+    lora_alpha: float | None = key(
+        None, "what they add is multiplied by lora_alpha / lora_r; None: lora_r, and so by 1", above=0
+    )
+    lora_dropout: float = key(
+        0.0, "dropout of what they are given, not of what the frozen matrix is", at_least=0, below=1
+    )
+    lora_targets: str | None = key(
+        None,
+        "modules that have one: patterns of their names, such as q_proj,v_proj or blocks.0.*; None: every linear layer "
+        "of mixers and FFNs, and every expert's",
+    )
+    lora_from: str | None = key(
+        None,
+        "a folder of adapters in PEFT's format that they begin with: lora_r, lora_alpha, lora_targets, use_rslora and "
+        "use_dora are theirs; None: adapters that add nothing yet",
+        changes="name",
+    )
+    use_rslora: bool = key(False, "multiply by lora_alpha / sqrt(lora_r) instead (rsLoRA)")
+    use_dora: bool = key(False, "train the length of every row of the adapted matrices, too (DoRA)")
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 
     lr_schedule: str = key(
@@ -239,15 +266,26 @@ class RunConfig:
     def sequences_per_step(self) -> int:
         return self.gradient_accumulation_steps * self.batch_size
 
+    @property
+    def adapters(self) -> Adapters | None:
+        """What is trained in place of the model's own weights; None: these are."""
+        if not self.use_lora:
+            return None
+        patterns = () if self.lora_targets is None else tuple(one.strip() for one in self.lora_targets.split(","))
+        alpha = self.lora_r if self.lora_alpha is None else self.lora_alpha
+        return Adapters(self.lora_r, alpha, patterns, self.lora_dropout, self.use_rslora, self.use_dora)
+
     def freezes(self, name: str) -> bool:
         """Whether a parameter of this name is not trained."""
+        if self.use_lora:
+            return not is_of_adapter(name)
         patterns = () if self.frozen is None else self.frozen.split(",")
         return any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in patterns)
 
     @property
     def frozen_names(self) -> Callable[[str], bool] | None:
         """`freezes`, or None where everything is trained."""
-        return None if self.frozen is None else self.freezes
+        return None if self.frozen is None and not self.use_lora else self.freezes
 
     @property
     def is_sharded(self) -> bool:
@@ -286,6 +324,7 @@ def check_run(config: RunConfig) -> None:
     if config.packing == "best_fit" and not config.mask_documents:
         raise UserError("packing='best_fit' puts unrelated documents into one window: add --mask_documents=True")
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    _check_adapters(config, defaults)
     check_optimizer(config, defaults)
     _check_strategy(config, defaults)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
@@ -304,6 +343,19 @@ def _check_strategy(config: RunConfig, defaults: dict[str, Any]) -> None:
     for name in ("fsdp_reshard_after_forward", "fsdp_cpu_offload", "fsdp_replicas", "fsdp_reduce_dtype"):
         if getattr(config, name) != defaults[name] and not config.use_fsdp:
             raise UserError(f"{name}={getattr(config, name)!r} is for FSDP: add --use_fsdp=True")
+
+
+def _check_adapters(config: RunConfig, defaults: dict[str, Any]) -> None:
+    if not config.use_lora:
+        for name in (*OF_ADAPTERS, "lora_from"):
+            if getattr(config, name) != defaults[name]:
+                raise UserError(f"{name}={getattr(config, name)!r} is for adapters: add --use_lora=True")
+        return
+    if config.frozen is not None:
+        raise UserError("frozen and use_lora exclude each other: all but the adapters is frozen; choose lora_targets")
+    for name in ("tensor_parallel", "expert_parallel", "pipeline_parallel"):
+        if getattr(config, name) > 1:
+            raise UserError(f"use_lora and {name} exclude each other: ranks share adapters with use_fsdp or use_zero1")
 
 
 def check_benchmarks(config: RunConfig) -> None:

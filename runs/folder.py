@@ -220,12 +220,12 @@ class RunFolder:
         folder = self._folder_of(step)
         return folder if folder.exists() else None
 
-    def prune(self, keep_last: int, keep_every: int, best_step: int | None) -> None:
+    def prune(self, keep_last: int, keep_every: int, kept_steps: set[int | None]) -> None:
         """Delete the checkpoints that nothing keeps."""
         checkpoints = self.checkpoints()
         for folder in checkpoints[:-keep_last]:
             step = step_of(folder)
-            if step != best_step and not (keep_every and step % keep_every == 0):
+            if step not in kept_steps and not (keep_every and step % keep_every == 0):
                 self._delete(folder)
 
     def _delete(self, folder: Path) -> None:
@@ -274,7 +274,7 @@ def check_state(state: dict[str, Any]) -> None:
     counts = (progress.step, progress.samples, progress.tokens, progress.skipped_steps, progress.skipped_in_a_row)
     if not all(0 <= count < 2**63 for count in counts) or progress.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("its progress is impossible")
-    for part in ("config", "data", "scaler", "files"):
+    for part in ("config", "data", "scaler", "files", *(["base"] if "base" in state else [])):
         if not isinstance(state[part], dict):
             raise TypeError(f"its {part} is {state[part]!r}")
     if not all(isinstance(value, int | float) for value in state["scaler"].values()):

@@ -1,28 +1,37 @@
 """A run from the folder of a Hugging Face model, and such a folder from a run, which has again what came along."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 import configurator
 from common.errors import UserError
 from common.files import folder_written_aside
 from common.json_files import read_json
+from components.lora.spec import Adapters
 from configurator import Configuration
 from data.mixture import sources
 from data.tokenizers import Tokenizer
 from inference.loading import configuration_of, find_tokenizer, load
-from interop.folders import GENERATION, copy_beside, read_model, write_json, write_model
+from interop.adapters import CONFIG as PEFT_CONFIG
+from interop.adapters import TENSORS as PEFT_TENSORS
+from interop.adapters import adapters_to_peft
+from interop.folders import GENERATION, copy_beside, read_model, save_tensors, write_json, write_model
 from interop.hugging_face import SPECIAL_TOKENS, architecture_to_hugging_face, as_in_files, weights_to_hugging_face
 from interop.parity import NotCompared, measure
 from interop.tokenizer_files import write_tokenizer
 from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
+from parallel.ranks import ALONE
+from runs.base import base_of
+from runs.checkpoint import load_adapters
 from runs.config import RunConfig
-from runs.folder import RunFolder, read_state
+from runs.folder import RunFolder, damage, read_state
 from runs.initial import OF_THE_MODEL, keep_beside, write_initial
 
 
@@ -91,6 +100,29 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
             write_json(new / GENERATION, tokens)
         (new / "README.md").write_text(_card(saved, read_state(checkpoint), config, model), encoding="utf-8")
         return Exchanged(saved.model, _count(model), _compared(new, model, folder), notes)
+
+
+def adapters_from_run(checkpoint: Path, folder: Path) -> tuple[Adapters, int]:
+    """Write the adapters of a checkpoint as PEFT has them, for the base as `folder_from_run` writes it; returns what
+    they are, and their parameters. Raises UserError and OSError."""
+    saved, state = configuration_of(checkpoint), read_state(checkpoint)
+    base = base_of(checkpoint, state)
+    if base in (None, checkpoint) or (adapters := saved.run.adapters) is None or base is None:
+        raise UserError(f"{checkpoint} has no adapters: --format hf exports the model")
+    for one in (checkpoint, base):
+        if wrong := damage(one, ALONE):
+            raise UserError(wrong)
+    model = load(base, saved, torch.device("cpu"))
+    with torch.no_grad():
+        found = {name: adapter for name, (_, adapter) in load_adapters(checkpoint, state, model).items()}
+    linear = {name: one for name, one in model.named_modules() if hasattr(one, "weight") and name.startswith("blocks.")}
+    matrices = {name: (cast(Tensor, one.weight).detach(), found.get(name)) for name, one in linear.items()}
+    config, tensors = adapters_to_peft(matrices, saved.model, adapters)
+    with folder_written_aside(folder) as new:
+        write_json(new / PEFT_CONFIG, config)
+        save_tensors(tensors, new / PEFT_TENSORS)
+        shutil.copymode(new / PEFT_CONFIG, new / PEFT_TENSORS)  # safetensors lets only its owner read it
+    return adapters, sum(one.numel() for adapter in found.values() for one in adapter.parameters())
 
 
 def _tokenizer(checkpoint: Path, saved: Configuration, notes: list[str]) -> Tokenizer | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 import configurator
 from common.errors import UserError
 from configurator import Configuration
+from interop.adapters import adapters_from_peft
 from interop.folders import copy_beside, read_model, save_tensors
 from model_builder import build_model
 from model_config import ModelArchitectureConfig
@@ -104,6 +105,9 @@ def _begin_from(source: Path, folder: RunFolder, configuration: Configuration) -
     position = "position.embedding.weight"
     if position in expected:
         weights[position] = weights[position][: len(expected[position])].clone()
+    if configuration.run.lora_from is not None:
+        _, adapters = adapters_from_peft(Path(configuration.run.lora_from), configuration.model)
+        weights |= adapters
     try:
         keep_beside(source, folder.path)
         return write_initial(folder, weights, configuration)

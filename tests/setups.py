@@ -44,6 +44,8 @@ WITH_STATES = (MAMBA2, MAMBA2_OF_GROUPS, MAMBA1, GATED_DELTA, KIMI_DELTA, CONVOL
 ALL_STATES = "--arch_preset=hybrid --n_layer=5 --layer_pattern=MSDKA --mamba_head_dim=8 --mamba_d_state=5".split()
 ALL_STATES += "--linear_num_value_heads=2 --linear_key_head_dim=6".split()
 
+LORA = ["--use_lora=True", "--lora_r=3", "--lora_alpha=30"]  # rows that no number of ranks divides
+DORA = [*LORA, "--use_dora=True"]
 MUON = "--optimizer=muon"  # its learning rate is the run's
 
 CHECKPOINTING = "--activation_checkpointing=True"

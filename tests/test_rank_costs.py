@@ -15,6 +15,7 @@ from setups import (
     CHECKPOINTING,
     CONTEXT,
     DDP,
+    DORA,
     EXPERTS,
     FSDP,
     GPT2,
@@ -22,6 +23,7 @@ from setups import (
     KIMI_DELTA,
     LATENT,
     LLAMA,
+    LORA,
     MAMBA1,
     MAMBA2,
     MORE_EXPERTS,
@@ -144,6 +146,8 @@ CASES = [
     *[(4, [*CONTEXT, *keys, *BALANCED]) for keys in (SHARED_EXPERTS, ["--expert_parallel=4", *FSDP])],
     (2, [*CONTEXT, MUON, *MAMBA2]),
     (2, [*CONTEXT, *LLAMA, FROZEN[0]]),
+    *[(2, [*keys, *LORA, *LLAMA]) for keys in (DDP, ZERO1, FSDP, CONTEXT, [*FSDP, MUON], [*FSDP, BF16])],
+    *[(4, [*keys, *DORA, *EXPERTS]) for keys in (ZERO1, HYBRID)],
 ]
 CASES = [(size, few_each(size, keys)) for size, keys in CASES]
 
@@ -264,7 +268,10 @@ def test_the_state_of_a_rank(size, keys, counted):
     for part, held in found[0].items():
         assert max(one[part] for one in found) == held
     with torch.device("meta"):
-        named = list(LanguageModel(configuration.model).named_parameters())
+        model = LanguageModel(configuration.model)
+        if run.adapters is not None:
+            model.adapt(run.adapters)
+        named = list(model.named_parameters())
     matrices = trained_matrix_names(configuration)
     divided = {"weights": run.use_fsdp, "gradients": run.use_fsdp, "optimizer": run.use_fsdp or run.use_zero1}
     for part, is_divided in divided.items() if run.tensor_parallel == 1 else ():

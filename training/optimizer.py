@@ -100,7 +100,12 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     experts that ranks share, this rank's part of a parameter."""
     if not isinstance(model, LanguageModel):
         return {}
-    stated = {name: one for found in named_weights(model.config) for one in found.weights for name in one.names}
+    stated = {
+        name: one
+        for found in named_weights(model.config, adapters=model.adapters)
+        for one in found.weights
+        for name in one.names
+    }
     return {
         name: Layout(tuple(_shared(parameter).shape), stated[name].rows_of_matrices, tensor_dim(parameter))
         for name, parameter in model.named_parameters()

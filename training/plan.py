@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.machine import check_memory
+from components.lora.spec import LORA, is_of_adapter, matches
 from components.registry import has_module
 from configurator import Configuration
 from data.mixture import Data, Mixture
@@ -127,13 +128,14 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
     if dataset is not None:
         dataset.check_fits(model.block_size, model.vocab_size or 0)
     check_frozen(configuration)
+    check_adapters(configuration)
     documents = None
     if run.mask_documents:
         check_documents(model)
         if dataset is not None:
             documents = document_lengths(dataset, cut_of(configuration))
     cost = model_cost(model, documents=documents)
-    training = training_flops(model, run.frozen_names, documents)
+    training = training_flops(model, run.frozen_names, documents, run.adapters)
     flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
@@ -260,6 +262,27 @@ def check_frozen(configuration: Configuration) -> None:
             )
     if all(map(configuration.run.freezes, names)):
         raise UserError(f"frozen={frozen!r} leaves nothing to be trained")
+
+
+def check_adapters(configuration: Configuration) -> None:
+    """Raises UserError for a target that is no linear layer of a mixer or an FFN."""
+    adapters = configuration.run.adapters
+    if adapters is None:
+        return
+    every = dataclasses.replace(adapters, targets=())
+    names = parameter_names(configuration.model, every)
+    modules = {name.rpartition(".")[0] for name in names if not is_of_adapter(name)} | {"lm_head"}
+    adaptable = {name.partition(f".{LORA}.")[0] for name in names if is_of_adapter(name)}
+    for pattern in adapters.targets:
+        if any(matches(name, pattern) for name in adaptable):
+            continue
+        if any(matches(name, pattern) for name in modules):
+            raise UserError(
+                f"lora_targets: {pattern!r} is no linear layer of a mixer or an FFN: embedding and head, which may be "
+                "one table, norms, routers and convolutions have no adapters"
+            )
+        some = ", ".join(sorted({name.rpartition(".")[2] for name in adaptable})[:4])
+        raise UserError(f"lora_targets: {pattern!r} is no module's name: they are such as {some}")
 
 
 def prediction_of(run: RunConfig) -> Prediction | None:

@@ -11,7 +11,7 @@ from flops_parameter_counting.costs.communication import sent_by_part, step_exch
 from flops_parameter_counting.costs.memory import OFFLOADED, rank_memory
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.pipeline import bubble, in_words, micro_batches, stage_flops, stages_of
-from flops_parameter_counting.costs.sharding import Mesh, mesh_of
+from flops_parameter_counting.costs.sharding import Mesh, elements, mesh_of, of_trained, parameters
 from model_config import ModelArchitectureConfig, resolve_architecture
 from runs.config import RunConfig
 from training.optimizers.registry import optimizer_spec
@@ -74,11 +74,24 @@ def _architecture(configuration: Configuration, plan: RunPlan) -> str:
         f"Parameters:            {cost.n_params:,}"
         + (f", of which a token meets {cost.n_active:,}" if cost.n_active != cost.n_params else ""),
         *_parts(cost.parameters, cost.n_params),
+        *_adapters(configuration),
         f"FLOPs per token:       {plan.flops_per_token['full']:,} (training, full attention; "
         f"{plan.flops_per_token['causal']:,} causal){ratio}",
         *_parts(plan.flops_by_part, plan.flops_per_token["full"]),
     ]
     return "\n".join(lines)
+
+
+def _adapters(configuration: Configuration) -> list[str]:
+    """What is trained beside the model; nothing where that is the model."""
+    run, adapters = configuration.run, configuration.run.adapters
+    if adapters is None:
+        return []
+    found = parameters(configuration.model, run.frozen_names, adapters=adapters)
+    trained, everything = elements(of_trained(found.all)), found.size
+    where = "every linear layer of mixers and FFNs" if run.lora_targets is None else run.lora_targets
+    of_all = f"{trained:,} of {everything:,} parameters are trained ({trained / everything:.2%})"
+    return [f"Adapters:              {adapters.title}, beside {where}; {of_all}"]
 
 
 def _mixers(model: ModelArchitectureConfig) -> list[str]:

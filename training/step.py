@@ -4,14 +4,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from torch import nn
 
 from components.parts import own_part
 from data.loader import Batch
-from model_builder import LanguageModel
 from parallel.collectives import sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
@@ -78,7 +76,7 @@ def take_step(
         with training.clock.around(own_part(gradients[0]).device):
             training.scaler.step(training.optimizer)
         if loads:
-            cast(LanguageModel, training.model).after_step(loads)
+            training.model.after_step(loads)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     names = [name for name in sums if name != LOSS]

@@ -28,6 +28,7 @@ from parallel.launcher import LauncherWatch
 from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
+from runs.base import BASE_STEP, base_of
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
 from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
@@ -70,6 +71,8 @@ def train(
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         state = read_state(checkpoint) if checkpoint else None
+        if checkpoint and state and (base := base_of(checkpoint, state)) not in (None, checkpoint):
+            newest_whole([base], ranks, device)
         saved = Progress(**state["progress"]) if state else None
         if saved is not None and not saved.has_updated:
             saved = None  # whose decisions nothing depends on yet
@@ -360,7 +363,8 @@ class Trainer:
         self.last_saved = saved
         if self.ranks.is_first and saved.path is not None:
             best_step = saved.progress.best_step if self.run.keep_best else None
-            self.folder.prune(self.run.keep_last, self.run.keep_every, best_step)
+            base_step = BASE_STEP if self.run.use_lora else None
+            self.folder.prune(self.run.keep_last, self.run.keep_every, {best_step, base_step})
         self.logger.checkpoint(saved, self.folder.last_checkpoint())
         self.clock = time.perf_counter()
 

@@ -25,7 +25,7 @@ def loss_rows(vocab_size: int, width: Any) -> Any:
 
 def loss_bytes(batch: MicroBatch) -> int:
     """Bytes that the head and its loss hold while they run: hidden states and their gradient, the gradient of the
-    head's weight, a cast of that weight, and one chunk's rows and logits.
+    head's weight where that is trained, a cast of that weight, and one chunk's rows and logits.
 
     A chunk is at its largest either in its softmax, with as much scratch as logits, or at the products with its
     logits' gradient, which are made (and cast to float32) apart from the gradients that they are added to.
@@ -33,12 +33,13 @@ def loss_bytes(batch: MicroBatch) -> int:
     config, e = batch.config, batch.e
     vocab_size = (config.vocab_size or 0) // batch.tensor
     table = vocab_size * config.n_embd
+    gradient = 0 if batch.adapters else table
     rows = smaller(batch.tokens, loss_rows(vocab_size, config.n_embd))
     cast = 0 if e == 4 else e
     softmax = rows * vocab_size * 8
-    product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, table * (4 + cast))
+    product = rows * vocab_size * (4 + cast) + larger(rows * config.n_embd * e, gradient * (4 + cast))
     chunk = rows * config.n_embd * cast + larger(softmax, product)
-    return 2 * batch.tokens * config.n_embd * 4 + table * (4 + cast) + chunk
+    return 2 * batch.tokens * config.n_embd * 4 + gradient * 4 + table * cast + chunk
 
 
 def loss_gradients(batch: MicroBatch) -> int:

@@ -36,8 +36,8 @@ class RMSNorm(Norm):
         return vectors("weight", config.n_embd)
 
     def kept(self, batch: MicroBatch) -> int:
-        """Its input, the normalized input (for the gradient of its weight), and a root mean square for each token."""
-        return batch.tokens * 4 * (2 * batch.config.n_embd + 1)
+        """Its input, the normalized input for the gradient of its weight, and a root mean square for each token."""
+        return batch.tokens * 4 * ((1 if batch.adapters else 2) * batch.config.n_embd + 1)
 
 
 @register_spec

@@ -99,7 +99,7 @@ def stage_exchanges(
 ) -> list[Exchange]:
     """Everything that a rank of one stage takes part in."""
     mesh = mesh_of(run, world_size)
-    own = parameters(config, run.frozen_names, stage).of_rank(mesh)
+    own = parameters(config, run.frozen_names, stage, run.adapters).of_rank(mesh)
     step = Step(config, run, mesh, own, run.gradient_accumulation_steps // mesh.batches, COMPUTE_BYTES[dtype], stage)
     exchanges = [*_tensor_parallel(step), *_partial_gradients(step), *_expert_parallel(step)]
     exchanges += [*_context_parallel(step), *_pipeline(step)]
@@ -244,7 +244,7 @@ def _context_parallel(step: Step) -> list[Exchange]:
     if mesh.context == 1:
         return []
     passed, means = 0, 0
-    for found, _, of_output in gradients(config, run.frozen_names):
+    for found, _, of_output in gradients(config, run.frozen_names, run.adapters):
         if found.place is None:
             continue
         spec, own = found.place.spec, found.place.config

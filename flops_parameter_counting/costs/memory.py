@@ -18,6 +18,7 @@ import numpy as np
 from common.arrays import larger, product
 from components.heads.spec import loss_bytes, loss_gradients
 from components.spec import GRADIENT_IN_PART, MicroBatch
+from flops_parameter_counting.costs.adapters import as_computed, kept_otherwise
 from flops_parameter_counting.costs.model_cost import WHOLE, Stage, places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.pipeline import crossing, in_flight, micro_batches, stages_of
@@ -133,16 +134,23 @@ def activation_bytes(batch: MicroBatch, checkpointing: bool, stage: Stage = WHOL
         if place.name != "position":
             outside += place.spec.kept(batch) // batch.tensor
     outside += _position_bytes(batch, stage) + _place_bytes(batch, stage)
+    of_adapters = dict[int, int]()
+    if batch.adapters is not None:
+        less, of_adapters = kept_otherwise(batch)
+        outside += less
     layers = {layer: count for layer, count in stage.counts(config).items() if np.any(count)}
     blocks = {layer: block_bytes(batch, layer) for layer in layers}
     if not checkpointing:
-        return begun * (outside + sum(layers[layer] * kept for layer, kept in blocks.items()))
+        return begun * (
+            outside + sum(layers[layer] * kept for layer, kept in blocks.items()) + sum(of_adapters.values())
+        )
     inputs = stage.n_blocks(config) * 4 * batch.stream_part
     if config.component("position_encoding").biases_scores:
         inputs += 4 * config.n_head * config.block_size * batch.keys  # one for all blocks
     inputs += _handed_bytes(batch, stage)
     # A block computed again shares its input with the checkpoint, unless it only keeps casts of it.
     again = functools.reduce(larger, (kept * (layers[layer] > 0) for layer, kept in blocks.items()))
+    again = again + max(of_adapters.values(), default=0)
     again = again - (4 * batch.stream_part if config.norms_before or batch.e == 4 else 0)
     copies = sum(count * weight_copies(batch.of_layer(config.of(layer)), layer) for layer, count in layers.items())
     return begun * (outside + inputs) + larger(again, copies)
@@ -167,7 +175,7 @@ def stage_memory(
     config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
 ) -> dict[str, int]:
     """Bytes of the first rank of a stage, by part."""
-    own = parameters(config, run.frozen_names, stage)
+    own = parameters(config, run.frozen_names, stage, run.adapters)
     of_update = update_memory(config, run, mesh, stage)
     return state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
 
@@ -227,7 +235,11 @@ def working_memory(
     if mesh.context > 1:
         part = config.block_size // mesh.context
         config, before = config.replace(block_size=part), config.block_size - part
-    batch = MicroBatch(config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before)
+    if run.adapters is not None:
+        config = as_computed(config, run.adapters)
+    batch = MicroBatch(
+        config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before, run.adapters
+    )
     if stage.blocks is None:
         return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
     begun = in_flight(run, stage, micro_batches(run, mesh.data))

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from components import registry
+from components.lora.spec import PART, Adapters
 from components.spec import Product, Routing, Spec, Weights
 from model_config import Layer, ModelArchitectureConfig
 
@@ -94,16 +95,20 @@ class Named:
     is_head: bool = False
 
 
-def named_weights(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> Iterator[Named]:
+def named_weights(
+    config: ModelArchitectureConfig, stage: Stage = WHOLE, adapters: Adapters | None = None
+) -> Iterator[Named]:
     """Every component of a model, or of a stage of it, in the order of the forward pass: the embedding, the position
-    encoding, the blocks, the final norm, and the head, which may be the embedding."""
+    encoding, the blocks, each matrix of which an adapter may follow, the final norm, and the head, which may be the
+    embedding."""
     found, outside = tables(config, stage), places_outside(config, stage)
     if stage.is_first:
         yield Named(found[:1])
         yield Named(_renamed(outside[0], ""), outside[0])
     for index in range(len(config.layers)) if stage.blocks is None else stage.blocks:
         for place in places_of(config.layers[index], config):
-            yield Named(_renamed(place, f"blocks.{index}."), place, index)
+            weights = _renamed(place, f"blocks.{index}.")
+            yield Named(weights if adapters is None else adapters.beside(weights), place, index)
     if stage.is_last:
         for place in outside[stage.is_first :]:
             yield Named(_renamed(place, ""), place)
@@ -117,16 +122,19 @@ def _renamed(place: Place, prefix: str) -> list[Weights]:
     ]
 
 
-def parameter_names(config: ModelArchitectureConfig) -> set[str]:
+def parameter_names(config: ModelArchitectureConfig, adapters: Adapters | None = None) -> set[str]:
     """The names of all parameters."""
-    return {name for found in named_weights(config) for weights in found.weights for name in weights.names}
+    found = named_weights(config, adapters=adapters)
+    return {name for component in found for weights in component.weights for name in weights.names}
 
 
-def gradients(config: ModelArchitectureConfig, frozen: Frozen | None) -> Iterator[tuple[Named, bool, bool]]:
+def gradients(
+    config: ModelArchitectureConfig, frozen: Frozen | None, adapters: Adapters | None = None
+) -> Iterator[tuple[Named, bool, bool]]:
     """Every component in the order of the forward pass, whether its input has a gradient, and whether its output: where
     it, or something before it, is trained."""
     of_input = False
-    for found in named_weights(config):
+    for found in named_weights(config, adapters=adapters):
         trained = (frozen is None or not frozen(name) for weights in found.weights for name in weights.names)
         of_output = of_input or any(trained)
         yield found, of_input, of_output
@@ -148,34 +156,60 @@ class TrainingFlops:
 
 
 def training_flops(
-    config: ModelArchitectureConfig, frozen: Frozen | None = None, documents: DocumentLengths | None = None
+    config: ModelArchitectureConfig,
+    frozen: Frozen | None = None,
+    documents: DocumentLengths | None = None,
+    adapters: Adapters | None = None,
 ) -> TrainingFlops:
-    """The FLOPs of training on sequences of block_size tokens, of one document each, or of `documents` kept apart.
+    """The FLOPs of training on sequences of block_size tokens, of one document each, or of `documents` kept apart. With
+    adapters, `frozen` says that all but these are.
 
     The backward pass multiplies each product's other factor with the gradient of the result: for the gradient of a
     weight where it is trained, for that of an input where something before it is. So it takes twice the forward pass
     where everything is trained, as much where a frozen layer is passed through, and nothing below the first parameter
-    that is trained.
+    that is trained. The lengths that DoRA divides by are not counted, as norms are not: B A, once a micro-batch.
     """
     cost = model_cost(config, documents=documents)
     if frozen is None:
         by_part = {part: with_backward(flops) for part, flops in cost.flops.items()}
         return TrainingFlops(by_part, with_backward(sum(cost.masked.values())))
     by_part, masked = dict(cost.flops), sum(cost.masked.values())
-    for found, of_input, of_output in gradients(config, frozen):
+    if adapters is not None:
+        by_part[PART] = 0
+    for found, of_input, _ in gradients(config, frozen, adapters):
         spec = None if found.place is None else found.place.spec
-        inside = of_input  # whether what the component has made of its input so far has a gradient
+        passed = Passed(found, of_input, frozen)
         for weights in found.weights:
-            trained = [not frozen(name) for name in weights.names]
+            trained = sum(not frozen(name) for name in weights.names)
             if weights.multiplies or found.is_head:
                 part = "lm_head" if spec is None else weights.part or spec.flops_part
-                each = 2 * weights.of_these_met(weights.size // len(trained))
-                by_part[part] += each * (sum(trained) + len(trained) * (inside if weights.writes else of_input))
-            inside = inside or any(trained)
+                each = 2 * weights.of_these_met(weights.size // len(weights.names))
+                forward = len(weights.names) * (part == PART)  # of the model's own it is in `cost`
+                by_part[part] += each * (forward + trained + len(weights.names) * passed.to_input_of(weights))
         for product in [] if found.place is None else products_of(found.place, config.block_size, documents):
-            by_part[product.part] += 2 * product.flops * of_output
-            masked += 2 * product.masked * of_output
+            by_part[product.part] += 2 * product.flops * passed.inside
+            masked += 2 * product.masked * passed.inside
     return TrainingFlops(by_part, masked)
+
+
+class Passed:
+    """Where in a component gradients pass, since something before is trained."""
+
+    def __init__(self, found: Named, of_input: bool, frozen: Frozen):
+        place = None if found.place is None else found.place.name
+        self.prefix = f"{place}." if found.block is None else f"blocks.{found.block}.{place}."
+        self.of_input = of_input
+        self.trained = [name for one in found.weights for name in one.names if not frozen(name)]
+        last = tuple(f"{name.rpartition('.')[0]}." for one in found.weights if one.writes for name in one.names)
+        # What products are given, and what writes
+        self.inside = of_input or any(not name.startswith(last) for name in self.trained)
+
+    def to_input_of(self, weights: Weights) -> bool:
+        """Whether there is a gradient of what these multiply."""
+        if weights.fed_by:
+            before = tuple(f"{self.prefix}{one}." for one in weights.fed_by)
+            return self.of_input or any(name.startswith(before) for name in self.trained)
+        return self.inside if weights.writes else self.of_input
 
 
 def tables(config: ModelArchitectureConfig, stage: Stage = WHOLE) -> list[Weights]:

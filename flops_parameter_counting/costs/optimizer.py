@@ -58,7 +58,7 @@ def update_of(config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, stage
 
 def trained_matrices(config: ModelArchitectureConfig, run: RunConfig, stage: Stage = WHOLE) -> list[Weights]:
     """The parameters that are matrices of linear layers, or stacks of them, one by one in the model's order."""
-    found = [one for place in named_weights(config, stage) for one in place.weights if one.are_matrices]
+    found = [one for place in named_weights(config, stage, run.adapters) for one in place.weights if one.are_matrices]
     return [dataclasses.replace(one, names=(name,)) for one in found for name in one.names if not run.freezes(name)]
 
 

@@ -23,7 +23,9 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
     """Everything about a model, as data for JSON. Raises UserError for a setting or a model that cannot be counted."""
     length = _sequence_length(model.architecture, setting)
     cost = model_cost(model.architecture, length)
-    training = training_flops(model.architecture.replace(block_size=length), setting.run.frozen_names)
+    training = training_flops(
+        model.architecture.replace(block_size=length), setting.run.frozen_names, adapters=setting.run.adapters
+    )
     return {
         "name": model.name,
         "family": model.family,
@@ -150,7 +152,7 @@ def _memory_of_stage(
     config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage
 ) -> tuple[dict[str, int], str | None]:
     """By part, and why activations and logits are not among them."""
-    own = parameters(config, run.frozen_names, stage)
+    own = parameters(config, run.frozen_names, stage, run.adapters)
     by_part = state_memory(own, run, mesh, e) | update_memory(config, run, mesh, stage)
     try:
         return by_part | working_memory(config, run, mesh, e, stage), None

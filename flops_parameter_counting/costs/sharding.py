@@ -15,6 +15,7 @@ import numpy as np
 
 from common.arrays import larger, product
 from common.errors import UserError
+from components.lora.spec import Adapters
 from components.spec import Weights
 from flops_parameter_counting.costs.model_cost import (
     WHOLE,
@@ -270,11 +271,16 @@ def times(count: Any, parameter: Parameter) -> Parameter:
     return dataclasses.replace(parameter, copies=count * parameter.copies)
 
 
-def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None, stage: Stage = WHOLE) -> Parameters:
+def parameters(
+    config: ModelArchitectureConfig,
+    frozen: Frozen | None = None,
+    stage: Stage = WHOLE,
+    adapters: Adapters | None = None,
+) -> Parameters:
     """The parameters of a model, or of a stage of it, as the specs of its components state them, and which of them are
-    frozen."""
+    frozen: with adapters, all but these."""
     if frozen is not None:
-        return _with_frozen(config, frozen, stage)
+        return _with_frozen(config, frozen, stage, adapters)
     root = [_parameter(table) for table in tables(config, stage)]
     outside = places_outside(config, stage)
     root += [_parameter(weights) for place in outside for weights in place.spec.all_weights(config)]
@@ -291,11 +297,13 @@ def parameters(config: ModelArchitectureConfig, frozen: Frozen | None = None, st
     return Parameters(tuple(root), blocks, counts, Kind(stage.last_layer(config)), stage.n_blocks(config))
 
 
-def _with_frozen(config: ModelArchitectureConfig, frozen: Frozen, stage: Stage) -> Parameters:
+def _with_frozen(
+    config: ModelArchitectureConfig, frozen: Frozen, stage: Stage, adapters: Adapters | None
+) -> Parameters:
     """The same block by block, since a name may be frozen in one and not in another."""
     root: list[Parameter] = []
     in_block: dict[int, list[Parameter]] = {index: [] for index in stage.blocks or range(config.n_layer)}
-    for found in named_weights(config, stage):
+    for found in named_weights(config, stage, adapters):
         if found.is_head and config.weight_tying and stage.is_first:
             continue
         in_root = found.block is None or found.place is None or found.place.name.endswith("_norm")

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.context import Context
-from components.ffns.experts.products import BACKENDS, Expert, counts_of
+from components.ffns.experts.products import BACKENDS, Expert, counts_of, loop
 from components.ffns.gated.module import clamped_swiglu
 from components.ffns.gated.spec import CLAMPED, CLAMPED_GATE, GATES
-from components.parts import own_part, parts_of, ranks_of, summand_of
+from components.lora.module import adapter_of
+from components.parts import PartLinear, SummandLinear, own_part, parts_of, ranks_of, summand_of
 from components.precision import wide
 from components.registry import module, register_module
 from components.stacked import StackedLinear
@@ -89,8 +90,8 @@ class Experts(nn.Module):
         self.by_sequence, self.has_shared = config.balance_over == "sequence", config.n_shared_experts > 0
         if self.has_shared:
             shared = config.n_shared_experts * hidden
-            self.shared_gate_proj, self.shared_up_proj = (nn.Linear(width, shared, config.bias) for _ in range(2))
-            self.shared_down_proj = nn.Linear(shared, width, config.bias)
+            self.shared_gate_proj, self.shared_up_proj = (PartLinear(width, shared, config.bias) for _ in range(2))
+            self.shared_down_proj = SummandLinear(shared, width, config.bias)
             self.shared_expert_gate = nn.Linear(width, 1, bias=False) if config.shared_expert_gate else None
 
     def reset_parameters(self) -> None:
@@ -115,9 +116,12 @@ class Experts(nn.Module):
         scores, chosen, weights = self.routing(logits, balance_bias)
         load = counts_of(chosen, scores.shape[1]) / chosen.numel()  # (E,)
         added = self._added(logits, scores, chosen, x.shape[0])
-        expert = Expert(self._gated, parts_of(self.gate_proj), parts_of(self.up_proj), summand_of(self.down_proj))
+        adapters = (adapter_of(self.gate_proj), adapter_of(self.up_proj), adapter_of(self.down_proj))
+        stacks = (parts_of(self.gate_proj), parts_of(self.up_proj), summand_of(self.down_proj))
+        expert = Expert(self._gated, *stacks, adapters)
         compute = tokens.to(_compute_dtype(tokens))
-        y = self.routed(compute, weights, chosen, expert)
+        routed = self.routed if adapters == (None, None, None) else loop
+        y = routed(compute, weights, chosen, expert)
         if self.has_shared:
             y = y + self._shared(tokens, compute)
         return y.view(x.shape), added, load
@@ -129,8 +133,8 @@ class Experts(nn.Module):
         return self.activation(gate) * up
 
     def _shared(self, tokens: Tensor, compute: Tensor) -> Tensor:
-        gate, up = (F.linear(compute, *parts_of(layer)) for layer in (self.shared_gate_proj, self.shared_up_proj))
-        y = F.linear(self._gated(gate, up), *summand_of(self.shared_down_proj))
+        gate, up = self.shared_gate_proj(compute), self.shared_up_proj(compute)
+        y = self.shared_down_proj(self._gated(gate, up))
         return y if self.shared_expert_gate is None else y * in_float32(tokens, self.shared_expert_gate).sigmoid()
 
     def _added(self, logits: Tensor, scores: Tensor, chosen: Tensor, batch: int) -> dict[str, Tensor]:

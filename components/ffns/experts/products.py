@@ -28,6 +28,7 @@ class Expert:
     gate: Stack  # (E, F, D)
     up: Stack
     down: Stack  # (E, D, F)
+    adapters: tuple[Any, Any, Any] = (None, None, None)  # components.lora, of each of these, which `loop` alone takes
 
 
 def loop(x: Tensor, weights: Tensor, chosen: Tensor, expert: Expert) -> Tensor:
@@ -36,15 +37,18 @@ def loop(x: Tensor, weights: Tensor, chosen: Tensor, expert: Expert) -> Tensor:
     for index in range(expert.gate[0].shape[0]):
         rows, choice = (chosen == index).nonzero(as_tuple=True)
         xs = x[rows]
-        hidden = expert.gated(_linear(xs, expert.gate, index), _linear(xs, expert.up, index))
-        met = _linear(hidden, expert.down, index)
+        of_gate, of_up, of_down = expert.adapters
+        hidden = expert.gated(_linear(xs, expert.gate, index, of_gate), _linear(xs, expert.up, index, of_up))
+        met = _linear(hidden, expert.down, index, of_down)
         y = y.index_add(0, rows, weights[rows, choice, None] * met)
     return y
 
 
-def _linear(x: Tensor, stack: Stack, index: int) -> Tensor:
+def _linear(x: Tensor, stack: Stack, index: int, adapter: Any) -> Tensor:
     weight, bias = stack
-    return F.linear(x, weight[index], None if bias is None else bias[index])
+    own_bias = None if bias is None else bias[index]
+    y = F.linear(x, weight[index], own_bias)
+    return y if adapter is None else adapter(x, y, weight, own_bias, index)
 
 
 @dataclasses.dataclass(frozen=True)

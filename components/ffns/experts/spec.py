@@ -165,7 +165,7 @@ class Experts(Clamps):
         names = ("shared_gate_proj", "shared_up_proj")
         found = [
             *matrices(names, hidden, width, config.bias, "rows", **of_shared),
-            *matrices("shared_down_proj", width, hidden, divided="columns", writes=True, **of_shared),
+            *matrices("shared_down_proj", width, hidden, divided="columns", writes=True, fed_by=names, **of_shared),
         ]
         if config.bias:  # of which each rank adds a share
             found += vectors("shared_down_proj.bias", width, divided="sequence", **of_shared)
@@ -208,13 +208,14 @@ class Experts(Clamps):
         return rows - is_idle_cast * batch.tokens * config.n_embd * batch.e
 
     def whole(self, batch: MicroBatch) -> int:
-        """The input in float32, which the router multiplies, and a cast of it; the scores; the places and the weights
-        of the choices, before they are divided by their sum and after, and that; and what the auxiliary losses keep.
-        The loop keeps no cast, order and weights of all."""
+        """The input in float32, which a router that is trained multiplies, and a cast of it; the scores; the places and
+        the weights of the choices, before they are divided by their sum and after, and that; and what the auxiliary
+        losses keep. The loop keeps no cast, order and weights of all."""
         config, tokens, is_cast = batch.config, batch.tokens, batch.e < 4
         choices, loops = tokens * config.n_experts_per_token, config.experts_backend == "loop"
         cast = batch.e * is_cast * (not loops or config.n_shared_experts > 0)
-        inputs = tokens * config.n_embd * (4 + cast)
+        is_kept = not batch.adapters or (not is_cast and (not loops or config.n_shared_experts > 0))
+        inputs = tokens * config.n_embd * (4 * is_kept + cast)
         router = 4 * config.n_experts * config.n_embd * (is_cast and batch.weights_are_cast)  # back in float32
         scores = 4 * tokens * config.n_experts
         chosen = 8 * choices * (1 + (not loops))

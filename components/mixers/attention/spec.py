@@ -255,10 +255,11 @@ def _normed_widths(config: Config) -> tuple[int, ...]:
 
 
 def _kept_by_norms(batch: MicroBatch) -> int:
-    """Queries and keys before the norms and normalized, in float32, and each norm's root mean square."""
+    """Queries and keys before the norms and, for the gradients of their weights, normalized, in float32, and each
+    norm's root mean square."""
     config, numbers = batch.config, 0
     for heads, width in zip((config.n_head, config.kv_heads), _normed_widths(config), strict=False):
-        numbers += 2 * heads * config.head_dim + heads * config.head_dim // width
+        numbers += (1 if batch.adapters else 2) * heads * config.head_dim + heads * config.head_dim // width
     is_centred = spec("normalization", config.normalization).is_zero_centred
     factors = sum(_normed_widths(config)) if is_centred else 0  # 1 + weight
     return 4 * (batch.tokens * numbers + factors)

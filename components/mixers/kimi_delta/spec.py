@@ -23,8 +23,8 @@ class KimiDelta(DeltaRule):
         return [
             *super().weights(config),
             *matrices(("f_a_proj", "g_a_proj"), rank, config.n_embd, divided="heads"),
-            *matrices("f_b_proj", self.decays(config), rank, divided="rows"),
-            *matrices("g_b_proj", self.value_width(config), rank, divided="rows"),
+            *matrices("f_b_proj", self.decays(config), rank, divided="rows", fed_by=("f_a_proj",)),
+            *matrices("g_b_proj", self.value_width(config), rank, divided="rows", fed_by=("g_a_proj",)),
         ]
 
     def scores(self, config: Config, chunk: int) -> Any:

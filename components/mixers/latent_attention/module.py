@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from components.context import Context
+from components.lora.module import matrix_of
 from components.mixers.attention.spec import biases
 from components.mixers.latent_attention.spec import flops_of_queries, score_factor
 from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
@@ -134,7 +135,7 @@ class LatentAttention(nn.Module):
         if expanded < absorbed:
             block = _tokens_at_once(q, self.width + values)
             return attend_by_blocks(q, latents, self._expanded_block, block, score_bias)
-        of_heads = self.kv_b_proj.weight.type_as(q).unflatten(0, (q.shape[1], -1))  # (H, p + w, l)
+        of_heads = matrix_of(self.kv_b_proj).type_as(q).unflatten(0, (q.shape[1], -1))  # (H, p + w, l)
         turned, q = q.split((self.config.qk_rope_head_dim, self.config.qk_nope_head_dim), dim=-1)
         q = torch.cat((torch.einsum("bhtp,hpl->bhtl", q, of_heads[:, :-values]), turned), dim=-1)  # (B, H, T, l + r)
         y = attend_by_blocks(

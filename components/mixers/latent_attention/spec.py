@@ -63,13 +63,19 @@ class LatentAttention(Heads):
             of_queries = [
                 *matrices("q_a_proj", rank, config.n_embd, of_latent, "heads"),
                 *vectors("q_a_norm.weight", rank, part="norms", divided="heads"),
-                *matrices("q_b_proj", queries, rank, divided="rows"),
+                *matrices("q_b_proj", queries, rank, divided="rows", fed_by=("q_a_proj", "q_a_norm")),
             ]
         return [
             *of_queries,
             *matrices("kv_a_proj", sum(of_stream), config.n_embd, of_latent, "heads", fused=of_stream),
             *vectors("kv_a_norm.weight", latent, part="norms", divided="heads"),
-            *matrices("kv_b_proj", config.n_head * config.qk_nope_head_dim + values, latent, divided="rows"),
+            *matrices(
+                "kv_b_proj",
+                config.n_head * config.qk_nope_head_dim + values,
+                latent,
+                divided="rows",
+                fed_by=("kv_a_proj", "kv_a_norm"),
+            ),
             *matrices("o_proj", config.n_embd, values, of_output, "columns", writes=True),
         ]
 

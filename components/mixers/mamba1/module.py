@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.lora.module import adapted
 from components.mixers.mamba1.scan import selective_scan, selective_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
 from components.parts import PartLinear, SummandLinear, added_up, own_part
@@ -27,6 +28,8 @@ class StepProjection(nn.Module):
 
     Not an `nn.Linear`, because it is not initialised like the others.
     """
+
+    takes_adapters = True
 
     def __init__(self, rank: int, width: int):
         super().__init__()
@@ -42,7 +45,8 @@ class StepProjection(nn.Module):
         self.bias.copy_(bias_of_steps(len(self.bias)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(wide(F.linear(x, own_part(self.weight))) + wide(own_part(self.bias)))
+        product = adapted(self, x, F.linear(x, own_part(self.weight)))
+        return F.softplus(wide(product) + wide(own_part(self.bias)))
 
 
 @register_module("mixer", "mamba1")

@@ -33,8 +33,10 @@ class Mamba1(StateSpace):
             *matrices(("z_proj", "x_proj"), width, config.n_embd, bias, "rows"),  # the gate and the input
             *self.convolution("x_conv", width, config),
             # The steps' origin, B, C
-            *matrices("selection_proj", sum(selected), width, divided="columns", fused=selected),
-            *matrices("dt_proj", width, rank, True, "rows"),  # the steps
+            *matrices(
+                "selection_proj", sum(selected), width, divided="columns", fused=selected, fed_by=("x_proj", "x_conv")
+            ),
+            *matrices("dt_proj", width, rank, True, "rows", fed_by=("x_proj", "x_conv", "selection_proj")),  # the steps
             *vectors("A_log", width * d_state, divided="rows"),
             *vectors("D", width, divided="rows"),
             *self.output(config),
