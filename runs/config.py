@@ -56,8 +56,9 @@ class RunConfig:
     packing: str = key(
         "windows",
         "windows: of block_size tokens of the text, which begin anywhere in a document; best_fit: whole documents are "
-        "packed into them, and only those that are longer are cut; needs mask_documents (docs/using/data.md)",
-        choices=("windows", "best_fit"),
+        "packed into them, and only those that are longer are cut; single: each document has one of its own; both need "
+        "mask_documents (docs/using/data.md)",
+        choices=("windows", "best_fit", "single"),
     )
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
@@ -283,8 +284,8 @@ def check_run(config: RunConfig) -> None:
     if config.world_size is not None and not config.dry_run:
         raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
     check_benchmarks(config)
-    if config.packing == "best_fit" and not config.mask_documents:
-        raise UserError("packing='best_fit' puts unrelated documents into one window: add --mask_documents=True")
+    if config.packing != "windows" and not config.mask_documents:
+        raise UserError(f"packing={config.packing!r} keeps whole documents apart: add --mask_documents=True")
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     check_optimizer(config, defaults)
     _check_strategy(config, defaults)
