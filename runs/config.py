@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
@@ -12,6 +13,7 @@ from training.optimizers.registry import check_optimizer
 
 # With which no rank has the whole model, or can read a text alone
 PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
+DATA = "data"  # in a run's folder: datasets that were made for it
 STARTS = ("scratch", "resume", "auto")
 
 
@@ -259,6 +261,16 @@ class RunConfig:
     def shares_layers(self) -> bool:
         """Whether ranks compute with each other's parts of a layer."""
         return self.tensor_parallel > 1 or self.expert_parallel > 1
+
+
+def in_folder(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The `out_dir` of a run's keys, and the `data_dir` if the run has its data in its folder, as finetune.py makes
+    them, where that folder is this one now."""
+    found: dict[str, Any] = {"out_dir": str(folder)}
+    out_dir, data_dir = keys.get("out_dir"), keys.get("data_dir")
+    if out_dir is not None and data_dir is not None and Path(data_dir) == Path(out_dir) / DATA:
+        found["data_dir"] = str(folder / DATA)
+    return found
 
 
 def evaluated_windows(config: Mapping[str, Any]) -> int | None:

@@ -1,6 +1,7 @@
 """A run from the folder of a Hugging Face model, and such a folder from a run, which has again what came along."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from interop.tokenizer_files import write_tokenizer
 from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
 from runs.config import RunConfig
-from runs.folder import RunFolder, read_state
-from runs.initial import OF_THE_MODEL, keep_beside, write_initial
+from runs.folder import CHAT_TEMPLATE, OF_THE_MODEL, RunFolder, read_state
+from runs.initial import keep_beside, write_initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _count(model: LanguageModel) -> int:
 
 def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchanged:
     """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
-    saved, kept = configuration_of(checkpoint), checkpoint.parent.parent / OF_THE_MODEL
+    saved, run = configuration_of(checkpoint), checkpoint.parent.parent
+    kept = run / OF_THE_MODEL
     architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
     model = load(checkpoint, saved, torch.device("cpu"))
     notes: list[str] = []
@@ -87,6 +89,8 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
         beside = copy_beside(kept, new)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, saved.model.block_size, new, notes)
+        if (run / CHAT_TEMPLATE).is_file():  # which wins over one in tokenizer_config.json
+            shutil.copyfile(run / CHAT_TEMPLATE, new / CHAT_TEMPLATE)
         if GENERATION not in beside:
             write_json(new / GENERATION, tokens)
         (new / "README.md").write_text(_card(saved, read_state(checkpoint), config, model), encoding="utf-8")
