@@ -104,9 +104,9 @@ class Encoder:
             said = self.template.render(turns[: number + 1])
             if not (asked.startswith(before) and said.startswith(asked)):
                 raise UserError(
-                    f"{where}: the chat template {self.template.name} writes earlier turns otherwise when later ones "
-                    "follow, and does not mark with {% generation %} what the model writes: --chat_template names "
-                    "another one, such as chatml"
+                    f"{where}: the chat template {self.template.name} writes what comes before an answer otherwise "
+                    "than when it asks for one, and does not mark with {% generation %} what the model writes: "
+                    "--chat_template names another one, such as chatml"
                 )
             end = len(said) - (trailing if said.endswith(tail) else 0)
             answer = said[len(asked) : end]

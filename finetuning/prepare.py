@@ -136,6 +136,11 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Co
         counts["exchanges"] += one.left_out
         counts["cut"] += one.cut
         found.append(dataclasses.replace(one, ids=one.ids.astype(dtype)))
+    if files and not found:
+        raise UserError(
+            f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "
+            f"block_size={encoder.block_size}: take a larger one, or other data"
+        )
     return found, counts
 
 
