@@ -4,23 +4,27 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 
 import processes
 import pytest
+import tokenizers
 import torch
 from checkpoints import last_checkpoint, same, tensors, weights
 from commands import command
 from conftest import ROOT, environment, training
 from setups import LLAMA
+from test_conversations import MARKED
+from test_init_from import made
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 import checkpoint as checkpoint_command
 import evaluate as evaluate_command
 import finetune as finetune_command
 import train as train_command
-from data.dataset import open_dataset
+from data.dataset import COUNTED, open_dataset
 from finetuning.templates import CHATML
 from interop.sources import architecture_of
 from model_builder import build_model
@@ -293,6 +297,73 @@ def test_a_dry_run_leaves_nothing(home, tmp_path):
     done = finetune(home, tmp_path / "run", *RUN, "--epochs=3", "--dry_run")
     assert done.returncode == 0 and re.search(r"Steps: +6 ", done.stdout), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A Hugging Face model, and the page
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of a small model with a tokenizer that has the markers as special tokens, and a template."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    library.train_from_iterator([LETTERS * 9], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<|im_end|>", chat_template=MARKED)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 32}
+    made(Qwen2Config(**sizes, intermediate_size=48, vocab_size=300, max_position_embeddings=512), folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_model_keeps_its_tokenizer_and_template(home, published, tmp_path):
+    """What counts is what transformers says; the export has tokenizer and template again."""
+    data = ["--data", home / "chats.jsonl", "--val_data", home / "held_out.jsonl"]
+    given = [published, *data, f"--out_dir={tmp_path / 'run'}", *MACHINE, *RUN, "--block_size=256", "--packing=single"]
+    done = command(finetune_command.main, *given)
+    assert done.returncode == 0, done.stderr
+    assert f"the model's own, in {published}" in done.stdout and "markers are text" not in done.stdout
+    dataset, tokenizer = open_dataset(tmp_path / "run/data/conversations"), AutoTokenizer.from_pretrained(published)
+    ids, marks = dataset.reader("train").read(0, dataset.splits["train"].tokens)
+    expected: list[tuple[int, bool]] = []
+    for asked, said in read(home / "chats.jsonl"):
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        found = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+        both = list(zip(found["input_ids"], map(bool, found["assistant_masks"]), strict=True))
+        expected += both[: max(place for place, (_, counts) in enumerate(both) if counts) + 1]
+    assert list(zip(ids.tolist(), (marks & COUNTED > 0).tolist(), strict=True)) == expected
+    done = command(checkpoint_command.main, "export", tmp_path / "run", tmp_path / "hf", "--format=hf")
+    assert done.returncode == 0, done.stderr
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template == MARKED
+
+
+@pytest.mark.slow
+def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
+    """In their order, as they stand, on small models."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "Qwen2.5-0.5B").symlink_to(published)
+    assert training(data_dir, "out/quickstart", *LLAMA, "--block_size=128").returncode == 0
+    for name in ("chats.jsonl", "held_out.jsonl"):
+        shutil.copy(home / name, tmp_path / name)
+    (tmp_path / "more").mkdir()
+    shutil.copy(home / "held_out.jsonl", tmp_path / "more/b.jsonl")
+    shutil.copy(home / "t.jinja", tmp_path / "mine.jinja")
+    page = (ROOT / "docs/using/finetuning.md").read_text()
+    commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
+    assert len(commands) == 7
+    for line in commands:
+        before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
+        given = [*shlex.split(keys[0]), *([] if script == "checkpoint.py" else MACHINE)]
+        done = processes.run(ROOT / script, given, tmp_path, environment(), before.split())
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "finished at step 30 of 30" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"quickstart", "chat", "qwen", "two"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
