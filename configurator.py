@@ -24,7 +24,7 @@ from common.keys import Key, by_heading, check_value, keys_of, parse_value
 from components.registry import load_rooms
 from model_config import ModelArchitectureConfig, architecture_keys, preset_values, presets, resolve_architecture
 from parallel.ranks import ranks_from_environment
-from runs.config import RunConfig, check_run
+from runs.config import RunConfig, check_run, in_folder
 from runs.deepspeed import keys_from_deepspeed
 
 
@@ -77,7 +77,7 @@ def load(argv: Sequence[str]) -> Configuration:
         print(help_text(), end="")
         raise SystemExit(0)
     command_line = _parse_arguments(arguments)
-    given = file.values | _own_folder(path) | command_line
+    given = file.values | _own_folder(path, file.values) | command_line
     with _naming_origins(file.origins | dict.fromkeys(command_line, "command line")):
         given |= _of_deepspeed(given) | command_line
         given.pop("deepspeed_config", None)
@@ -100,11 +100,11 @@ def _of_deepspeed(given: Mapping[str, Any]) -> dict[str, Any]:
     return keys_from_deepspeed(Path(path), own.get("world_size") or ranks_from_environment().size, own)
 
 
-def _own_folder(path: Path | None) -> dict[str, str]:
-    """The `out_dir` of a config file that a run has written into its folder; nothing of any other."""
+def _own_folder(path: Path | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that say where a run is, of a config file that it has written into its folder; none of any other."""
     if path is None or path.name != "config.py" or not (path.parent / "log.jsonl").is_file():
         return {}
-    return {"out_dir": str(path.parent if path.parent.name else real(path.parent))}
+    return in_folder(values, path.parent if path.parent.name else real(path.parent))
 
 
 def with_run_dir(configuration: Configuration) -> Configuration:

@@ -28,7 +28,12 @@ from training.report import plan_notes, startup_report
 
 @exit_cleanly
 def main() -> int:
-    configuration = with_run_dir(load(sys.argv[1:]))
+    return train_as(load(sys.argv[1:]))
+
+
+def train_as(configuration: Configuration) -> int:
+    """What a configuration says, whatever command made it; returns the process's exit code."""
+    configuration = with_run_dir(configuration)
     if not configuration.run.dry_run:
         outlast_output()
     source = None if configuration.run.source is None else find_source(configuration.run.source)

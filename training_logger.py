@@ -24,7 +24,8 @@ from common.errors import UserError
 from common.units import flops_unit, number
 from components.registry import Choice
 from configurator import Configuration
-from data.mixture import Data
+from data.dataset import Split
+from data.mixture import Data, MixedSplit
 from flops_parameter_counting.costs.model_cost import CONVENTIONS
 from flops_parameter_counting.costs.pipeline import stages_of
 from parallel.device import Peak, memory_in_use
@@ -415,6 +416,12 @@ def _by_source(losses: dict[str, float], sources: dict[str, Source]) -> dict[str
     return {name: {"val_loss": loss, "val_bits_per_byte": bits[name]} for name, loss in of_sources.items()}
 
 
+def counted(split: Split | MixedSplit) -> dict[str, int]:
+    """Of a split with marks (data/dataset.py), the tokens that count as targets and the bytes that they stand for."""
+    marks = split.marks if isinstance(split, Split) else None
+    return {} if marks is None else {"counted_tokens": marks.counted_tokens, "counted_bytes": marks.counted_bytes}
+
+
 def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, dataset: Data) -> dict[str, Any]:
     """What is needed to reproduce the run and to read its numbers."""
     stages = configuration.run.pipeline_parallel
@@ -443,7 +450,7 @@ def run_record(configuration: Configuration, plan: RunPlan, machine: Machine, da
             "name": dataset.name,
             "vocab_size": dataset.vocab_size,
             "splits": {
-                name: {"tokens": split.tokens, "bytes": split.bytes, "checksum": split.checksum}
+                name: {"tokens": split.tokens, "bytes": split.bytes, "checksum": split.checksum} | counted(split)
                 for name, split in dataset.splits.items()
             },
         },

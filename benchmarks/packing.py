@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 
 from common.errors import ArgumentParser, exit_cleanly, positive
-from data.best_fit import BestFit
+from data.best_fit import PackedText
 from data.dataset import Dataset, open_dataset
 from data.loader import PackedLoader, WindowLoader
-from data.packing import lengths_of_documents
+from data.packing import Cut, lengths_of_documents
 from data.writer import DatasetWriter
 
 END, VOCABULARY = 0, 50_257
@@ -39,7 +39,7 @@ def main() -> None:
         lengths = lengths_of(documents, options.tokens)
         for block_size in options.block_sizes:
             started = time.perf_counter()
-            packing = BestFit(lengths, block_size)
+            packing = PackedText(lengths, block_size)
             seconds = time.perf_counter() - started
             print(f"{documents:12,}{block_size:8,}{packing.n_windows:12,}{packing.padding:11.4%}{seconds:10.2f} s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -86,7 +86,7 @@ def compare(dataset: Dataset, block_size: int, rounds: int) -> str:
     """A line of the table."""
     loaders = (
         WindowLoader(dataset, "train", block_size, seed=0, tells_documents=True),
-        PackedLoader(dataset, "train", block_size, seed=0),
+        PackedLoader(dataset, "train", Cut(block_size, "best_fit"), seed=0),
     )
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Whole documents in windows of equal length, by best-fit decreasing.
+"""Whole documents in windows of equal length, by best-fit decreasing, or each in one of its own.
 
 A document that is longer than a window is cut into pieces as long as one, and a rest; every other is one piece. Pieces
 are placed the longest first, each in the window with the least room that it fits into, or in a new one (Ding et al.
@@ -14,6 +14,7 @@ import dataclasses
 import math
 from bisect import bisect_left, insort
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 
@@ -71,14 +72,26 @@ def best_fit_decreasing(counts: np.ndarray, block_size: int) -> list[Group]:
     return room.all()
 
 
-class BestFit:
-    """The windows of a text, of `lengths` (documents,) tokens one after the other: which pieces of it each has.
+def one_each(counts: np.ndarray, block_size: int) -> list[Group]:
+    """As best_fit_decreasing, where each piece has a window of its own."""
+    lengths = np.flatnonzero(counts)[::-1].tolist()
+    return [Group(int(counts[length]), block_size - length, ((length, 1),)) for length in lengths]
+
+
+class PackedText:
+    """The windows of a text, of `lengths` (documents,) tokens one after the other: which pieces of it each has, as
+    `place` puts them.
 
     Among pieces of one length, those that come first in the text are in the windows that come first. It keeps 8 bytes a
     document, and reads as many pieces of any window as it has.
     """
 
-    def __init__(self, lengths: np.ndarray, block_size: int):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        block_size: int,
+        place: Callable[[np.ndarray, int], list[Group]] = best_fit_decreasing,
+    ):
         # Lengths come in the smallest type that holds them, which may not hold block_size.
         lengths = lengths.astype(np.promote_types(lengths.dtype, np.min_scalar_type(block_size)), copy=False)
         self.block_size = block_size
@@ -98,7 +111,7 @@ class BestFit:
         self._starts = starts[np.argsort(rests, kind="stable")]  # of rests and of whole documents, by their length
         self._first = np.concatenate(([0], np.cumsum(counts)))  # among these, of each length
         counts[0], counts[block_size] = 0, self._whole_before[-1]
-        self._groups = best_fit_decreasing(counts, block_size)
+        self._groups = place(counts, block_size)
         self._group_ends = np.cumsum([group.windows for group in self._groups])
         self._used = _used_before(self._groups)
         self.n_windows = int(self._group_ends[-1]) if self._groups else 0

@@ -6,6 +6,7 @@
         meta.json            what they hold; written last, so that a folder which has it is finished
         tokenizer.*          the tokenizer's file, where meta.json names one
         .verified.json       the reader's note of the files whose contents it has already checked
+        train.marks.bin, val.marks.bin   of data for fine-tuning: a byte for each token, which says what it is
         .documents-train.npz, .documents-val.npz   the lengths of the documents (data/packing.py)
         .lock                held while a prepare script writes here
 
@@ -13,6 +14,11 @@ meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits
 "file", "tokens", "bytes", "documents" and "checksum" for each split. "bytes" counts the UTF-8 bytes of the split's
 original text, without separators, so that bits per byte = loss / ln 2 * tokens / bytes. A split in several files has
 "shards" for "file", a list of {"file", "tokens", "checksum"}, and the format is 2.
+
+Where splits have "marks", {"file", "checksum", "counted_tokens", "counted_bytes"}, the format is 3. A mark is a sum of
+COUNTED, if this token counts when it is the target, and ENDS, if it is its document's last: there an end_of_document
+in the text means nothing, and there need be none. Then a loss is of the counted tokens, and bits per byte =
+loss / ln 2 * counted_tokens / counted_bytes, the bytes of the text that these stand for.
 
 No torch in here: a command that only plans must start in a fraction of a second.
 """
@@ -25,6 +31,7 @@ import resource
 import shlex
 import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,8 +44,12 @@ from data.tokenizers import content_of
 
 FORMAT = 1  # of a dataset with a file a split
 FORMAT_OF_SHARDS = 2
+FORMAT_OF_MARKS = 3
+FORMATS = (FORMAT, FORMAT_OF_SHARDS, FORMAT_OF_MARKS)
+COUNTED, ENDS = 1, 2  # in a token's mark
+MARK = np.dtype(np.uint8)
 SPLITS = ("train", "val")
-OF_A_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-[0-9]+)?\.bin")  # what its files are called
+OF_A_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-[0-9]+|\.marks)?\.bin")  # what its files are called
 DATA_FOLDER = Path(__file__).resolve().parent
 READ_BYTES = 1 << 24  # a file is verified in pieces of this size
 SLOW_FILE_BYTES = 1 << 30  # a file this large takes long enough to verify that the user is told
@@ -52,11 +63,11 @@ def dtype_for(vocab_size: int) -> np.dtype:
 MOST_MEASURED = 4096  # windows, of which the lengths of documents are taken
 
 
-def document_numbers(tokens: np.ndarray, end_of_document: int) -> np.ndarray:
-    """(windows, T) token ids -> int64 (windows, T), which document of its window each is of, from 0: that of the token
-    before, or, after an end, the next."""
-    after_end = np.zeros(tokens.shape, dtype=np.int64)
-    after_end[:, 1:] = tokens[:, :-1] == end_of_document
+def document_numbers(is_end: np.ndarray) -> np.ndarray:
+    """(windows, T), whether a token ends a document -> int64 (windows, T), which document of its window each is of,
+    from 0: that of the token before, or, after an end, the next."""
+    after_end = np.zeros(is_end.shape, dtype=np.int64)
+    after_end[:, 1:] = is_end[:, :-1]
     return after_end.cumsum(axis=1)
 
 
@@ -70,9 +81,18 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """The marks of a split's tokens, and how many of these count, and stand for how many bytes of text."""
+
+    shards: tuple[Shard, ...]
+    counted_tokens: int
+    counted_bytes: int
+
+
+@dataclass(frozen=True)
 class Split:
     """One split of a dataset, whose tokens are those of its shards one after the other. `bytes` are those of the
-    original UTF-8 text, not of the files."""
+    original UTF-8 text, not of the files. `checksum` is of the tokens and, where there are any, of the marks."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -80,10 +100,13 @@ class Split:
     bytes: int
     documents: int
     checksum: str
+    marks: Marks | None = None  # None: every token counts, and documents end with the tokenizer's end_of_document
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text that one token stands for; bits per byte = loss / ln 2 / bytes_per_token."""
+        """Bytes of text that one token that counts stands for; bits per byte = loss / ln 2 / bytes_per_token."""
+        if self.marks is not None:
+            return self.marks.counted_bytes / self.marks.counted_tokens
         return self.bytes / self.tokens
 
     def n_windows(self, block_size: int) -> int:
@@ -96,13 +119,13 @@ class UnusableData(Exception):
 
 
 class TokenReader:
-    """Reads tokens of a split, wherever they lie in its files.
+    """Reads tokens of a split, or their marks, wherever they lie in its files.
 
     The files stay open, so a dataset that is prepared anew meanwhile does not change what is read. They are read, not
     mapped: a file that someone cuts short would end a process that has it mapped.
     """
 
-    def __init__(self, split: Split, dtype: np.dtype):
+    def __init__(self, split: Split | Marks, dtype: np.dtype):
         self._shards, self._dtype = split.shards, dtype
         _allow_open_files(len(split.shards))
         self._files = [shard.path.open("rb") for shard in split.shards]
@@ -218,36 +241,42 @@ class Dataset:
             with writing_to(folder):
                 replace_file(folder / self.tokenizer["file"], content)
 
-    @property
-    def end_of_document(self) -> int:
-        """The id that ends every document. Raises UserError for a tokenizer without one."""
-        end = self.tokenizer["end_of_document"]
-        if end is None:
+    def reader(self, split: str) -> "SplitReader":
+        return SplitReader(self.splits[split], self.dtype, self.tokenizer["end_of_document"])
+
+    def check_documents(self) -> None:
+        """Raises UserError unless it is known where documents end."""
+        if self.tokenizer["end_of_document"] is None and not all(split.marks for split in self.splits.values()):
             raise UserError(
                 f"mask_documents=True: the tokenizer of {self.folder} has no end of documents: take a dataset whose "
                 "has one, or mask_documents=False"
             )
-        return end
 
     def document_lengths(self, split: str, block_size: int) -> dict[int, float]:
         """Which share of a split's tokens is in documents of which length, as windows of `block_size` cut them: of all
         windows, or of MOST_MEASURED that lie evenly. Raises UserError."""
-        found, end = self.splits[split], self.end_of_document
-        windows = found.n_windows(block_size)
+        self.check_documents()
+        reader, windows = self.reader(split), self.splits[split].n_windows(block_size)
         counts = np.zeros(block_size + 1, dtype=np.int64)  # documents of each length
         measured = np.linspace(0, windows - 1, min(windows, MOST_MEASURED)).astype(np.int64)
-        reader = TokenReader(found, self.dtype)
         for window in measured.tolist():
-            tokens = reader.read(window * block_size, block_size)
-            lengths = np.bincount(document_numbers(tokens[None], end)[0])
+            is_end = reader.ends(*reader.read(window * block_size, block_size))
+            lengths = np.bincount(document_numbers(is_end[None])[0])
             counts += np.bincount(lengths, minlength=block_size + 1)
         total = len(measured) * block_size
         return {int(length): int(length * counts[length]) / total for length in np.flatnonzero(counts)}
 
-    def check_fits(self, block_size: int, vocab_size: int) -> None:
-        """Raise UserError unless each split holds a window of `block_size`, and `vocab_size` (the model's) every id."""
+    @property
+    def filler(self) -> int:
+        """An id for places without a token."""
+        end = self.tokenizer["end_of_document"]
+        return 0 if end is None else end
+
+    def check_fits(self, block_size: int, vocab_size: int, follow_one_another: bool = True) -> None:
+        """Raise UserError unless `vocab_size` (the model's) holds every id, and each split a window of `block_size`: a
+        split with marks may be shorter where windows do not `follow_one_another`."""
         for split in self.splits.values():
-            if split.n_windows(block_size) < 1:
+            if split.n_windows(block_size) < 1 and (follow_one_another or split.marks is None):
                 raise UserError(
                     f"block_size {block_size} needs {block_size + 1} tokens, but the {split.name} split of "
                     f"{self.folder} has {split.tokens}: set --block_size to at most {split.tokens - 1}, "
@@ -269,6 +298,39 @@ class Dataset:
         return f"{self.folder}: {', '.join(parts)}, vocabulary {self.vocab_size:,}"
 
 
+class SplitReader:
+    """Reads a split's tokens, with what is marked of each."""
+
+    def __init__(self, split: Split, dtype: np.dtype, end_of_document: int | None):
+        self._tokens = TokenReader(split, dtype)
+        self._marks = None if split.marks is None else TokenReader(split.marks, MARK)
+        self._end = end_of_document
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether some of the tokens may not count as targets."""
+        return self._marks is not None
+
+    def read(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `read_each`, of one place."""
+        return self.read_each(np.array([first]), np.array([count]))
+
+    def read_each(self, firsts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """As TokenReader.read_each, the tokens, and their marks, None where there are none. Raises UnusableData."""
+        marks = None if self._marks is None else self._marks.read_each(firsts, counts)
+        return self._tokens.read_each(firsts, counts), marks
+
+    def ends(self, tokens: np.ndarray, marks: np.ndarray | None) -> np.ndarray:
+        """Whether each is the last of its document."""
+        return tokens == self._end if marks is None else marks & ENDS > 0
+
+    def check_unchanged(self) -> None:
+        """As TokenReader.check_unchanged."""
+        self._tokens.check_unchanged()
+        if self._marks is not None:
+            self._marks.check_unchanged()
+
+
 def dataset_folder(name: str, data_dir: str | None) -> Path:
     """Where a dataset lies, as the config keys `dataset` and `data_dir` say."""
     return (DATA_FOLDER if data_dir is None else Path(data_dir)) / name
@@ -285,8 +347,8 @@ def open_dataset(folder: str | os.PathLike, verify: bool = True) -> Dataset:
     for split in dataset.splits.values():
         if split.tokens == 0:
             raise UserError(f"the {split.name} split of {dataset.folder} is empty; {how_to_prepare(dataset.folder)}")
-        for shard in split.shards:
-            _check_length(dataset, shard)
+    for shard, kind in _files(dataset):
+        _check_length(dataset, shard, kind)
     if verify:
         content_of(dataset.tokenizer, dataset.folder)
         _verify_contents(dataset)
@@ -321,8 +383,9 @@ def _read_meta(folder: Path) -> Dataset:
             meta = json.load(file)
         if not isinstance(meta, dict) or "format" not in meta:
             raise ValueError("it has no format number")
-        if meta["format"] not in (FORMAT, FORMAT_OF_SHARDS):
-            found = f"{path} has format {meta['format']!r}, this version reads {FORMAT} and {FORMAT_OF_SHARDS}"
+        if meta["format"] not in FORMATS:
+            known = f"{', '.join(map(str, FORMATS[:-1]))} and {FORMATS[-1]}"
+            found = f"{path} has format {meta['format']!r}, this version reads {known}"
             raise UserError(f"{found}; {how_to_prepare(folder)}")
         dataset = _parse_meta(folder, meta)
     except FileNotFoundError:
@@ -353,7 +416,9 @@ def _parse_meta(folder: Path, meta: dict[str, Any]) -> Dataset:
             raise ValueError(f"a count of the {name} split is impossible")
         files = entry["shards"] if meta["format"] == FORMAT_OF_SHARDS else [entry]
         shards = tuple(_parse_shard(folder, name, file) for file in files)
-        split = Split(name, shards, **counts, checksum=str(entry["checksum"]))
+        marks = _parse_marks(folder, name, entry) if meta["format"] == FORMAT_OF_MARKS else None
+        checksums = [str(entry["checksum"]), *(shard.checksum for shard in (marks.shards if marks else ()))]
+        split = Split(name, shards, **counts, checksum=" ".join(checksums), marks=marks)
         if split.tokens != sum(shard.tokens for shard in shards):
             raise ValueError(f"the {name} split has other tokens than its shards together")
         splits[name] = split
@@ -373,17 +438,43 @@ def _parse_shard(folder: Path, split: str, entry: dict[str, Any]) -> Shard:
     return Shard(folder / entry["file"], operator.index(entry["tokens"]), str(entry["checksum"]))
 
 
-def _check_length(dataset: Dataset, shard: Shard) -> None:
+def _parse_marks(folder: Path, split: str, entry: dict[str, Any]) -> Marks:
+    found = entry["marks"]
+    shard = _parse_shard(folder, split, {"tokens": entry["tokens"], **found})
+    marks = Marks((shard,), *(operator.index(found[key]) for key in ("counted_tokens", "counted_bytes")))
+    if not 0 < marks.counted_tokens <= entry["tokens"] or not 0 <= marks.counted_bytes <= entry["bytes"]:
+        raise ValueError(f"a count of the {split} split's marks is impossible")
+    return marks
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is in a file: `name` as people call it, and no value of as much as `end`."""
+
+    name: str
+    dtype: np.dtype
+    end: int
+
+
+def _files(dataset: Dataset) -> Iterator[tuple[Shard, _Kind]]:
+    """Every file of the splits."""
+    tokens, marks = _Kind("tokens", dataset.dtype, dataset.vocab_size), _Kind("marks", MARK, COUNTED + ENDS + 1)
+    for split in dataset.splits.values():
+        yield from ((shard, tokens) for shard in split.shards)
+        yield from ((shard, marks) for shard in (split.marks.shards if split.marks else ()))
+
+
+def _check_length(dataset: Dataset, shard: Shard, kind: _Kind) -> None:
     try:
         with shard.path.open("rb") as file:  # opened, not only looked at: an unreadable file is found here
             length = os.fstat(file.fileno()).st_size
     except OSError as error:
         message = f"cannot read {shard.path}: {error.strerror}"
         raise UserError(f"{message}; {how_to_prepare(dataset.folder)}") from error
-    expected = shard.tokens * dataset.dtype.itemsize
+    expected = shard.tokens * kind.dtype.itemsize
     if length != expected:
         raise UserError(
-            f"{shard.path} has {length} bytes, but meta.json says {shard.tokens} tokens of {dataset.dtype.name} "
+            f"{shard.path} has {length} bytes, but meta.json says {shard.tokens} {kind.name} of {kind.dtype.name} "
             f"({expected} bytes); {how_to_prepare(dataset.folder)}"
         )
 
@@ -396,11 +487,11 @@ def _verify_contents(dataset: Dataset) -> None:
     except (OSError, ValueError, RecursionError):
         known = None
     verified = {}
-    for shard in (shard for split in dataset.splits.values() for shard in split.shards):
+    for shard, kind in _files(dataset):
         state = shard.path.stat()  # before reading: a change while reading must not be taken for verified
-        mark = [state.st_size, state.st_mtime_ns, shard.checksum, dataset.vocab_size]
+        mark = [state.st_size, state.st_mtime_ns, shard.checksum, kind.end]
         if not (isinstance(known, dict) and known.get(shard.path.name) == mark):
-            _verify_file(dataset, shard)
+            _verify_file(dataset, shard, kind)
         verified[shard.path.name] = mark
     if verified != known:
         try:
@@ -423,24 +514,23 @@ def checksum(file: BinaryIO) -> str:
     return checksum_text(crc)
 
 
-def _verify_file(dataset: Dataset, shard: Shard) -> None:
+def _verify_file(dataset: Dataset, shard: Shard, kind: _Kind) -> None:
     if shard.path.stat().st_size >= SLOW_FILE_BYTES:
         print(f"verifying {shard.path} (once) ...", file=sys.stderr)
     crc = largest = 0
     with shard.path.open("rb") as file:
         while piece := file.read(READ_BYTES):
             crc = zlib.crc32(piece, crc)
-            largest = max(largest, int(np.frombuffer(piece, dataset.dtype).max()))
+            largest = max(largest, int(np.frombuffer(piece, kind.dtype).max()))
     if checksum_text(crc) != shard.checksum:
         raise UserError(
             f"{shard.path} is damaged: its checksum is {checksum_text(crc)}, meta.json says {shard.checksum}; "
             f"{how_to_prepare(dataset.folder)}"
         )
-    if largest >= dataset.vocab_size:
-        raise UserError(
-            f"{shard.path} has a token id {largest}, outside the vocabulary of {dataset.vocab_size} that meta.json "
-            f"states; {how_to_prepare(dataset.folder)}"
-        )
+    if largest >= kind.end:
+        wrong = f"a token id {largest}, outside the vocabulary of {dataset.vocab_size} that meta.json states"
+        what = wrong if kind.name == "tokens" else f"a mark {largest}, which this version does not know"
+        raise UserError(f"{shard.path} has {what}; {how_to_prepare(dataset.folder)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from common.errors import UserError
 from common.files import open_file
 
-KINDS = (".txt", ".jsonl", ".json", ".parquet")
+VALUES = (".jsonl", ".json", ".parquet")
+KINDS = (".txt", *VALUES)
 COMPRESSED = (".gz", ".zst")
 SPLIT_BY = ("paragraphs", "lines", "files")
 WHITE_SPACE = " \t\r\n"
@@ -207,15 +208,35 @@ def _pyarrow(path: Path) -> Any:
 # JSON and Parquet
 
 
-def _text_of(value: Any, text_key: str, where: str) -> str:
-    text = value.get(text_key) if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise UserError(f'{where} must be an object with a string named "{text_key}"; --text_key gives another name')
+def read_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON file, or the rows of a Parquet file as objects, each with what says where it stands. Raises
+    UserError for what cannot be read."""
+    kind = _kind(path)
+    if kind not in VALUES:
+        raise UserError(
+            f"{path}: it is not known how to read this: the name of a file of objects ends in {', '.join(VALUES)}, or "
+            f"one of these and {' or '.join(COMPRESSED)}"
+        )
+    if kind == ".parquet":
+        yield from _rows(path)
+    else:
+        yield from _json_lines(path) if kind == ".jsonl" else _json_values(path)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises UserError for text that UTF-8 cannot hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
         half = error.object[error.start]
         raise UserError(f"{where}: {half!r} in its text is half of a character, which UTF-8 cannot hold") from None
+
+
+def _text_of(value: Any, text_key: str, where: str) -> str:
+    text = value.get(text_key) if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise UserError(f'{where} must be an object with a string named "{text_key}"; --text_key gives another name')
+    check_text(text, where)
     return text
 
 
@@ -299,6 +320,21 @@ def _parquet(path: Path, text_key: str) -> Iterator[str]:
             for batch in file.iter_batches(batch_size=1000, columns=[text_key]):
                 for text in batch.column(0).to_pylist():
                     yield _text_of(text, text_key, f"{path}, row {row}")
+                    row += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    pyarrow = _pyarrow(path)
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            row = 0
+            for batch in file.iter_batches(batch_size=1000):
+                for value in batch.to_pylist():
+                    yield f"{path}, row {row}", value
                     row += 1
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from components.heads.spec import IGNORED
-from data.dataset import Dataset, TokenReader, document_numbers
+from data.dataset import COUNTED, Dataset, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
 from data.packing import Cut, packed
 
@@ -102,8 +102,13 @@ class SplitLoader:
     def __init__(self, dataset: Dataset, split: str, block_size: int, n_windows: int, seed: int, own_part: slice):
         self.block_size, self.own_part, self.n_windows = block_size, own_part, n_windows
         self.order = WindowOrder(n_windows, seed)
-        self._reader = TokenReader(dataset.splits[split], dataset.dtype)
+        self._reader = dataset.reader(split)
         self.check_unchanged = self._reader.check_unchanged
+
+    @property
+    def counts_targets(self) -> bool:
+        """Whether batches say how many of their targets count, as some may not."""
+        return self._reader.is_marked
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
         """`batch_size` samples from `first_sample` on, of block_size tokens each. Raises UnusableData."""
@@ -114,8 +119,7 @@ class SplitLoader:
             torch.from_numpy(one[:, self.own_part]).contiguous() for one in (sequences.tokens, sequences.targets)
         )
         documents = None if sequences.documents is None else torch.from_numpy(sequences.documents)
-        n_targets = int((targets != IGNORED).sum()) if sequences.has_padding else None
-        return Batch(tokens, targets, documents, n_targets)
+        return Batch(tokens, targets, documents, _count(targets) if self.counts_targets else None)
 
     def _sequences(self, windows: list[int]) -> "_Sequences":
         raise NotImplementedError
@@ -128,7 +132,10 @@ class _Sequences:
     tokens: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None
-    has_padding: bool = False
+
+
+def _count(targets: torch.Tensor) -> int:
+    return int((targets != IGNORED).sum())
 
 
 class WindowLoader(SplitLoader):
@@ -147,14 +154,19 @@ class WindowLoader(SplitLoader):
         """`tells_documents`: batches say which document a token is of. Raises UserError for a dataset that marks no
         ends of documents."""
         super().__init__(dataset, split, block_size, dataset.splits[split].n_windows(block_size), seed, own_part)
-        self._end_of_document = dataset.end_of_document if tells_documents else None
+        self._tells_documents = tells_documents
+        if tells_documents:
+            dataset.check_documents()
 
     def _sequences(self, windows: list[int]) -> _Sequences:
-        rows = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
-        for row, window in zip(rows, windows, strict=True):
-            row[:] = self._reader.read(window * self.block_size, self.block_size + 1)
-        end, tokens = self._end_of_document, rows[:, :-1]
-        return _Sequences(tokens, rows[:, 1:], None if end is None else document_numbers(tokens, end))
+        starts, length = np.array(windows) * self.block_size, self.block_size + 1
+        read, marks = self._reader.read_each(starts, np.full(len(windows), length))
+        rows = read.reshape(-1, length).astype(np.int64)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        is_end = self._reader.ends(read, marks).reshape(-1, length)[:, :-1] if self._tells_documents else None
+        if marks is not None:
+            targets = np.where(marks.reshape(-1, length)[:, 1:] & COUNTED, targets, IGNORED)
+        return _Sequences(tokens, targets, None if is_end is None else document_numbers(is_end))
 
 
 class PackedLoader(SplitLoader):
@@ -166,11 +178,13 @@ class PackedLoader(SplitLoader):
     is filled with ends of documents, which are one document and have no targets.
     """
 
-    def __init__(self, dataset: Dataset, split: str, block_size: int, seed: int, own_part: slice = slice(None)):
+    counts_targets = True
+
+    def __init__(self, dataset: Dataset, split: str, cut: Cut, seed: int, own_part: slice = slice(None)):
         """Raises UserError for a dataset whose documents cannot be packed."""
-        self._packing = packed(dataset, split, block_size)
-        super().__init__(dataset, split, block_size, self._packing.n_windows, seed, own_part)
-        self._filler = dataset.end_of_document
+        self._packing = packed(dataset, split, cut)
+        super().__init__(dataset, split, cut.block_size, self._packing.n_windows, seed, own_part)
+        self._filler = dataset.filler
 
     def _sequences(self, windows: list[int]) -> _Sequences:
         pieces = [self._packing.pieces(window) for window in windows]
@@ -187,18 +201,22 @@ class PackedLoader(SplitLoader):
             documents[row, :length] = np.repeat(np.arange(count), of_window)
             documents[row, length:] = count
             first += length
-        return _Sequences(tokens, targets, documents, has_padding=True)
+        return _Sequences(tokens, targets, documents)
 
     def _tokens_and_targets(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of pieces (n,) their tokens, all after one another, and likewise those that follow each in the split."""
+        """Of pieces (n,) their tokens, all after one another, and likewise those that follow each in the split, or
+        IGNORED."""
         is_last = starts + lengths == self._packing.tokens
-        found = self._reader.read_each(starts, lengths + 1 - is_last).astype(np.int64)
+        read, marks = self._reader.read_each(starts, lengths + 1 - is_last)
+        found = read.astype(np.int64)
+        following = found if marks is None else np.where(marks & COUNTED, found, IGNORED)
         if is_last.any():
-            found = np.insert(found, np.cumsum(lengths + 1 - is_last)[is_last], IGNORED)
+            ends = np.cumsum(lengths + 1 - is_last)[is_last]
+            found, following = np.insert(found, ends, IGNORED), np.insert(following, ends, IGNORED)
         ends = np.cumsum(lengths + 1)
         is_input, is_target = np.ones(len(found), dtype=bool), np.ones(len(found), dtype=bool)
         is_input[ends - 1], is_target[ends - 1 - lengths] = False, False
-        return found[is_input], found[is_target]
+        return found[is_input], following[is_target]
 
 
 class MixedLoader:
@@ -206,12 +224,14 @@ class MixedLoader:
 
     def __init__(self, loaders: Mapping[str, SplitLoader], order: MixtureOrder):
         self.loaders, self.order = loaders, order
+        self.counts_targets = any(loader.counts_targets for loader in loaders.values())
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
         """As SplitLoader.batch."""
         places = map(self.order.locate, range(first_sample, first_sample + batch_size))
         samples = [self.loaders[name].batch(index, 1) for name, index in places]
-        return joined(samples)
+        batch = joined(samples)
+        return dataclasses.replace(batch, n_targets=_count(batch.targets)) if self.counts_targets else batch
 
     def check_unchanged(self) -> None:
         """As SplitLoader.check_unchanged, of every source."""
@@ -226,8 +246,8 @@ def split_batches(
     dataset: Dataset, split: str, cut: Cut, seed: int, tells_documents: bool, own_part: slice
 ) -> SplitLoader:
     """Batches of one dataset, as `cut` says. Packed documents are always told."""
-    if cut.packing == "best_fit":
-        return PackedLoader(dataset, split, cut.block_size, seed, own_part)
+    if not cut.follow_one_another:
+        return PackedLoader(dataset, split, cut, seed, own_part)
     return WindowLoader(dataset, split, cut.block_size, seed, tells_documents, own_part)
 
 

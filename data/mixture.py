@@ -221,10 +221,6 @@ class Mixture:
     def keep_tokenizer(self, folder: Path) -> None:
         self._first.keep_tokenizer(folder)
 
-    @property
-    def end_of_document(self) -> int:
-        return self._first.end_of_document
-
     @cached_property
     def shares(self) -> dict[str, float]:
         """Of the last phase, which a run is trained for."""
@@ -256,9 +252,9 @@ class Mixture:
             "tokenizer": self.tokenizer
         }
 
-    def check_fits(self, block_size: int, vocab_size: int) -> None:
+    def check_fits(self, block_size: int, vocab_size: int, follow_one_another: bool = True) -> None:
         for source in (*self.sources.values(), *self.validation_sources.values()):
-            source.check_fits(block_size, vocab_size)
+            source.check_fits(block_size, vocab_size, follow_one_another)
 
     def counts(self, samples: int, block_size: int, seed: int) -> dict[str, int]:
         """Of how many of a run's first samples each source is the source."""

@@ -1,8 +1,9 @@
 """How a run's samples are cut out of its data: by the keys block_size and packing. No torch.
 
 `windows` follow one another in a split's text and begin anywhere in a document. `best_fit` packs whole documents into
-windows (data/best_fit.py). Of these the lengths are needed, for which every token is looked at: they are kept beside
-the dataset, in .documents-train.npz and .documents-val.npz. Where these cannot be written, every call looks.
+windows (data/best_fit.py), `single` gives each one of its own. Of these the lengths are needed, for which every token
+is looked at: they are kept beside the dataset, in .documents-train.npz and .documents-val.npz. Where these cannot be
+written, every call looks.
 """
 
 import contextlib
@@ -15,8 +16,10 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import written_aside
-from data.best_fit import BestFit
-from data.dataset import READ_BYTES, SLOW_FILE_BYTES, Dataset, Split, TokenReader
+from data.best_fit import PackedText, best_fit_decreasing, one_each
+from data.dataset import READ_BYTES, SLOW_FILE_BYTES, Dataset, Split, SplitReader
+
+PLACED = {"best_fit": best_fit_decreasing, "single": one_each}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,42 +29,48 @@ class Cut:
     block_size: int
     packing: str = "windows"
 
+    @property
+    def follow_one_another(self) -> bool:
+        """Whether windows do, whatever the documents are."""
+        return self.packing not in PLACED
+
     def n_windows(self, dataset: Dataset, split: str) -> int:
         """How many samples an epoch has. Raises UserError, as the others do, where documents cannot be packed."""
-        if self.packing == "windows":
+        if self.follow_one_another:
             return dataset.splits[split].n_windows(self.block_size)
-        return packed(dataset, split, self.block_size).n_windows
+        return packed(dataset, split, self).n_windows
 
     def padding(self, dataset: Dataset, split: str) -> float:
         """The share of the samples' tokens that are none of the text's."""
-        return 0.0 if self.packing == "windows" else packed(dataset, split, self.block_size).padding
+        return 0.0 if self.follow_one_another else packed(dataset, split, self).padding
 
     def document_lengths(self, dataset: Dataset, split: str) -> dict[int, float]:
         """Which share of the samples' tokens is in documents, or pieces of these, of which length, padding among them:
         it is masked as a document of its own."""
-        if self.packing == "windows":
+        if self.follow_one_another:
             return dataset.document_lengths(split, self.block_size)
-        return packed(dataset, split, self.block_size).document_lengths()
+        return packed(dataset, split, self).document_lengths()
 
 
-def packed(dataset: Dataset, split: str, block_size: int) -> BestFit:
+def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText:
     """The windows of a split whose documents are packed, worked out once a process. Raises UserError for a dataset that
     marks no ends of documents, and for training text that is one document."""
-    found = _packed(dataset.splits[split], dataset.dtype, dataset.end_of_document, block_size)
-    if split == "train" and found.documents == 1:
+    dataset.check_documents()
+    found = _packed(dataset.splits[split], dataset.dtype, dataset.tokenizer["end_of_document"], cut)
+    if split == "train" and found.documents == 1 and dataset.splits[split].marks is None:
         raise UserError(
-            f"packing='best_fit': the train split of {dataset.folder} is one document: take packing='windows', or "
+            f"packing={cut.packing!r}: the train split of {dataset.folder} is one document: take packing='windows', or "
             "prepare its documents apart"
         )
     return found
 
 
 @functools.cache
-def _packed(split: Split, dtype: np.dtype, end_of_document: int, block_size: int) -> BestFit:
-    return BestFit(lengths_of_documents(split, dtype, end_of_document), block_size)
+def _packed(split: Split, dtype: np.dtype, end_of_document: int | None, cut: Cut) -> PackedText:
+    return PackedText(lengths_of_documents(split, dtype, end_of_document), cut.block_size, PLACED[cut.packing])
 
 
-def lengths_of_documents(split: Split, dtype: np.dtype, end_of_document: int) -> np.ndarray:
+def lengths_of_documents(split: Split, dtype: np.dtype, end_of_document: int | None) -> np.ndarray:
     """(documents,) tokens of each, its end included, in the smallest unsigned type. What follows the last end is a
     document too. Raises UnusableData."""
     note = split.shards[0].path.with_name(f".documents-{split.name}.npz")
@@ -75,12 +84,12 @@ def lengths_of_documents(split: Split, dtype: np.dtype, end_of_document: int) ->
     return lengths
 
 
-def _look_for_ends(split: Split, dtype: np.dtype, end_of_document: int) -> np.ndarray:
+def _look_for_ends(split: Split, dtype: np.dtype, end_of_document: int | None) -> np.ndarray:
     if split.tokens * dtype.itemsize >= SLOW_FILE_BYTES:
         print(f"looking for the documents of {split.shards[0].path} (once) ...", file=sys.stderr)
-    reader, at_once = TokenReader(split, dtype), READ_BYTES // dtype.itemsize
+    reader, at_once = SplitReader(split, dtype, end_of_document), READ_BYTES // dtype.itemsize
     ends = [
-        first + 1 + np.flatnonzero(reader.read(first, min(at_once, split.tokens - first)) == end_of_document)
+        first + 1 + np.flatnonzero(reader.ends(*reader.read(first, min(at_once, split.tokens - first))))
         for first in range(0, split.tokens, at_once)
     ]
     if not (ends[-1].size and ends[-1][-1] == split.tokens):

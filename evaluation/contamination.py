@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data.curation.contamination import hashes_of
-from data.dataset import Dataset, TokenReader
+from data.dataset import Dataset
 from data.mixture import open_data
 from data.tokenizers import tokenizer_from_meta
 from evaluation.extras import Extra
@@ -76,15 +76,16 @@ def training_texts(run: Run) -> Iterator[str]:
 
 def texts_of(dataset: Dataset, bar: tqdm) -> Iterator[str]:
     """The training documents; one of more than PIECE tokens in pieces, which have whole words and overlap."""
-    split, end = dataset.splits["train"], dataset.tokenizer["end_of_document"]
-    reader, tokenizer = TokenReader(split, dataset.dtype), tokenizer_from_meta(dataset.tokenizer, dataset.folder)
+    split, end, reader = dataset.splits["train"], dataset.tokenizer["end_of_document"], dataset.reader("train")
+    tokenizer = tokenizer_from_meta(dataset.tokenizer, dataset.folder)
     open_ended, is_cut = np.array([], dtype=dataset.dtype), False
     for start in range(0, split.tokens, PIECE):
-        tokens = np.concatenate([open_ended, reader.read(start, min(PIECE, split.tokens - start))])
-        ends = np.flatnonzero(tokens == end) if end is not None else np.array([], dtype=np.int64)
-        *whole, open_ended = np.split(tokens, ends + 1)
+        read, marks = reader.read(start, min(PIECE, split.tokens - start))
+        ends = len(open_ended) + np.flatnonzero(reader.ends(read, marks))
+        *whole, open_ended = np.split(np.concatenate([open_ended, read]), ends + 1)
         for document in whole:
-            yield _whole_words(tokenizer.decode(document[:-1].tolist()), is_cut, False)
+            text = document[:-1] if document[-1] == end else document
+            yield _whole_words(tokenizer.decode(text.tolist()), is_cut, False)
             is_cut = False
         if len(open_ended) >= PIECE:
             yield _whole_words(tokenizer.decode(open_ended.tolist()), is_cut, True)

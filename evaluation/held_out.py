@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_text
-from data.dataset import Dataset, TokenReader, open_dataset
+from data.dataset import Dataset, open_dataset
 from data.mixture import Data, open_data
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from evaluation.figures import Figure, mean_error, ratio_error
@@ -89,11 +89,10 @@ def own_validation_text(data: Data, val_dataset: str | None, instead: str) -> He
 
 def validation_split(dataset: Dataset, name: str) -> HeldOut:
     """The documents of a dataset's validation split, without their ends, in the dataset's own tokens."""
-    split = dataset.splits["val"]
-    tokens = TokenReader(split, dataset.dtype).read(0, min(split.tokens, MOST_TOKENS)).astype(np.int64)
-    end = dataset.tokenizer["end_of_document"]
-    ends = np.flatnonzero(tokens == end) if end is not None else np.array([], dtype=np.int64)
-    pieces = np.split(tokens, ends + 1)
+    split, end, reader = dataset.splits["val"], dataset.tokenizer["end_of_document"], dataset.reader("val")
+    read, marks = reader.read(0, min(split.tokens, MOST_TOKENS))
+    tokens = read.astype(np.int64)
+    pieces = np.split(tokens, np.flatnonzero(reader.ends(read, marks)) + 1)
     documents = [piece[:-1].tolist() if len(piece) and piece[-1] == end else piece.tolist() for piece in pieces]
     name = f"the validation split of {name}"
     return HeldOut(name, [document for document in documents if document], split.tokens > MOST_TOKENS)

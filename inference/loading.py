@@ -1,5 +1,6 @@
 """What a run left, ready to be used: its configuration, its tokenizer, its model."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from data.tokenizers import CharactersTokenizer, Tokenizer, tokenizer_from_meta
 from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
 from runs.checkpoint import load_model
+from runs.config import in_folder
 from runs.folder import read_state, saved_configuration
 
 
@@ -18,7 +20,9 @@ def configuration_of(checkpoint: Path) -> Configuration:
     """The configuration of the run. Nothing of the run's folder is executed, since it may be a stranger's: a run with
     components of its own needs its config file named, or raises UserError."""
     try:
-        return saved_configuration(read_state(checkpoint))
+        saved = saved_configuration(read_state(checkpoint))
+        moved = in_folder(dataclasses.asdict(saved.run), checkpoint.parent.parent)
+        return dataclasses.replace(saved, run=dataclasses.replace(saved.run, **moved))
     except UserError as error:
         own = checkpoint.parent.parent / "config.py"
         raise UserError(f"{error}; if the run has components of its own: --config {own}") from None

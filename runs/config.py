@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
@@ -13,6 +14,7 @@ from training.optimizers.registry import check_optimizer
 
 # With which no rank has the whole model, or can read a text alone
 PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
+DATA = "data"  # in a run's folder: datasets that were made for it
 STARTS = ("scratch", "resume", "auto")
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 
@@ -58,8 +60,9 @@ class RunConfig:
     packing: str = key(
         "windows",
         "windows: of block_size tokens of the text, which begin anywhere in a document; best_fit: whole documents are "
-        "packed into them, and only those that are longer are cut; needs mask_documents (docs/using/data.md)",
-        choices=("windows", "best_fit"),
+        "packed into them, and only those that are longer are cut; single: each document has one of its own; both need "
+        "mask_documents (docs/using/data.md)",
+        choices=("windows", "best_fit", "single"),
     )
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
@@ -298,6 +301,16 @@ class RunConfig:
         return self.tensor_parallel > 1 or self.expert_parallel > 1
 
 
+def in_folder(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The `out_dir` of a run's keys, and the `data_dir` if the run has its data in its folder, as finetune.py makes
+    them, where that folder is this one now."""
+    found: dict[str, Any] = {"out_dir": str(folder)}
+    out_dir, data_dir = keys.get("out_dir"), keys.get("data_dir")
+    if out_dir is not None and data_dir is not None and Path(data_dir) == Path(out_dir) / DATA:
+        found["data_dir"] = str(folder / DATA)
+    return found
+
+
 def evaluated_windows(config: Mapping[str, Any]) -> int | None:
     """How many windows an evaluation asks for, by a run's saved keys: before there was an eval_batch_size they were
     counted in batch_size. None where the keys do not say."""
@@ -321,8 +334,8 @@ def check_run(config: RunConfig) -> None:
     if config.world_size is not None and not config.dry_run:
         raise UserError(f"world_size={config.world_size} is for --dry_run=True: torchrun decides how many ranks run")
     check_benchmarks(config)
-    if config.packing == "best_fit" and not config.mask_documents:
-        raise UserError("packing='best_fit' puts unrelated documents into one window: add --mask_documents=True")
+    if config.packing != "windows" and not config.mask_documents:
+        raise UserError(f"packing={config.packing!r} keeps whole documents apart: add --mask_documents=True")
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     _check_adapters(config, defaults)
     check_optimizer(config, defaults)

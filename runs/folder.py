@@ -60,6 +60,8 @@ class Progress:
         return self.step > self.skipped_steps
 
 
+OF_THE_MODEL = "hugging_face"  # in a run's folder: what belongs to the text of a Hugging Face model that it began from
+CHAT_TEMPLATE = "chat_template.jinja"  # in a run's folder, and in that of a Hugging Face model: how turns become a text
 # What this module itself makes for a while; whatever else lies in a run's folder is someone's.
 LEFTOVER = re.compile(r"\.(writing|deleting_step)_[0-9]{8,}")
 

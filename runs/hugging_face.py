@@ -31,8 +31,8 @@ from parallel.ranks import ALONE
 from runs.base import base_of
 from runs.checkpoint import load_adapters
 from runs.config import RunConfig
-from runs.folder import RunFolder, damage, read_state
-from runs.initial import OF_THE_MODEL, keep_beside, write_initial
+from runs.folder import CHAT_TEMPLATE, OF_THE_MODEL, RunFolder, damage, read_state
+from runs.initial import keep_beside, write_initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _count(model: LanguageModel) -> int:
 
 def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchanged:
     """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
-    saved, kept = configuration_of(checkpoint), checkpoint.parent.parent / OF_THE_MODEL
+    saved, run = configuration_of(checkpoint), checkpoint.parent.parent
+    kept = run / OF_THE_MODEL
     architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
     model = load(checkpoint, saved, torch.device("cpu"))
     notes: list[str] = []
@@ -96,6 +97,8 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
         beside = copy_beside(kept, new)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, saved.model.block_size, new, notes)
+        if (run / CHAT_TEMPLATE).is_file():  # which wins over one in tokenizer_config.json
+            shutil.copyfile(run / CHAT_TEMPLATE, new / CHAT_TEMPLATE)
         if GENERATION not in beside:
             write_json(new / GENERATION, tokens)
         (new / "README.md").write_text(_card(saved, read_state(checkpoint), config, model), encoding="utf-8")

@@ -18,10 +18,9 @@ from model_builder import build_model
 from model_config import ModelArchitectureConfig
 from parallel.ranks import Ranks
 from runs.checkpoint import load_model
-from runs.folder import Progress, RunFolder, checksum, read_state, saved_configuration
+from runs.folder import CHAT_TEMPLATE, OF_THE_MODEL, Progress, RunFolder, checksum, read_state, saved_configuration
 
 FILE = "model.safetensors"
-OF_THE_MODEL = "hugging_face"  # in a run's folder: what belongs to the text of a Hugging Face model that it began from
 
 
 def read_source(source: Path) -> tuple[ModelArchitectureConfig, dict[str, Tensor], list[str]]:
@@ -57,8 +56,11 @@ def write_initial(folder: RunFolder, weights: Mapping[str, Tensor], configuratio
 
 def keep_beside(source: Path, run: Path) -> None:
     """What belongs to the model's text stays with the run, as it was: tokenizer, settings of generation, and in
-    config.json the ids of special tokens; of a run what it had kept. Raises OSError."""
+    config.json the ids of special tokens; of a run what it had kept. A chat template that the new run has already is
+    its own. Raises OSError."""
     if RunFolder(source).checkpoints():
+        if (source / CHAT_TEMPLATE).is_file() and not (run / CHAT_TEMPLATE).exists():
+            shutil.copyfile(source / CHAT_TEMPLATE, run / CHAT_TEMPLATE)
         source = source / OF_THE_MODEL
     if (source / "config.json").is_file():
         kept = run / OF_THE_MODEL

@@ -22,7 +22,7 @@ from benchmarks import (
     train_throughput,
 )
 from benchmarks.mamba import CONTESTANTS, inputs
-from data.best_fit import BestFit
+from data.best_fit import PackedText
 
 COUNT = "'0' is not a whole number of 1 or more"
 
@@ -139,7 +139,7 @@ def test_packing_is_timed_and_batches_are_read_beside_windows():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for line, count in zip(lines[1:3], (1000, 2000), strict=True):
-        packed = BestFit(packing.lengths_of(count, 800), 64)
+        packed = PackedText(packing.lengths_of(count, 800), 64)
         assert line.split()[:4] == [f"{count:,}", "64", f"{packed.n_windows:,}", f"{packed.padding:.4%}"]
     assert lines[5].startswith("62 documents found in ")
     assert lines[-1].split()[0] == "64" and float(lines[-1].split()[-1]) > 0

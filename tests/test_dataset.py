@@ -223,8 +223,8 @@ DAMAGES = {
     "other dtype": (lambda folder: edit_meta(folder, lambda meta: meta.update(dtype="uint32")), "says dtype uint32"),
     "no dtype": (lambda folder: edit_meta(folder, lambda meta: meta.update(dtype="fp7")), "meta.json is damaged"),
     "format": (
-        lambda folder: edit_meta(folder, lambda meta: meta.update(format=3)),
-        "has format 3, this .* reads 1 and 2",
+        lambda folder: edit_meta(folder, lambda meta: meta.update(format=4)),
+        "has format 4, this .* reads 1, 2 and 3",
     ),
     "not JSON": (lambda folder: (folder / "meta.json").write_text("{"), "meta.json is damaged"),
     "a list": (lambda folder: (folder / "meta.json").write_text("[]"), "meta.json is damaged"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import data.packing
 from components.heads.spec import IGNORED
 from configurator import load
-from data.best_fit import BestFit, best_fit_decreasing
+from data.best_fit import PackedText, best_fit_decreasing
 from data.dataset import open_dataset
 from data.loader import MixedLoader, PackedLoader, WindowOrder, training_batches
 from data.mixture import Mixture, MixtureOrder, read_phases
@@ -56,7 +56,7 @@ block_sizes = st.integers(1, 32)
 @settings(max_examples=400)
 @given(lengths=few_lengths, block_size=block_sizes)
 def test_windows_are_those_of_best_fit_decreasing_one_piece_after_the_other(lengths, block_size):
-    packing = BestFit(np.array(lengths, dtype=np.uint8), block_size)
+    packing = PackedText(np.array(lengths, dtype=np.uint8), block_size)
     rooms = [block_size - sum(packing.pieces(window)[1]) for window in range(packing.n_windows)]
     assert sorted(rooms) == rooms_of_best_fit(lengths, block_size)
     assert packing.padding == pytest.approx(sum(rooms) / (len(rooms) * block_size))
@@ -65,7 +65,7 @@ def test_windows_are_those_of_best_fit_decreasing_one_piece_after_the_other(leng
 @settings(max_examples=400)
 @given(lengths=few_lengths, block_size=block_sizes)
 def test_every_token_is_in_one_window_and_no_document_that_fits_is_cut(lengths, block_size):
-    packing = BestFit(np.array(lengths, dtype=np.uint8), block_size)
+    packing = PackedText(np.array(lengths, dtype=np.uint8), block_size)
     found = [zip(*packing.pieces(window), strict=True) for window in range(packing.n_windows)]
     pieces = sorted(itertools.chain(*found))
     expected, first = [], 0
@@ -80,14 +80,14 @@ def test_every_token_is_in_one_window_and_no_document_that_fits_is_cut(lengths, 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64])
 def test_lengths_may_have_a_type_that_holds_no_window(dtype, block_size):
     lengths = np.random.default_rng(0).integers(1, min(np.iinfo(dtype).max, 3 * block_size), 200).astype(dtype)
-    packing = BestFit(lengths, block_size)
+    packing = PackedText(lengths, block_size)
     rooms = sorted(block_size - sum(packing.pieces(window)[1]) for window in range(packing.n_windows))
     assert rooms == rooms_of_best_fit(lengths.tolist(), block_size)
 
 
 @given(lengths=few_lengths, block_size=block_sizes)
 def test_shares_of_documents_of_each_length_by_hand(lengths, block_size):
-    packing, counts = BestFit(np.array(lengths), block_size), Counter()
+    packing, counts = PackedText(np.array(lengths), block_size), Counter()
     for window in range(packing.n_windows):
         _, of_window = packing.pieces(window)
         for length in [*of_window, block_size - sum(of_window)]:
@@ -100,7 +100,7 @@ def test_what_is_packed_together_never_changes_between_versions():
     # A change of these changes the data that a run sees after it is resumed.
     lengths = np.random.default_rng(0).integers(1, 30, 12)
     assert lengths.tolist() == [25, 19, 15, 8, 9, 2, 3, 1, 6, 24, 19, 27]
-    packing = BestFit(lengths, 16)
+    packing = PackedText(lengths, 16)
     assert [packing.pieces(window) for window in range(packing.n_windows)] == [
         ([0], [16]), ([25], [16]), ([88], [16]), ([112], [16]), ([131], [16]), ([59, 104], [8, 8]),
         ([147, 41, 76], [11, 3, 2]), ([16, 78, 128, 81], [9, 3, 3, 1]), ([44], [15]), ([67, 82], [9, 6]),
@@ -155,7 +155,7 @@ def test_an_epoch_has_every_token_once_with_the_one_that_follows_it(lengths, blo
     with tempfile.TemporaryDirectory() as folder:
         dataset = dataset_of(Path(folder), lengths)
         text = tokens_of(dataset).tolist()
-        loader = PackedLoader(dataset, "train", block_size, seed)
+        loader = PackedLoader(dataset, "train", Cut(block_size, "best_fit"), seed)
         epochs = [rows_of(loader, epoch) for epoch in (0, 1)]
     following = [*text[1:], IGNORED]
     ends = np.cumsum(lengths).tolist()
@@ -187,7 +187,8 @@ def test_shards_are_read_as_one_text(tmp_path):
         (folder / shards[-1]["file"]).write_bytes(part.tobytes())
     splits["train"]["shards"], splits["val"]["shards"] = shards, [dict(splits["val"])]
     (folder / "meta.json").write_text(json.dumps(meta | {"format": 2}))
-    loaders = [PackedLoader(found, "train", 16, 0) for found in (one, open_dataset(tmp_path / "many", verify=False))]
+    several = open_dataset(tmp_path / "many", verify=False)
+    loaders = [PackedLoader(found, "train", Cut(16, "best_fit"), 0) for found in (one, several)]
     assert rows_of(loaders[0]) == rows_of(loaders[1])
 
 
@@ -231,8 +232,8 @@ def test_ends_are_found_wherever_the_file_is_divided_and_what_follows_the_last_i
 
 def test_ranks_that_divide_sequences_have_all_documents_and_count_their_own_targets(tmp_path):
     dataset = dataset_of(tmp_path, [7, 30, 2, 1, 9, 17, 40, 5])
-    whole = PackedLoader(dataset, "train", 16, 0).batch(0, 5)
-    parts = [PackedLoader(dataset, "train", 16, 0, slice(a, a + 8)).batch(0, 5) for a in (0, 8)]
+    whole = PackedLoader(dataset, "train", Cut(16, "best_fit"), 0).batch(0, 5)
+    parts = [PackedLoader(dataset, "train", Cut(16, "best_fit"), 0, slice(a, a + 8)).batch(0, 5) for a in (0, 8)]
     assert torch.equal(torch.cat([part.targets for part in parts], 1), whole.targets)
     assert all(torch.equal(part.documents, whole.documents) for part in parts)
     assert sum(part.n_targets for part in parts) == whole.n_targets
@@ -246,7 +247,7 @@ def test_each_source_of_a_mixture_is_packed_by_itself(tmp_path):
     assert isinstance(mixed, MixedLoader)
     order, loaders = (
         MixtureOrder(phases, 16, 5),
-        {name: PackedLoader(one, "train", 16, 5) for name, one in sources.items()},
+        {name: PackedLoader(one, "train", Cut(16, "best_fit"), 5) for name, one in sources.items()},
     )
     batch, targets = mixed.batch(30, 20), 0
     for row in range(20):
@@ -272,7 +273,7 @@ def paddings(folder: Path) -> dict[str, float]:
     """Of each split at 32 tokens, counted in the batches of an epoch."""
     dataset, found = open_dataset(folder), {}
     for split in ("train", "val"):
-        loader = PackedLoader(dataset, split, 32, 0)
+        loader = PackedLoader(dataset, split, Cut(32, "best_fit"), 0)
         text = dataset.splits[split].tokens
         assert loader.batch(0, loader.n_windows).n_targets == text - 1, "all but the last token have one"
         found[split] = 1 - text / (loader.n_windows * 32)
@@ -290,11 +291,11 @@ def test_a_run_says_what_is_padding(train, tmp_path, data_dir):
         for said in (planned.stdout, done.stdout):
             assert f"{share:.3%} of {split} (" in said
             assert f"some {96 * 32 * (1 - expected['train']):,.0f} tokens of the run are text" in " ".join(said.split())
-    loader = PackedLoader(open_dataset(data_dir / "short"), "train", 32, 1337)
+    loader = PackedLoader(open_dataset(data_dir / "short"), "train", Cut(32, "best_fit"), 1337)
     for record in steps:
         assert record["targets"] == loader.batch(8 * (record["step"] - 1), 8).n_targets < 8 * 32
         assert record["tokens"] == 8 * 32 * record["step"]
-    lengths = packed(open_dataset(data_dir / "short"), "train", 32).document_lengths()
+    lengths = packed(open_dataset(data_dir / "short"), "train", Cut(32, "best_fit")).document_lengths()
     assert start["document_length"] == pytest.approx(sum(n * share for n, share in lengths.items()))
     windows = train("--dataset=short", "--out_dir=windows")
     assert "Packing" not in windows.stdout and "targets" not in records(tmp_path / "windows", "iter")[0]
@@ -303,7 +304,7 @@ def test_a_run_says_what_is_padding(train, tmp_path, data_dir):
 def test_flops_are_those_of_the_pairs_of_each_document_and_of_padding(data_dir):
     keys = ["--n_layer=1", "--n_embd=32", "--n_head=2", "--block_size=32", "--vocab_size=256", "--dataset=short"]
     plan = plan_run(load([*keys, *PACKED]), open_dataset(data_dir / "short"))
-    loader = PackedLoader(open_dataset(data_dir / "short"), "train", 32, 0)
+    loader = PackedLoader(open_dataset(data_dir / "short"), "train", Cut(32, "best_fit"), 0)
     documents = loader.batch(0, loader.n_windows).documents
     pairs = (documents[:, :, None] == documents[:, None]).sum().item() / documents.numel()
     assert plan.flops_by_part["attention_scores"] == pytest.approx(3 * 2 * 2 * 32 * pairs, rel=1e-3)
@@ -330,7 +331,7 @@ def test_a_mixture_says_the_padding_of_its_samples(train, tmp_path, data_dir):
     expected = sum(count * shares[name] for name, count in counts.items()) / 96
     assert records(tmp_path / "run", "run")[0]["padding"]["train"] == pytest.approx(expected)
     for name in counts:
-        windows = packed(open_dataset(data_dir / name), "train", 32).n_windows
+        windows = packed(open_dataset(data_dir / name), "train", Cut(32, "best_fit")).n_windows
         assert f"{counts[name] / windows:.2f} epochs" in done.stdout
 
 
@@ -380,7 +381,7 @@ def test_an_evaluation_of_other_windows_is_another(train, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["--packing=best_fit"], "puts unrelated documents into one window: add --mask_documents=True"),
+        (["--packing=best_fit"], "keeps whole documents apart: add --mask_documents=True"),
         (["--packing=bestfit", "--mask_documents=True"], "packing='bestfit' is none of: windows, best_fit"),
         ([*PACKED, "--dataset=one"], "is one document: take packing='windows', or prepare its documents apart"),
         ([*PACKED, "--dataset=endless"], "has no end of documents"),
@@ -409,7 +410,7 @@ def test_an_evaluation_of_a_token_that_nothing_follows_has_no_loss(train, tmp_pa
     """The split's last document is its end alone, and alone in its window, which here comes first."""
     whole = next(count for count in range(1, 100) if WindowOrder(count + 1, WINDOW_SEED).window(0) == count)
     dataset = dataset_of(tmp_path / "data" / "ends", [20] * 10, [*[32] * whole, 1])
-    assert PackedLoader(dataset, "val", 32, WINDOW_SEED).batch(0, 1).n_targets == 0
+    assert PackedLoader(dataset, "val", Cut(32, "best_fit"), WINDOW_SEED).batch(0, 1).n_targets == 0
     keys = [*PACKED, "--dataset=ends", f"--data_dir={tmp_path / 'data'}", "--vocab_size=50000", "--eval_iters=1"]
     done = train(*keys, "--eval_batch_size=1", "--max_iters=1")
     assert done.returncode == 0, done.stderr

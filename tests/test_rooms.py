@@ -260,7 +260,7 @@ def test_only_commands_that_are_called_by_their_path_edit_it():
 
 def test_the_root_holds_the_commands_and_five_modules():
     assert {path.stem for path in ROOT.glob("*.py")} == {
-        "train", "sample", "evaluate", "checkpoint", "ladder", "compare_architectures",
+        "train", "sample", "evaluate", "finetune", "checkpoint", "ladder", "compare_architectures",
         "configurator", "model_config", "model_components", "model_builder", "training_logger",
     }  # fmt: skip
 

@@ -126,7 +126,7 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
     """Raises UserError for an unknown component, or a model and a dataset that do not fit."""
     model, run = configuration.model, configuration.run
     if dataset is not None:
-        dataset.check_fits(model.block_size, model.vocab_size or 0)
+        dataset.check_fits(model.block_size, model.vocab_size or 0, cut_of(configuration).follow_one_another)
     check_frozen(configuration)
     check_adapters(configuration)
     documents = None

@@ -19,6 +19,7 @@ from training.plan import RunPlan, not_built
 from training.schedule import schedule_notes
 
 COLUMN = 23  # where what is said begins
+PACKINGS = {"best_fit": "whole documents, best fit", "single": "a document a window"}
 MANY_EPOCHS = 4  # beyond which repeated text teaches less than new text (Muennighoff et al. 2023)
 
 
@@ -133,8 +134,8 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
         if found is not None:
             known = f"in the mean {found:,.1f} tokens about a token"
         lines.append(f"Documents:             kept apart, {known}")
-    if run.packing == "best_fit":
-        lines.append(f"Packing:               {_packing(plan)}")
+    if run.packing in PACKINGS:
+        lines.append(f"Packing:               {_packing(plan, PACKINGS[run.packing])}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")
     elif plan.sources is not None:
@@ -148,12 +149,12 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def _packing(plan: RunPlan) -> str:
+def _packing(plan: RunPlan, how: str) -> str:
     if plan.windows is None or plan.padding is None:
-        return "whole documents, best fit; padding is not known, the dataset is not prepared"
+        return f"{how}; padding is not known, the dataset is not prepared"
     shares = [f"{plan.padding[name]:.3%} of {name} ({windows:,} windows)" for name, windows in plan.windows.items()]
     text = plan.text_tokens(plan.tokens)
-    return f"whole documents, best fit; padding is {', '.join(shares)}; some {text:,.0f} tokens of the run are text"
+    return f"{how}; padding is {', '.join(shares)}; some {text:,.0f} tokens of the run are text"
 
 
 def _dtypes(configuration: Configuration) -> list[str]:

@@ -232,7 +232,7 @@ class Trainer:
         """The loop: evaluate and save when it is time, look for what ends the run, take a step."""
         self.clock = time.perf_counter()
         ahead = 2
-        if self.run.packing == "best_fit":  # a step begins when all of its micro-batches are there (targets_of_step)
+        if self.train_data.counts_targets:  # a step begins when all of its micro-batches are there (targets_of_step)
             ahead = max(ahead, len(self.ranks.share(range(self.run.gradient_accumulation_steps))))
         batches = prefetch(self.train_data, self.sample_starts(), self.run.batch_size, self.device, ahead)
         with contextlib.closing(batches):

@@ -1,0 +1,178 @@
+"""Conversations to a prepared dataset in a run's folder, of whose tokens those count that the model would write.
+
+out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation
+    prepared.json                what it was made of and what was counted, written last
+out/<run>/chat_template.jinja    the template
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import replace_file, writing_to
+from data.dataset import dtype_for
+from data.preparation import SEED
+from data.tokenizers import Kept
+from data.writer import DatasetWriter
+from finetuning.conversations import read_conversations
+from finetuning.encoding import Encoded, Encoder
+from finetuning.templates import ChatTemplate
+from runs.config import DATA
+from runs.folder import CHAT_TEMPLATE
+
+NAME = "conversations"
+NOTE = "prepared.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be made into a dataset for a run from `model`. Without files for validation a share of the
+    conversations is for it."""
+
+    model: str
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    val_fraction: float
+    kept: Kept
+    template: ChatTemplate
+    block_size: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the dataset, and the model, as JSON has it."""
+        return {
+            "model": self.model,
+            "data": [_sha256(path) for path in self.train],
+            "val_data": [_sha256(path) for path in self.val] or self.val_fraction,
+            "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
+            "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
+            "block_size": self.block_size,
+        }
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the dataset in a run's folder was made of, as Task.identity has it, and what was counted, for people."""
+
+    identity: dict[str, Any]
+    counted: list[str]
+
+
+def read_prepared(run: Path) -> Prepared | None:
+    """None without one."""
+    folder = run / DATA / NAME
+    try:
+        found = Prepared(**json.loads((folder / NOTE).read_text(encoding="utf-8")))
+        return found if (folder / "meta.json").is_file() else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def prepare(task: Task, run: Path) -> Prepared:
+    """Writes the dataset and the template into the run's folder. Raises UserError."""
+    encoder = Encoder(task.kept.tokenizer, task.template, task.block_size)
+    train, of_train = _encoded(task.train, encoder)
+    val, of_val = _encoded(task.val, encoder)
+    if not task.val:
+        train, val = _divided(train, task.val_fraction)
+    folder = run / DATA / NAME
+    with writing_to(folder):
+        (folder / NOTE).unlink(missing_ok=True)
+    entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
+    source = ", ".join(path.name for path in (*task.train, *task.val))
+    with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, is_marked=True) as writer:
+        for split, conversations in (("train", train), ("val", val)):
+            for one in conversations:
+                writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes)
+    counted = _counted(of_train + of_val, {"training": train, "validation": val}, task.block_size)
+    found = Prepared(task.identity, counted)
+    with writing_to(run):
+        replace_file(run / CHAT_TEMPLATE, task.template.source.encode("utf-8"))
+        replace_file(folder / NOTE, (json.dumps(vars(found), indent=1) + "\n").encode(), on_disk=True)
+    return found
+
+
+def wait_for(task: Task, run: Path, seconds: int) -> None:
+    """Until the first rank has prepared the dataset. Raises UserError after so long."""
+    identity, end = task.identity, time.monotonic() + seconds
+    while (found := read_prepared(run)) is None or found.identity != identity:
+        if time.monotonic() > end:
+            raise UserError(f"the first rank has prepared no dataset in {run / 'data'} for {seconds} s")
+        time.sleep(0.1)
+
+
+def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Counter[str]]:
+    """The conversations of files, which stay in memory, and what was left out."""
+    dtype = dtype_for(encoder.tokenizer.vocab_size)
+    found: list[Encoded] = []
+    counts: Counter[str] = Counter()
+    for conversation in read_conversations(files):
+        counts["read"] += 1
+        if not conversation.turns:
+            counts["without an answer"] += 1
+            continue
+        counts["turns after the last answer"] += conversation.left_out
+        one = encoder.encode(conversation)
+        if one is None:
+            counts["without room"] += 1
+            continue
+        counts["exchanges"] += one.left_out
+        counts["cut"] += one.cut
+        found.append(dataclasses.replace(one, ids=one.ids.astype(dtype)))
+    if files and not found:
+        raise UserError(
+            f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "
+            f"block_size={encoder.block_size}: take a larger one, or other data"
+        )
+    return found, counts
+
+
+def _divided(conversations: list[Encoded], share: float) -> tuple[list[Encoded], list[Encoded]]:
+    """Those for training and a share for validation, which are drawn, always the same ones; each in their order."""
+    if len(conversations) < 2:
+        raise UserError(
+            f"{len(conversations)} conversations cannot be split into training and validation: give more, or --val_data"
+        )
+    n_val = min(math.ceil(share * len(conversations)), len(conversations) - 1)
+    drawn = set(np.random.default_rng(SEED).permutation(len(conversations))[:n_val].tolist())
+    train = [one for number, one in enumerate(conversations) if number not in drawn]
+    return train, [conversations[number] for number in sorted(drawn)]
+
+
+def _counted(counts: Counter[str], splits: dict[str, list[Encoded]], block_size: int) -> list[str]:
+    """What became of every conversation that was read, turns and tokens."""
+    lines = [f"conversations: {counts['read']:,} read"]
+    for name, some in splits.items():
+        tokens, counted = sum(len(one.ids) for one in some), sum(int(one.counts.sum()) for one in some)
+        answers = sum(one.answers for one in some)
+        lines.append(
+            f"{name}: {len(some):,} conversations, {answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
+        )
+    left_out = {
+        "conversations without an answer": counts["without an answer"],
+        f"conversations of which nothing that counts is in the first {block_size:,} tokens": counts["without room"],
+        "turns after a last answer": counts["turns after the last answer"],
+        f"exchanges beyond {block_size:,} tokens": counts["exchanges"],
+    }
+    said = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    lines.append(f"left out: {', '.join(said) or 'nothing'}")
+    if counts["cut"]:
+        lines.append(f"cut after {block_size:,} tokens: {counts['cut']:,} conversations, in their first exchange")
+    return lines

@@ -1,0 +1,419 @@
+"""finetune.py: what a step learns of conversations, whatever packs and divides them; runs, resumes, refusals."""
+
+import json
+import math
+import random
+import re
+import shlex
+import shutil
+
+import processes
+import pytest
+import tokenizers
+import torch
+from checkpoints import last_checkpoint, same, tensors, weights
+from commands import command
+from conftest import ROOT, environment, training
+from setups import LLAMA
+from test_conversations import MARKED
+from test_init_from import made
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+
+import checkpoint as checkpoint_command
+import evaluate as evaluate_command
+import finetune as finetune_command
+import train as train_command
+from data.dataset import COUNTED, open_dataset
+from finetuning.templates import CHATML
+from interop.sources import architecture_of
+from model_builder import build_model
+from runs.logs import read_run
+
+TEMPLATE = """\
+{%- for message in messages %}
+{{- ('>' if message.role == 'user' else '<') + message.content + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<' }}{% endif %}
+"""
+T = 64
+MACHINE = ["--device=cpu", "--dtype=float32", "--compile=False"]
+LETTERS = "abcdefgh"
+
+
+def talk(rng, length):
+    """A conversation that TEMPLATE makes `length` bytes of: `>question` and `<answer`, a line each, and an end."""
+    asked = rng.randint(1, length - 7)
+    said = length - asked - 5
+    return tuple("".join(rng.choice(LETTERS) for _ in range(count)) for count in (asked, said))
+
+
+@pytest.fixture(scope="module")
+def home(data_dir, tmp_path_factory):
+    """A folder with a small Llama of bytes, `base`; 16 conversations of which a long and a short one fit together into
+    a window, in `chats.jsonl`; and the template."""
+    folder = tmp_path_factory.mktemp("home")
+    assert training(data_dir, folder / "base", *LLAMA, f"--block_size={T}").returncode == 0
+    rng = random.Random(1)
+    talks = [talk(rng, rng.randint(34, 50)) for _ in range(8)] + [talk(rng, rng.randint(9, 14)) for _ in range(8)]
+    write(folder / "chats.jsonl", talks)
+    write(folder / "held_out.jsonl", talks[:3])
+    (folder / "t.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def write(path, talks):
+    path.write_text("".join(json.dumps({"prompt": asked, "answer": said}) + "\n" for asked, said in talks))
+
+
+def read(path):
+    return [(one["prompt"], one["answer"]) for one in map(json.loads, path.read_text().splitlines())]
+
+
+def finetune(home, run, *keys, base=None):
+    given = [base or home / "base", *keys, "--data", home / "chats.jsonl", "--val_data", home / "held_out.jsonl"]
+    given += ["--chat_template", home / "t.jinja", f"--out_dir={run}", *MACHINE]
+    return command(finetune_command.main, *given)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step
+
+# All conversations are one step. The first update of AdamW with so large an eps is nearly the gradient.
+ONE_STEP = "--max_iters=1 --warmup_iters=0 --adam_eps=10 --learning_rate=1 --lr_schedule=constant --grad_clip=0".split()
+ONE_STEP += ["--eval_interval=100"]
+WAYS = {
+    "single": "--packing=single --batch_size=16 --gradient_accumulation_steps=1",
+    "packed": "--packing=best_fit --batch_size=8 --gradient_accumulation_steps=1",
+    "packed, accumulated": "--packing=best_fit --batch_size=1 --gradient_accumulation_steps=8",
+    "single, accumulated": "--packing=single --batch_size=4 --gradient_accumulation_steps=4",
+}
+ON_RANKS = {
+    "packed": "--packing=best_fit --batch_size=2 --gradient_accumulation_steps=4",
+    "single": "--packing=single --batch_size=1 --gradient_accumulation_steps=16",
+    "sharded": "--packing=best_fit --batch_size=2 --gradient_accumulation_steps=4 --use_fsdp=True",
+    "parts of sequences": "--packing=single --batch_size=8 --gradient_accumulation_steps=2 --context_parallel=2",
+}
+
+
+def by_hand(home):
+    """The loss and its gradients: of each conversation alone, the mean over all tokens of answers. A template ends an
+    answer with white space alone, so that the end of a text follows, and counts."""
+    model = build_model(architecture_of(home / "base"))
+    model.load_state_dict(weights(last_checkpoint(home / "base")))
+    total, count = torch.zeros(()), 0
+    for asked, said in read(home / "chats.jsonl"):
+        prompt, answer = f">{asked}\n<".encode(), f"{said}\n".encode() + b"\0"
+        ids = torch.tensor([*prompt, *answer])[None]
+        logits = model(ids[:, :-1])[0, len(prompt) - 1 :]
+        total = total + F.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
+        count += len(answer)
+    (total / count).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return (total / count).item(), count, gradients
+
+
+@pytest.fixture(scope="module")
+def expected(home):
+    return by_hand(home)
+
+
+def records(run, kind):
+    return [line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if line["type"] == kind]
+
+
+def assert_learned(home, run, expected):
+    """The step's loss, targets, gradient norm, and every parameter's change, against what was worked out by hand."""
+    loss, count, gradients = expected
+    (step,), before, after = records(run, "iter"), *(weights(last_checkpoint(one)) for one in (home / "base", run))
+    assert step["targets"] == count
+    assert step["loss"] == pytest.approx(loss, rel=1e-6)
+    norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt().item()
+    assert step["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    for name, gradient in gradients.items():
+        update = -gradient / (gradient.abs() + 10)
+        torch.testing.assert_close(after[name] - before[name], update, rtol=1e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_is_the_mean_over_what_counts_however_it_is_packed_and_divided(home, tmp_path, expected, way):
+    done = finetune(home, tmp_path / "run", *ONE_STEP, *WAYS[way].split())
+    assert done.returncode == 0, done.stderr
+    assert_learned(home, tmp_path / "run", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("way", ON_RANKS)
+def test_on_ranks(home, tmp_path, expected, way, ranks):
+    assert_learned_on_ranks(home, tmp_path, expected, way, ranks)
+
+
+def test_on_two_ranks(home, tmp_path, expected):
+    assert_learned_on_ranks(home, tmp_path, expected, "packed", 2)
+
+
+def assert_learned_on_ranks(home, tmp_path, expected, way, ranks):
+    given = [home / "base", *ONE_STEP, *ON_RANKS[way].split(), "--data", home / "chats.jsonl", "--val_data"]
+    given += [home / "held_out.jsonl", "--chat_template", home / "t.jinja", f"--out_dir={tmp_path / 'run'}", *MACHINE]
+    torchrun = ["--standalone", f"--nproc_per_node={ranks}"]
+    done = processes.run(ROOT / "finetune.py", list(map(str, given)), tmp_path, environment(), torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("one example, of") == 1
+    assert_learned(home, tmp_path / "run", expected)
+
+
+def test_a_step_of_which_nothing_counts_is_no_nan(home, run, tmp_path):
+    """Short windows of the text are questions here and there; such a step changes nothing."""
+    keys = "--packing=windows --block_size=4 --batch_size=1 --gradient_accumulation_steps=1 --max_iters=30".split()
+    keys += [f"--init_from={home / 'base'}", f"--out_dir={tmp_path / 'run'}", "--warmup_iters=0", "--eval_interval=100"]
+    data = ["--dataset=conversations", f"--data_dir={run[0] / 'data'}"]
+    done = command(train_command.main, ROOT / "config/sft.py", *keys, *data, *MACHINE)
+    assert done.returncode == 0, done.stderr
+    steps = records(tmp_path / "run", "iter")
+    nothing = [step for step in steps if step["loss"] == 0]
+    assert len(steps) == 30 and 0 < len(nothing) < 30 and not any(step["skipped"] for step in steps)
+    assert all(step["grad_norm"] == 0 for step in nothing)
+    assert all(torch.isfinite(value).all() for value in tensors(last_checkpoint(tmp_path / "run")).values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run
+
+RUN = "--batch_size=2 --gradient_accumulation_steps=2 --eval_interval=4 --warmup_iters=2 --learning_rate=1e-2".split()
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """Three epochs, and what was printed."""
+    done = finetune(home, home / "run", *RUN, "--epochs=3")
+    assert done.returncode == 0, done.stderr
+    return home / "run", done.stdout
+
+
+def test_epochs_are_steps(home, run):
+    """8 windows of 16 conversations, 4 in a step; three times."""
+    folder, printed = run
+    log = read_run(folder / "log.jsonl")
+    assert log.run["steps"] == 6 and "Epochs: 3.00" in printed
+
+
+def test_everything_that_was_read_is_counted(home, run):
+    _, printed = run
+    talks = read(home / "chats.jsonl")
+    tokens = sum(len(asked) + len(said) + 5 for asked, said in talks)
+    counted = sum(len(said) + 2 for _, said in talks)
+    assert "conversations: 19 read" in printed and "left out: nothing" in printed
+    assert f"training: 16 conversations, 16 answers, {tokens:,} tokens, of which {counted:,} count" in printed
+    split = open_dataset(run[0] / "data/conversations").splits["train"]
+    assert (split.documents, split.tokens, split.marks.counted_tokens) == (16, tokens, counted)
+    assert split.marks.counted_bytes == sum(len(said) for _, said in talks)
+
+
+def test_one_example_shows_what_counts(home, run):
+    asked, said = min(read(home / "chats.jsonl"), key=lambda one: len(one[0]) + len(one[1]))
+    shown = f"  >{asked}\\n\n  <[[{said}\\n]]\n  [[\\x00]]\n"
+    assert shown in run[1], run[1]
+
+
+def test_bits_per_byte_are_of_the_answers(home, run):
+    found = records(run[0], "eval")[0]
+    talks = read(home / "held_out.jsonl")
+    per_byte = sum(len(said) + 2 for _, said in talks) / sum(len(said) for _, said in talks)
+    assert found["val_bits_per_byte"] == pytest.approx(found["val_loss"] / math.log(2) * per_byte)
+
+
+def test_the_same_command_goes_on_exactly(home, run, tmp_path, monkeypatch):
+    """Stopped after its fourth step, and called again as it was."""
+    keys = [*RUN, "--epochs=3", "--max_skipped_steps=9"]
+    take_step, taken = train_trainer().Trainer.take_step, []
+
+    def stopping(self, batches):
+        take_step(self, batches)
+        taken.append(self.progress.step)
+        if len(taken) == 4:
+            self.stop.signal_number = 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_trainer().Trainer, "take_step", stopping)
+        assert finetune(home, tmp_path / "run", *keys).returncode == 128 + 15
+    again = finetune(home, tmp_path / "run", *keys)
+    assert again.returncode == 0 and "resumed at step 4" in again.stdout, again.stderr
+    assert same(tensors(last_checkpoint(tmp_path / "run")), tensors(last_checkpoint(run[0])))
+
+
+def train_trainer():
+    import training.trainer
+
+    return training.trainer
+
+
+def test_a_finished_run_says_so_and_more_epochs_continue_it(home, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    done = finetune(home, tmp_path / "run", *RUN, "--epochs=3")
+    assert done.returncode == 0 and "has finished its 6 steps already" in done.stdout
+    done = finetune(home, tmp_path / "run", *RUN, "--epochs=4")
+    assert done.returncode == 0 and "finished at step 8 of 8" in done.stdout
+
+
+def test_a_run_owns_what_it_needs(home, run, tmp_path):
+    """Moved, with model and conversations gone, it is continued, evaluated and exported with its template."""
+    shutil.copytree(run[0], tmp_path / "moved")
+    done = command(train_command.main, tmp_path / "moved/config.py", "--init_from=auto", "--max_iters=8")
+    assert done.returncode == 0 and "finished at step 8 of 8" in done.stdout, done.stderr
+    config = json.loads((tmp_path / "moved/config.json").read_text())
+    assert config["data_dir"] == str(tmp_path / "moved/data")
+    done = command(evaluate_command.main, tmp_path / "moved", "--device=cpu", "--limit=5")
+    assert done.returncode == 0 and "the validation split of conversations" in done.stderr, done.stderr
+    done = command(checkpoint_command.main, "export", tmp_path / "moved", tmp_path / "hf", "--format=hf")
+    assert done.returncode == 0, done.stderr
+    found = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    asked = found.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    assert asked == ">hi\n<"
+
+
+def test_what_came_out_is_fine_tuned_again_with_its_template(home, run, tmp_path):
+    given = [run[0], "--data", home / "chats.jsonl", f"--out_dir={tmp_path / 'run'}", *MACHINE, *RUN, "--max_iters=1"]
+    done = command(finetune_command.main, *given)
+    assert done.returncode == 0, done.stderr
+    assert f"chat template: the model's own, in {run[0]}" in done.stdout
+    assert (tmp_path / "run/chat_template.jinja").read_text() == TEMPLATE
+
+
+def test_a_share_is_for_validation_without_a_file(home, tmp_path):
+    """Always the same one; here a quarter."""
+    given = [home / "base", "--data", home / "chats.jsonl", "--val_fraction=0.25", *MACHINE, *RUN, "--max_iters=1"]
+    for name in ("one", "two"):
+        done = command(finetune_command.main, *given, f"--out_dir={tmp_path / name}")
+        assert done.returncode == 0 and "chatml, as the model has none of its own" in done.stdout, done.stderr
+        assert "markers are text to this tokenizer" in done.stdout
+        assert (tmp_path / name / "chat_template.jinja").read_text() == CHATML
+    one, two = (open_dataset(tmp_path / name / "data/conversations") for name in ("one", "two"))
+    all_of_them = sum(split.documents for split in one.splits.values())
+    assert one.splits["val"].documents == math.ceil(all_of_them / 4) > 1 and one.identity == two.identity
+
+
+def test_a_dry_run_leaves_nothing(home, tmp_path):
+    done = finetune(home, tmp_path / "run", *RUN, "--epochs=3", "--dry_run")
+    assert done.returncode == 0 and re.search(r"Steps: +6 ", done.stdout), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A Hugging Face model, and the page
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of a small model with a tokenizer that has the markers as special tokens, and a template."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    library.train_from_iterator([LETTERS * 9], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<|im_end|>", chat_template=MARKED)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 32}
+    made(Qwen2Config(**sizes, intermediate_size=48, vocab_size=300, max_position_embeddings=512), folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_model_keeps_its_tokenizer_and_template(home, published, tmp_path):
+    """What counts is what transformers says; the export has tokenizer and template again."""
+    data = ["--data", home / "chats.jsonl", "--val_data", home / "held_out.jsonl"]
+    given = [published, *data, f"--out_dir={tmp_path / 'run'}", *MACHINE, *RUN, "--block_size=256", "--packing=single"]
+    done = command(finetune_command.main, *given)
+    assert done.returncode == 0, done.stderr
+    assert f"the model's own, in {published}" in done.stdout and "markers are text" not in done.stdout
+    dataset, tokenizer = open_dataset(tmp_path / "run/data/conversations"), AutoTokenizer.from_pretrained(published)
+    ids, marks = dataset.reader("train").read(0, dataset.splits["train"].tokens)
+    expected: list[tuple[int, bool]] = []
+    for asked, said in read(home / "chats.jsonl"):
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        found = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+        both = list(zip(found["input_ids"], map(bool, found["assistant_masks"]), strict=True))
+        expected += both[: max(place for place, (_, counts) in enumerate(both) if counts) + 1]
+    assert list(zip(ids.tolist(), (marks & COUNTED > 0).tolist(), strict=True)) == expected
+    done = command(checkpoint_command.main, "export", tmp_path / "run", tmp_path / "hf", "--format=hf")
+    assert done.returncode == 0, done.stderr
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template == MARKED
+
+
+@pytest.mark.slow
+def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
+    """In their order, as they stand, on small models."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "Qwen2.5-0.5B").symlink_to(published)
+    assert training(data_dir, "out/quickstart", *LLAMA, "--block_size=128").returncode == 0
+    for name in ("chats.jsonl", "held_out.jsonl"):
+        shutil.copy(home / name, tmp_path / name)
+    (tmp_path / "more").mkdir()
+    shutil.copy(home / "held_out.jsonl", tmp_path / "more/b.jsonl")
+    shutil.copy(home / "t.jinja", tmp_path / "mine.jinja")
+    page = (ROOT / "docs/using/finetuning.md").read_text()
+    commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
+    assert len(commands) == 7
+    for line in commands:
+        before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
+        given = [*shlex.split(keys[0]), *([] if script == "checkpoint.py" else MACHINE)]
+        done = processes.run(ROOT / script, given, tmp_path, environment(), before.split())
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "finished at step 30 of 30" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"quickstart", "chat", "qwen", "two"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def test_another_run_in_the_folder_is_kept(home, run, tmp_path):
+    write(tmp_path / "chats.jsonl", read(home / "chats.jsonl")[:9])
+    for name in ("t.jinja", "held_out.jsonl"):
+        (tmp_path / name).symlink_to(home / name)
+    log = (run[0] / "log.jsonl").read_text()
+    done = finetune(tmp_path, run[0], *RUN, base=home / "base")
+    assert done.returncode == 2 and "holds a run that differs in data: choose another --out_dir" in done.stderr
+    done = finetune(home, run[0], *RUN, "--block_size=32")
+    assert done.returncode == 2 and "differs in block_size" in done.stderr
+    assert done.stderr.count("\n") == 1 and (run[0] / "log.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["--dataset=tiny"], "dataset='tiny': finetune.py takes the model and --data instead: drop it"),
+        (["--init_from=scratch", "--data_dir=x"], "data_dir='x': finetune.py takes"),
+        (["--epochs=2", "--max_tokens=9"], "--epochs=2 and max_iters, max_tokens, max_flops say how long"),
+        (["--epochs=0"], "argument --epochs: '0' is not a number above 0"),
+        (["--n_layer=7"], "n_layer=7 contradicts"),
+        (["--learnin_rate=7"], "unknown key 'learnin_rate' (did you mean 'learning_rate'?)"),
+        (["--block_size=4"], "of 16 conversations none has an answer that begins within block_size=4"),
+        (["--packing=best_fit", "--mask_documents=False"], "add --mask_documents=True"),
+    ],
+)
+def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
+    given = [home / "base", "--data", home / "chats.jsonl", f"--out_dir={tmp_path / 'run'}", *MACHINE]
+    done = command(finetune_command.main, *given, *keys)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "answer": ""}', "chats.jsonl, line 2: a turn of the assistant is empty"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "chats.jsonl, line 2: turn 1 is of the assistant"),
+        ('{"text": "a"}', "chats.jsonl, line 2 has the keys text; what is known"),
+        ("{", "chats.jsonl, line 2 is not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_and_leaves_nothing(home, tmp_path, line, message):
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' + line)
+    given = [home / "base", "--data", tmp_path / "chats.jsonl", f"--out_dir={tmp_path / 'run'}", *MACHINE]
+    done = command(finetune_command.main, *given)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
