@@ -208,6 +208,8 @@ def test_everything_that_was_read_is_counted(home, run):
     split = open_dataset(run[0] / "data/conversations").splits["train"]
     assert (split.documents, split.tokens, split.marks.counted_tokens) == (16, tokens, counted)
     assert split.marks.counted_bytes == sum(len(said) for _, said in talks)
+    logged = read_run(run[0] / "log.jsonl").split("train")
+    assert (logged["counted_tokens"], logged["counted_bytes"]) == (counted, split.marks.counted_bytes)
 
 
 def test_one_example_shows_what_counts(home, run):
