@@ -43,7 +43,7 @@ def main() -> int:
     arguments, rest = parse_arguments()
     configuration = with_run_dir(load(rest))
     check_keys(configuration.run, arguments.epochs)
-    source, ranks = find_source(arguments.model), ranks_from_environment()
+    source, ranks = find_source(arguments.model, option=""), ranks_from_environment()
     configuration = with_architecture_of(source, configuration)
     task, note = task_of(arguments, source, configuration)
     with place_of(configuration) as folder:
@@ -80,8 +80,9 @@ def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared
     if found is not None and found.identity == identity:
         return found
     if RunFolder(folder).has_run:
-        before = {} if found is None else found.identity
-        differing = [name for name, value in identity.items() if before.get(name) != value]
+        if found is None:
+            raise UserError(f"{folder} holds a run that is not of finetune.py: choose another --out_dir")
+        differing = [name for name, value in identity.items() if found.identity.get(name) != value]
         raise UserError(
             f"{folder} holds a run that differs in {' and '.join(differing)}: choose another --out_dir, or continue it "
             f"as it is: train.py {folder}/config.py --init_from=auto"
@@ -144,7 +145,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """This command's own, and the rest of the command line, which is train.py's."""
     parser = ArgumentParser(__doc__)
     option = parser.add_argument
-    option("model", metavar="MODEL", help="a run's folder, a Hugging Face model's, or a name in Hugging Face's cache")
+    option(
+        "model",
+        type=model_name,
+        metavar="MODEL",
+        help="a run's folder, a Hugging Face model's, or a name in Hugging Face's cache",
+    )
     option("--data", nargs="+", required=True, metavar="PATH", help="conversations: .jsonl, .json, .parquet; .gz, .zst")
     option("--val_data", nargs="+", default=[], metavar="PATH", help="those for validation, instead of a share")
     option("--val_fraction", type=fraction, default=0.05, metavar="SHARE", help="of --data for validation (0.05)")
@@ -155,6 +161,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     if not any(one.endswith(".py") and not one.startswith("-") for one in rest):
         rest = [str(CONFIG), *rest]
     return arguments, rest
+
+
+def model_name(text: str) -> str:
+    """An argument's type: a folder however it is written, or a name."""
+    return str(Path(text))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Encoder:
         names = sorted(tokenizer.special, key=len, reverse=True)
         self._name = re.compile("|".join(map(re.escape, names))) if names else None
         self._guarded = re.compile(f"({'|'.join(re.escape(_guarded(name)) for name in names)})") if names else None
+        self._special = set(tokenizer.special.values())
         self._end: list[int] = []
         if not template.ends_turns:
             if tokenizer.end_of_document is None:
@@ -75,26 +76,26 @@ class Encoder:
     def exchanges(self, conversation: Conversation) -> list[Exchange]:
         """A conversation with an answer as text, each of whose exchanges goes on from the one before. Raises UserError
         where the template does not say what of it is the answers."""
-        turns = [Turn(turn.role, self._as_text(turn.content, conversation.where)) for turn in conversation.turns]
+        turns = [Turn(turn.role, self._as_text(turn.content)) for turn in conversation.turns]
         answers = [number for number, turn in enumerate(turns) if turn.role == ASSISTANT]
         if self.template.has_marks:
             found = list(self._marked(turns))
             if len(found) != len(answers):
                 raise UserError(
-                    f"{conversation.where}: the chat template {self.template.name} marks {len(found)} pieces as the "
-                    f"assistant's, but there are {len(answers)} answers: --chat_template names another one"
+                    f"the chat template {self.template.name} marks {len(found)} pieces as the assistant's, but there "
+                    f"are {len(answers)} answers: --chat_template names another one"
                 )
         else:
-            found = list(self._between(turns, answers, conversation.where))
+            found = list(self._between(turns, answers))
         for number, exchange in zip(answers, found, strict=True):
             if turns[number].content.strip() not in exchange.answer:
                 raise UserError(
-                    f"{conversation.where}: the chat template {self.template.name} changes an answer, or leaves it "
-                    "out: --chat_template names another one"
+                    f"the chat template {self.template.name} changes an answer, or leaves it out: --chat_template "
+                    "names another one"
                 )
         return found
 
-    def _between(self, turns: Sequence[Turn], answers: list[int], where: str) -> Iterator[Exchange]:
+    def _between(self, turns: Sequence[Turn], answers: list[int]) -> Iterator[Exchange]:
         """What comes between the template's texts of ever more turns, each of which begins with the one before."""
         tail, done = self.template.tail, 0
         trailing = len(tail) - len(tail.rstrip()) if self.template.ends_turns else 0
@@ -104,9 +105,9 @@ class Encoder:
             said = self.template.render(turns[: number + 1])
             if not (asked.startswith(before) and said.startswith(asked)):
                 raise UserError(
-                    f"{where}: the chat template {self.template.name} writes what comes before an answer otherwise "
-                    "than when it asks for one, and does not mark with {% generation %} what the model writes: "
-                    "--chat_template names another one, such as chatml"
+                    f"the chat template {self.template.name} writes what comes before an answer otherwise than when "
+                    "it asks for one, and does not mark with {% generation %} what the model writes: --chat_template "
+                    "names another one, such as chatml"
                 )
             end = len(said) - (trailing if said.endswith(tail) else 0)
             answer = said[len(asked) : end]
@@ -130,10 +131,10 @@ class Encoder:
         text = answer.removesuffix(ends[0]) if ends else answer
         return len(text.replace(GUARD, "").encode("utf-8"))
 
-    def _as_text(self, content: str, where: str) -> str:
+    def _as_text(self, content: str) -> str:
         """The same with a GUARD in what spells a special token."""
         if any(one in content for one in (GUARD, BEGIN, END, PROBE)):
-            raise UserError(f"{where}: a text has one of the characters U+FDD0 to U+FDD3, which stand for none")
+            raise UserError("a text has one of the characters U+FDD0 to U+FDD3, which stand for none")
         return content if self._name is None else self._name.sub(lambda name: _guarded(name[0]), content)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -141,9 +142,9 @@ class Encoder:
 
     def encode(self, conversation: Conversation) -> Encoded | None:
         """The conversation's tokens: as many whole exchanges as fit in block_size; of a first one that does not, its
-        first block_size tokens. None where none of these counts. Raises UserError."""
-        exchanges = self.exchanges(conversation)
+        first block_size tokens. None where none of these counts. Raises UserError, which says which one it is."""
         try:
+            exchanges = self.exchanges(conversation)
             pieces = [
                 self._encode(piece, is_first=number == 0)
                 for number, piece in enumerate(one for each in exchanges for one in (each.prompt, each.answer))
@@ -195,8 +196,7 @@ class Encoder:
 
     def _text_bytes(self, ids: np.ndarray) -> int:
         """Of UTF-8 text, which special tokens are not."""
-        special = set(self.tokenizer.special.values())
-        return len(self.tokenizer.decode_bytes([token for token in ids.tolist() if token not in special]))
+        return len(self.tokenizer.decode_bytes([token for token in ids.tolist() if token not in self._special]))
 
 
 def _guarded(name: str) -> str:

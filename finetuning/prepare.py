@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replace_file, writing_to
@@ -123,7 +124,7 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Co
     dtype = dtype_for(encoder.tokenizer.vocab_size)
     found: list[Encoded] = []
     counts: Counter[str] = Counter()
-    for conversation in read_conversations(files):
+    for conversation in tqdm(read_conversations(files), "encoding", unit=" conversations", disable=None, leave=False):
         counts["read"] += 1
         if not conversation.turns:
             counts["without an answer"] += 1

@@ -19,22 +19,24 @@ from runs.folder import RunFolder, read_state, saved_configuration
 GPT2 = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
-def find_source(name: str) -> Path:
+def find_source(name: str, option: str = "init_from") -> Path:
     """The folder of a model: of a run, of a Hugging Face model, or of one of this name in Hugging Face's cache. Raises
-    UserError, with what to do, where there is none."""
+    UserError, with what to do, where there is none; `option` is what named it, "" if its place did."""
+    called = f"{option}={name!r}" if option else name
     path = Path(name)
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise UserError(f"init_from={name!r}: the folder has no config.json, so it is neither a run nor a model")
+        raise UserError(f"{called}: the folder has no config.json, so it is neither a run nor a model")
     full_name = GPT2.get(name, name)
     found = [folder for repository in dict.fromkeys((full_name, name)) for folder in _snapshots(repository)]
     if not found:
         downloaded = full_name if full_name.count("/") == 1 else "OWNER/MODEL"
+        how = f": --{option}=FOLDER" if option else ""
+        others = f"none of {', '.join(STARTS)}{did_you_mean(name, STARTS)}, " if option else ""
         raise UserError(
-            f"init_from={name!r} is none of {', '.join(STARTS)}{did_you_mean(name, STARTS)}, no folder, and no model "
-            f"in Hugging Face's cache {_cache()}; nothing is downloaded here: fetch it (hf download {downloaded}), or "
-            "give the folder of one: --init_from=FOLDER"
+            f"{called} is {others}no folder, and no model in Hugging Face's cache {_cache()}; nothing is downloaded "
+            f"here: fetch it (hf download {downloaded}), or give the folder of one{how}"
         )
     return found[0]
 

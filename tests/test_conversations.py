@@ -326,6 +326,12 @@ def test_a_template_that_does_not_serve_is_one_line(trained, source, turns, mess
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_template_that_refuses_a_conversation_is_said_of_this_one():
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
+    with pytest.raises(UserError, match=r"^here: the chat template t fails: no system turn$"):
+        encoded_bytes(source, 1000)
+
+
 def test_a_character_that_a_tokenizer_has_not_is_named():
     tokenizer = CharactersTokenizer(None, "".join(sorted(set(CHATML + "user Hi"))))
     with pytest.raises(UserError, match=r"here: the character 'ä' \(U\+00E4\) is not among the"):

@@ -208,6 +208,8 @@ def test_everything_that_was_read_is_counted(home, run):
     split = open_dataset(run[0] / "data/conversations").splits["train"]
     assert (split.documents, split.tokens, split.marks.counted_tokens) == (16, tokens, counted)
     assert split.marks.counted_bytes == sum(len(said) for _, said in talks)
+    logged = read_run(run[0] / "log.jsonl").split("train")
+    assert (logged["counted_tokens"], logged["counted_bytes"]) == (counted, split.marks.counted_bytes)
 
 
 def test_one_example_shows_what_counts(home, run):
@@ -382,6 +384,18 @@ def test_another_run_in_the_folder_is_kept(home, run, tmp_path):
     assert done.stderr.count("\n") == 1 and (run[0] / "log.jsonl").read_text() == log
 
 
+def test_the_folder_of_the_model_itself_is_not_written_to(home):
+    done = finetune(home, home / "base", *RUN)
+    assert done.returncode == 2 and "base holds a run that is not of finetune.py: choose another" in done.stderr
+    assert not (home / "base/data").exists()
+
+
+def test_a_model_that_is_not_there(home):
+    done = finetune(home, home / "new", base="no/model")
+    assert done.returncode == 2 and done.stderr.startswith("error: no/model is no folder, and no model in Hugging")
+    assert "hf download no/model" in done.stderr and "init_from" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -409,6 +423,7 @@ def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "chats.jsonl, line 2: turn 1 is of the assistant"),
         ('{"text": "a"}', "chats.jsonl, line 2 has the keys text; what is known"),
         ("{", "chats.jsonl, line 2 is not JSON"),
+        ('{"prompt": "a", "answer": "b\ufdd0"}', "chats.jsonl, line 2: a text has one of the characters"),
     ],
 )
 def test_a_bad_line_is_named_and_leaves_nothing(home, tmp_path, line, message):
