@@ -1,11 +1,13 @@
 """Fine-tune a model on conversations: python finetune.py MODEL [config/sft.py] --data chats.jsonl --key=value ...
 
 python finetune.py out/quickstart config/sft.py --data chats.jsonl --epochs 2 --out_dir=out/chat
+python finetune.py out/chat config/dpo.py --data pairs.jsonl --out_dir=out/preferred
 torchrun --nproc_per_node=4 finetune.py gpt2 --data chats/ --val_data held_out.jsonl --block_size=512
 
 MODEL is a run's folder, that of a Hugging Face model, or the name of one in its cache. The conversations become a
-dataset in the new run's folder, of whose tokens the answers' count; then train.py trains, with its keys, checkpoints,
-log and strategies. The same command again continues the run. docs/using/finetuning.md says more.
+dataset in the new run's folder, of whose tokens the answers' count, or pairs of answers where a preference is learned;
+then train.py trains, with its keys, checkpoints, log and strategies. The same command again continues the run.
+docs/using/finetuning.md says more.
 """
 
 import argparse
@@ -22,13 +24,14 @@ from configurator import Configuration, load, with_run_dir
 from data.dataset import open_dataset
 from data.documents import find_files
 from data.preparation import fraction
+from data.reference import wait_for_reference
 from finetuning.example import example
 from finetuning.models import template_folders, tokenizer_of
 from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, wait_for
 from finetuning.templates import BUILT_IN, find_template
 from interop.sources import find_source, with_architecture_of
 from parallel.ranks import Ranks, ranks_from_environment
-from runs.config import DATA, RunConfig
+from runs.config import DATA, WITH_REFERENCE, RunConfig
 from runs.folder import RunFolder
 from train import train_as
 from training.plan import cut_of
@@ -42,13 +45,16 @@ OWN = ("init_from", "dataset", "data_dir", "mixture", "val_dataset")  # keys who
 def main() -> int:
     arguments, rest = parse_arguments()
     configuration = with_run_dir(load(rest))
-    check_keys(configuration.run, arguments.epochs)
+    check_keys(configuration.run, arguments)
     source, ranks = find_source(arguments.model, option=""), ranks_from_environment()
     configuration = with_architecture_of(source, configuration)
     task, note = task_of(arguments, source, configuration)
     with place_of(configuration) as folder:
         found = dataset_in(folder, task, ranks, configuration.run.comm_timeout)
         configuration = on_dataset(configuration, arguments, folder)
+        if configuration.run.preference in WITH_REFERENCE and configuration.run.source is not None:
+            reference = source if arguments.reference is None else find_source(arguments.reference)
+            has_reference(folder, reference, configuration, ranks)
         if ranks.is_first:
             say(found, note, folder, task)
         return train_as(configuration)
@@ -60,7 +66,8 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     template, note = find_template(arguments.chat_template, template_folders(source))
     train, val = (tuple(find_files(given)) for given in (arguments.data, arguments.val_data))
     block_size = configuration.model.block_size
-    return Task(arguments.model, train, val, arguments.val_fraction, kept, template, block_size), note
+    of_pairs = configuration.run.preference is not None
+    return Task(arguments.model, train, val, arguments.val_fraction, kept, template, block_size, of_pairs), note
 
 
 @contextlib.contextmanager
@@ -93,6 +100,17 @@ def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared
     return Prepared(identity, [])
 
 
+def has_reference(folder: Path, reference: Path, configuration: Configuration, ranks: Ranks) -> None:
+    """The dataset of a run that begins gets what the reference says of its answers, which the first rank asks."""
+    place = folder / DATA / NAME
+    if not ranks.is_first:
+        wait_for_reference(place, configuration.run.comm_timeout)
+        return
+    from finetuning.reference import ask_reference
+
+    ask_reference(reference, open_dataset(place, verify=False), cut_of(configuration), configuration.run)
+
+
 def on_dataset(configuration: Configuration, arguments: argparse.Namespace, folder: Path) -> Configuration:
     """The configuration of a run on the dataset in the folder: from the model, or, once it has begun, from its last
     checkpoint; as long as so many epochs, unless keys say how long."""
@@ -113,8 +131,12 @@ def says_length(run: RunConfig) -> bool:
     return any(getattr(run, name) != getattr(RunConfig(), name) for name in LENGTHS)
 
 
-def check_keys(run: RunConfig, epochs: float | None) -> None:
-    """Raises UserError for keys that this command gives itself, and for a length that is said twice."""
+def check_keys(run: RunConfig, arguments: argparse.Namespace) -> None:
+    """Raises UserError for keys that this command gives itself, for a length that is said twice, and for a reference
+    that nothing is compared with."""
+    epochs = arguments.epochs
+    if arguments.reference is not None and run.preference not in WITH_REFERENCE:
+        raise UserError(f"--reference is for preference={' or '.join(WITH_REFERENCE)}: drop it")
     for name in OWN:
         if getattr(run, name) != getattr(RunConfig(), name):
             raise UserError(f"{name}={getattr(run, name)!r}: finetune.py takes the model and --data instead: drop it")
@@ -156,6 +178,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     option("--val_fraction", type=fraction, default=0.05, metavar="SHARE", help="of --data for validation (0.05)")
     option("--chat_template", default="auto", metavar="T", help=f"auto, {', '.join(BUILT_IN)}, or a file (auto)")
     option("--epochs", type=above_zero, metavar="E", help="how often every conversation is seen (1)")
+    option("--reference", metavar="MODEL", help="that preferences are compared with (the model itself)")
     option("--end_of_document", metavar="NAME", help="the special token that ends a text, if the tokenizer has many")
     arguments, rest = parser.parse_known_args()
     if not any(one.endswith(".py") and not one.startswith("-") for one in rest):

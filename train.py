@@ -59,6 +59,7 @@ def train_as(configuration: Configuration) -> int:
     if ranks.size > 1:  # a lost store or rank is said in one line (parallel/), not also with a stack of C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     benchmarks = find_benchmarks(configuration, dataset)
+    objective = find_objective(configuration, dataset)
 
     folder = RunFolder(configuration.run_dir)
     only_looks = configuration.run.eval_only and source is None and folder.has_run
@@ -81,12 +82,12 @@ def train_as(configuration: Configuration) -> int:
         from training.trainer import train  # torch takes a second to import: what needs none of it stands above
 
         if source is None or checkpoints:
-            return train(configuration, dataset, plan, folder, checkpoints, ranks, benchmarks)
+            return train(configuration, dataset, plan, folder, checkpoints, ranks, benchmarks, objective)
 
         from runs.initial import begun_from
 
         with begun_from(source, folder, configuration, ranks) as checkpoint:
-            return train(configuration, dataset, plan, folder, [checkpoint], ranks, benchmarks)
+            return train(configuration, dataset, plan, folder, [checkpoint], ranks, benchmarks, objective)
 
 
 def with_adapters_of(folder: Path, configuration: Configuration) -> Configuration:
@@ -132,6 +133,17 @@ def find_benchmarks(configuration: Configuration, dataset: Data) -> Any:
     from evaluation.while_training import open_benchmarks
 
     return open_benchmarks(configuration, dataset)
+
+
+def find_objective(configuration: Configuration, dataset: Data) -> Any:
+    """What a step makes smaller (training.objective.Objective); None for the next token's loss. Raises UserError where
+    pairs have no reference."""
+    run = configuration.run
+    if run.preference is None:
+        return None
+    from finetuning.preferences import preference_of
+
+    return preference_of(run, dataset)
 
 
 def where_to_start(configuration: Configuration, dataset: Data, folder: RunFolder, ranks: Ranks) -> list[Path]:

@@ -131,6 +131,8 @@ class TrainingLogger:
             record["targets"] = result.targets
         if result.auxiliary:  # added for training, and in no loss
             record["auxiliary"] = result.auxiliary
+        if result.measured:
+            record["measured"] = result.measured
         if result.loads:
             record["loads"] = {str(block): load_fields(load) for block, load in result.loads.items()}
         self._since_record = _Clean()
@@ -391,6 +393,7 @@ def iteration_lines(record: dict[str, Any]) -> str:
         "first steps, not timed" if record["step_ms"] is None else f"{record['step_ms']:,.0f} ms",
         f"LR {record['learning_rate']:.2e}",
     ]
+    first += [f"{name} {number(value, '.3f')}" for name, value in record.get("measured", {}).items()]
     if record["skipped"]:
         first.append("SKIPPED: loss or gradient not finite")
     second = [

@@ -26,6 +26,7 @@ from components.heads.spec import IGNORED
 from data.dataset import COUNTED, Dataset, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
 from data.packing import Cut, packed
+from data.reference import read_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +100,11 @@ class SplitLoader:
     """Batches of one split, whose samples are of `n_windows` windows. `own_part`: the tokens of every sequence that
     batches have; documents they have of all."""
 
+    together = 1  # samples that every batch has all or none of
+
     def __init__(self, dataset: Dataset, split: str, block_size: int, n_windows: int, seed: int, own_part: slice):
         self.block_size, self.own_part, self.n_windows = block_size, own_part, n_windows
-        self.order = WindowOrder(n_windows, seed)
+        self.order = WindowOrder(n_windows // self.together, seed)
         self._reader = dataset.reader(split)
         self.check_unchanged = self._reader.check_unchanged
 
@@ -112,7 +115,11 @@ class SplitLoader:
 
     def batch(self, first_sample: int, batch_size: int) -> Batch:
         """`batch_size` samples from `first_sample` on, of block_size tokens each. Raises UnusableData."""
-        windows = self.order.window(np.arange(first_sample, first_sample + batch_size))
+        numbers, places = np.divmod(np.arange(first_sample, first_sample + batch_size), self.together)
+        return self.of_windows(self.order.window(numbers) * self.together + places)
+
+    def of_windows(self, windows: np.ndarray) -> Batch:
+        """These (B,), in this order. Raises UnusableData."""
         sequences = self._sequences(windows.tolist())
         self.check_unchanged()
         tokens, targets = (
@@ -219,6 +226,23 @@ class PackedLoader(SplitLoader):
         return found[is_input], following[is_target]
 
 
+class PairedLoader(PackedLoader):
+    """Pairs of documents that follow one another in the split, each in a window of its own; batches count pairs. Beside
+    a dataset of pairs lies what a reference says of each document, if a run needs that."""
+
+    together = 2
+
+    def __init__(self, dataset: Dataset, split: str, cut: Cut, seed: int, own_part: slice = slice(None)):
+        """Raises UserError for a reference that is not of this split."""
+        super().__init__(dataset, split, cut, seed, own_part)
+        self._reference = read_reference(dataset, split)
+
+    def of_windows(self, windows: np.ndarray) -> Batch:
+        batch = super().of_windows(windows)
+        reference = None if self._reference is None else torch.from_numpy(self._reference[windows])
+        return dataclasses.replace(batch, n_targets=len(windows) // self.together, reference=reference)
+
+
 class MixedLoader:
     """Batches of a mixture: each sample is one of a source's, in the order that data/mixture.py says."""
 
@@ -246,6 +270,8 @@ def split_batches(
     dataset: Dataset, split: str, cut: Cut, seed: int, tells_documents: bool, own_part: slice
 ) -> SplitLoader:
     """Batches of one dataset, as `cut` says. Packed documents are always told."""
+    if cut.packing == "pairs":
+        return PairedLoader(dataset, split, cut, seed, own_part)
     if not cut.follow_one_another:
         return PackedLoader(dataset, split, cut, seed, own_part)
     return WindowLoader(dataset, split, cut.block_size, seed, tells_documents, own_part)

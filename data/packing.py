@@ -1,7 +1,8 @@
 """How a run's samples are cut out of its data: by the keys block_size and packing. No torch.
 
 `windows` follow one another in a split's text and begin anywhere in a document. `best_fit` packs whole documents into
-windows (data/best_fit.py), `single` gives each one of its own. Of these the lengths are needed, for which every token
+windows (data/best_fit.py), `single` gives each one of its own, as
+`pairs` does, where every two of them are shown together. Of these the lengths are needed, for which every token
 is looked at: they are kept beside the dataset, in .documents-train.npz and .documents-val.npz. Where these cannot be
 written, every call looks.
 """
@@ -11,15 +12,20 @@ import dataclasses
 import functools
 import sys
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import written_aside
-from data.best_fit import PackedText, best_fit_decreasing, one_each
+from data.best_fit import InOrder, PackedText, one_each
 from data.dataset import READ_BYTES, SLOW_FILE_BYTES, Dataset, Split, SplitReader
 
-PLACED = {"best_fit": best_fit_decreasing, "single": one_each}
+PLACED: dict[str, Callable[[np.ndarray, int], PackedText | InOrder]] = {
+    "best_fit": PackedText,
+    "single": functools.partial(PackedText, place=one_each),
+    "pairs": InOrder,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Cut:
 
     block_size: int
     packing: str = "windows"
+
+    @property
+    def together(self) -> int:
+        """How many samples after one another belong together, and are windows after one another."""
+        return 2 if self.packing == "pairs" else 1
 
     @property
     def follow_one_another(self) -> bool:
@@ -52,7 +63,7 @@ class Cut:
         return packed(dataset, split, self).document_lengths()
 
 
-def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText:
+def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText | InOrder:
     """The windows of a split whose documents are packed, worked out once a process. Raises UserError for a dataset that
     marks no ends of documents, and for training text that is one document."""
     dataset.check_documents()
@@ -66,8 +77,8 @@ def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText:
 
 
 @functools.cache
-def _packed(split: Split, dtype: np.dtype, end_of_document: int | None, cut: Cut) -> PackedText:
-    return PackedText(lengths_of_documents(split, dtype, end_of_document), cut.block_size, PLACED[cut.packing])
+def _packed(split: Split, dtype: np.dtype, end_of_document: int | None, cut: Cut) -> PackedText | InOrder:
+    return PLACED[cut.packing](lengths_of_documents(split, dtype, end_of_document), cut.block_size)
 
 
 def lengths_of_documents(split: Split, dtype: np.dtype, end_of_document: int | None) -> np.ndarray:

@@ -142,18 +142,32 @@ class Encoder:
 
     def encode(self, conversation: Conversation) -> Encoded | None:
         """The conversation's tokens: as many whole exchanges as fit in block_size; of a first one that does not, its
-        first block_size tokens. None where none of these counts. Raises UserError, which says which one it is."""
-        try:
-            exchanges = self.exchanges(conversation)
-            pieces = [
-                self._encode(piece, is_first=number == 0)
-                for number, piece in enumerate(one for each in exchanges for one in (each.prompt, each.answer))
-            ]
-        except UserError as error:
-            raise UserError(f"{conversation.where}: {error}") from None
+        first block_size tokens. None where none of these counts. Raises UserError."""
+        exchanges, pieces = self._pieces(conversation)
         lengths = np.cumsum([len(piece) for piece in pieces])[1::2]  # up to the end of each answer
         fitting = int(np.searchsorted(lengths + len(self._end), self.block_size, side="right"))
         return self._of(exchanges, pieces, max(1, fitting), cut=not fitting)
+
+    def encode_last(self, conversation: Conversation) -> Encoded | None:
+        """The conversation's tokens, of which those of the last answer count; None where they are more than block_size.
+        Raises UserError."""
+        exchanges, pieces = self._pieces(conversation)
+        found = self._of(exchanges, pieces, len(exchanges), cut=False)
+        if found is None or len(found.ids) > self.block_size:
+            return None
+        of_answer = np.arange(len(found.ids)) >= len(found.ids) - len(pieces[-1]) - len(self._end)
+        return dataclasses.replace(
+            found, counts=found.counts & of_answer, answers=1, counted_bytes=exchanges[-1].answer_bytes
+        )
+
+    def _pieces(self, conversation: Conversation) -> tuple[list[Exchange], list[list[int]]]:
+        """The exchanges, and as tokens what each of them begins with and its answer, one after the other."""
+        exchanges = self.exchanges(conversation)
+        texts = [text for each in exchanges for text in (each.prompt, each.answer)]
+        try:
+            return exchanges, [self._encode(text, is_first=number == 0) for number, text in enumerate(texts)]
+        except UserError as error:
+            raise UserError(f"{conversation.where}: {error}") from None
 
     def _of(self, exchanges: list[Exchange], pieces: list[list[int]], answers: int, cut: bool) -> Encoded | None:
         """The first exchanges, so many `answers`, as tokens."""

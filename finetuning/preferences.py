@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from components.heads.spec import IGNORED
 from data.loader import Batch
+from data.mixture import Data
+from data.reference import reference_of
 from model_builder import LossParts
+from runs.config import WITH_REFERENCE, RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,26 @@ class Answers:
         assert self.reference is not None
         ratios = self.log_likelihood - self.reference
         return ratios / self.tokens.clamp(min=1) if per_token else ratios
+
+
+def preference_of(run: RunConfig, dataset: Data) -> Preference:
+    """That of a run's keys. Raises UserError where it needs a reference and the pairs have none."""
+    assert run.preference is not None
+    how = Preference(
+        run.preference,
+        run.preference_beta,
+        run.preference_smoothing,
+        run.preference_margin,
+        run.preference_per_token,
+    )
+    if how.has_reference:
+        for source in (*dataset.sources.values(), *dataset.validation_sources.values()):
+            if reference_of(source.folder) is None:
+                raise UserError(
+                    f"preference={how.loss!r} compares with a reference, and {source.folder} has none: finetune.py "
+                    "asks one; or take simpo or orpo"
+                )
+    return how
 
 
 def answers_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
@@ -137,4 +161,3 @@ def _log_of_rest(log_p: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, _Loss] = {"dpo": dpo, "ipo": ipo, "simpo": simpo, "orpo": orpo}
-WITH_REFERENCE = ("dpo", "ipo")

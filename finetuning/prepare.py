@@ -1,12 +1,14 @@
 """Conversations to a prepared dataset in a run's folder, of whose tokens those count that the model would write.
 
-out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation
+out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation, of pairs of
+                                 answers (finetuning/pairs.py) the chosen one and then the rejected one
     prepared.json                what it was made of and what was counted, written last
 out/<run>/chat_template.jinja    the template
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -26,6 +28,7 @@ from data.tokenizers import Kept
 from data.writer import DatasetWriter
 from finetuning.conversations import read_conversations
 from finetuning.encoding import Encoded, Encoder
+from finetuning.pairs import read_pairs
 from finetuning.templates import ChatTemplate
 from runs.config import DATA
 from runs.folder import CHAT_TEMPLATE
@@ -46,6 +49,7 @@ class Task:
     kept: Kept
     template: ChatTemplate
     block_size: int
+    of_pairs: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,7 +61,7 @@ class Task:
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
             "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
             "block_size": self.block_size,
-        }
+        } | ({"of_pairs": True} if self.of_pairs else {})
 
 
 def _sha256(path: Path) -> str:
@@ -89,8 +93,9 @@ def read_prepared(run: Path) -> Prepared | None:
 def prepare(task: Task, run: Path) -> Prepared:
     """Writes the dataset and the template into the run's folder. Raises UserError."""
     encoder = Encoder(task.kept.tokenizer, task.template, task.block_size)
-    train, of_train = _encoded(task.train, encoder)
-    val, of_val = _encoded(task.val, encoder)
+    encoded = _encoded_pairs if task.of_pairs else _encoded
+    train, of_train = encoded(task.train, encoder)
+    val, of_val = encoded(task.val, encoder)
     if not task.val:
         train, val = _divided(train, task.val_fraction)
     folder = run / DATA / NAME
@@ -99,10 +104,11 @@ def prepare(task: Task, run: Path) -> Prepared:
     entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
     source = ", ".join(path.name for path in (*task.train, *task.val))
     with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, is_marked=True) as writer:
-        for split, conversations in (("train", train), ("val", val)):
-            for one in conversations:
-                writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes)
-    counted = _counted(of_train + of_val, {"training": train, "validation": val}, task.block_size)
+        for split, units in (("train", train), ("val", val)):
+            for one in itertools.chain(*units):
+                counted_bytes = 0 if task.of_pairs else one.counted_bytes  # whose loss is not of their bytes
+                writer.add_marked(split, one.ids, one.counts, one.text_bytes, counted_bytes)
+    counted = _counted(of_train + of_val, {"training": train, "validation": val}, task)
     found = Prepared(task.identity, counted)
     with writing_to(run):
         replace_file(run / CHAT_TEMPLATE, task.template.source.encode("utf-8"))
@@ -119,10 +125,12 @@ def wait_for(task: Task, run: Path, seconds: int) -> None:
         time.sleep(0.1)
 
 
-def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Counter[str]]:
+Unit = tuple[Encoded, ...]  # what stays together: a conversation, or the two of a pair
+
+
+def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Counter[str]]:
     """The conversations of files, which stay in memory, and what was left out."""
-    dtype = dtype_for(encoder.tokenizer.vocab_size)
-    found: list[Encoded] = []
+    found: list[Unit] = []
     counts: Counter[str] = Counter()
     for conversation in tqdm(read_conversations(files), "encoding", unit=" conversations", disable=None, leave=False):
         counts["read"] += 1
@@ -136,7 +144,7 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Co
             continue
         counts["exchanges"] += one.left_out
         counts["cut"] += one.cut
-        found.append(dataclasses.replace(one, ids=one.ids.astype(dtype)))
+        found.append((_in_few_bytes(one, encoder),))
     if files and not found:
         raise UserError(
             f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "
@@ -145,7 +153,30 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Encoded], Co
     return found, counts
 
 
-def _divided(conversations: list[Encoded], share: float) -> tuple[list[Encoded], list[Encoded]]:
+def _encoded_pairs(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Counter[str]]:
+    """The pairs of files, likewise."""
+    found: list[Unit] = []
+    counts: Counter[str] = Counter()
+    for pair in read_pairs(files):
+        counts["read"] += 1
+        both = [_in_few_bytes(one, encoder) for half in pair if (one := encoder.encode_last(half)) is not None]
+        if len(both) < 2:
+            counts["without room"] += 1
+        else:
+            found.append(tuple(both))
+    if files and not found:
+        raise UserError(
+            f"{', '.join(map(str, files))}: of {counts['read']:,} pairs none fits in block_size={encoder.block_size}: "
+            "take a larger one, or other data"
+        )
+    return found, counts
+
+
+def _in_few_bytes(one: Encoded, encoder: Encoder) -> Encoded:
+    return dataclasses.replace(one, ids=one.ids.astype(dtype_for(encoder.tokenizer.vocab_size)))
+
+
+def _divided(conversations: list[Unit], share: float) -> tuple[list[Unit], list[Unit]]:
     """Those for training and a share for validation, which are drawn, always the same ones; each in their order."""
     if len(conversations) < 2:
         raise UserError(
@@ -157,22 +188,25 @@ def _divided(conversations: list[Encoded], share: float) -> tuple[list[Encoded],
     return train, [conversations[number] for number in sorted(drawn)]
 
 
-def _counted(counts: Counter[str], splits: dict[str, list[Encoded]], block_size: int) -> list[str]:
-    """What became of every conversation that was read, turns and tokens."""
-    lines = [f"conversations: {counts['read']:,} read"]
-    for name, some in splits.items():
+def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) -> list[str]:
+    """What became of every conversation or pair that was read, turns and tokens."""
+    what, block_size = "pairs" if task.of_pairs else "conversations", task.block_size
+    lines = [f"{what}: {counts['read']:,} read"]
+    for name, units in splits.items():
+        some = [*itertools.chain(*units)]
         tokens, counted = sum(len(one.ids) for one in some), sum(int(one.counts.sum()) for one in some)
         answers = sum(one.answers for one in some)
         lines.append(
-            f"{name}: {len(some):,} conversations, {answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
+            f"{name}: {len(units):,} {what}, {answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
         )
+    too_long = "of which one is longer than" if task.of_pairs else "of which nothing that counts is in the first"
     left_out = {
-        "conversations without an answer": counts["without an answer"],
-        f"conversations of which nothing that counts is in the first {block_size:,} tokens": counts["without room"],
+        f"{what} without an answer": counts["without an answer"],
+        f"{what} {too_long} {block_size:,} tokens": counts["without room"],
         "turns after a last answer": counts["turns after the last answer"],
         f"exchanges beyond {block_size:,} tokens": counts["exchanges"],
     }
-    said = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    said = [f"{count:,} {name}" for name, count in left_out.items() if count]
     lines.append(f"left out: {', '.join(said) or 'nothing'}")
     if counts["cut"]:
         lines.append(f"cut after {block_size:,} tokens: {counts['cut']:,} conversations, in their first exchange")

@@ -16,6 +16,13 @@ from training.optimizers.registry import check_optimizer
 PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
 DATA = "data"  # in a run's folder: datasets that were made for it
 STARTS = ("scratch", "resume", "auto")
+WITH_REFERENCE = ("dpo", "ipo")  # preferences that are compared with what another model says
+OF_PREFERENCES = {  # keys, and the losses that have them
+    "preference_beta": ("dpo", "ipo", "simpo", "orpo"),
+    "preference_smoothing": ("dpo", "simpo", "orpo"),
+    "preference_margin": ("simpo",),
+    "preference_per_token": ("dpo",),
+}
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
 
 
@@ -60,9 +67,10 @@ class RunConfig:
     packing: str = key(
         "windows",
         "windows: of block_size tokens of the text, which begin anywhere in a document; best_fit: whole documents are "
-        "packed into them, and only those that are longer are cut; single: each document has one of its own; both need "
+        "packed into them, and only those that are longer are cut; single: each document has one of its own; pairs: "
+        "so, and every two that follow one another are seen together, as `preference` needs; all but windows need "
         "mask_documents (docs/using/data.md)",
-        choices=("windows", "best_fit", "single"),
+        choices=("windows", "best_fit", "single", "pairs"),
     )
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
@@ -133,6 +141,22 @@ class RunConfig:
     )
     use_rslora: bool = key(False, "multiply by lora_alpha / sqrt(lora_r) instead (rsLoRA)")
     use_dora: bool = key(False, "train the length of every row of the adapted matrices, too (DoRA)")
+    preference: str | None = key(
+        None,
+        "learn which of two answers is preferred: dpo, ipo, simpo or orpo, in place of the next token's loss "
+        "(docs/using/finetuning.md)",
+        choices=(None, "dpo", "ipo", "simpo", "orpo"),
+        group="Preferences",
+    )
+    preference_beta: float = key(
+        0.1, "dpo, ipo and simpo: how far answers' log-probabilities count; orpo: the share of the odds", above=0
+    )
+    preference_smoothing: float = key(
+        0.0, "share of pairs that are taken to be the wrong way round; not ipo's", at_least=0, below=0.5
+    )
+    preference_margin: float = key(0.0, "simpo: by how much the chosen answer's reward is to be higher", at_least=0)
+    preference_per_token: bool = key(False, "dpo: log-probabilities of a token of the answer, not of all of it")
+
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 
     lr_schedule: str = key(
@@ -338,6 +362,7 @@ def check_run(config: RunConfig) -> None:
         raise UserError(f"packing={config.packing!r} keeps whole documents apart: add --mask_documents=True")
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     _check_adapters(config, defaults)
+    _check_preference(config, defaults)
     check_optimizer(config, defaults)
     _check_strategy(config, defaults)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
@@ -369,6 +394,23 @@ def _check_adapters(config: RunConfig, defaults: dict[str, Any]) -> None:
     for name in ("tensor_parallel", "expert_parallel", "pipeline_parallel"):
         if getattr(config, name) > 1:
             raise UserError(f"use_lora and {name} exclude each other: ranks share adapters with use_fsdp or use_zero1")
+
+
+def _check_preference(config: RunConfig, defaults: dict[str, Any]) -> None:
+    loss = config.preference
+    if (config.packing == "pairs") != (loss is not None):
+        raise UserError(f"packing={config.packing!r} and preference={loss!r}: preferences are of pairs, and no others")
+    for name, losses in OF_PREFERENCES.items():
+        if getattr(config, name) != defaults[name] and loss not in losses:
+            raise UserError(f"{name}={getattr(config, name)!r} is for preference={' or '.join(losses)}")
+    if loss is None:
+        return
+    for name in ("batch_size", "eval_batch_size"):
+        if getattr(config, name) % 2:
+            raise UserError(f"{name}={getattr(config, name)} has half of a pair in it: take an even one")
+    for name in ("context_parallel", "pipeline_parallel", "tensor_parallel"):
+        if getattr(config, name) > 1:
+            raise UserError(f"preference and {name} exclude each other: divide the model with use_fsdp")
 
 
 def check_benchmarks(config: RunConfig) -> None:

@@ -26,7 +26,7 @@ class StepResult:
     """What a step found of the whole global batch. `loss` and `grad_norm` (before clipping) may be infinite or NaN if
     `skipped`. So many `targets` count. `auxiliary` are the terms that components add for training, which are not in the
     loss. `loads` are, by block, the share of its choices that each of an FFN's experts has. `update_seconds`: what the
-    optimizer took, of the last update of which UpdateClock knows it."""
+    optimizer took, of the last update of which UpdateClock knows it. `measured` is what the objective tells besides."""
 
     loss: float
     grad_norm: float
@@ -36,6 +36,7 @@ class StepResult:
     auxiliary: dict[str, float]
     loads: dict[int, list[float]]
     update_seconds: float | None = None
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def take_step(
@@ -79,13 +80,14 @@ def take_step(
             training.model.after_step(loads)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    names = [name for name in sums if name != LOSS]
     shares = {block: load.tolist() for block, load in loads.items()}
-    terms = dict(zip(names, auxiliary, strict=True))
-    return StepResult(loss, grad_norm, not finite, n_targets, stats, terms, shares, training.clock.take())
+    named = dict(zip([name for name in sums if name != LOSS], auxiliary, strict=True))
+    terms = {name: value for name, value in named.items() if not name.startswith(MEASURED)}
+    measured = {name.removeprefix(MEASURED): value for name, value in named.items() if name.startswith(MEASURED)}
+    return StepResult(loss, grad_norm, not finite, n_targets, stats, terms, shares, training.clock.take(), measured)
 
 
-LOSS = ""  # among the sums of a step, which components name otherwise
+LOSS, MEASURED = "", "measured."  # among the sums of a step, which components name otherwise
 
 
 def backward_pass(
@@ -121,7 +123,7 @@ def backward_pass(
         for name, term in parts.auxiliary.items():
             sums[name] = sums.get(name, 0) + term.detach() * parts.n_targets
         for name, value in parts.measured.items():
-            sums[name] = sums.get(name, 0) + value.detach()
+            sums[MEASURED + name] = sums.get(MEASURED + name, 0) + value.detach()
         for block, load in parts.loads.items():
             loads[block] = loads.get(block, 0) + load
     return sums, loads, n_targets

@@ -33,6 +33,7 @@ from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newe
 from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
+from training.objective import Objective, next_token
 from training.optimizer import build_optimizer
 from training.plan import RunPlan, check_memory_of_run, cut_of
 from training.schedule import jump_note, learning_rate, run_length
@@ -56,6 +57,7 @@ def train(
     checkpoints: list[Path],
     ranks: Ranks,
     benchmarks: Benchmarks | None = None,
+    objective: Objective | None = None,
 ) -> int:
     """Run from scratch, or from the first whole one of the checkpoints, to the end; returns the process's exit code.
 
@@ -81,7 +83,7 @@ def train(
             configuration = dataclasses.replace(configuration, run=windows)
         machine = describe_machine(configuration, plan, ranks, device, saved)
         process = Process(ranks, machine, stop, watch)
-        trainer = Trainer(configuration, dataset, plan, folder, process, benchmarks)
+        trainer = Trainer(configuration, dataset, plan, folder, process, benchmarks, objective or next_token)
         trainer.start(checkpoint, damaged, dataset)
         launcher.release()
         with kept_from_children() if machine.compile else contextlib.nullcontext():
@@ -141,9 +143,10 @@ class Trainer:
         folder: RunFolder,
         process: Process,
         benchmarks: Benchmarks | None = None,
+        objective: Objective = next_token,
     ):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
-        self.benchmarks = benchmarks
+        self.benchmarks, self.objective = benchmarks, objective
         ranks, machine = process.ranks, process.machine
         self.ranks, self.machine, self.device = ranks, machine, machine.device
         self.stop, self.watch = process.stop, process.watch
@@ -156,6 +159,7 @@ class Trainer:
                 for name, source in dataset.validation_sources.items()
             },
             dataset.validation_shares,
+            objective,
         )
         self.data = dataset.identity
         self.compute = Compute(self.device, machine.dtype, ranks, device_mesh(self.run, ranks, self.device))
@@ -278,7 +282,7 @@ class Trainer:
         self.watch.place = f"step {progress.step + 1:,}"
         rate = learning_rate(run, progress.step, self.plan.length)
         wants_stats = bool(run.gradient_stats_interval) and (progress.step + 1) % run.gradient_stats_interval == 0
-        result = take_step(self.training, batches, run, rate, self.compute, wants_stats)
+        result = take_step(self.training, batches, run, rate, self.compute, wants_stats, self.objective)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.steps_here += 1

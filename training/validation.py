@@ -41,7 +41,7 @@ class Validation:
         """Nats a target, of each source, over its share of an evaluation's windows; None if a rank must stop."""
         found = {}
         for name, loader in self.loaders.items():
-            batches = evaluation_batches(run, loader.n_windows, self.shares[name])
+            batches = evaluation_batches(run, loader.n_windows, self.shares[name], loader.together)
             loss = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
             if loss is None:
                 return None
@@ -53,13 +53,14 @@ class Validation:
         return sum(self.shares[name] * loss for name, loss in losses.items())
 
 
-def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0) -> tuple[int, int]:
+def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0, together: int = 1) -> tuple[int, int]:
     """How many batches an evaluation has, and of how many windows: together as many as eval_iters and eval_batch_size
     say, of which a source of a mixture has a `share`, but no less than eval_batch_size; or as many whole ones of these
-    as the split's `n_windows` make, in batches that divide them evenly and are no larger than batch_size."""
-    unit = min(run.eval_batch_size, n_windows)
+    as the split's `n_windows` make, in batches that divide them evenly and are no larger than batch_size. All of these
+    are multiples of `together`."""
+    unit = min(run.eval_batch_size, n_windows) // together * together
     windows = min(max(1, round(run.eval_iters * share)), n_windows // unit) * unit
-    size = max(size for size in range(1, min(unit, run.batch_size) + 1) if unit % size == 0)
+    size = max(size for size in range(together, min(unit, run.batch_size) + 1, together) if unit % size == 0)
     return windows // size, size
 
 
