@@ -24,14 +24,14 @@ from data.documents import find_files
 from data.preparation import fraction
 from finetuning.example import example
 from finetuning.models import template_folders, tokenizer_of
-from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, wait_for
+from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for
 from finetuning.templates import BUILT_IN, find_template
 from interop.sources import find_source, with_architecture_of
 from parallel.ranks import Ranks, ranks_from_environment
 from runs.config import DATA, RunConfig
 from runs.folder import RunFolder
 from train import train_as
-from training.plan import cut_of
+from training.plan import check_buildable, check_ranks, cut_of, plan_run
 
 CONFIG = Path(__file__).resolve().parent / "config/sft.py"
 LENGTHS = ("max_iters", "max_tokens", "max_flops")
@@ -45,8 +45,9 @@ def main() -> int:
     check_keys(configuration.run, arguments.epochs)
     source, ranks = find_source(arguments.model, option=""), ranks_from_environment()
     configuration = with_architecture_of(source, configuration)
+    check_plan(configuration, ranks)
     task, note = task_of(arguments, source, configuration)
-    with place_of(configuration) as folder:
+    with place_of(configuration, ranks) as folder:
         found = dataset_in(folder, task, ranks, configuration.run.comm_timeout)
         configuration = on_dataset(configuration, arguments, folder)
         if ranks.is_first:
@@ -63,14 +64,36 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     return Task(arguments.model, train, val, arguments.val_fraction, kept, template, block_size), note
 
 
-@contextlib.contextmanager
-def place_of(configuration: Configuration) -> Iterator[Path]:
-    """The run's folder; for a dry run one that is removed."""
+def check_plan(configuration: Configuration, ranks: Ranks) -> None:
+    """Raises UserError for a run that train.py would refuse whatever its data are, before these are prepared."""
+    plan_run(configuration, None)
+    check_ranks(configuration, configuration.run.world_size or ranks.size)
+    check_buildable(configuration.model)
     if not configuration.run.dry_run:
-        yield configuration.run_dir
+        from parallel.device import choose_device  # torch takes a second to import: what needs none of it stands above
+
+        choose_device(configuration.run.device, ranks)
+
+
+@contextlib.contextmanager
+def place_of(configuration: Configuration, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, in which nothing is left where the run is refused; for a dry run one that is removed."""
+    run = RunFolder(configuration.run_dir)
+    if configuration.run.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    made = [path for path in (run.path / DATA, run.path, *run.path.parents) if not path.exists()]
+    is_new = read_prepared(run.path) is None
+    try:
+        yield run.path
+    except UserError:
+        if ranks.is_first and is_new and not run.has_run:
+            remove_prepared(run.path)
+            with contextlib.suppress(OSError):
+                for path in made:
+                    path.rmdir()  # stops at one that is not empty
+        raise
 
 
 def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared:
