@@ -48,7 +48,7 @@ def main() -> int:
     check_plan(configuration, ranks)
     task, note = task_of(arguments, source, configuration)
     with place_of(configuration, ranks) as folder:
-        found = dataset_in(folder, task, ranks, configuration.run.comm_timeout)
+        found = dataset_in(folder, task, configuration.run, ranks)
         configuration = on_dataset(configuration, arguments, folder)
         if ranks.is_first:
             say(found, note, folder, task)
@@ -96,12 +96,15 @@ def place_of(configuration: Configuration, ranks: Ranks) -> Iterator[Path]:
         raise
 
 
-def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared:
+def dataset_in(folder: Path, task: Task, run: RunConfig, ranks: Ranks) -> Prepared:
     """The dataset of a run's folder, which the first rank prepares unless it is there. Raises UserError for a run on
     another."""
     found, identity = read_prepared(folder), task.identity
     if found is not None and found.identity == identity:
         return found
+    if not ranks.is_first and not run.dry_run:  # for which each has a folder of its own
+        wait_for(task, folder, run.comm_timeout)
+        return Prepared(identity, [])
     if RunFolder(folder).has_run:
         if found is None:
             raise UserError(f"{folder} holds a run that is not of finetune.py: choose another --out_dir")
@@ -110,10 +113,7 @@ def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared
             f"{folder} holds a run that differs in {' and '.join(differing)}: choose another --out_dir, or continue it "
             f"as it is: train.py {folder}/config.py --init_from=auto"
         )
-    if ranks.is_first:
-        return prepare(task, folder)
-    wait_for(task, folder, seconds)
-    return Prepared(identity, [])
+    return prepare(task, folder)
 
 
 def on_dataset(configuration: Configuration, arguments: argparse.Namespace, folder: Path) -> Configuration:
