@@ -277,6 +277,10 @@ def test_a_run_owns_what_it_needs(home, run, tmp_path):
     found = AutoTokenizer.from_pretrained(tmp_path / "hf")
     asked = found.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
     assert asked == ">hi\n<"
+    done = command(checkpoint_command.main, "export", tmp_path / "moved", tmp_path / "file.safetensors")
+    assert done.returncode == 0, done.stderr
+    done = command(checkpoint_command.main, "import", tmp_path / "file.safetensors", tmp_path / "copy")
+    assert done.returncode == 0 and (tmp_path / "copy/chat_template.jinja").read_text() == TEMPLATE, done.stderr
 
 
 def test_what_came_out_is_fine_tuned_again_with_its_template(home, run, tmp_path):
