@@ -10,10 +10,10 @@ python checkpoint.py import quickstart-hf out/copy
 
 The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
 each whole however many ranks had parts of it. Its metadata has the rest of the checkpoint as JSON: `progress`,
-`config`, `data`, the tokenizer's file in base64 where it has one and, unless it holds the weights only, `scaler`. The
-folder is what transformers reads: config.json, safetensors in one file or in shards with their index, tokenizer,
-settings of generation and a model card. Where transformers is installed, its logits and ours are compared, and the
-largest difference is printed. No direction executes anything that it reads.
+`config`, `data`, the tokenizer's file in base64 and the chat template where there are any and, unless it holds the
+weights only, `scaler`. The folder is what transformers reads: config.json, safetensors in one file or in shards with
+their index, tokenizer, chat template, settings of generation and a model card. Where transformers is installed, its
+logits and ours are compared, and the largest difference is printed. No direction executes anything that it reads.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from torch import Tensor
 
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
-from common.files import aside, real, sync, written_aside
+from common.files import aside, read_text, real, sync, written_aside
 from configurator import Configuration
 from data.tokenizers import FILES, content_of
 from interop.folders import has_tensors
@@ -46,6 +46,7 @@ from parallel.ranks import ALONE
 from runs.base import BASE_STEP, base_of
 from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
 from runs.folder import (
+    CHAT_TEMPLATE,
     Progress,
     RunFolder,
     check_state,
@@ -66,7 +67,7 @@ TYPES = {
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 SHARD = 5 * 10**9  # bytes of a file of a Hugging Face model
 AT_ONCE = 1 << 28  # bytes of tensors in memory, or one tensor if it is larger
-TOKENIZER = "tokenizer_file"  # in the metadata
+TOKENIZER, TEMPLATE = "tokenizer_file", "chat_template"  # in the metadata
 NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the tensors are written
 
 
@@ -138,6 +139,8 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     kept = ("progress", "config", "data") if weights_only else ("progress", "config", "data", "scaler")
     metadata = {key: json.dumps(state[key]) for key in kept} | tokenizer_in_metadata(checkpoint, state)
+    template = checkpoint.parent.parent / CHAT_TEMPLATE
+    metadata |= {TEMPLATE: read_text(template, newline="")} if template.is_file() else {}
     with told(f"cannot write {file}"), written_aside(file, on_disk=True) as new, new.open("wb") as out:
         write_safetensors(out, checkpoint, tensors, metadata)
     print(f"{checkpoint} ({which}) -> {file}: {contents(tensors)}, {file.stat().st_size / 1e6:,.1f} MB")
@@ -315,6 +318,8 @@ def import_checkpoint(file: Path, run: Path, config: str | None) -> None:
             check_content(content / "model.safetensors", state.pop("checksum"), file)
             files = {"model.safetensors": checksum(content / "model.safetensors")}
             put_tokenizer_back(state, state.pop(TOKENIZER), folder.path, file)
+            if (template := state.pop(TEMPLATE)) is not None:
+                (folder.path / CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
             folder.put_in_place(step, state | {"files": files})
             configurator.write(configuration, folder.path)
             put_in_place(folder.path, run)
@@ -354,7 +359,8 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"cannot read {file} as safetensors: {reason}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
-    return tensors, {**parts, "checksum": metadata["checksum"], TOKENIZER: metadata.get(TOKENIZER)}
+    beside = {name: metadata.get(name) for name in (TOKENIZER, TEMPLATE)}
+    return tensors, {**parts, "checksum": metadata["checksum"], **beside}
 
 
 def configuration_of(state: dict[str, Any], run: Path, config: str | None) -> Configuration:

@@ -27,14 +27,14 @@ from data.preparation import fraction
 from data.reference import wait_for_reference
 from finetuning.example import example
 from finetuning.models import template_folders, tokenizer_of
-from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, wait_for
+from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for
 from finetuning.templates import BUILT_IN, find_template
 from interop.sources import find_source, with_architecture_of
 from parallel.ranks import Ranks, ranks_from_environment
 from runs.config import DATA, WITH_REFERENCE, RunConfig
 from runs.folder import RunFolder
 from train import train_as
-from training.plan import cut_of
+from training.plan import check_buildable, check_ranks, cut_of, plan_run
 
 CONFIG = Path(__file__).resolve().parent / "config/sft.py"
 LENGTHS = ("max_iters", "max_tokens", "max_flops")
@@ -48,9 +48,10 @@ def main() -> int:
     check_keys(configuration.run, arguments)
     source, ranks = find_source(arguments.model, option=""), ranks_from_environment()
     configuration = with_architecture_of(source, configuration)
+    check_plan(configuration, ranks)
     task, note = task_of(arguments, source, configuration)
-    with place_of(configuration) as folder:
-        found = dataset_in(folder, task, ranks, configuration.run.comm_timeout)
+    with place_of(configuration, ranks) as folder:
+        found = dataset_in(folder, task, configuration.run, ranks)
         configuration = on_dataset(configuration, arguments, folder)
         if configuration.run.preference in WITH_REFERENCE and configuration.run.source is not None:
             reference = source if arguments.reference is None else find_source(arguments.reference)
@@ -70,22 +71,47 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     return Task(arguments.model, train, val, arguments.val_fraction, kept, template, block_size, of_pairs), note
 
 
-@contextlib.contextmanager
-def place_of(configuration: Configuration) -> Iterator[Path]:
-    """The run's folder; for a dry run one that is removed."""
+def check_plan(configuration: Configuration, ranks: Ranks) -> None:
+    """Raises UserError for a run that train.py would refuse whatever its data are, before these are prepared."""
+    plan_run(configuration, None)
+    check_ranks(configuration, configuration.run.world_size or ranks.size)
+    check_buildable(configuration.model)
     if not configuration.run.dry_run:
-        yield configuration.run_dir
+        from parallel.device import choose_device  # torch takes a second to import: what needs none of it stands above
+
+        choose_device(configuration.run.device, ranks)
+
+
+@contextlib.contextmanager
+def place_of(configuration: Configuration, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, in which nothing is left where the run is refused; for a dry run one that is removed."""
+    run = RunFolder(configuration.run_dir)
+    if configuration.run.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    made = [path for path in (run.path / DATA, run.path, *run.path.parents) if not path.exists()]
+    is_new = read_prepared(run.path) is None
+    try:
+        yield run.path
+    except UserError:
+        if ranks.is_first and is_new and not run.has_run:
+            remove_prepared(run.path)
+            with contextlib.suppress(OSError):
+                for path in made:
+                    path.rmdir()  # stops at one that is not empty
+        raise
 
 
-def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared:
+def dataset_in(folder: Path, task: Task, run: RunConfig, ranks: Ranks) -> Prepared:
     """The dataset of a run's folder, which the first rank prepares unless it is there. Raises UserError for a run on
     another."""
     found, identity = read_prepared(folder), task.identity
     if found is not None and found.identity == identity:
         return found
+    if not ranks.is_first and not run.dry_run:  # for which each has a folder of its own
+        wait_for(task, folder, run.comm_timeout)
+        return Prepared(identity, [])
     if RunFolder(folder).has_run:
         if found is None:
             raise UserError(f"{folder} holds a run that is not of finetune.py: choose another --out_dir")
@@ -94,10 +120,7 @@ def dataset_in(folder: Path, task: Task, ranks: Ranks, seconds: int) -> Prepared
             f"{folder} holds a run that differs in {' and '.join(differing)}: choose another --out_dir, or continue it "
             f"as it is: train.py {folder}/config.py --init_from=auto"
         )
-    if ranks.is_first:
-        return prepare(task, folder)
-    wait_for(task, folder, seconds)
-    return Prepared(identity, [])
+    return prepare(task, folder)
 
 
 def has_reference(folder: Path, reference: Path, configuration: Configuration, ranks: Ranks) -> None:

@@ -128,7 +128,11 @@ class Encoder:
         """Of UTF-8 text, without the end of the turn."""
         tail = self.template.tail
         ends = [end for end in (tail, tail.rstrip()) if end and answer.endswith(end)]
-        text = answer.removesuffix(ends[0]) if ends else answer
+        return self._text_bytes(answer.removesuffix(ends[0]) if ends else answer)
+
+    def _text_bytes(self, piece: str) -> int:
+        """Of UTF-8, in which special tokens have none."""
+        text = piece if self._name is None else self._name.sub("", piece)
         return len(text.replace(GUARD, "").encode("utf-8"))
 
     def _as_text(self, content: str) -> str:
@@ -180,12 +184,13 @@ class Encoder:
             ids, counts = ids[: self.block_size], counts[: self.block_size]
         if not counts.any():
             return None
-        counted_bytes = sum(exchange.answer_bytes for exchange in exchanges[:answers])
+        kept_text = exchanges[:answers]
+        text_bytes = sum(self._text_bytes(exchange.prompt + exchange.answer) for exchange in kept_text)
+        counted_bytes = sum(exchange.answer_bytes for exchange in kept_text)
         if cut:
-            counted_bytes = min(counted_bytes, self._text_bytes(ids[counts]))
-        return Encoded(
-            ids, counts, self._text_bytes(ids), counted_bytes, answers, left_out=len(exchanges) - answers, cut=cut
-        )
+            text_bytes = min(text_bytes, self._bytes_of(ids))
+            counted_bytes = min(counted_bytes, self._bytes_of(ids[counts]))
+        return Encoded(ids, counts, text_bytes, counted_bytes, answers, left_out=len(exchanges) - answers, cut=cut)
 
     def _encode(self, piece: str, is_first: bool) -> list[int]:
         """A piece with the template's markers as tokens, and guarded names as text. The space that a tokenizer puts
@@ -208,8 +213,8 @@ class Encoder:
         found = encode("\n" + text)
         return found[len(before) :] if found[: len(before)] == before else encode(text)
 
-    def _text_bytes(self, ids: np.ndarray) -> int:
-        """Of UTF-8 text, which special tokens are not."""
+    def _bytes_of(self, ids: np.ndarray) -> int:
+        """As _text_bytes, of tokens that end anywhere."""
         return len(self.tokenizer.decode_bytes([token for token in ids.tolist() if token not in self._special]))
 
 

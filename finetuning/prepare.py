@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -114,6 +115,13 @@ def prepare(task: Task, run: Path) -> Prepared:
         replace_file(run / CHAT_TEMPLATE, task.template.source.encode("utf-8"))
         replace_file(folder / NOTE, (json.dumps(vars(found), indent=1) + "\n").encode(), on_disk=True)
     return found
+
+
+def remove_prepared(run: Path) -> None:
+    """Takes away what `prepare` has written."""
+    if read_prepared(run) is not None:
+        shutil.rmtree(run / DATA / NAME, ignore_errors=True)
+        (run / CHAT_TEMPLATE).unlink(missing_ok=True)
 
 
 def wait_for(task: Task, run: Path, seconds: int) -> None:

@@ -40,6 +40,10 @@ COMMANDS = [
     f"{TRAIN} --out_dir={{out}} --init_from=hf",
     "train.py out/run/config.py --init_from=resume --max_iters=3",
     "train.py out/run/config.py --init_from=auto --eval_only",
+    "finetune.py out/run --data chats.jsonl --val_data chats.jsonl --chat_template t.jinja --max_iters=1 "
+    "--eval_iters=1 --device=cpu --compile=False --out_dir={out}",
+    "finetune.py hf --data chats.jsonl --chat_template t.jinja --epochs 1 --device=cpu --compile=False --out_dir={out} "
+    "--dry_run",
     "sample.py out/run --max_new_tokens=3 --num_samples=1 --seed=1 --top_k=5 --temperature=1 --prompt=ab",
     "checkpoint.py export out/run {out}.safetensors",
     "checkpoint.py export out/run {out} --format hf --max_shard_size 1MB",
@@ -88,9 +92,9 @@ JSON_VALUES += ["\x1b[31m", "=1+1", "../x", "a" * 5000, [], {}, [[]], {"a": 1}, 
 JSON_FILES = ["data/tiny/meta.json", "data/tiny/.verified.json", "out/run/config.json", "hf/config.json", "law.json"]
 JSON_FILES += ["hf/generation_config.json", "ladder/plan.json", "old.json", "backward.jsonc", "text/b.json"]
 STATE = "out/run/checkpoints/step_00000001/state.json"
-LINES = ["out/run/log.jsonl", "ladder/ledger.jsonl", "text/a.jsonl"]
+LINES = ["out/run/log.jsonl", "ladder/ledger.jsonl", "text/a.jsonl", "chats.jsonl"]
 TENSORS = ["model.safetensors", "hf/model.safetensors"]
-OTHERS = ["points.csv", "text/a.txt", "out/run/config.py", "data/tiny/train.bin", "hf/tokenizer.json"]
+OTHERS = ["points.csv", "text/a.txt", "out/run/config.py", "data/tiny/train.bin", "hf/tokenizer.json", "t.jinja"]
 FILES = [*JSON_FILES, STATE, *LINES, *TENSORS, *OTHERS]
 DEEP = "[" * 100_000
 

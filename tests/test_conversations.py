@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from test_tokenizers import sentencepiece_file
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from common.errors import UserError
-from data.tokenizers import BytesTokenizer, CharactersTokenizer, HuggingFaceTokenizer
+from data.tokenizers import BytesTokenizer, CharactersTokenizer, HuggingFaceTokenizer, choose
 from finetuning.conversations import ASSISTANT, SYSTEM, USER, Conversation, Turn, conversation_of, read_conversations
 from finetuning.encoding import Encoder
 from finetuning.templates import BEGIN, BUILT_IN, CHATML, END, LLAMA3, ChatTemplate, find_template
@@ -226,6 +227,20 @@ def test_an_end_of_text_in_the_middle_of_a_conversation(trained):
     encoded = Encoder(ours, ChatTemplate("brackets", BRACKETS, STRINGS), 1000).encode(conversation())
     assert encoded.ids.tolist() == ids and ids.count(ours.end_of_document) == 2
     assert ours.decode(encoded.ids[encoded.counts].tolist()) == "Hello & welcome.</s>4</s>"
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text_does_so_once(tmp_path):
+    """SentencePiece, piece by piece: the tokens are those of the text as it is."""
+    tokenizer = choose(str(sentencepiece_file(tmp_path))).tokenizer
+    assert tokenizer.prefix == b" "
+    for source, text in ((CHATML, "".join(text for text, _ in PIECES)), (OPEN, None)):
+        encoded = Encoder(tokenizer, ChatTemplate("t", source), 1000).encode(conversation())
+        if text is not None:
+            assert tokenizer.decode(encoded.ids.tolist()) == text
+        answers = tokenizer.decode_bytes(encoded.ids[encoded.counts].tolist(), continued=True).decode()
+        ends = "<|im_end|>" if text is not None else ""
+        assert answers.removesuffix("</s>") == f"Hello & welcome.{ends}4{ends}"
+        assert encoded.counted_bytes == len("Hello & welcome.4")
 
 
 def test_the_name_of_a_special_token_in_a_message_is_text(trained):

@@ -96,13 +96,13 @@ ON_RANKS = {
 }
 
 
-def by_hand(home):
+def by_hand(home, name="chats.jsonl"):
     """The loss and its gradients: of each conversation alone, the mean over all tokens of answers. A template ends an
     answer with white space alone, so that the end of a text follows, and counts."""
     model = build_model(architecture_of(home / "base"))
     model.load_state_dict(weights(last_checkpoint(home / "base")))
     total, count = torch.zeros(()), 0
-    for asked, said in read(home / "chats.jsonl"):
+    for asked, said in read(home / name):
         prompt, answer = f">{asked}\n<".encode(), f"{said}\n".encode() + b"\0"
         ids = torch.tensor([*prompt, *answer])[None]
         logits = model(ids[:, :-1])[0, len(prompt) - 1 :]
@@ -218,6 +218,11 @@ def test_one_example_shows_what_counts(home, run):
     assert shown in run[1], run[1]
 
 
+def test_validation_is_of_the_answers(home, run):
+    loss, _, _ = by_hand(home, "held_out.jsonl")
+    assert records(run[0], "eval")[0]["val_loss"] == pytest.approx(loss, rel=1e-6)
+
+
 def test_bits_per_byte_are_of_the_answers(home, run):
     found = records(run[0], "eval")[0]
     talks = read(home / "held_out.jsonl")
@@ -272,6 +277,10 @@ def test_a_run_owns_what_it_needs(home, run, tmp_path):
     found = AutoTokenizer.from_pretrained(tmp_path / "hf")
     asked = found.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
     assert asked == ">hi\n<"
+    done = command(checkpoint_command.main, "export", tmp_path / "moved", tmp_path / "file.safetensors")
+    assert done.returncode == 0, done.stderr
+    done = command(checkpoint_command.main, "import", tmp_path / "file.safetensors", tmp_path / "copy")
+    assert done.returncode == 0 and (tmp_path / "copy/chat_template.jinja").read_text() == TEMPLATE, done.stderr
 
 
 def test_what_came_out_is_fine_tuned_again_with_its_template(home, run, tmp_path):
@@ -390,6 +399,14 @@ def test_the_folder_of_the_model_itself_is_not_written_to(home):
     assert not (home / "base/data").exists()
 
 
+def test_a_run_that_is_refused_when_its_data_are_there_leaves_nothing(home, tmp_path):
+    given = [home / "base", "--data", home / "chats.jsonl", "--chat_template", home / "t.jinja"]
+    for late, word in {"--device=cuda:99": "cuda", "--eval_benchmarks=nope": "nope"}.items():
+        done = command(finetune_command.main, *given, late, f"--out_dir={tmp_path / 'out/run'}")
+        assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_that_is_not_there(home):
     done = finetune(home, home / "new", base="no/model")
     assert done.returncode == 2 and done.stderr.startswith("error: no/model is no folder, and no model in Hugging")
@@ -407,6 +424,8 @@ def test_a_model_that_is_not_there(home):
         (["--learnin_rate=7"], "unknown key 'learnin_rate' (did you mean 'learning_rate'?)"),
         (["--block_size=4"], "of 16 conversations none has an answer that begins within block_size=4"),
         (["--packing=best_fit", "--mask_documents=False"], "add --mask_documents=True"),
+        (["--frozen=nothing.*"], "frozen: 'nothing.*' is no parameter's name"),
+        (["--use_zero1", "--use_fsdp"], "exclude each other"),
     ],
 )
 def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):

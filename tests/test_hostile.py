@@ -44,6 +44,9 @@ def make_world(data_dir, folder):
     (folder / "text/a.txt").write_text("some words\n\nand more of them\n" * 40)
     (folder / "text/a.jsonl").write_text('{"text": "some words and more of them", "id": null}\n' * 40)
     (folder / "text/b.json").write_text(json.dumps([{"text": "some words"}] * 40))
+    (folder / "chats.jsonl").write_text('{"prompt": "ab", "answer": "c"}\n' * 8)
+    turns = "{% for m in messages %}{{ m.role[0] + m.content + '.' }}{% endfor %}"
+    (folder / "t.jinja").write_text(turns + "{% if add_generation_prompt %}a{% endif %}\n")
     for name, target in {"loop": "loop", "full": "/dev/full", "null": "/dev/null"}.items():
         (folder / name).symlink_to(target)
     return folder
