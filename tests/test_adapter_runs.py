@@ -7,10 +7,11 @@ import pytest
 import torch
 from checkpoints import last_checkpoint, same, tensors, weights
 from commands import command
-from conftest import LLAMA, training
+from conftest import LLAMA, ROOT, training
 
 import checkpoint as checkpoint_command
 import sample as sample_command
+import train as train_command
 from configurator import load
 from inference.loading import configuration_of
 from inference.loading import load as load_model_of
@@ -130,6 +131,24 @@ def test_adapters_of_another_base_are_refused(data_dir, base, adapted, tmp_path)
     shutil.rmtree(first)
     done = command(sample_command.main, run)
     assert done.returncode == 2 and "has adapters, but not their base" in done.stderr
+
+
+PAGE = ROOT / "docs/using/adapters.md"
+COMMANDS = {"train.py": train_command, "sample.py": sample_command, "checkpoint.py": checkpoint_command}
+
+
+def test_the_pages_commands(data_dir, tmp_path, monkeypatch):
+    """As they stand, but for the data and the length of their runs."""
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    commands = [line.split()[1:] for line in PAGE.read_text().splitlines() if line.startswith("python ")]
+    assert [name for name, *_ in commands].count("train.py") == 2 and len(commands) == 6
+    short = "--dataset=tiny --block_size=16 --batch_size=1 --max_iters=2 --eval_iters=1 --eval_batch_size=1".split()
+    short += [f"--data_dir={data_dir}", "--warmup_iters=1", "--device=cpu", "--dtype=float32"]
+    for name, *arguments in (["train.py", "config/quickstart.py"], *commands):
+        done = command(COMMANDS[name].main, *arguments, *(short if name == "train.py" else []))
+        assert done.returncode == 0, (name, done.stderr)
+    assert last_checkpoint(tmp_path / "out/again").name == "step_00000002"
 
 
 REFUSED = [

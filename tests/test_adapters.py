@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from components.lora.module import adapter_of
+from components.lora.module import Adapter, adapter_of
 from components.lora.spec import Adapters
 from model_builder import LanguageModel, adapted_modules, build_model
 from model_components import registered
@@ -152,6 +152,29 @@ def test_every_mixer_and_ffn_starts_equal_trains_and_merges(name, keys, kind):
             [model(ids[:, :10], caches=caches), *(model(ids[:, i : i + 1], caches=caches) for i in range(10, 24))], 1
         )
     torch.testing.assert_close(steps, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_merging_into_16_bits_loses_small_updates(dtype, unit):
+    """Each weight is at most the rounding unit times itself from where it should be, so that of an update which is far
+    smaller than that nothing is left. Figures of docs/using/adapters.md: of updates a thousandth, a hundredth and a
+    tenth as large as the weights."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (0.02 * torch.randn(512, 512, generator=generator)).to(dtype)
+    lost = {}
+    for size in (1e-5, 1e-3, 1e-2, 1e-1):
+        adapter = Adapter(weight.shape, Adapters(16, 16.0))
+        adapter.A.data, adapter.B.data = (torch.randn(one.shape, generator=generator) for one in (adapter.A, adapter.B))
+        update = adapter.B @ adapter.A
+        adapter.B.data *= size * weight.float().norm() / update.norm()
+        exact = weight.float() + adapter.B @ adapter.A
+        merged = adapter.merged(weight)
+        assert merged.dtype == dtype
+        assert bool(((merged.float() - exact).abs() <= unit * exact.abs() + 2**-25).all())  # float16's smallest, halved
+        lost[size] = ((merged.float() - exact).norm() / (exact - weight.float()).norm()).item()
+    assert lost[1e-5] > 0.97 if dtype == torch.bfloat16 else lost[1e-5] > 0.9
+    found = [lost[size] for size in (1e-3, 1e-2, 1e-1)]
+    assert found == pytest.approx([0.79, 0.166, 0.017] if dtype == torch.bfloat16 else [0.21, 0.021, 0.002], rel=0.06)
 
 
 def test_what_has_one_by_default():

@@ -365,16 +365,21 @@ def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
     (tmp_path / "more").mkdir()
     shutil.copy(home / "held_out.jsonl", tmp_path / "more/b.jsonl")
     shutil.copy(home / "t.jinja", tmp_path / "mine.jinja")
+    pairs = [
+        {"prompt": asked, "chosen": said, "rejected": said[::-1] + "z"} for asked, said in read(home / "chats.jsonl")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     page = (ROOT / "docs/using/finetuning.md").read_text()
     commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 9
     for line in commands:
         before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
         given = [*shlex.split(keys[0]), *([] if script == "checkpoint.py" else MACHINE)]
         done = processes.run(ROOT / script, given, tmp_path, environment(), before.split())
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert "finished at step 30 of 30" in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"quickstart", "chat", "qwen", "two"}
+    made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == made
 
 
 # ---------------------------------------------------------------------------------------------------------------------

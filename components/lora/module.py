@@ -49,11 +49,11 @@ class Adapter(nn.Module):
         """x (..., columns) and what W makes of it, y (..., rows), with the bias if there is one -> what the adapted
         matrix makes of it. `index`: which of a stack."""
         A, B = self.A[index], self.B[index]
-        added = self.scaling * F.linear(F.linear(F.dropout(x, self.dropout, self.training), A), B)
+        narrow = self.scaling * F.linear(F.dropout(x, self.dropout, self.training), A)  # (..., r)
         if self.magnitude is None:
-            return y + added
+            return _plus(y, narrow, B)
         product = y if bias is None else y - bias.type_as(y)
-        whole = product + added
+        whole = _plus(product, narrow, B)
         scaled = (whole * self._factor(weight[index], A, B, self.magnitude[index])).type_as(y)
         return scaled if bias is None else y + (scaled - product)  # y to the bit, before anything is trained
 
@@ -71,6 +71,11 @@ class Adapter(nn.Module):
             if self.magnitude is not None:
                 whole *= (wide(self.magnitude) / _lengths(whole))[..., None]
         return whole.type_as(weight)
+
+
+def _plus(y: Tensor, narrow: Tensor, B: Tensor) -> Tensor:
+    """y (..., rows) + B narrow, in one pass over y."""
+    return torch.addmm(y.flatten(0, -2), narrow.flatten(0, -2), B.T).view_as(y)
 
 
 def _lengths(matrix: Tensor) -> Tensor:
