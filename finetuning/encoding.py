@@ -165,10 +165,11 @@ class Encoder:
         )
 
     def _pieces(self, conversation: Conversation) -> tuple[list[Exchange], list[list[int]]]:
-        """The exchanges, and as tokens what each of them begins with and its answer, one after the other."""
-        exchanges = self.exchanges(conversation)
-        texts = [text for each in exchanges for text in (each.prompt, each.answer)]
+        """The exchanges, and as tokens what each of them begins with and its answer, one after the other. Raises
+        UserError, which says which conversation it is."""
         try:
+            exchanges = self.exchanges(conversation)
+            texts = [text for each in exchanges for text in (each.prompt, each.answer)]
             return exchanges, [self._encode(text, is_first=number == 0) for number, text in enumerate(texts)]
         except UserError as error:
             raise UserError(f"{conversation.where}: {error}") from None
