@@ -188,7 +188,8 @@ def markers(task: Task) -> list[str]:
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """This command's own, and the rest of the command line, which is train.py's."""
-    parser = ArgumentParser(__doc__)
+    usage = "finetune.py MODEL [CONFIG.py] --data PATH ... [options] [--key=value ...]; train.py --help has the keys"
+    parser = ArgumentParser(__doc__, usage=usage)
     option = parser.add_argument
     option(
         "model",

@@ -254,6 +254,8 @@ def planned(checkout: Path, file: Path, *arguments: str) -> dict[str, Any]:
         return printed if isinstance(printed, int) else json.loads(Path("found.json").read_text())
 
     found = {"alone": ask()}
+    if isinstance(found["alone"], int):  # such as a config file without a model of its own
+        return found
     for key in ("convention", "notes", "name"):
         del found["alone"][key]
     for setting, keys in SETTINGS.items():
