@@ -67,6 +67,6 @@ def _of_adapter(batch: MicroBatch, one: Weights, is_cast: bool, is_passed: bool)
     if name.endswith(".A"):
         dropped = rows * one.shape[-1] * batch.e * (1 + is_passed) * (batch.adapters.dropout > 0)  # with a mask
         return rows * r * batch.e + copies + dropped
-    if name.endswith(".B"):
-        return copies
+    if name.endswith(".B"):  # transposed
+        return batch.e * one.size
     return rows * one.shape[-1] * batch.e + 2 * 4 * one.size  # what the factor multiplies; it, and |V|
