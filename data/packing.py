@@ -67,6 +67,8 @@ def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText | InOrder:
     """The windows of a split whose documents are packed, worked out once a process. Raises UserError for a dataset that
     marks no ends of documents, and for training text that is one document."""
     dataset.check_documents()
+    if cut.packing == "pairs" and dataset.splits[split].marks is None:
+        raise UserError(f"packing='pairs': the documents of {dataset.folder} are no pairs: finetune.py makes some")
     found = _packed(dataset.splits[split], dataset.dtype, dataset.tokenizer["end_of_document"], cut)
     if split == "train" and found.documents == 1 and dataset.splits[split].marks is None:
         raise UserError(

@@ -15,6 +15,8 @@ from model_config import ModelArchitectureConfig, architecture_keys
 from runs.config import STARTS
 from runs.folder import RunFolder, read_state, saved_configuration
 
+OF_CONTEXT = ("block_size", "rope_theta", "rope_scaling")  # keys by which weights are trained on for longer texts
+
 # What nanoGPT calls them, and the hub: with their owner, or as it did before.
 GPT2 = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
@@ -84,21 +86,21 @@ def architecture_from(folder: Path, config: Mapping[str, Any]) -> ModelArchitect
 
 def with_architecture_of(source: Path, configuration: Configuration) -> Configuration:
     """The configuration with the source's architecture; what changes no function, such as dropout, is as it was, and
-    block_size as the user gave it. Raises UserError for keys that contradict the source's."""
+    how far the context goes as the user gave it. Raises UserError for other keys that contradict the source's."""
     theirs, ours, keys = architecture_of(source), configuration.model, architecture_keys()
     for name, value in configuration.given.items():
         if (
             value is not None
             and keys[name].changes == "function"
-            and name != "block_size"
+            and name not in OF_CONTEXT
             and ours[name] != theirs[name]
         ):
             raise UserError(
                 f"{name}={value!r} contradicts init_from={str(source)!r}, whose model has {theirs[name]!r}: drop it"
             )
     changes = {name: ours[name] for name, key in keys.items() if key.changes == "speed"}
-    if configuration.given.get("block_size") is not None:
-        changes["block_size"] = ours.block_size
+    changes |= {name: ours[name] for name in OF_CONTEXT if configuration.given.get(name) is not None}
+    if "block_size" in changes:
         learned = theirs.component("position_encoding").weights(theirs)
         if learned and ours.block_size > theirs.block_size:
             raise UserError(

@@ -203,6 +203,12 @@ def test_a_reference_with_other_tokens_is_refused(home, tmp_path):
     assert done.returncode == 2 and "has another tokenizer than the model" in done.stderr, done.stderr
 
 
+def test_other_data_than_pairs_are_refused(data_dir, tmp_path):
+    keys = ["--preference=simpo", *PAIRS[1:], "--batch_size=2", "--eval_batch_size=2"]
+    done = training(data_dir, tmp_path / "run", *keys)
+    assert done.returncode == 2 and "are no pairs: finetune.py makes some" in done.stderr, done.stderr
+
+
 def test_pairs_without_a_reference_are_refused_by_train(home, tmp_path):
     done = finetune(home, tmp_path / "run", "--preference=simpo", *PAIRS[1:], *LONGER.split(), "--max_iters=1")
     assert done.returncode == 0, done.stderr
