@@ -197,6 +197,31 @@ def test_the_files_that_train_from_scratch(call, tmp_path):
 # Other sources
 
 
+def test_a_context_that_is_extended(call, datasets, tmp_path):
+    """The first loss is that of the model which transformers loads with the other frequencies, over longer windows."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    made(LlamaConfig(**sizes, vocab_size=256, max_position_embeddings=32, num_key_value_heads=2), tmp_path / "short")
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+    text = f"""
+init_from = '{tmp_path / "short"}'
+dataset = 'tiny'
+position_encoding = 'rope'
+block_size = 64
+rope_scaling = {yarn}
+rope_theta = 20000.0
+eval_only = True
+batch_size = 8
+eval_iters = 500
+"""
+    done = call(text)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "short/config.json").read_text())
+    config |= {"rope_parameters": {**yarn, "rope_theta": 20000.0}, "max_position_embeddings": 64}
+    (tmp_path / "short/config.json").write_text(json.dumps(config))
+    expected = loss_of_transformers(tmp_path / "short", datasets / "tiny", 64)
+    assert curve(tmp_path / "out/config_file/log.jsonl")["eval", 0] == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_folder_by_its_path_and_the_context_that_is_asked_for(call, home, tmp_path):
     """Learned positions beyond it are left out, as nanoGPT crops them."""
     folder = of_cache(home, "gpt2-medium")
