@@ -391,8 +391,13 @@ def _check_adapters(config: RunConfig, defaults: dict[str, Any]) -> None:
         return
     if config.frozen is not None:
         raise UserError("frozen and use_lora exclude each other: all but the adapters is frozen; choose lora_targets")
+    check_shared_adapters(config)
+
+
+def check_shared_adapters(config: RunConfig) -> None:
+    """Raises UserError for what excludes that adapters are trained."""
     for name in ("tensor_parallel", "expert_parallel", "pipeline_parallel"):
-        if getattr(config, name) > 1:
+        if config.use_lora and getattr(config, name) > 1:
             raise UserError(f"use_lora and {name} exclude each other: ranks share adapters with use_fsdp or use_zero1")
 
 

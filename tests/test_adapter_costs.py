@@ -1,13 +1,17 @@
 """What adapters cost: FLOPs, parameters and memory, against PyTorch's own counts."""
 
+import json
+
 import pytest
 import torch
+from commands import command
 from test_adapters import EXPERTS, KINDS, OF_LETTER, SIZES, adapted, tokens
 from test_memory import DTYPES, allocation_peak, autocast, kept_by_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.lora.spec import Adapters, is_of_adapter
 from configurator import load
+from flops_parameter_counting import detailed_cost_analysis
 from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import named_weights, training_flops
 from model_builder import adapted_modules
@@ -160,6 +164,21 @@ def test_a_step_takes_what_is_estimated(dtype, checkpointing):
     assert 0.5 * without_weights < allocated < without_weights
     if not checkpointing:  # where a block computed again meets no logits
         assert allocated == pytest.approx(without_weights - estimate["optimizer"], rel=0.05)
+
+
+def test_the_report_of_a_config_file_counts_them(tmp_path):
+    keys = {**MEASURED, "arch_preset": "llama", "use_lora": True, "lora_r": 8}
+    file = tmp_path / "adapted.py"
+    file.write_text("".join(f"{name} = {value!r}\n" for name, value in keys.items()))
+    given = ["--model_config", file, "--micro_batch=3", "--dtype=float32", f"--json={tmp_path}/it.json"]
+    done = command(detailed_cost_analysis.main, *given)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "it.json").read_text())
+    model = adapted(run_of(3, "LoRA").adapters, **MEASURED, arch_preset="llama")
+    assert found["memory"]["by_part"]["activations"] == kept_by_model(model, 3, "float32")
+    assert "trained are adapters alone: LoRA, r=8, times 1" in found["notes"]
+    done = command(detailed_cost_analysis.main, *given, "--devices=2", "--tensor_parallel=2")
+    assert done.returncode == 2 and "use_lora and tensor_parallel exclude each other" in done.stderr
 
 
 def test_a_dry_run_says_what_is_trained_and_needs_no_base():

@@ -48,6 +48,8 @@ def describe(model: Model, setting: Setting) -> dict[str, Any]:
 
 def _notes_on_run(run: RunConfig, devices: int) -> list[str]:
     found = [] if run.frozen is None else [f"not trained: {run.frozen}"]
+    if run.adapters is not None:
+        found.append(f"trained are adapters alone: {run.adapters.title}")
     if run.mask_documents:
         found.append(
             "mask_documents: FLOPs are of whole windows; train.py --dry_run counts the pairs that a prepared dataset's "

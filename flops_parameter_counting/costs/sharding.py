@@ -29,7 +29,7 @@ from flops_parameter_counting.costs.model_cost import (
 )
 from flops_parameter_counting.costs.pipeline import check_divided
 from model_config import Layer, ModelArchitectureConfig
-from runs.config import RunConfig
+from runs.config import RunConfig, check_shared_adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ def mesh_of(run: RunConfig, world_size: int) -> Mesh:
 
 def check_mesh(model: ModelArchitectureConfig, run: RunConfig, world_size: int) -> None:
     """Raises UserError when so many ranks cannot share the model as the run's keys say."""
+    check_shared_adapters(run)
     if run.pipeline_parallel > 1:
         if world_size % (run.pipeline_parallel * run.fsdp_replicas):
             raise UserError(
