@@ -378,7 +378,8 @@ HUGGING_FACES = {"gated_delta": (qwen3_nexts, as_qwen3_nexts), "kimi_delta": (ki
 )
 def test_mixers_are_hugging_faces(name, keys, length):
     """Gradients of what decays come from are sums that nearly cancel, over differences of sums that their chunks take
-    in float32: theirs are up to 1.6e-4 off those in float64 (seen in 40 draws), ours 7e-6."""
+    in float32: theirs are up to 1.6e-4 off those in float64 (seen in 40 draws), ours 7e-6 on one kind of processor and
+    1.2e-5 on another, whose products add up in another order."""
     torch.manual_seed(0)
     config, ours = architecture(name, **keys), mixer(name, **keys)
     exact = copy.deepcopy(ours).double()
@@ -396,7 +397,7 @@ def test_mixers_are_hugging_faces(name, keys, length):
     (exact(x.double()) * weights).sum().backward()
     gradients, true = (renamed({n: p.grad for n, p in one.named_parameters()}, config) for one in (ours, exact))
     for parameter, value in theirs.named_parameters():
-        assert_near(gradients[parameter], true[parameter])
+        assert_near(gradients[parameter], true[parameter], 2e-5)
         assert_near(value.grad, true[parameter], 5e-4 if parameter.endswith(("A_log", "dt_bias")) else None)
 
 

@@ -161,9 +161,9 @@ class Copies:
         self.embedding = types.SimpleNamespace(weight=torch.zeros(256, 1))
         self.head_weight = torch.zeros(256, 1)
 
-    def hidden(self, tokens, caches=None):
+    def hidden(self, tokens, caches=None, last=None):
         assert caches is None
-        return torch.stack([self.read(row.tolist()) for row in tokens])
+        return torch.stack([self.read(row.tolist()) for row in tokens])[:, -(last or 0) :]
 
     def read(self, tokens):
         found = torch.zeros(len(tokens), 256)

@@ -475,6 +475,7 @@ def test_the_memory_of_an_update():
     memory = rank_memory(configuration.model, run, 1, "float32")
     held = [value for value in optimizer_tensors(model, optimizer).values() if value.dim() > 0]
     assert memory["optimizer"] == sum(value.nbytes for value in held)
-    assert allocation_peak(step) == pytest.approx(memory["update"], rel=0.005)
+    copy = 2 * 256 * 1024  # of the iterate, in bfloat16, which products of some processors make and others do not
+    assert memory["update"] - copy < allocation_peak(step) < 1.005 * memory["update"]
     plain = dataclasses.replace(run, optimizer="adamw")
     assert "update" not in rank_memory(configuration.model, plain, 1, "float32")

@@ -26,7 +26,7 @@ from data.tokenizers import choose
 from data.writer import DatasetWriter
 
 BYTE = choose("byte")
-IN_PARTS = [path.parent.name for path in sorted(ROOT.glob("data/*/prepare.py")) if "Corpus(" in path.read_text()]
+IN_PARTS = [path.parent.name for path in sorted(ROOT.glob("data/*/prepare.py")) if "CORPUS = " in path.read_text()]
 
 
 CACHE = os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared/tiktoken_cache")

@@ -38,9 +38,9 @@ class Muon(AdamW):
         return run.muon_ns_steps * (2 * m * m * n + 2 * m**3 + 2 * m * m * n)
 
     def scratch(self, rows: int, columns: int, run: Run, apart: bool) -> int:
-        """The iterate, its successor, a copy that a CPU's product makes of it, and two squares, in bfloat16; before
-        them, in float32, what is orthogonalised: with Nesterov's momentum a tensor of its own. Away from its parameter
-        a matrix has a gradient, a buffer and a result."""
+        """The iterate, its successor, a copy that the product of some CPUs makes of it, and two squares, in bfloat16;
+        before them, in float32, what is orthogonalised: with Nesterov's momentum a tensor of its own. Away from its
+        parameter a matrix has a gradient, a buffer and a result."""
         m, n = sorted((rows, columns))
         in_float32 = 3 if apart else int(run.muon_nesterov)
         return 4 * in_float32 * m * n + 2 * (3 * m * n + 2 * m * m)
