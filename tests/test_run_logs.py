@@ -179,11 +179,8 @@ def test_the_document_names_every_field_that_a_run_writes_and_no_other(eventful)
         for field in fields | of_every_record:
             seen = any(is_instance_of(path, field) for path in written[title])
             of_experts = field[0] in ("auxiliary", "loads")  # test_extending, test_experts
-            of_others = field[0] in (
-                "sources",
-                "targets",
-                "measured",
-            )  # test_mixture, test_packing, test_preference_runs
+            of_others = field[0] in ("sources", "targets")  # test_mixture, test_packing
+            of_pairs = field[0] == "measured"  # test_preference_runs
             of_marks = field[-1].startswith("counted_")  # test_finetune
             elsewhere = of_experts or of_marks or of_others or of_pairs or (field[0] == "git" and outside_of_git)
             assert seen or elsewhere, f"{title}: {field} is never written"
