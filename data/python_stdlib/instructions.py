@@ -1,5 +1,5 @@
-"""A small set of instructions, made of the functions of Python's standard library: which name, arguments or default a
-line of code has. Files that the dataset's validation split has are for validation here, too.
+"""A small set of instructions, made of the functions of Python's standard library: which name, which first argument
+and how many arguments a line of code has. Files that the dataset's validation split has are for validation here, too.
 
     python data/python_stdlib/instructions.py [--out_dir DIR] [--limit N]
 
@@ -86,9 +86,9 @@ def questions(source: str) -> Iterator[tuple[str, str]]:
         head = lines[node.lineno - 1].strip()
         if not head.startswith("def ") or not head.endswith(":") or len(head.encode()) > LONGEST:
             continue
-        arguments = [one.arg for one in node.args.args if one.arg != "self"]
+        of, arguments = node.args, [one.arg for one in node.args.args if one.arg != "self"]
         yield f"Which function is this? {head}", node.name
-        if arguments:
+        if arguments and not (of.posonlyargs or of.kwonlyargs or of.vararg or of.kwarg):
             yield f"What is its first argument? {head}", arguments[0]
             yield f"How many arguments has it, but for self? {head}", str(len(arguments))
 
