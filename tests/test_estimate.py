@@ -258,7 +258,9 @@ def test_a_curation_needs_a_folder_to_write_and_an_estimate_none(tmp_path):
     files(tmp_path / "texts", 4)
     done = call(tmp_path, "data/curate.py", "--input=texts")
     assert done.returncode == 2 and "--output_dir is missing" in done.stderr
-    done = call(tmp_path, "data/curate.py", "--input=texts", "--estimate", "--tokens=1e9", "--config=quick")
+    done = call(
+        tmp_path, "data/curate.py", "--input=texts", "--estimate", "--tokens=1e9", "--config=quick", "--tokenizer=byte"
+    )
     assert done.returncode == 2 and "--estimate is of all documents of files" in done.stderr
 
 

@@ -344,7 +344,7 @@ def test_a_dataset_that_is_not_prepared_names_its_corpus(tmp_path):
     "given, expected",
     [
         (["--tokenizer=char"], "data/openwebtext/prepare.py has it"),
-        (["--input=none"], "there is no file none"),
+        (["--input=none", "--tokenizer=byte"], "there is no file none"),
         (["--tokenizer=none"], "there is no tokenizer none"),
         (["--val_tokens=5"], "unrecognized arguments: --val_tokens=5"),
     ],
