@@ -53,8 +53,9 @@ def main() -> int:
     with place_of(configuration, ranks) as folder:
         found = dataset_in(folder, task, configuration.run, ranks)
         configuration = on_dataset(configuration, arguments, folder)
-        if configuration.run.preference in WITH_REFERENCE and configuration.run.source is not None:
-            reference = source if arguments.reference is None else find_source(arguments.reference)
+        run = configuration.run
+        if run.preference in WITH_REFERENCE and run.source is not None and not run.dry_run:
+            reference = source if arguments.reference is None else find_source(arguments.reference, "--reference")
             has_reference(folder, reference, configuration, ranks)
         if ranks.is_first:
             say(found, note, folder, task)
@@ -67,8 +68,9 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     template, note = find_template(arguments.chat_template, template_folders(source))
     train, val = (tuple(find_files(given)) for given in (arguments.data, arguments.val_data))
     block_size = configuration.model.block_size
-    of_pairs = configuration.run.preference is not None
-    return Task(arguments.model, train, val, arguments.val_fraction, kept, template, block_size, of_pairs), note
+    of_pairs, reference = configuration.run.preference is not None, arguments.reference
+    fraction_of = arguments.val_fraction
+    return Task(arguments.model, train, val, fraction_of, kept, template, block_size, of_pairs, reference), note
 
 
 def check_plan(configuration: Configuration, ranks: Ranks) -> None:

@@ -15,7 +15,8 @@ meta.json is {"format": 1, "source", "tokenizer", "vocab_size", "dtype", "splits
 original text, without separators, so that bits per byte = loss / ln 2 * tokens / bytes. A split in several files has
 "shards" for "file", a list of {"file", "tokens", "checksum"}, and the format is 2.
 
-Where splits have "marks", {"file", "checksum", "counted_tokens", "counted_bytes"}, the format is 3. A mark is a sum of
+Where splits have "marks", {"file", "checksum", "counted_tokens", "counted_bytes"}, of pairs of documents with
+"of_pairs", the format is 3. A mark is a sum of
 COUNTED, if this token counts when it is the target, and ENDS, if it is its document's last: there an end_of_document
 in the text means nothing, and there need be none. Then a loss is of the counted tokens, and bits per byte =
 loss / ln 2 * counted_tokens / counted_bytes, the bytes of the text that these stand for.
@@ -82,11 +83,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of a split's tokens, and how many of these count, and stand for how many bytes of text."""
+    """The marks of a split's tokens, and how many of these count, and stand for how many bytes of text; whether every
+    two of its documents are a pair, of which the first is preferred."""
 
     shards: tuple[Shard, ...]
     counted_tokens: int
     counted_bytes: int
+    of_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,11 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text that one token that counts stands for; bits per byte = loss / ln 2 / bytes_per_token."""
+        """Bytes of text that one token that counts stands for; bits per byte = loss / ln 2 / bytes_per_token. 0 of
+        pairs, whose loss is none of text."""
         if self.marks is not None:
+            if self.marks.of_pairs:
+                return 0.0
             return self.marks.counted_bytes / self.marks.counted_tokens
         return self.bytes / self.tokens
 
@@ -441,7 +447,8 @@ def _parse_shard(folder: Path, split: str, entry: dict[str, Any]) -> Shard:
 def _parse_marks(folder: Path, split: str, entry: dict[str, Any]) -> Marks:
     found = entry["marks"]
     shard = _parse_shard(folder, split, {"tokens": entry["tokens"], **found})
-    marks = Marks((shard,), *(operator.index(found[key]) for key in ("counted_tokens", "counted_bytes")))
+    tokens, size = (operator.index(found[key]) for key in ("counted_tokens", "counted_bytes"))
+    marks = Marks((shard,), tokens, size, of_pairs=found.get("of_pairs", False) is True)
     if not 0 < marks.counted_tokens <= entry["tokens"] or not 0 <= marks.counted_bytes <= entry["bytes"]:
         raise ValueError(f"a count of the {split} split's marks is impossible")
     return marks

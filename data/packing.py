@@ -1,10 +1,9 @@
 """How a run's samples are cut out of its data: by the keys block_size and packing. No torch.
 
 `windows` follow one another in a split's text and begin anywhere in a document. `best_fit` packs whole documents into
-windows (data/best_fit.py), `single` gives each one of its own, as
-`pairs` does, where every two of them are shown together. Of these the lengths are needed, for which every token
-is looked at: they are kept beside the dataset, in .documents-train.npz and .documents-val.npz. Where these cannot be
-written, every call looks.
+windows (data/best_fit.py), `single` gives each one of its own, as `pairs` does, where every two of them are shown
+together. Of these the lengths are needed, for which every token is looked at: they are kept beside the dataset, in
+.documents-train.npz and .documents-val.npz. Where these cannot be written, every call looks.
 """
 
 import contextlib
@@ -67,10 +66,11 @@ def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText | InOrder:
     """The windows of a split whose documents are packed, worked out once a process. Raises UserError for a dataset that
     marks no ends of documents, and for training text that is one document."""
     dataset.check_documents()
-    if cut.packing == "pairs" and dataset.splits[split].marks is None:
+    marks = dataset.splits[split].marks
+    if cut.packing == "pairs" and not (marks and marks.of_pairs):
         raise UserError(f"packing='pairs': the documents of {dataset.folder} are no pairs: finetune.py makes some")
     found = _packed(dataset.splits[split], dataset.dtype, dataset.tokenizer["end_of_document"], cut)
-    if split == "train" and found.documents == 1 and dataset.splits[split].marks is None:
+    if split == "train" and found.documents == 1 and marks is None:
         raise UserError(
             f"packing={cut.packing!r}: the train split of {dataset.folder} is one document: take packing='windows', or "
             "prepare its documents apart"

@@ -10,7 +10,6 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +20,9 @@ from data.dataset import SPLITS, Dataset, checksum_text
 NOTE = "reference.json"
 
 
-def write_reference(folder: Path, model: Any, found: dict[str, np.ndarray]) -> None:
-    """Keeps the numbers of both splits; `model` says of which model they are, as JSON can. Raises UserError."""
+def write_reference(folder: Path, model: str, found: dict[str, np.ndarray]) -> None:
+    """Keeps the numbers of both splits; `model` says of which model they are. Raises UserError."""
     with writing_to(folder):
-        (folder / NOTE).unlink(missing_ok=True)
         for split in SPLITS:
             with written_aside(_file(folder, split)) as path, path.open("wb") as file:
                 np.save(file, found[split].astype("<f4"))
@@ -32,10 +30,10 @@ def write_reference(folder: Path, model: Any, found: dict[str, np.ndarray]) -> N
         replace_file(folder / NOTE, (json.dumps(note, indent=1) + "\n").encode(), on_disk=True)
 
 
-def reference_of(folder: Path) -> Any:
+def reference_of(folder: Path) -> str | None:
     """Of which model there are numbers; None without any."""
     try:
-        return json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"]
+        return str(json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -51,6 +51,7 @@ class Task:
     template: ChatTemplate
     block_size: int
     of_pairs: bool = False
+    reference: str | None = None  # that answers are compared with, where it is not the model
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class Task:
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
             "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
             "block_size": self.block_size,
-        } | ({"of_pairs": True} if self.of_pairs else {})
+        } | ({"of_pairs": True, "reference": self.reference} if self.of_pairs else {})
 
 
 def _sha256(path: Path) -> str:
@@ -104,11 +105,12 @@ def prepare(task: Task, run: Path) -> Prepared:
         (folder / NOTE).unlink(missing_ok=True)
     entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
     source = ", ".join(path.name for path in (*task.train, *task.val))
-    with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, is_marked=True) as writer:
+    with DatasetWriter(
+        folder, entry, size, f"conversations of {source}", task.kept.content, True, task.of_pairs
+    ) as writer:
         for split, units in (("train", train), ("val", val)):
             for one in itertools.chain(*units):
-                counted_bytes = 0 if task.of_pairs else one.counted_bytes  # whose loss is not of their bytes
-                writer.add_marked(split, one.ids, one.counts, one.text_bytes, counted_bytes)
+                writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes)
     counted = _counted(of_train + of_val, {"training": train, "validation": val}, task)
     found = Prepared(task.identity, counted)
     with writing_to(run):

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from data.dataset import Dataset
-from data.loader import PairedLoader
+from data.loader import PackedLoader
 from data.packing import Cut
 from data.reference import write_reference
 from data.tokenizers import same_ids
@@ -33,7 +33,7 @@ def ask_reference(source: Path, dataset: Dataset, cut: Cut, run: RunConfig) -> N
     model.to(device).eval()
     dtype, found = choose_dtype(run.dtype, device), {}
     for split in dataset.splits:
-        loader = PairedLoader(dataset, split, cut, seed=0)
+        loader = PackedLoader(dataset, split, cut, seed=0)  # whatever is kept of an earlier reference
         answers = []
         for first in range(0, loader.n_windows, run.batch_size):
             windows = np.arange(first, min(first + run.batch_size, loader.n_windows))

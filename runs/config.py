@@ -410,6 +410,8 @@ def _check_preference(config: RunConfig, defaults: dict[str, Any]) -> None:
             raise UserError(f"{name}={getattr(config, name)!r} is for preference={' or '.join(losses)}")
     if loss is None:
         return
+    if config.mixture is not None:
+        raise UserError("preference and mixture exclude each other: put the pairs into one dataset")
     for name in ("batch_size", "eval_batch_size"):
         if getattr(config, name) % 2:
             raise UserError(f"{name}={getattr(config, name)} has half of a pair in it: take an even one")

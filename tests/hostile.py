@@ -80,8 +80,21 @@ NO_ARGUMENTS = (f"{PLANNER}validate.py", "configurator.py")  # which they do not
 NUMBERS = ["0", "-1", "1", "1e30", "1e400", "-1e400", "nan", "inf", "-inf", "1e12", "1000000000", "9" * 19, "9" * 400]
 NUMBERS += ["9" * 5000, "0x10", "1_0", "٣", "1e-320", "1.5", "2:1", "1:2:0", "1:1e9", "1:1e9:1", "1,,2", "64:128:1e-9"]
 TEXTS = ["", " ", "-", "--", "-" * 5000, "a" * 303, "a" * 100_000, "(" * 5000, "[" * 5000, "{'a': " * 300, "None"]
-TEXTS += ["True", "False", "{}", "[]", "\udcff", "a\nb", "\x1b[2J", "🦙", "%s%n", "*", "[", "**", "~", "{", "=1+1"]
-TEXTS += ["\u202e", "1+1", "'a'*10**10", "{1: {}}", "{'A': 1}", "A*1000", "gpt3", "auto", "last", "cuda:99", "mps"]
+TEXTS += ["True", "False", "{}", "[]", "\udcff", "a\nb", "\x1b[2J", "\U0001f999", "%s%n", "*", "[", "**", "~", "{"]
+TEXTS += [
+    "=1+1",
+    "\u202e",
+    "1+1",
+    "'a'*10**10",
+    "{1: {}}",
+    "{'A': 1}",
+    "A*1000",
+    "gpt3",
+    "auto",
+    "last",
+    "cuda:99",
+    "mps",
+]
 # Of devices only links are named: whoever runs this as root keeps them, whatever a command does.
 PATHS = [".", "..", "/", "null", "full", "/proc/self/mem", "/proc/x", "/nowhere/x", "text", "text/a.txt", "empty"]
 PATHS += ["data", "loop", "hf", "out/run", "out", "ladder", "model.safetensors", "law.json", "text/a.txt/b", "x" * 250]

@@ -397,7 +397,8 @@ def test_mixers_are_hugging_faces(name, keys, length):
     (exact(x.double()) * weights).sum().backward()
     gradients, true = (renamed({n: p.grad for n, p in one.named_parameters()}, config) for one in (ours, exact))
     for parameter, value in theirs.named_parameters():
-        assert_near(gradients[parameter], true[parameter], 2e-5)
+        of_gates = parameter.endswith(("A_log", "dt_bias", "in_proj_ba.weight"))
+        assert_near(gradients[parameter], true[parameter], 2e-5 if of_gates else None)
         assert_near(value.grad, true[parameter], 5e-4 if parameter.endswith(("A_log", "dt_bias")) else None)
 
 

@@ -125,9 +125,15 @@ def records(run, kind):
 def assert_learned(home, run, expected):
     """The step's loss, targets, gradient norm, and every parameter's change, against what was worked out by hand."""
     loss, count, gradients = expected
-    (step,), before, after = records(run, "iter"), *(weights(last_checkpoint(one)) for one in (home / "base", run))
+    (step,) = records(run, "iter")
     assert step["targets"] == count
     assert step["loss"] == pytest.approx(loss, rel=1e-6)
+    assert_stepped(home / "base", run, gradients)
+
+
+def assert_stepped(base, run, gradients):
+    """What one step has made of the weights of the base, and its gradient norm, are those of these gradients."""
+    (step,), before, after = records(run, "iter"), *(weights(last_checkpoint(one)) for one in (base, run))
     norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt().item()
     assert step["grad_norm"] == pytest.approx(norm, rel=1e-5)
     for name, gradient in gradients.items():

@@ -476,6 +476,7 @@ def test_the_memory_of_an_update():
     held = [value for value in optimizer_tensors(model, optimizer).values() if value.dim() > 0]
     assert memory["optimizer"] == sum(value.nbytes for value in held)
     copy = 2 * 256 * 1024  # of the iterate, in bfloat16, which products of some processors make and others do not
-    assert memory["update"] - copy < allocation_peak(step) < 1.005 * memory["update"]
+    with_it, without = memory["update"], memory["update"] - copy  # where kernels have some 100 kB instead
+    assert allocation_peak(step) in (pytest.approx(with_it, rel=0.005), pytest.approx(without + 100_000, rel=0.005))
     plain = dataclasses.replace(run, optimizer="adamw")
     assert "update" not in rank_memory(configuration.model, plain, 1, "float32")

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import re
+import sys
 
 import numpy as np
 import processes
@@ -12,7 +14,7 @@ from checkpoints import last_checkpoint, same, tensors, weights
 from commands import command
 from conftest import ROOT, environment, training
 from setups import LLAMA
-from test_finetune import LETTERS, MACHINE, TEMPLATE, records
+from test_finetune import LETTERS, MACHINE, TEMPLATE, assert_stepped, records
 from torch.nn import functional as F
 
 import finetune as finetune_command
@@ -86,15 +88,11 @@ def by_hand(home):
 
 def assert_learned(home, run, by_hand):
     loss, margins, gradients, reference = by_hand
-    (step,), before, after = records(run, "iter"), *(weights(last_checkpoint(one)) for one in (home / "base", run))
+    (step,) = records(run, "iter")
     assert step["targets"] == 8 and step["loss"] == pytest.approx(loss, rel=1e-5)
     told = {"accuracy": (margins > 0).double().mean().item(), "margin": margins.mean().item()}
     assert step["measured"] == pytest.approx(told, rel=1e-4)
-    norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt().item()
-    assert step["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    for name, gradient in gradients.items():
-        update = -gradient / (gradient.abs() + 10)
-        torch.testing.assert_close(after[name] - before[name], update, rtol=1e-3, atol=3e-7)
+    assert_stepped(home / "base", run, gradients)
     kept = np.load(run / "data/conversations/reference-train.npy")
     assert kept == pytest.approx(reference.numpy(), rel=1e-5)
 
@@ -103,6 +101,10 @@ def assert_learned(home, run, by_hand):
 def test_a_step_is_the_mean_over_the_pairs_however_it_is_divided(home, tmp_path, by_hand, way):
     done = finetune(home, tmp_path / "run", *ONE_STEP, *way.split(), "--reference", home / "other")
     assert done.returncode == 0, done.stderr
+    shown = re.search(
+        r"a chosen answer, .*?\[\[(\w+)\\n\]\].*the one rejected for it, .*?\[\[(\w+)\\n\]\]", done.stdout, re.S
+    )
+    assert set(shown[1]) <= set("abcd") and set(shown[2]) <= set("efgh")
     assert "pairs: 10 read" in done.stdout and "training: 8 pairs, 16 answers" in done.stdout
     assert_learned(home, tmp_path / "run", by_hand)
 
@@ -146,6 +148,8 @@ def test_a_run_that_was_stopped_goes_on_exactly_and_asks_no_reference_again(home
     keys = [*PAIRS, *LONGER.split(), "--eval_interval=3", "--lr_decay_iters=6"]
     assert finetune(home, tmp_path / "whole", *keys, "--max_iters=6").returncode == 0
     assert finetune(home, tmp_path / "parts", *keys, "--max_iters=3").returncode == 0
+    done = finetune(home, tmp_path / "parts", *keys, "--max_iters=6", "--reference", home / "other")
+    assert done.returncode == 2 and "holds a run that differs in reference" in done.stderr, done.stderr
     note = tmp_path / "parts/data/conversations/reference.json"
     before = note.stat().st_mtime_ns
     assert finetune(home, tmp_path / "parts", *keys, "--max_iters=6").returncode == 0
@@ -185,6 +189,8 @@ def test_a_bad_pair_is_named(home, tmp_path, line, message):
     ([*PAIRS, "--context_parallel=2"], "preference and context_parallel exclude each other"),
     (["--preference=simpo", *PAIRS[1:], "--reference=out"], "--reference is for preference=dpo or ipo"),
     ([*PAIRS, "--block_size=4"], "of 8 pairs none fits in block_size=4"),
+    ([*PAIRS, "--mixture={'a': 1}"], "preference and mixture exclude each other"),
+    ([*PAIRS, "--batch_size=2", "--reference=nothing/there"], "--reference='nothing/there' is none of"),
     (["--preference=kto", *PAIRS[1:]], "preference='kto' is none of: None, dpo, ipo, simpo, orpo"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
@@ -203,10 +209,26 @@ def test_a_reference_with_other_tokens_is_refused(home, tmp_path):
     assert done.returncode == 2 and "has another tokenizer than the model" in done.stderr, done.stderr
 
 
-def test_other_data_than_pairs_are_refused(data_dir, tmp_path):
+def test_other_data_than_pairs_are_refused(home, data_dir, tmp_path):
+    """Text, and conversations."""
     keys = ["--preference=simpo", *PAIRS[1:], "--batch_size=2", "--eval_batch_size=2"]
     done = training(data_dir, tmp_path / "run", *keys)
     assert done.returncode == 2 and "are no pairs: finetune.py makes some" in done.stderr, done.stderr
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"prompt": "a" * n, "answer": "b"}) + "\n" for n in range(1, 9)))
+    given = [home / "base", "--data", chats, f"--out_dir={tmp_path / 'chat'}", "--max_iters=1", *MACHINE]
+    assert command(finetune_command.main, *given).returncode == 0
+    done = training(
+        tmp_path / "chat/data", tmp_path / "run", *keys, "--dataset=conversations", *LLAMA, "--block_size=64"
+    )
+    assert done.returncode == 2 and "are no pairs: finetune.py makes some" in done.stderr, done.stderr
+
+
+def test_a_dry_run_asks_no_reference(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "finetuning.reference", None)  # what imports it fails
+    done = finetune(home, tmp_path / "run", *ONE_STEP, "--batch_size=2", "--gradient_accumulation_steps=8", "--dry_run")
+    assert done.returncode == 0 and "Packing:               an answer a window, pairs together" in done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_pairs_without_a_reference_are_refused_by_train(home, tmp_path):

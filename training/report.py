@@ -19,7 +19,11 @@ from training.plan import RunPlan, not_built
 from training.schedule import schedule_notes
 
 COLUMN = 23  # where what is said begins
-PACKINGS = {"best_fit": "whole documents, best fit", "single": "a document a window"}
+PACKINGS = {
+    "best_fit": "whole documents, best fit",
+    "single": "a document a window",
+    "pairs": "an answer a window, pairs together",
+}
 MANY_EPOCHS = 4  # beyond which repeated text teaches less than new text (Muennighoff et al. 2023)
 
 
