@@ -79,8 +79,10 @@ def train_as(configuration: Configuration) -> int:
         if ranks.is_first:  # what is refused is refused before, in its one line
             print(report, flush=True)
 
-        from training.trainer import train  # torch takes a second to import: what needs none of it stands above
+        from parallel.device import choose_device  # torch takes a second to import: what needs none stands above
+        from training.trainer import train
 
+        choose_device(configuration.run.device, ranks)  # before a source's weights are written
         if source is None or checkpoints:
             return train(configuration, dataset, plan, folder, checkpoints, ranks, benchmarks, objective)
 

@@ -21,7 +21,10 @@ SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = {SYSTEM: SYSTEM, USER: USER, ASSISTANT: ASSISTANT}
 OF_SHAREGPT = ROLES | {"human": USER, "gpt": ASSISTANT}
 ANSWERS = ("completion", "response", "answer")
-KNOWN = "messages; conversations (ShareGPT); instruction and output (Alpaca); prompt and one of " + ", ".join(ANSWERS)
+KNOWN = (
+    f"messages; conversations (ShareGPT); instruction and output (Alpaca); prompt and one of {', '.join(ANSWERS)}; "
+    "pairs of chosen and rejected are for config/dpo.py"
+)
 
 
 @dataclasses.dataclass(frozen=True)

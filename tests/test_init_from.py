@@ -282,6 +282,13 @@ def test_weights_that_cannot_be_had_are_one_line(text, reason, call, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config_file.py"]
 
 
+def test_a_device_that_is_not_there_leaves_no_run(call, tmp_path):
+    for _ in range(2):
+        done = call("init_from = 'gpt2'\n", "--device=cuda:99")
+        assert done.returncode == 2 and "cuda:99" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not [*tmp_path.glob("out/*/checkpoints/*")]
+
+
 def test_a_folder_without_weights_leaves_no_run(call, tmp_path):
     GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32, vocab_size=256).save_pretrained(tmp_path / "model")
     for _ in range(2):
