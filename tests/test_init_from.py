@@ -285,7 +285,7 @@ def test_weights_that_cannot_be_had_are_one_line(text, reason, call, tmp_path):
 def test_a_device_that_is_not_there_leaves_no_run(call, tmp_path):
     for _ in range(2):
         done = call("init_from = 'gpt2'\n", "--device=cuda:99")
-        assert done.returncode == 2 and "cuda:99" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and "device=" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not [*tmp_path.glob("out/*/checkpoints/*")]
 
 
