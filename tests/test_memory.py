@@ -386,8 +386,10 @@ def test_autocast_holds_all_cast_weights_until_the_loss_is_there():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_whole_step_stays_within_the_sum(dtype, checkpointing):
-    """Everything but the weights is allocated within the first step, and is there at once only in part."""
+@pytest.mark.parametrize("each", [False, True], ids=["sum", "each target's loss"])
+def test_a_whole_step_stays_within_the_sum(dtype, checkpointing, each):
+    """Everything but the weights is allocated within the first step, and is there at once only in part. What an
+    objective makes of each target's loss needs no more."""
     config = resolve_architecture(
         {"arch_preset": "team", "n_layer": 4, "n_head": 4, "n_embd": 128}
         | {
@@ -401,8 +403,8 @@ def test_a_whole_step_stays_within_the_sum(dtype, checkpointing):
     def step():
         for _ in range(2):  # micro-batches: the second runs beside the gradients of the first
             with autocast(dtype):
-                loss = model(tokens, tokens).mean
-            loss.backward()
+                loss = model(tokens, tokens, each=each).mean
+            loss.sum().backward()
         optimizer.step()
 
     estimate = training_memory(config, 4, dtype, checkpointing)
