@@ -4,14 +4,15 @@ python evaluate.py out/quickstart
 python evaluate.py out/quickstart --text novel.txt --stride 64
 python evaluate.py out/quickstart --tasks hellaswag,arc_easy,my_task.yaml --limit 500 --save_results results.json
 python evaluate.py gpt2-folder --tasks lambada_openai
-python evaluate.py out/quickstart --benchmarks hellaswag,piqa --against out/other
+python evaluate.py out/chat --tasks my_task.yaml --text data/wikitext --against out/quickstart
 python evaluate.py out/quickstart --by_position --needle --speed --contamination --png quickstart.png
 python evaluate.py out/quickstart --all_checkpoints --watch
 
 Without --tasks: bits per byte of the run's validation text, questions that are made of it, speed and memory. --text
 puts a file in its place. --tasks names tasks of EleutherAI's lm-evaluation-harness, which the extra `evaluation`
 brings, or files of such tasks; --benchmarks takes mmlu, hellaswag, arc_easy, arc_challenge, truthfulqa, piqa,
-winogrande, boolq, gsm8k, humaneval, all of these, or core. --against compares with another model, question by question.
+winogrande, boolq, gsm8k, humaneval, all of these, or core. --against compares with another model, question by question
+and document by document.
 docs/evaluation.md says more.
 """
 
@@ -28,6 +29,7 @@ from common.errors import ArgumentParser, UserError, above_zero, exit_cleanly, p
 from common.files import check_target, write_json, write_whole
 from evaluation.benchmarks import benchmarks_of
 from evaluation.checkpoints import Follower, table_of
+from evaluation.divergence import divergence, means_the_same
 from evaluation.extras import Extra, write_picture
 from evaluation.figures import Figure, table
 from evaluation.held_out import (
@@ -41,7 +43,7 @@ from evaluation.held_out import (
     validation_text,
 )
 from evaluation.needle import needle_test
-from evaluation.paired import Samples, differences, lines, read_samples
+from evaluation.paired import Difference, Samples, differences, distance, lines, read_samples
 from evaluation.positions import positions
 from evaluation.speed import measure, speed_grid
 from evaluation.subject import Subject, find_subject
@@ -67,14 +69,14 @@ def main() -> None:
     if arguments.all_checkpoints:
         follow(arguments, wanted, device)
         return
-    other = opponent(arguments, device)
+    other = opponent(arguments, device, wanted)
     subject = find_subject(arguments.subject, arguments.checkpoint, device, arguments.add_bos_token)
     print(f"{subject.name}, {subject.model.config.name}, on {device_name(device)}, float32", file=sys.stderr)
     figures, samples = of_tasks(subject, wanted, arguments)
     results: dict[str, Any] = {"subject": subject.name, "architecture": subject.model.config.name}
     reading = None
     if arguments.text is not None or wanted is None:
-        reading = read_text(subject, arguments)
+        reading = read_text(subject, text_to_read(subject, arguments.text), arguments)
         figures += of_text(subject, reading, arguments)
     extras = extras_of(subject, reading, figures, samples, arguments)
     print("\n".join([*table(figures), *(line for extra in extras for line in extra.lines)]))
@@ -85,9 +87,9 @@ def main() -> None:
     results["figures"] = [figure.as_json() for figure in figures]
     results |= {extra.name: extra.values for extra in extras}
     if other is not None:
-        name = subject.name
-        del subject  # whose memory the other model needs
-        results["against"] = compared(name, figures, samples, other, wanted, arguments, device)
+        found, name = compared(subject, reading, figures, samples, other, wanted, arguments, device)
+        print("\n".join(lines(found, subject.name, name)))
+        results["against"] = {"subject": name, "differences": [one.as_json() for one in found]}
     save(arguments, results, samples)
     if arguments.png is not None:
         write_picture(arguments.png, extras)
@@ -128,7 +130,8 @@ def follow(arguments: argparse.Namespace, wanted: Any, device: torch.device) -> 
         subject = find_subject(checkpoint, None, device, arguments.add_bos_token)
         figures, _ = of_tasks(subject, wanted, arguments)
         if arguments.text is not None or wanted is None:
-            figures += of_text(subject, read_text(subject, arguments), arguments)
+            reading = read_text(subject, text_to_read(subject, arguments.text), arguments)
+            figures += of_text(subject, reading, arguments)
         return figures
 
     asked = {name: str(value) for name in ASKED if (value := getattr(arguments, name)) not in (None, [])}
@@ -142,40 +145,48 @@ def follow(arguments: argparse.Namespace, wanted: Any, device: torch.device) -> 
     print(f"results: {follower.file}")
 
 
-def opponent(arguments: argparse.Namespace, device: torch.device) -> Samples | Path | None:
+def opponent(arguments: argparse.Namespace, device: torch.device, wanted: Any) -> Samples | Path | None:
     """What --against names: the samples of an evaluation, or the path of a model that can be loaded. Raises UserError
     before anything is asked."""
-    if arguments.against is None or arguments.against.is_file():
-        return None if arguments.against is None else read_samples(arguments.against)
-    find_subject(arguments.against, None, device, arguments.add_bos_token)
-    return arguments.against
+    if arguments.against is None:
+        return None
+    if not arguments.against.is_file():
+        find_subject(arguments.against, None, device, arguments.add_bos_token)
+        return arguments.against
+    if wanted is None or arguments.text is not None:
+        raise UserError(f"--against {arguments.against} has answers of tasks, and none of a text: name the model")
+    return read_samples(arguments.against)
 
 
 def compared(
-    name: str,
+    subject: Subject,
+    reading: Reading | None,
     figures: list[Figure],
     samples: Samples,
     other: Samples | Path,
     wanted: Any,
     arguments: argparse.Namespace,
     device: torch.device,
-) -> dict[str, Any]:
-    """Prints and returns the differences to the other model, which is asked the same."""
-    other_name = str(arguments.against)
-    if isinstance(other, Path):
-        subject = find_subject(other, None, device, arguments.add_bos_token)
-        other_name = subject.name
-        print(f"{other_name}, {subject.model.config.name}", file=sys.stderr)
-        other = of_tasks(subject, wanted, arguments)[1]
-    found = differences(figures, samples, other)
-    print("\n".join(lines(found, name, other_name)))
-    return {"subject": other_name, "differences": [one.as_json() for one in found]}
+) -> tuple[list[Difference], str]:
+    """The differences to the other model, which is asked the same, and its name."""
+    if not isinstance(other, Path):
+        return differences(figures, samples, other), str(arguments.against)
+    if reading is None:
+        subject.model.to("meta")  # the other model may need its memory
+    base = find_subject(other, None, device, arguments.add_bos_token)
+    print(f"{base.name}, {base.model.config.name}", file=sys.stderr)
+    its_figures, its_samples = of_tasks(base, wanted, arguments)
+    if reading is None:
+        return differences(figures, samples, its_samples), base.name
+    has_same_tokens = means_the_same(subject.tokenizer, base.tokenizer)
+    text = reading.text if has_same_tokens else reading.text.encoded(subject.tokenizer, base.tokenizer)
+    its_figures += of_text(base, read_text(base, text, arguments), arguments)
+    found = differences(figures, samples, its_samples, its_figures)
+    return [*found, *([distance(divergence(subject, base, reading))] if has_same_tokens else [])], base.name
 
 
-def read_text(subject: Subject, arguments: argparse.Namespace) -> Reading:
+def read_text(subject: Subject, text: HeldOut, arguments: argparse.Namespace) -> Reading:
     """What the model says of a part of the run's validation text, or of all of a named one."""
-    text = text_to_read(subject, arguments.text)
-    print(f"text: {text.name}, {text.described}", file=sys.stderr)
     most = None if arguments.text is not None else READ
     return read_windows(subject, text, arguments.stride or subject.block, most, arguments.batch_size)
 
@@ -214,13 +225,17 @@ def extras_of(
 
 
 def text_to_read(subject: Subject, file: Path | None) -> HeldOut:
+    """A named text, else the run's own. Raises UserError for a model that has none."""
     if file is not None:
-        return text_of(file, subject.tokenizer)
-    if subject.run is None:
+        text = text_of(file, subject.tokenizer)
+    elif subject.run is not None:
+        text = validation_text(subject.run)
+    else:
         raise UserError(
             f"{subject.name} does not say what text it was not trained on: name one with --text, or --tasks"
         )
-    return validation_text(subject.run)
+    print(f"text: {text.name}, {text.described}", file=sys.stderr)
+    return text
 
 
 def save(arguments: argparse.Namespace, results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
@@ -287,9 +302,8 @@ def parse_arguments() -> argparse.Namespace:
 def check_together(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that say nothing together."""
     asks = arguments.tasks or arguments.benchmarks
-    for name in ("save_samples", "against"):
-        if getattr(arguments, name) is not None and not asks:
-            raise UserError(f"--{name} is of --tasks and --benchmarks")
+    if arguments.save_samples is not None and not asks:
+        raise UserError("--save_samples is of --tasks and --benchmarks")
     if arguments.watch is not None and not arguments.all_checkpoints:
         raise UserError("--watch follows a run: add --all_checkpoints")
     for name in ("by_position", "needle", "contamination", "speed", "png", "save_samples", "checkpoint", "against"):

@@ -32,6 +32,10 @@ class Figure:
     goal: str = ""
     note: str = ""  # what else must be known of it
     parts: tuple[str, ...] = ()  # the tasks, whose samples it is the mean of
+    # Of each sample (n,) a sum and its size, such as bits and bytes of a document: the value is the ratio of all
+    sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def verdict(self) -> str:
@@ -44,7 +48,8 @@ class Figure:
         return "better than chance" if (self.value > self.chance) == self.higher_is_better else "worse than chance"
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"verdict": self.verdict}
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "sums"}
+        return values | {"verdict": self.verdict}
 
 
 def mean_error(values: NDArray[np.float64]) -> float | None:
@@ -61,11 +66,15 @@ def mean_error(values: NDArray[np.float64]) -> float | None:
 
 def ratio_error(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> float | None:
     """The standard error of the ratio of two sums over samples (n,), such as bits over bytes of documents; None for a
-    single one. By linearisation (Cochran, Sampling Techniques, section 2.11)."""
-    if len(sums) < 2:
-        return None
-    residuals = sums - sums.sum() / sizes.sum() * sizes
-    return float(math.sqrt(len(sums)) * residuals.std(ddof=1) / sizes.sum())
+    single one."""
+    return None if len(sums) < 2 else float(linear(sums, sizes).std(ddof=1) / math.sqrt(len(sums)))
+
+
+def linear(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of the samples (n,) whose mean is the ratio of the two sums, and varies over samples as that does, to
+    first order (linearisation: Cochran, Sampling Techniques, section 2.11)."""
+    ratio = sums.sum() / sizes.sum()
+    return ratio + (sums - ratio * sizes) / sizes.mean()
 
 
 def table(figures: Sequence[Figure]) -> list[str]:

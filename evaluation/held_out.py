@@ -51,6 +51,10 @@ class HeldOut:
         documents = f" in {len(self.documents):,} documents" if len(self.documents) > 1 else ""
         return f"{'the first ' if self.cut else ''}{tokens:,} tokens{documents}"
 
+    def encoded(self, one: Tokenizer, other: Tokenizer) -> "HeldOut":
+        """The same text in the other tokenizer's tokens."""
+        return dataclasses.replace(self, documents=[other.encode(one.decode(tokens)) for tokens in self.documents])
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -104,8 +108,7 @@ def text_of(path: Path, tokenizer: Tokenizer) -> HeldOut:
     if path.is_dir():
         dataset = open_dataset(path)
         found, its = validation_split(dataset, str(path)), tokenizer_from_meta(dataset.tokenizer, dataset.folder)
-        documents = [tokenizer.encode(its.decode(document)) for document in found.documents]
-        return dataclasses.replace(found, documents=documents)
+        return found.encoded(its, tokenizer)
     text = read_text(path, newline="")
     if not text:
         raise UserError(f"{path} is empty: there is nothing to evaluate on")
@@ -181,9 +184,13 @@ def bits_per_byte(subject: Subject, reading: Reading) -> list[Figure]:
         of=of,
         is_share=False,
         higher_is_better=False,
+        sums=(bits, size),
     )
     error = None if error is None else error * math.exp(mean)  # of the exponential, to first order
-    return [first, dataclasses.replace(first, metric="perplexity of a token", value=math.exp(mean), error=error)]
+    return [
+        first,
+        dataclasses.replace(first, metric="perplexity of a token", value=math.exp(mean), error=error, sums=None),
+    ]
 
 
 def sums_of(subject: Subject, reads: Sequence[Read]) -> tuple[float, int, int]:
@@ -274,4 +281,5 @@ def _likeliest(answers: Sequence[Score]) -> int:
 
 def _figure(task: str, metric: str, right: Sequence[bool], chance: float) -> Figure:
     values = np.array(right, dtype=float)
-    return Figure(task, metric, float(values.mean()), mean_error(values), chance, len(values))
+    sums = (values, np.ones(len(values)))
+    return Figure(task, metric, float(values.mean()), mean_error(values), chance, len(values), sums=sums)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from evaluation.figures import NORMAL_95, Figure, aligned
+from evaluation.figures import NORMAL_95, Figure, aligned, linear
 from evaluation.rows import read_rows
 
 DRAWS = 10_000
@@ -35,42 +35,63 @@ Samples = Mapping[str, Sequence[Mapping[str, Any]]]  # by their task
 class Difference:
     """The difference of two models in one metric of a task, as shares of 1 where the metric is one.
 
-    `p` is corrected for all differences that are looked at together. `needed`: so many questions would find a
-    difference of this size with a probability of 80 %, were it the true one; None where there is none."""
+    `p` is corrected for all differences that are looked at together; None for a distance, which is 0 of no two models.
+    `needed`: so many questions would find a difference of this size with a probability of 80 %, were it the true one;
+    None where there is none."""
 
     task: str
     metric: str
     a: float
     b: float
     interval: tuple[float, float]  # of a - b
-    p: float
+    p: float | None
     samples: int
     needed: int | None
     is_share: bool
     higher_is_better: bool
+    of: str = "samples"  # what these are
 
     @property
     def verdict(self) -> str:
-        """In words what may be said of the first model."""
+        """In words what may be said of the first model; empty of a distance."""
+        if self.p is None:
+            return ""
         if self.p < LEVEL:
             return "better" if (self.a > self.b) == self.higher_is_better else "worse"
         if self.needed is None:
             return "no difference seen"
-        return f"difference within noise: {self.needed:,} samples would tell"
+        return f"difference within noise: {self.needed:,} {self.of} would tell"
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"verdict": self.verdict}
 
 
-def differences(figures: Sequence[Figure], of_a: Samples, of_b: Samples) -> list[Difference]:
-    """Of the figures of `a` those that are means of samples, against `b`, which was asked the same. Raises UserError
-    where it was not."""
+def differences(
+    figures: Sequence[Figure], of_a: Samples, of_b: Samples, of_text: Sequence[Figure] = ()
+) -> list[Difference]:
+    """Of the figures of `a` those that are means of samples, against `b`, which was asked the same; of tasks by their
+    samples, of a text by the figures that `b` has in it. Raises UserError where it was not asked the same."""
     once = {(figure.parts, figure.metric): figure for figure in reversed(figures) if figure.parts}
     found = [difference_of(figure, *paired_values(figure, of_a, of_b)) for figure in reversed(once.values())]
+    theirs = {(figure.task, figure.metric): figure for figure in of_text}
+    for figure in figures:
+        other = theirs.get((figure.task, figure.metric))
+        if figure.sums is not None and other is not None and other.sums is not None:
+            found.append(difference_of(figure, *linear_values(figure.sums, other.sums)))
     if not found:
         raise UserError("--against: none of the tasks has a metric that is a mean over its samples")
-    holm = corrected([one.p for one in found])
-    return [dataclasses.replace(one, p=p) for one, p in zip(found, holm, strict=True)]
+    tested = [one.p for one in found if one.p is not None]
+    return [dataclasses.replace(one, p=p) for one, p in zip(found, corrected(tested), strict=True)]
+
+
+def distance(figure: Figure) -> Difference:
+    """A figure that says how far `a` is from `b`, and so is 0 of `b` itself. It is not tested."""
+    assert figure.sums is not None
+    interval, _ = paired_bootstrap(linear(*figure.sums))
+    return Difference(
+        figure.task, figure.metric, figure.value, 0.0, interval, None, figure.samples, None,
+        figure.is_share, figure.higher_is_better, figure.of,
+    )  # fmt: skip
 
 
 def difference_of(figure: Figure, a: NDArray[np.float64], b: NDArray[np.float64]) -> Difference:
@@ -78,7 +99,7 @@ def difference_of(figure: Figure, a: NDArray[np.float64], b: NDArray[np.float64]
     interval, p = paired_bootstrap(a - b)
     return Difference(
         figure.task, figure.metric, float(a.mean()), float(b.mean()), interval, p, len(a), samples_needed(a - b),
-        figure.is_share, figure.higher_is_better,
+        figure.is_share, figure.higher_is_better, "samples" if figure.parts else figure.of,
     )  # fmt: skip
 
 
@@ -146,6 +167,19 @@ def paired_values(figure: Figure, of_a: Samples, of_b: Samples) -> tuple[NDArray
     return values[:, 0], values[:, 1]
 
 
+def linear_values(
+    a: tuple[NDArray[np.float64], NDArray[np.float64]], b: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values (n,) of the samples of a text, whose means are what the figures say. Raises UserError where the two were
+    asked of other samples."""
+    if not np.array_equal(a[1], b[1]):
+        raise UserError(
+            "--against: it reads the text in other windows, having another block or tokenizer: name the folder of a "
+            "prepared dataset with --text, which is compared document by document"
+        )
+    return linear(*a), linear(*b)
+
+
 def values_of(samples: Sequence[Mapping[str, Any]], label: str) -> dict[tuple[Any, ...], float]:
     """A metric's values by question, which is its number, its text and how it was asked. `label` as in Figure."""
     metric, _, rest = label.partition(" (")
@@ -182,5 +216,5 @@ def cells(one: Difference) -> tuple[str, ...]:
     """A row of the table."""
     values = [f"{value:.1%}" if one.is_share else f"{value:.4f}" for value in (one.a, one.b)]
     signed = [f"{value:+.1%}" if one.is_share else f"{value:+.4f}" for value in (one.a - one.b, *one.interval)]
-    return (one.task, one.metric, *values, signed[0], f"{signed[1]} to {signed[2]}", f"{one.p:.3g}",
-            f"{one.samples:,} samples", one.verdict)  # fmt: skip
+    return (one.task, one.metric, *values, signed[0], f"{signed[1]} to {signed[2]}",
+            "n/a" if one.p is None else f"{one.p:.3g}", f"{one.samples:,} {one.of}", one.verdict)  # fmt: skip

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from commands import command
 from conftest import training, write_words
 from scipy import stats
@@ -14,9 +15,14 @@ from test_harness import TASKS, write_task
 
 import evaluate
 from common.errors import UserError
+from data.tokenizers import choose
+from data.writer import DatasetWriter
 from evaluation import paired
+from evaluation.divergence import divergence
 from evaluation.figures import Figure
+from evaluation.held_out import read_windows, validation_text
 from evaluation.paired import SEEDS, corrected, difference_of, differences, paired_bootstrap, samples_needed
+from evaluation.subject import find_subject
 
 ACC = Figure("task", "acc", 0.5, 0.01, 0.25, 100, parts=("task",))
 
@@ -151,3 +157,91 @@ def test_what_cannot_be_compared(runs, tmp_path):
     assert "line 1 of" in refused(file)
     file.write_text("")
     assert "is empty" in refused(file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A text
+
+
+def test_a_text_is_compared_document_by_document_and_with_the_distance(runs, tmp_path):
+    one, two, task = runs
+    results = tmp_path / "results.json"
+    done = command(evaluate.main, one, "--device=cpu", f"--against={two}", f"--save_results={results}")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(results.read_text())
+    found = {(each["task"], each["metric"]): each for each in saved["against"]["differences"]}
+    assert [metric for _, metric in found] == [
+        "bits per byte", "right passage", "right word", "KL to B, nats a token",
+    ]  # fmt: skip
+    alone = json.loads(command_results(two, tmp_path))
+    for figure in (figure for figure in alone["figures"] if not figure["metric"].startswith("perplexity")):
+        assert found[figure["task"], figure["metric"]]["b"] == pytest.approx(figure["value"], abs=1e-9)
+    bits = found["text", "bits per byte"]
+    assert bits["of"] == "documents" and bits["samples"] == 8 and bits["interval"][0] < bits["a"] - bits["b"]
+    with_task = command(evaluate.main, one, "--device=cpu", f"--against={two}", f"--tasks={task}",
+                        f"--text={one.parent / 'data/words'}")  # fmt: skip
+    assert [line.split()[0] for line in with_task.stdout.splitlines() if "KL to B" in line] == ["text"]
+    assert sum(line.startswith(("which", "text")) for line in with_task.stdout.splitlines()) == 4 + 4
+
+
+def command_results(run, folder):
+    file = folder / "alone.json"
+    assert command(evaluate.main, run, "--device=cpu", f"--save_results={file}").returncode == 0
+    return file.read_text()
+
+
+def test_the_distance_is_the_definition_of_one_and_of_a_model_to_itself_0(runs, monkeypatch):
+    """In float64, window by window, from the whole models' logits, and again from some tokens at a time."""
+    a, b = (find_subject(run, None, torch.device("cpu"), None) for run in runs[:2])
+    text = validation_text(a.run)
+    reading = read_windows(a, text, a.block)
+    assert divergence(a, a, reading).value == 0
+    total = count = 0
+    for document in text.documents:
+        whole = [a.first, *document]
+        for start in range(0, len(document), a.block):
+            end = min(start + a.block, len(document))  # the last window reaches back as far as the others
+            tokens = torch.tensor([whole[max(0, end - a.block) : end]])
+            with torch.no_grad():
+                logits = [one.model.logits(one.model.hidden(tokens))[0, start - end :, :256].double() for one in (a, b)]
+            p, q = (torch.distributions.Categorical(logits=one) for one in logits)
+            total += torch.distributions.kl_divergence(p, q).sum()
+            count += end - start
+    expected = float(total) / count
+    assert divergence(a, b, reading).value == pytest.approx(expected, rel=1e-4) and expected > 1e-4
+    monkeypatch.setattr("evaluation.divergence.AT_ONCE", 1000)
+    assert divergence(a, b, reading).value == pytest.approx(expected, rel=1e-4)
+
+
+def test_texts_that_do_not_compare(runs, tmp_path):
+    one = runs[0]
+    (file := tmp_path / "samples.jsonl").write_text("")
+    done = command(evaluate.main, one, "--device=cpu", f"--against={file}")
+    assert done.returncode == 2 and "has answers of tasks, and none of a text: name the model" in done.stderr
+    longer = tmp_path / "longer"
+    keys = [*LLAMA, "--dataset=words", "--block_size=32", "--max_iters=2"]
+    assert training(one.parent / "data", longer, *keys).returncode == 0
+    (novel := tmp_path / "novel.txt").write_text("loss model train token layer width depth scale " * 20)
+    done = command(evaluate.main, one, "--device=cpu", f"--against={longer}", f"--text={novel}")
+    assert done.returncode == 2 and "in other windows" in done.stderr
+    done = command(evaluate.main, one, "--device=cpu", f"--against={longer}", f"--text={one.parent / 'data/words'}")
+    assert done.returncode == 0 and "KL to B" in done.stdout
+
+
+def test_a_model_with_another_tokenizer_is_compared_in_bits_per_byte(runs, tmp_path):
+    one = runs[0]
+    text = [" ".join(["loss model train token"] * 30)] * 4
+    folder = tmp_path / "data/letters"
+    tokenizer = choose("char", text)
+    with DatasetWriter(folder, tokenizer.entry, tokenizer.tokenizer.vocab_size, "generated") as writer:
+        for split in ("train", "val"):
+            for document in text:
+                writer.add(
+                    split, [*tokenizer.tokenizer.encode(document), tokenizer.tokenizer.end_of_document], len(document)
+                )
+    done = training(tmp_path / "data", tmp_path / "letters", *LLAMA, "--dataset=letters", "--max_iters=2")
+    assert done.returncode == 0, done.stderr
+    done = command(evaluate.main, one, "--device=cpu", f"--against={tmp_path / 'letters'}", f"--text={folder}")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("text ")]
+    assert len(rows) == 3 and "KL to B" not in done.stdout  # two figures and their difference
