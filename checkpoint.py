@@ -1,4 +1,4 @@
-"""A run's checkpoint as one file, and back; or as the folder of a Hugging Face model, and back.
+"""A run's checkpoint as one file, and back; or as the folder of a Hugging Face model, and back; or in few bits.
 
 python checkpoint.py export out/quickstart model.safetensors
 python checkpoint.py export out/quickstart weights.safetensors --weights_only --checkpoint=best
@@ -7,6 +7,8 @@ python train.py out/copy/config.py --init_from=resume
 
 python checkpoint.py export out/quickstart quickstart-hf --format hf
 python checkpoint.py import quickstart-hf out/copy
+
+python checkpoint.py quantize out/quickstart out/quickstart-int4 --method int4
 
 The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
 each whole however many ranks had parts of it. Its metadata has the rest of the checkpoint as JSON: `progress`,
@@ -33,18 +35,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 import configurator
-from common.errors import ArgumentParser, UserError, exit_cleanly
+from common.errors import ArgumentParser, UserError, exit_cleanly, zero_or_more
 from common.files import aside, read_text, real, sync, written_aside
+from components.quantized.module import method_of
+from components.quantized.spec import METHODS
 from configurator import Configuration
 from data.tokenizers import FILES, content_of
+from inference.quantization import quantize_model
 from interop.folders import has_tensors
 from interop.sources import architecture_from, read_configuration
 from model_builder import build_model
 from parallel.ranks import ALONE
 from runs.base import BASE_STEP, base_of
-from runs.checkpoint import OPTIMIZER, load_tensors, tensors_of
+from runs.checkpoint import OPTIMIZER, check_without_codes, load_tensors, tensors_of
 from runs.folder import (
     CHAT_TEMPLATE,
     Progress,
@@ -74,7 +80,9 @@ NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the te
 @exit_cleanly
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.command == "import":
+    if arguments.command == "quantize":
+        quantize(arguments)
+    elif arguments.command == "import":
         import_from(arguments.file, arguments.run, arguments.config, arguments.force)
     elif arguments.format == "hf":
         export_hugging_face(arguments)
@@ -88,7 +96,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="export | import")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="export | import | quantize")
     export = commands.add_parser("export", description="A checkpoint of a run, to a file or a folder.")
     export.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
     export.add_argument("file", type=Path, help="to write, such as model.safetensors; with --format hf a folder")
@@ -106,6 +114,14 @@ def parse_arguments() -> argparse.Namespace:
     back.add_argument("run", type=Path, help="the new run's folder, such as out/copy")
     back.add_argument("--config", metavar="FILE", help="its config.py, if it registers components; it is executed")
     back.add_argument("--force", action="store_true", help="replace the run in that folder, all of it")
+    few = commands.add_parser("quantize", description="A run's weights in few bits, to the folder of a new run.")
+    few.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
+    few.add_argument("folder", type=Path, help="the new run's folder, such as out/quickstart-int4")
+    few.add_argument("--method", choices=METHODS, required=True, help="8 or 4 bits, and how they multiply")
+    few.add_argument("--windows", type=zero_or_more, default=128, metavar="N",
+                     help="of the training data that int4 is fitted to; 0: nearest codes (128)")  # fmt: skip
+    few.add_argument("--text", type=Path, metavar="FILE", help="to measure on, instead of the run's validation text")
+    few.add_argument("--checkpoint", type=checkpoint_choice, default=None, help="best, last or a step (best)")
     return parser.parse_args()
 
 
@@ -131,6 +147,7 @@ def export_checkpoint(run: Path, file: Path, wanted: str | int, weights_only: bo
     if wrong := damage(checkpoint, ALONE):
         raise UserError(wrong)
     tensors, state = tensors_of(checkpoint), read_state(checkpoint)
+    check_without_codes(checkpoint)
     if base_of(checkpoint, state) is not None:
         raise UserError(
             f"{checkpoint} has adapters: --format hf exports the model with them merged, --format peft them alone"
@@ -426,6 +443,48 @@ def put_in_place(new: Path, run: Path) -> None:
         old = run.rename(new.with_name(f"{new.name}.old"))
         new.rename(run)
         shutil.rmtree(old)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Few bits
+
+
+def quantize(arguments: argparse.Namespace) -> None:
+    """Make a run's folder whose one checkpoint has the weights in few bits, and say what that cost and gained."""
+    from evaluation.held_out import READ, text_of, validation_text
+    from evaluation.quantized import state_of, table_of_losses, table_of_states
+    from evaluation.subject import find_subject
+    from runs.quantized import training_windows, write_quantized
+
+    method, folder = arguments.method, arguments.folder
+    with told(f"cannot write {folder}"):
+        check_is_free(folder)
+    checkpoint, which = existing_run(arguments.run).find(arguments.checkpoint)
+    subject = find_subject(checkpoint, None, torch.device("cpu"), None)
+    assert subject.run is not None
+    if (found := method_of(subject.model.state_dict())) is not None:
+        raise UserError(f"{checkpoint} has its matrices in {found} already: quantize the run that it was made of")
+    saved, count = subject.run.configuration, arguments.windows if method == "int4" else 0
+    windows = training_windows(saved, count)
+    named = arguments.text
+    text = validation_text(subject.run) if named is None else text_of(named, subject.tokenizer)
+    print(f"{checkpoint} ({which}), {saved.model.name}; text: {text.name}, {text.described}")
+    size_there = sum(tensor.nbytes for tensor in subject.model.state_dict().values())
+    states = [state_of(subject, text, READ if named is None else None)]
+    every = quantize_model(subject.model, method, windows)
+    losses = list(tqdm(every, desc=method, disable=None, leave=False, unit=" matrices"))
+    fitted = f", fitted to {count:,} windows of the training data" if windows else ""
+    print("\n".join([f"{method}{fitted}", *table_of_losses(losses)]))
+    states.append(state_of(subject, text, READ if named is None else None))
+    new = RunFolder(aside(folder.absolute()))
+    try:
+        with told(f"cannot write {folder}"):
+            size_here = write_quantized(subject.model, checkpoint, saved, new, folder)
+            put_in_place(new.path, folder)
+    finally:
+        shutil.rmtree(new.path, ignore_errors=True)
+    print("\n".join(["", *table_of_states(states[0], states[1], (size_there, size_here))]))
+    print(f"{folder}: python sample.py {folder}, python evaluate.py {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

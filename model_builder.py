@@ -21,6 +21,8 @@ from components.heads.spec import IGNORED
 from components.lora.module import Adapter, adapter_of, attach
 from components.lora.spec import LORA, Adapters
 from components.precision import wide
+from components.quantized.module import QuantizedMatrix, empty, put
+from components.quantized.spec import forms_of
 from components.stacked import StackedLinear
 from flops_parameter_counting.costs.model_cost import model_cost, named_weights
 from model_components import component
@@ -324,6 +326,12 @@ class LanguageModel(nn.Module):
             attach(name, self.get_submodule(name), adapters)
         self.adapters = adapters
 
+    def quantize(self, method: str) -> None:
+        """Puts codes in place of matrices and tables, which a checkpoint or a conversion is to fill."""
+        every = (one for found in named_weights(self.config) for one in found.weights)
+        for name, form in forms_of(method, every).items():
+            put(self, name, empty(self.get_parameter(name), form))
+
     @property
     def adapted(self) -> dict[str, tuple[nn.Module, Adapter]]:
         """The modules that have one, by their names, with it."""
@@ -364,6 +372,8 @@ class LanguageModel(nn.Module):
     def init_module(self, name: str, module: nn.Module) -> None:
         """Draws one module's own parameters, not its children's."""
         if isinstance(module, nn.Linear | nn.Embedding | StackedLinear):
+            if isinstance(module.weight, QuantizedMatrix):
+                return  # a checkpoint brings it
             writers = self.config.n_layer + self.config.ffn_layers
             std = INIT_STD / math.sqrt(writers) if f"{name}.weight" in self.residual_weights else INIT_STD
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std))

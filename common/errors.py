@@ -118,6 +118,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def zero_or_more(text: str) -> int:
+    """An argument's type: a count of something, or none."""
+    return 0 if text == "0" else positive(text)
+
+
 def above_zero(text: str) -> float:
     """An argument's type: how much of something."""
     try:

@@ -147,6 +147,7 @@ class MicroBatch:
     experts: int = 1  # ranks that share the experts of every layer
     before: int = 0  # tokens of a sequence that other ranks have, and that its own T, the next ones, may meet
     adapters: Any = None  # components.lora.spec.Adapters, where these alone are trained
+    has_codes: bool = False  # in place of matrices, of which nothing is kept in the compute dtype
 
     def of_layer(self, config: Config) -> "MicroBatch":
         """The same with a layer's own values."""

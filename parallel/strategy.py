@@ -2,7 +2,7 @@
 
 1. the model, or a stage of it, on the meta device: it takes no memory yet;
 2. tensor parallel: layers shared among neighbouring ranks; or expert parallel: experts; context parallel: sequences;
-   adapters are put beside matrices; what the run does not train is frozen;
+   codes are put in place of matrices, and adapters beside these; what the run does not train is frozen;
 3. activation checkpointing;
 4. compilation, block by block;
 5. FSDP: block by block, what step 2 left, divided over the data ranks;
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from components.parts import own_part
+from components.quantized.module import QuantizedMatrix
 from configurator import Configuration
 from model_builder import LanguageModel
 from parallel.compute import Compute
@@ -47,6 +48,8 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     is_stage = run.pipeline_parallel > 1
     with torch.device("meta"):
         model = StageModel(configuration.model, compute) if is_stage else LanguageModel(configuration.model)
+    if run.quantize_base is not None:
+        model.quantize(run.quantize_base)
     if run.adapters is not None:
         model.adapt(run.adapters)
     if mesh is not None and run.tensor_parallel > 1:
@@ -70,6 +73,8 @@ def parallelize(configuration: Configuration, compute: Compute, compiles: bool) 
     if not fsdp and ranks.copies > 1:
         # The newer name for it, since torch 2.13, would still send buffers once.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        read_by_all = [name for name, one in model.named_parameters() if isinstance(one, QuantizedMatrix)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, read_by_all)
         wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,

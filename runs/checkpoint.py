@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from common.errors import UserError
 from components.lora.module import Adapter
 from components.lora.spec import LORA, is_of_adapter
+from components.quantized.module import adopt, flat, put
 from model_builder import LanguageModel, adapted_modules
 from parallel.collectives import largest_over_ranks
 from parallel.ranks import ALONE, Ranks
@@ -231,9 +232,11 @@ def load_checkpoint(checkpoint: Path, training: Training) -> None:
     with an optimizer that has seen nothing. Raises UserError if it cannot."""
     state = read_state(checkpoint)
     was = RunConfig(**{name: state["config"][name] for name in ("frozen", "use_lora") if name in state["config"]})
+    base = base_of(checkpoint, state)
+    check_codes(base or checkpoint, training.model)
     progress, (of_base, model) = Progress(**state["progress"]), parts_of_model(training.model)
-    if (base := base_of(checkpoint, state)) is not None:
-        load_tensors(base, of_base)
+    if base is not None:
+        load_tensors(base, flat(of_base))
         training.model.begin_adapters()
         model = model if has_adapters(checkpoint) else {}
     optimizer = {}
@@ -257,10 +260,33 @@ def load_model(checkpoint: Path, model: LanguageModel) -> None:
     base = base_of(checkpoint, state)
     if base is not None and base != checkpoint and (wrong := damage(base, ALONE)):
         raise UserError(wrong)
-    load_tensors(base or checkpoint, model.state_dict())
+    adopt(model, tensors_of(base or checkpoint))
+    load_tensors(base or checkpoint, flat(model.state_dict()))
     if base is not None and has_adapters(checkpoint):
-        for weight, adapter in load_adapters(checkpoint, state, model).values():
-            weight.copy_(adapter.merged(weight))
+        for name, (weight, adapter) in load_adapters(checkpoint, state, model).items():
+            put(model, f"{name}.weight", adapter.merged(weight))
+
+
+def codes_of(checkpoint: Path) -> set[str]:
+    """The names of matrices in few bits that a checkpoint has."""
+    return {name for name in tensors_of(checkpoint) if name.endswith(".codes")}
+
+
+def check_codes(checkpoint: Path, model: LanguageModel) -> None:
+    """Raises UserError for a checkpoint whose matrices are in other forms than the model's."""
+    there, here = codes_of(checkpoint), {name for name in flat(model.state_dict()) if name.endswith(".codes")}
+    if there - here:
+        method = "int4" if any(".int4." in name for name in there) else min(there).split(".")[-2]
+        raise UserError(
+            f"{checkpoint} has matrices in {method}, which do not train: adapters beside them do, with --use_lora=True "
+            f"--quantize_base={method} and --init_from"
+        )
+
+
+def check_without_codes(checkpoint: Path) -> None:
+    """Raises UserError for one that has matrices in few bits, which no other format has."""
+    if codes_of(checkpoint):
+        raise UserError(f"{checkpoint} has matrices in few bits: export the run that it was made of")
 
 
 def has_adapters(checkpoint: Path) -> bool:

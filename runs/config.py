@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import UserError
 from common.keys import key
 from components.lora.spec import Adapters, is_of_adapter
+from components.quantized.spec import METHODS
 from training.optimizers.registry import check_optimizer
 
 # With which no rank has the whole model, or can read a text alone
@@ -23,7 +24,7 @@ OF_PREFERENCES = {  # keys, and the losses that have them
     "preference_margin": ("simpo",),
     "preference_per_token": ("dpo",),
 }
-OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
+OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "quantize_base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,12 @@ class RunConfig:
     )
     use_rslora: bool = key(False, "multiply by lora_alpha / sqrt(lora_r) instead (rsLoRA)")
     use_dora: bool = key(False, "train the length of every row of the adapted matrices, too (DoRA)")
+    quantize_base: str | None = key(
+        None,
+        "keep all matrices and tables but theirs in 8 or 4 bits (QLoRA): int8, int8_dynamic, int4 or fp8; None: in "
+        "float32",
+        choices=(None, *METHODS),
+    )
     preference: str | None = key(
         None,
         "learn which of two answers is preferred: dpo, ipo, simpo or orpo, in place of the next token's loss "
@@ -399,6 +406,8 @@ def check_shared_adapters(config: RunConfig) -> None:
     for name in ("tensor_parallel", "expert_parallel", "pipeline_parallel"):
         if config.use_lora and getattr(config, name) > 1:
             raise UserError(f"use_lora and {name} exclude each other: ranks share adapters with use_fsdp or use_zero1")
+    if config.quantize_base is not None and config.use_fsdp:
+        raise UserError("quantize_base and use_fsdp exclude each other: ranks share these adapters with use_zero1")
 
 
 def _check_preference(config: RunConfig, defaults: dict[str, Any]) -> None:

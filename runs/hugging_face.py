@@ -29,7 +29,7 @@ from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
 from parallel.ranks import ALONE
 from runs.base import base_of
-from runs.checkpoint import load_adapters
+from runs.checkpoint import check_without_codes, load_adapters
 from runs.config import RunConfig
 from runs.folder import CHAT_TEMPLATE, OF_THE_MODEL, RunFolder, damage, read_state
 from runs.initial import keep_beside, write_initial
@@ -85,6 +85,7 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
     """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
     saved, run = configuration_of(checkpoint), checkpoint.parent.parent
     kept = run / OF_THE_MODEL
+    check_without_codes(base_of(checkpoint, read_state(checkpoint)) or checkpoint)
     architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
     model = load(checkpoint, saved, torch.device("cpu"))
     notes: list[str] = []

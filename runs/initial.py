@@ -11,7 +11,10 @@ from torch import Tensor
 
 import configurator
 from common.errors import UserError
+from components.quantized.module import flat, method_of, quantized
+from components.quantized.spec import forms_of
 from configurator import Configuration
+from flops_parameter_counting.costs.model_cost import named_weights
 from interop.adapters import adapters_from_peft
 from interop.folders import copy_beside, read_model, save_tensors
 from model_builder import build_model
@@ -94,6 +97,20 @@ def _written_by_the_first(folder: RunFolder, seconds: int) -> Path:
     return found
 
 
+def in_form(source: Path, weights: dict[str, Tensor], configuration: Configuration) -> dict[str, Tensor]:
+    """The weights with matrices in codes where the run is to have them, each its nearest unless the source has them
+    already. Raises UserError for a source that has others."""
+    method = configuration.run.quantize_base
+    found = method_of(weights)
+    if found not in (None, method):
+        wanted = f"--use_lora=True --quantize_base={found}"
+        raise UserError(f"{source} has matrices in {found}, beside which adapters train: {wanted}")
+    if method is None or found is not None:
+        return weights
+    every = (one for found in named_weights(configuration.model) for one in found.weights)
+    return weights | {name: quantized(weights[name], form) for name, form in forms_of(method, every).items()}
+
+
 def _begin_from(source: Path, folder: RunFolder, configuration: Configuration) -> Path:
     """Learned positions beyond the configuration's block_size are left out."""
     architecture, weights, notes = read_source(source)
@@ -110,8 +127,9 @@ def _begin_from(source: Path, folder: RunFolder, configuration: Configuration) -
     if configuration.run.lora_from is not None:
         _, adapters = adapters_from_peft(Path(configuration.run.lora_from), configuration.model)
         weights |= adapters
+    weights = in_form(source, weights, configuration)
     try:
         keep_beside(source, folder.path)
-        return write_initial(folder, weights, configuration)
+        return write_initial(folder, flat(weights), configuration)
     except OSError as error:
         raise UserError(f"cannot write to the run's folder {folder.path}: {error.strerror}") from None

@@ -50,10 +50,11 @@ def _of_half(batch: MicroBatch, found: Named, passed: Passed) -> int:
     if found.place.name.endswith("_norm"):
         return 0 if passed.of_input else -found.place.spec.kept(own)
     is_cast = batch.e < 4 and not batch.weights_are_cast
+    of_base = is_cast and not batch.has_codes
     return sum(
         _of_adapter(own, one, is_cast, passed.to_input_of(one))
         if one.part == PART
-        else -batch.e * one.size * (is_cast and one.are_matrices and one.keeps_cast and not passed.to_input_of(one))
+        else -batch.e * one.size * (of_base and one.are_matrices and one.keeps_cast and not passed.to_input_of(one))
         for one in found.weights
     )
 

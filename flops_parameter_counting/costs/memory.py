@@ -17,9 +17,10 @@ import numpy as np
 
 from common.arrays import larger, product
 from components.heads.spec import loss_bytes, loss_gradients
+from components.quantized.spec import forms_of
 from components.spec import GRADIENT_IN_PART, MicroBatch
 from flops_parameter_counting.costs.adapters import as_computed, kept_otherwise
-from flops_parameter_counting.costs.model_cost import WHOLE, Stage, places_of, places_outside
+from flops_parameter_counting.costs.model_cost import WHOLE, Stage, named_weights, places_of, places_outside
 from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.pipeline import crossing, in_flight, micro_batches, stages_of
 from flops_parameter_counting.costs.setting import COMPUTE_BYTES
@@ -68,6 +69,8 @@ def weight_copies(batch: MicroBatch, layer: Layer) -> int:
         return 0
     found = [one for spec in layer.specs for one in spec.all_weights(batch.config)]
     weights = [one for one in found if one.multiplies and not one.in_float32 and one.keeps_cast]
+    if batch.has_codes:
+        weights = [one for one in weights if not one.are_matrices]
     shared = [one for one in weights if one.by_expert and batch.experts > 1]  # which FSDP does not cast
     copies = batch.e * sum(one.size for one in shared) // batch.experts
     if batch.weights_are_cast and Kind(layer).gathered_bytes(batch.e) == batch.e:
@@ -176,8 +179,23 @@ def stage_memory(
 ) -> dict[str, int]:
     """Bytes of the first rank of a stage, by part."""
     own = parameters(config, run.frozen_names, stage, run.adapters)
-    of_update = update_memory(config, run, mesh, stage)
-    return state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
+    found = state_memory(own, run, mesh, e) | update_memory(config, run, mesh, stage)
+    if run.quantize_base is not None:
+        less, found["dequantized"] = codes_memory(config, run.quantize_base, e, stage)
+        found["weights"] -= less
+    return found | working_memory(config, run, mesh, e, stage)
+
+
+def codes_memory(config: ModelArchitectureConfig, method: str, e: int, stage: Stage) -> tuple[int, int]:
+    """By how many bytes codes and their scales are less than float32; and what the largest matrix takes while it is
+    made of its codes for a product: these of a byte each, it in float32, and in the compute dtype."""
+    less = largest = 0
+    of_names = {name: one for found in named_weights(config, stage) for one in found.weights for name in one.names}
+    for name, form in forms_of(method, of_names.values()).items():  # a tied table has one name
+        size = product(of_names[name].shape)
+        less = less + 4 * size - form.bytes_of(of_names[name].shape)
+        largest = larger(largest, (5 + e * (e < 4)) * size)
+    return less, largest
 
 
 def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
@@ -238,8 +256,9 @@ def working_memory(
     if run.adapters is not None:
         config = as_computed(config, run.adapters)
     batch = MicroBatch(
-        config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before, run.adapters
-    )
+        config, run.batch_size, e, mesh.tensor, run.use_fsdp, run.mask_documents, mesh.experts, before, run.adapters,
+        run.quantize_base is not None,
+    )  # fmt: skip
     if stage.blocks is None:
         return {"activations": activation_bytes(batch, run.activation_checkpointing), "logits": loss_bytes(batch)}
     begun = in_flight(run, stage, micro_batches(run, mesh.data))
