@@ -17,6 +17,7 @@ from components import registry
 from components.heads import spec as head
 from components.mixers.mamba2.spec import hybrid_pattern
 from components.parts import own_part
+from components.quantized.module import flat
 from components.registry import PRESETS
 from components.spec import MicroBatch, Norm
 from flops_parameter_counting.costs.memory import activation_bytes, training_memory
@@ -49,7 +50,8 @@ def autocast(dtype: str):
 @contextlib.contextmanager
 def counting_kept_bytes(model: LanguageModel, exclude: tuple[torch.Tensor, ...] = ()):
     """Collects {storage: bytes} of everything that autograd keeps on this rank, except parameters and `exclude`."""
-    outside = {own_part(tensor.detach()).untyped_storage().data_ptr() for tensor in (*model.parameters(), *exclude)}
+    parameters = flat(dict(model.named_parameters())).values()
+    outside = {own_part(tensor.detach()).untyped_storage().data_ptr() for tensor in (*parameters, *exclude)}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor):

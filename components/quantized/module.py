@@ -242,7 +242,7 @@ HANDLED: dict[Any, Any] = {
 OF_THE_TENSOR = {  # what holds of one as of any tensor
     Tensor.detach, Tensor.requires_grad_, Tensor.size, Tensor.dim, Tensor.numel, Tensor.to, Tensor.element_size,
     Tensor.is_floating_point, Tensor.is_complex, Tensor.__repr__, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous,
-    Tensor.__hash__, Tensor.__len__, Tensor.dim_order,
+    Tensor.__hash__, Tensor.__len__, Tensor.dim_order, Tensor.untyped_storage,
 }  # fmt: skip
 
 
