@@ -5,10 +5,11 @@ python sample.py --out_dir=out-shakespeare-char --start=FILE:prompt.txt --num_sa
 """
 
 import argparse
+import dataclasses
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from data.tokenizers import Tokenizer
 from inference.generation import generate, generate_batch
 from inference.loading import cache_bytes, configuration_of, find_tokenizer, load
 from inference.sampling import Sampling
-from inference.text import decode_stream, starting_tokens
+from inference.text import decode_stream, has_ended, starting_tokens, until
 from model_builder import LanguageModel
 from model_config import ModelArchitectureConfig
 from parallel.device import choose_device
@@ -61,21 +62,35 @@ def texts(
     model: LanguageModel, tokenizer: Tokenizer, start: list[int], arguments: argparse.Namespace
 ) -> Iterator[Iterator[str]]:
     """Every text, in the pieces in which it is printed."""
-    how = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    how = Sampling(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)})
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)  # one a text: a batch has no order of draws
     if not arguments.no_stream:
         for seed in seeds:
             tokens = generate(model, start, tokenizer, how, arguments.max_new_tokens, seeded(seed))
-            yield decode_stream(tokenizer, start, tokens)
+            yield as_far_as_wanted(tokenizer, start, tokens, arguments.stop)
         return
     for first in range(0, len(seeds), AT_ONCE):
         generators = [seeded(seed) for seed in seeds[first : first + AT_ONCE]]
         found: list[list[int]] = [[] for _ in generators]
-        starts = [start] * len(generators)
-        for number, token in generate_batch(model, starts, tokenizer, how, arguments.max_new_tokens, generators):
+        starts, ended = [start] * len(generators), set[int]()
+        every = generate_batch(model, starts, tokenizer, how, arguments.max_new_tokens, generators, ended)
+        for number, token in every:
             found[number].append(token)
+            ended |= {number} if has_ended(tokenizer, found[number], arguments.stop) else set()
         for new in found:
-            yield iter(["".join(decode_stream(tokenizer, start, new))])
+            yield iter(["".join(as_far_as_wanted(tokenizer, start, new, arguments.stop))])
+
+
+def as_far_as_wanted(
+    tokenizer: Tokenizer, start: list[int], tokens: Iterable[int], stops: Sequence[str]
+) -> Iterator[str]:
+    """The text of the start, and of the tokens up to a stop string."""
+    if not stops:
+        yield from decode_stream(tokenizer, start, tokens)
+        return
+    pieces = decode_stream(tokenizer, start, tokens)
+    yield next(pieces)  # the prompt's, in which nothing stops
+    yield from until(pieces, stops)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -90,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     positive = number(int, lambda value: value >= 1, "a whole number, at least 1")
     share = number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+    part = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    above = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+    any_number = number(float, math.isfinite, "a number")
     temperature = number(float, lambda value: 0 <= value < math.inf, "a number, at least 0")
     seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
     option = parser.add_argument
@@ -105,6 +123,14 @@ def parse_arguments() -> argparse.Namespace:
     option("--temperature", type=temperature, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
     option("--top_k", type=positive, default=200, metavar="K", help="only the K likeliest tokens (200)")
     option("--top_p", type=share, default=1.0, metavar="P", help="only the likeliest that together have P (1: all)")
+    option(
+        "--min_p", type=part, default=0.0, metavar="P", help="only those P times as likely as the likeliest, or more"
+    )
+    option("--typical_p", type=share, default=1.0, metavar="P", help="only the most typical that together have P")
+    option("--repetition_penalty", type=above, default=1.0, metavar="R", help="divides logits of what is there already")
+    option("--presence_penalty", type=any_number, default=0.0, metavar="R", help="less of what was written already")
+    option("--frequency_penalty", type=any_number, default=0.0, metavar="R", help="the same, for each time that it was")
+    option("--stop", action="append", default=[], type=some_text, metavar="TEXT", help="ends the text; can be repeated")
     option("--seed", type=seed, default=1337, metavar="N", help="the same seed gives the same text (1337)")
     option("--num_samples", type=positive, default=1, metavar="N", help="texts, each of the seed after (1)")
     option("--checkpoint", type=checkpoint_choice, metavar="WHICH", help="best, last or a step (best; last if none is)")
@@ -127,6 +153,12 @@ def number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], descripti
         return value
 
     return parse
+
+
+def some_text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text would end every text")
+    return text
 
 
 def device_choice(text: str) -> str:

@@ -60,20 +60,22 @@ def generate_batch(
     room = max(map(len, contexts), default=0) + max_new_tokens
     waiting: dict[tuple[int, int], Group] = {}
     for number, (context, generator) in enumerate(zip(contexts, generators, strict=True)):
-        put(waiting, Group([Text(number, context, max_new_tokens, generator)]))
+        put(waiting, Group([Text(number, context, max_new_tokens, generator, list(starts[number]))]))
     while waiting:
         group = waiting.pop(min(waiting))
         logits = group.read_on(model, room if limit is None else min(room, limit))[:, : tokenizer.vocab_size]
         check_finite(logits)
         if tokenizer.gaps:
             logits = logits.index_fill(1, torch.tensor(sorted(tokenizer.gaps), device=logits.device), -torch.inf)
-        probabilities = [distribution(row, how) for row in logits.cpu()]
+        both = zip(logits.cpu(), group.texts, strict=True)
+        probabilities = [distribution(row, how, text.prompt, text.new) for row, text in both]
         rows = []  # of the texts that go on
         for row, text in enumerate(group.texts):
             token = draw(probabilities[row], text.generator)
             if token != tokenizer.end_of_document:
                 yield text.number, token
                 text.context.append(token)
+                text.new.append(token)
                 text.left -= 1
                 rows += [row] if text.left and text.number not in ended else []
         if rows:
@@ -90,6 +92,8 @@ class Text:
     context: list[int]  # its tokens, or the last ones, which the model sees
     left: int  # tokens that it may still get
     generator: torch.Generator
+    prompt: list[int]  # whole
+    new: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

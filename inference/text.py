@@ -29,3 +29,26 @@ def decode_stream(tokenizer: Tokenizer, start: Sequence[int], tokens: Iterable[i
         yield decoder.decode(tokenizer.decode_bytes([token], continued))
         continued = True
     yield decoder.decode(b"", final=True)
+
+
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text of the pieces up to the first of the stop strings, wherever the pieces divide it: what may be the
+    beginning of one waits for the next piece. After a stop no more pieces are taken."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if (end := min((held.index(stop) for stop in stops if stop in held), default=None)) is not None:
+            yield held[:end]
+            return
+        begun = (size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size]))
+        sure = len(held) - max(begun, default=0)
+        yield held[:sure]
+        held = held[sure:]
+    yield held
+
+
+def has_ended(tokenizer: Tokenizer, new: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether the text of new tokens, of which this is asked after each, has come to a stop string."""
+    longest = max((len(stop.encode()) for stop in stops), default=0)  # a token has a byte at least
+    tail = tokenizer.decode(new[-longest:]) if longest else ""
+    return any(stop in tail for stop in stops)

@@ -406,6 +406,10 @@ def check_shared_adapters(config: RunConfig) -> None:
     for name in ("tensor_parallel", "expert_parallel", "pipeline_parallel"):
         if config.use_lora and getattr(config, name) > 1:
             raise UserError(f"use_lora and {name} exclude each other: ranks share adapters with use_fsdp or use_zero1")
+    if config.quantize_base is not None and config.compile is True:
+        raise UserError(
+            "quantize_base and compile=True exclude each other: PyTorch does not compile products with codes"
+        )
     if config.quantize_base is not None and config.use_fsdp:
         raise UserError("quantize_base and use_fsdp exclude each other: ranks share these adapters with use_zero1")
 

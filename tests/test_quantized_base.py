@@ -177,6 +177,7 @@ def test_what_cannot_be_is_refused_in_one_line(data_dir, base, tmp_path):
     for keys, message in (
         ([INT4, "--use_lora=False"], "quantize_base='int4' is for adapters: add --use_lora=True"),
         ([INT4, "--use_fsdp=True"], "quantize_base and use_fsdp exclude each other"),
+        ([INT4, "--compile=True"], "quantize_base and compile=True exclude each other"),
         (["--quantize_base=int3"], "quantize_base='int3'"),
     ):
         done = training(data_dir, tmp_path / "run", f"--init_from={base}", "--n_embd=64", *LORA[:1], *keys)

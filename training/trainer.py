@@ -112,6 +112,8 @@ def decide_compile(run: RunConfig, plan: RunPlan, ranks: Ranks, device: torch.de
     """Whether to compile the blocks, and why. `auto` weighs the run's length against a cold compilation."""
     if run.compile != "auto":
         return bool(run.compile), "as configured"
+    if run.quantize_base is not None:
+        return False, "auto: products with codes are not compiled"
     if device.type == "mps":
         return False, "auto: not tried on mps"
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
