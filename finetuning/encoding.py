@@ -41,6 +41,7 @@ class Encoded:
     answers: int
     left_out: int
     cut: bool
+    desirable: bool = False  # as a label says (finetuning/labelled.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,17 +153,21 @@ class Encoder:
         fitting = int(np.searchsorted(lengths + len(self._end), self.block_size, side="right"))
         return self._of(exchanges, pieces, max(1, fitting), cut=not fitting)
 
-    def encode_last(self, conversation: Conversation) -> Encoded | None:
-        """The conversation's tokens, of which those of the last answer count; None where they are more than block_size.
-        Raises UserError."""
+    def encode_last(self, conversation: Conversation, cut: bool = False) -> Encoded | None:
+        """The conversation's tokens, of which those of the last answer count; None where they are more than block_size,
+        or, if it may be `cut` after so many, where none of these counts. Raises UserError."""
         exchanges, pieces = self._pieces(conversation)
-        found = self._of(exchanges, pieces, len(exchanges), cut=False)
+        is_long = sum(map(len, pieces)) + len(self._end) > self.block_size
+        found = self._of(exchanges, pieces, len(exchanges), cut and is_long)
         if found is None or len(found.ids) > self.block_size:
             return None
-        of_answer = np.arange(len(found.ids)) >= len(found.ids) - len(pieces[-1]) - len(self._end)
-        return dataclasses.replace(
-            found, counts=found.counts & of_answer, answers=1, counted_bytes=exchanges[-1].answer_bytes
-        )
+        counts = found.counts & (np.arange(len(found.ids)) >= sum(map(len, pieces[:-1])))
+        if not counts.any():
+            return None
+        counted_bytes = exchanges[-1].answer_bytes
+        if found.cut:
+            counted_bytes = min(counted_bytes, self._bytes_of(found.ids[counts]))
+        return dataclasses.replace(found, counts=counts, answers=1, counted_bytes=counted_bytes)
 
     def _pieces(self, conversation: Conversation) -> tuple[list[Exchange], list[list[int]]]:
         """The exchanges, and as tokens what each of them begins with and its answer, one after the other. Raises

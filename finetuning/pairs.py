@@ -32,7 +32,7 @@ def pair_of(value: Any, where: str) -> Pair:
     if not {"chosen", "rejected"} <= keys:
         found = ", ".join(map(str, value)) or "(none)" if isinstance(value, dict) else "no object"
         raise UserError(f"{where} has the keys {found}; what is known: {KNOWN}")
-    chosen, rejected = (_conversation(value, name, where) for name in ("chosen", "rejected"))
+    chosen, rejected = (answered(value, name, where) for name in ("chosen", "rejected"))
     if chosen.turns[:-1] != rejected.turns[:-1]:
         raise UserError(f"{where}: chosen and rejected are not answers to the same turns")
     if chosen.turns == rejected.turns:
@@ -40,7 +40,8 @@ def pair_of(value: Any, where: str) -> Pair:
     return chosen, rejected
 
 
-def _conversation(value: dict[str, Any], name: str, where: str) -> Conversation:
+def answered(value: dict[str, Any], name: str, where: str) -> Conversation:
+    """The conversation that ends with the answer of this name. Raises UserError."""
     answer = value[name]
     if isinstance(answer, list) and answer and isinstance(answer[0], dict) and answer[0].get("role") != ASSISTANT:
         turns = answer  # all of them

@@ -374,17 +374,22 @@ def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
     pairs = [
         {"prompt": asked, "chosen": said, "rejected": said[::-1] + "z"} for asked, said in read(home / "chats.jsonl")
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    answers = [
+        {"prompt": asked, "completion": said, "label": number % 2 == 0}
+        for number, (asked, said) in enumerate(read(home / "chats.jsonl"))
+    ]
+    for name, rows in (("pairs", pairs), ("answers", answers)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = (ROOT / "docs/using/finetuning.md").read_text()
     commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 10
     for line in commands:
         before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
         given = [*shlex.split(keys[0]), *([] if script == "checkpoint.py" else MACHINE)]
         done = processes.run(ROOT / script, given, tmp_path, environment(), before.split())
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert "finished at step 30 of 30" in done.stdout
-    made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo"}
+    made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo", "kto"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == made
 
 
