@@ -202,13 +202,14 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Count
             counts["without an answer"] += 1
             continue
         counts["turns after the last answer"] += conversation.left_out
-        one = encoder.encode(conversation)
-        if one is None:
+        texts = encoder.encode_all(conversation)
+        if not texts:
             counts["without room"] += 1
             continue
-        counts["exchanges"] += one.left_out
-        counts["cut"] += one.cut
-        found.append((_in_few_bytes(one, encoder),))
+        counts["exchanges"] += texts[0].left_out
+        counts["cut"] += texts[0].cut
+        counts["divided"] += len(texts) > 1
+        found.append(tuple(_in_few_bytes(one, encoder) for one in texts))
     if files and not found:
         raise UserError(
             f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "
@@ -275,6 +276,10 @@ def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) ->
     lines.append(f"left out: {', '.join(said) or 'nothing'}")
     if counts["cut"]:
         lines.append(f"cut after {block_size:,} tokens: {counts['cut']:,} conversations, in their first exchange")
+    if counts["divided"]:
+        lines.append(
+            f"a text for each answer: {counts['divided']:,} conversations, as the chat template rewrites earlier turns"
+        )
     if counts["of others cut"]:
         lines.append(f"cut after {block_size:,} tokens: {counts['of others cut']:,} of others' answers to a prompt")
     return lines

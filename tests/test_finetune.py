@@ -310,6 +310,21 @@ def test_a_share_is_for_validation_without_a_file(home, tmp_path):
     assert one.splits["val"].documents == math.ceil(all_of_them / 4) > 1 and one.identity == two.identity
 
 
+def test_a_template_that_rewrites_earlier_turns_makes_texts_of_answers(home, tmp_path):
+    """Here it ends the last answer with a mark, and no other; so that mark ends a text, and counts."""
+    ended = "message.content + ('!' if loop.last and message.role == 'assistant' else '')"
+    (tmp_path / "t.jinja").write_text(TEMPLATE.replace("message.content", ended))
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
+    rows = [{"messages": turns}, {"messages": turns[:2]}]
+    for name in ("chats.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = finetune(tmp_path, tmp_path / "run", *RUN, "--epochs=3", "--dry_run", base=home / "base")
+    assert done.returncode == 0, done.stderr
+    tokens, counted = sum(map(len, (">u\n<a!", ">u\n<a\n>u\n<a!", ">u\n<a!"))), 3 * len("a!")
+    assert f"training: 2 conversations, 3 answers, {tokens} tokens, of which {counted} count" in done.stdout
+    assert "a text for each answer: 2 conversations, as the chat template rewrites earlier turns" in done.stdout
+
+
 def test_a_dry_run_leaves_nothing(home, tmp_path):
     done = finetune(home, tmp_path / "run", *RUN, "--epochs=3", "--dry_run")
     assert done.returncode == 0 and re.search(r"Steps: +6 ", done.stdout), done.stderr
