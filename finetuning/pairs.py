@@ -15,7 +15,10 @@ from data.documents import read_values
 from finetuning.conversations import ASSISTANT, USER, Conversation, conversation_of
 
 Pair = tuple[Conversation, Conversation]
-KNOWN = "prompt, chosen and rejected; or chosen and rejected, both with all turns"
+KNOWN = (
+    "prompt, chosen and rejected; or chosen and rejected, both with all turns; answers with a label are for "
+    "--preference=kto"
+)
 
 
 def read_pairs(files: Sequence[Path]) -> Iterator[Pair]:
