@@ -33,7 +33,8 @@ class KTO(OfWholeBatch):
     def given(self, sums: Tensor) -> "KTOOfBatch":
         """That of a global batch."""
         ratios, answers, desirable = sums.tolist()
-        return KTOOfBatch(self, max(0.0, ratios / answers), int(answers), int(desirable))
+        kl = max(ratios / answers, 0.0)  # in this order NaN stays, and the step is skipped
+        return KTOOfBatch(self, kl, int(answers), int(desirable))
 
 
 @dataclasses.dataclass(frozen=True)

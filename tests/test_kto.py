@@ -52,6 +52,12 @@ def test_closed_form(answers, kl, beta):
     assert found.tolist() == pytest.approx(expected, rel=1e-6)  # weights are float32
 
 
+def test_the_estimate_is_no_less_than_0_and_keeps_what_is_not_finite():
+    ratios = (-3.0, 6.0, math.nan)
+    found = [KTO(0.1).given(torch.tensor([ratio, 2.0, 1.0])).kl for ratio in ratios]
+    assert found[:2] == [0, 3] and math.isnan(found[2])
+
+
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=40))
 def test_each_answer_is_shown_once_to_another_prompt(prompts):
     if 2 * max(collections.Counter(prompts).values()) > len(prompts):
