@@ -5,8 +5,8 @@ python finetune.py out/chat config/dpo.py --data pairs.jsonl --out_dir=out/prefe
 torchrun --nproc_per_node=4 finetune.py gpt2 --data chats/ --val_data held_out.jsonl --block_size=512
 
 MODEL is a run's folder, that of a Hugging Face model, or the name of one in its cache. The conversations become a
-dataset in the new run's folder, of whose tokens the answers' count, or pairs of answers where a preference is learned;
-then train.py trains, with its keys, checkpoints, log and strategies. The same command again continues the run.
+dataset in the new run's folder, of whose tokens the answers' count, or for a preference pairs of answers, or labelled
+ones; then train.py trains, with its keys, checkpoints, log and strategies. The same command again continues the run.
 docs/using/finetuning.md says more.
 """
 
@@ -27,7 +27,7 @@ from data.preparation import fraction
 from data.reference import wait_for_reference
 from finetuning.example import example
 from finetuning.models import template_folders, tokenizer_of
-from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for
+from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for, what_is_learned
 from finetuning.templates import BUILT_IN, find_template
 from interop.sources import find_source, with_architecture_of
 from parallel.ranks import Ranks, ranks_from_environment
@@ -68,9 +68,8 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     template, note = find_template(arguments.chat_template, template_folders(source))
     train, val = (tuple(find_files(given)) for given in (arguments.data, arguments.val_data))
     block_size = configuration.model.block_size
-    of_pairs, reference = configuration.run.preference is not None, arguments.reference
-    fraction_of = arguments.val_fraction
-    return Task(arguments.model, train, val, fraction_of, kept, template, block_size, of_pairs, reference), note
+    what, share = what_is_learned(configuration.run.preference), arguments.val_fraction
+    return Task(arguments.model, train, val, share, kept, template, block_size, what, arguments.reference), note
 
 
 def check_plan(configuration: Configuration, ranks: Ranks) -> None:

@@ -16,9 +16,10 @@ original text, without separators, so that bits per byte = loss / ln 2 * tokens 
 "shards" for "file", a list of {"file", "tokens", "checksum"}, and the format is 2.
 
 Where splits have "marks", {"file", "checksum", "counted_tokens", "counted_bytes"}, of pairs of documents with
-"of_pairs", the format is 3. A mark is a sum of
+"of_pairs", of labelled ones with "of_labels" too, the format is 3. A mark is a sum of
 COUNTED, if this token counts when it is the target, and ENDS, if it is its document's last: there an end_of_document
-in the text means nothing, and there need be none. Then a loss is of the counted tokens, and bits per byte =
+in the text means nothing, and there need be none; with labels also of DESIRABLE, at the end of a document that is. Then
+a loss is of the counted tokens, and bits per byte =
 loss / ln 2 * counted_tokens / counted_bytes, the bytes of the text that these stand for.
 
 No torch in here: a command that only plans must start in a fraction of a second.
@@ -47,7 +48,7 @@ FORMAT = 1  # of a dataset with a file a split
 FORMAT_OF_SHARDS = 2
 FORMAT_OF_MARKS = 3
 FORMATS = (FORMAT, FORMAT_OF_SHARDS, FORMAT_OF_MARKS)
-COUNTED, ENDS = 1, 2  # in a token's mark
+COUNTED, ENDS, DESIRABLE = 1, 2, 4  # in a token's mark
 MARK = np.dtype(np.uint8)
 SPLITS = ("train", "val")
 OF_A_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-[0-9]+|\.marks)?\.bin")  # what its files are called
@@ -84,12 +85,14 @@ class Shard:
 @dataclass(frozen=True)
 class Marks:
     """The marks of a split's tokens, and how many of these count, and stand for how many bytes of text; whether every
-    two of its documents are a pair, of which the first is preferred."""
+    two of its documents are a pair, of which the first is preferred, or, `of_labels`, has a label, and the second has
+    none."""
 
     shards: tuple[Shard, ...]
     counted_tokens: int
     counted_bytes: int
     of_pairs: bool = False
+    of_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -448,7 +451,8 @@ def _parse_marks(folder: Path, split: str, entry: dict[str, Any]) -> Marks:
     found = entry["marks"]
     shard = _parse_shard(folder, split, {"tokens": entry["tokens"], **found})
     tokens, size = (operator.index(found[key]) for key in ("counted_tokens", "counted_bytes"))
-    marks = Marks((shard,), tokens, size, of_pairs=found.get("of_pairs", False) is True)
+    of_pairs, of_labels = (found.get(key, False) is True for key in ("of_pairs", "of_labels"))
+    marks = Marks((shard,), tokens, size, of_pairs, of_labels)
     if not 0 < marks.counted_tokens <= entry["tokens"] or not 0 <= marks.counted_bytes <= entry["bytes"]:
         raise ValueError(f"a count of the {split} split's marks is impossible")
     return marks
@@ -465,10 +469,12 @@ class _Kind:
 
 def _files(dataset: Dataset) -> Iterator[tuple[Shard, _Kind]]:
     """Every file of the splits."""
-    tokens, marks = _Kind("tokens", dataset.dtype, dataset.vocab_size), _Kind("marks", MARK, COUNTED + ENDS + 1)
+    tokens = _Kind("tokens", dataset.dtype, dataset.vocab_size)
     for split in dataset.splits.values():
         yield from ((shard, tokens) for shard in split.shards)
-        yield from ((shard, marks) for shard in (split.marks.shards if split.marks else ()))
+        if split.marks:
+            end = COUNTED + ENDS + 1 + (DESIRABLE if split.marks.of_labels else 0)
+            yield from ((shard, _Kind("marks", MARK, end)) for shard in split.marks.shards)
 
 
 def _check_length(dataset: Dataset, shard: Shard, kind: _Kind) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from components.heads.spec import IGNORED
-from data.dataset import COUNTED, Dataset, document_numbers
+from data.dataset import COUNTED, DESIRABLE, Dataset, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
 from data.packing import Cut, packed
 from data.reference import read_reference
@@ -41,11 +41,13 @@ class Batch:
     documents: torch.Tensor | None = None  # (B, T, or more)
     n_targets: int | None = None
     reference: torch.Tensor | None = None  # (B,) what a reference model says of each sequence's targets, nats
+    desirable: torch.Tensor | None = None  # (B,) bool, whether each sequence is labelled so
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same with every tensor changed in the same way."""
-        documents, reference = (None if one is None else change(one) for one in (self.documents, self.reference))
-        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets, reference)
+        some = (self.documents, self.reference, self.desirable)
+        documents, reference, desirable = (None if one is None else change(one) for one in some)
+        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets, reference, desirable)
 
 
 class WindowOrder:
@@ -227,8 +229,9 @@ class PackedLoader(SplitLoader):
 
 
 class PairedLoader(PackedLoader):
-    """Pairs of documents that follow one another in the split, each in a window of its own; batches count pairs. Beside
-    a dataset of pairs lies what a reference says of each document, if a run needs that."""
+    """Pairs of documents that follow one another in the split, each in a window of its own; batches count pairs, and,
+    where there are labels, say which documents are desirable. Beside a dataset of pairs lies what a reference says of
+    each document, if a run needs that."""
 
     together = 2
 
@@ -236,11 +239,23 @@ class PairedLoader(PackedLoader):
         """Raises UserError for a reference that is not of this split."""
         super().__init__(dataset, split, cut, seed, own_part)
         self._reference = read_reference(dataset, split)
+        marks = dataset.splits[split].marks
+        self._has_labels = marks is not None and marks.of_labels
 
     def of_windows(self, windows: np.ndarray) -> Batch:
         batch = super().of_windows(windows)
         reference = None if self._reference is None else torch.from_numpy(self._reference[windows])
-        return dataclasses.replace(batch, n_targets=len(windows) // self.together, reference=reference)
+        desirable = torch.from_numpy(self._desirable(windows.tolist())) if self._has_labels else None
+        n_pairs = len(windows) // self.together
+        return dataclasses.replace(batch, n_targets=n_pairs, reference=reference, desirable=desirable)
+
+    def _desirable(self, windows: list[int]) -> np.ndarray:
+        """(windows,) whether their documents are, as the marks of the last tokens say."""
+        pieces = [self._packing.pieces(window) for window in windows]
+        last = np.array([start + length - 1 for (start,), (length,) in pieces])
+        _, marks = self._reader.read_each(last, np.ones(len(windows), dtype=np.int64))
+        assert marks is not None
+        return marks & DESIRABLE > 0
 
 
 class MixedLoader:

@@ -14,7 +14,18 @@ import numpy as np
 from common.errors import UserError
 from common.files import replace_file, sync, writing_to
 from common.locks import left_as_it_was, lock
-from data.dataset import COUNTED, ENDS, FORMAT, FORMAT_OF_MARKS, MARK, OF_A_SPLIT, SPLITS, checksum_text, dtype_for
+from data.dataset import (
+    COUNTED,
+    DESIRABLE,
+    ENDS,
+    FORMAT,
+    FORMAT_OF_MARKS,
+    MARK,
+    OF_A_SPLIT,
+    SPLITS,
+    checksum_text,
+    dtype_for,
+)
 from data.tokenizers import FILES
 
 
@@ -26,7 +37,7 @@ class DatasetWriter:
 
     `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
     it names, if it does; `source` says where the text came from. With `is_marked` tokens have marks (data/dataset.py),
-    `of_pairs` if documents are pairs.
+    `of_pairs` if documents are pairs, `of_labels` if the first of each has a label.
     The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
     exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
     folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
@@ -42,9 +53,11 @@ class DatasetWriter:
         tokenizer_file: bytes | None = None,
         is_marked: bool = False,
         of_pairs: bool = False,
+        of_labels: bool = False,
     ):
         self.folder = Path(folder)
-        self.is_marked, self.of_pairs = is_marked, of_pairs
+        self.is_marked = is_marked
+        self.kinds = {name: True for name, holds in (("of_pairs", of_pairs), ("of_labels", of_labels)) if holds}
         self.tokenizer = tokenizer
         self.tokenizer_file = tokenizer_file
         self.vocab_size = vocab_size
@@ -60,7 +73,7 @@ class DatasetWriter:
             for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
                 leftover.unlink(missing_ok=True)
             for name in SPLITS:
-                marks = opened.enter_context(_MarksFile(self.folder, name, self.of_pairs)) if self.is_marked else None
+                marks = opened.enter_context(_MarksFile(self.folder, name, self.kinds)) if self.is_marked else None
                 dtype = dtype_for(self.vocab_size)
                 self._splits[name] = opened.enter_context(_SplitFile(self.folder, name, dtype, marks))
             self._opened = opened.pop_all()
@@ -81,12 +94,19 @@ class DatasetWriter:
             self._splits[split].append_documents(array, text_bytes, documents)
 
     def add_marked(
-        self, split: str, ids: Sequence[int] | np.ndarray, counts: np.ndarray, text_bytes: int, counted_bytes: int
+        self,
+        split: str,
+        ids: Sequence[int] | np.ndarray,
+        counts: np.ndarray,
+        text_bytes: int,
+        counted_bytes: int,
+        desirable: bool = False,
     ) -> None:
         """Append one document: `ids` (tokens,), of which those count as targets that `counts` (tokens,) says, and which
-        stand for so many bytes of text, of which so many are of the ones that count. Raises as `add`."""
+        stand for so many bytes of text, of which so many are of the ones that count; labelled `desirable`, or not.
+        Raises as `add`."""
         marks = COUNTED * np.asarray(counts, dtype=MARK)
-        marks[-1] |= ENDS
+        marks[-1] |= ENDS | (DESIRABLE if desirable else 0)
         with writing_to(self.folder):
             self._splits[split].append_documents(self._checked(ids), text_bytes, 1, marks, counted_bytes)
 
@@ -183,15 +203,15 @@ class _GrowingFile:
 class _MarksFile(_GrowingFile):
     """The marks of a split while they grow."""
 
-    def __init__(self, folder: Path, split: str, of_pairs: bool):
+    def __init__(self, folder: Path, split: str, kinds: dict[str, bool]):
         super().__init__(folder, f"{split}.marks.bin")
-        self.of_pairs = of_pairs
+        self.kinds = kinds
         self.counted_tokens = self.counted_bytes = 0
 
     def describe(self) -> dict[str, Any]:
         checksum = checksum_text(self.checksum)
         counts = {"counted_tokens": self.counted_tokens, "counted_bytes": self.counted_bytes}
-        return {"file": self.name, "checksum": checksum, **counts} | ({"of_pairs": True} if self.of_pairs else {})
+        return {"file": self.name, "checksum": checksum, **counts, **self.kinds}
 
 
 class _SplitFile(_GrowingFile):

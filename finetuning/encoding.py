@@ -9,6 +9,9 @@ alone, and goes on from there.
 The markers of a template become special tokens where the tokenizer has them. What a message says stays text, also
 where it spells the name of a special token.
 
+A template may write earlier turns otherwise once others follow, as those do that drop what a model thought before an
+earlier answer: then no one text has what the model writes each time. Such a conversation is a text for each answer.
+
 A template without an end of turns needs the tokenizer's end_of_document after the last answer, which then counts; else
 nothing is added to what the template writes. What follows the last token that counts is left out.
 """
@@ -41,6 +44,11 @@ class Encoded:
     answers: int
     left_out: int
     cut: bool
+    desirable: bool = False  # as a label says (finetuning/labelled.py)
+
+
+class Rewritten(UserError):
+    """A template writes turns otherwise once others follow, so that a conversation is not one text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +83,35 @@ class Encoder:
 
     def exchanges(self, conversation: Conversation) -> list[Exchange]:
         """A conversation with an answer as text, each of whose exchanges goes on from the one before. Raises UserError
-        where the template does not say what of it is the answers."""
-        turns = [Turn(turn.role, self._as_text(turn.content)) for turn in conversation.turns]
+        where the template does not say what of it is the answers, Rewritten where it does of the last one alone."""
+        turns = self._as_texts(conversation)
         answers = [number for number, turn in enumerate(turns) if turn.role == ASSISTANT]
-        if self.template.has_marks:
-            found = list(self._marked(turns))
-            if len(found) != len(answers):
-                raise UserError(
-                    f"the chat template {self.template.name} marks {len(found)} pieces as the assistant's, but there "
-                    f"are {len(answers)} answers: --chat_template names another one"
-                )
-        else:
-            found = list(self._between(turns, answers))
+        found = self._marked(turns, len(answers)) if self.template.has_marks else list(self._between(turns, answers))
         for number, exchange in zip(answers, found, strict=True):
-            if turns[number].content.strip() not in exchange.answer:
-                raise UserError(
-                    f"the chat template {self.template.name} changes an answer, or leaves it out: --chat_template "
-                    "names another one"
-                )
+            self._check(exchange, turns[number], UserError if number == answers[-1] else Rewritten)
         return found
+
+    def last_exchange(self, conversation: Conversation) -> Exchange:
+        """The last answer, and all that the model is given for it. Raises UserError as `exchanges`."""
+        turns = self._as_texts(conversation)
+        if self.template.has_marks:
+            *before, found = self._marked(turns, sum(turn.role == ASSISTANT for turn in turns))
+            prompt = "".join(exchange.prompt + exchange.answer for exchange in before) + found.prompt
+            found = dataclasses.replace(found, prompt=prompt)
+        else:
+            (found,) = self._between(turns, [len(turns) - 1])
+        self._check(found, turns[-1], UserError)
+        return found
+
+    def _as_texts(self, conversation: Conversation) -> list[Turn]:
+        return [Turn(turn.role, self._as_text(turn.content)) for turn in conversation.turns]
+
+    def _check(self, exchange: Exchange, turn: Turn, error: type[UserError]) -> None:
+        if turn.content.strip() not in exchange.answer:
+            raise error(
+                f"the chat template {self.template.name} changes an answer, or leaves it out: --chat_template names "
+                "another one"
+            )
 
     def _between(self, turns: Sequence[Turn], answers: list[int]) -> Iterator[Exchange]:
         """What comes between the template's texts of ever more turns, each of which begins with the one before."""
@@ -104,7 +122,7 @@ class Encoder:
             asked = self.template.render(turns[:number], asks=True)
             said = self.template.render(turns[: number + 1])
             if not (asked.startswith(before) and said.startswith(asked)):
-                raise UserError(
+                raise (Rewritten if said.startswith(asked) else UserError)(
                     f"the chat template {self.template.name} writes what comes before an answer otherwise than when "
                     "it asks for one, and does not mark with {% generation %} what the model writes: --chat_template "
                     "names another one, such as chatml"
@@ -114,15 +132,21 @@ class Encoder:
             yield Exchange(asked[done:], answer, self._answer_bytes(answer))
             before, done = said, end
 
-    def _marked(self, turns: Sequence[Turn]) -> Iterator[Exchange]:
+    def _marked(self, turns: Sequence[Turn], answers: int) -> list[Exchange]:
         """What {% generation %} stands around, and what comes before."""
-        prompt = ""
+        found, prompt = [], ""
         for piece, is_answer in spans(self.template.render(turns)):
             if is_answer:
-                yield Exchange(prompt, piece, self._answer_bytes(piece))
+                found.append(Exchange(prompt, piece, self._answer_bytes(piece)))
                 prompt = ""
             else:
                 prompt += piece
+        if len(found) != answers:
+            raise UserError(
+                f"the chat template {self.template.name} marks {len(found)} pieces as the assistant's, but there are "
+                f"{answers} answers: --chat_template names another one"
+            )
+        return found
 
     def _answer_bytes(self, answer: str) -> int:
         """Of UTF-8 text, without the end of the turn."""
@@ -144,6 +168,21 @@ class Encoder:
     # -----------------------------------------------------------------------------------------------------------------
     # Tokens
 
+    def encode_all(self, conversation: Conversation) -> list[Encoded]:
+        """The conversation's tokens: one text, as `encode` has it, or where the template rewrites earlier turns one for
+        each answer. Empty where nothing counts. Raises UserError."""
+        try:
+            found = self.encode(conversation)
+            return [] if found is None else [found]
+        except Rewritten:
+            ends = [number for number, turn in enumerate(conversation.turns, start=1) if turn.role == ASSISTANT]
+        texts = [dataclasses.replace(conversation, turns=conversation.turns[:end]) for end in ends]
+        all_of_them = [self.encode_last(text, cut=text is texts[0]) for text in texts]
+        fitting = [one for one in all_of_them if one is not None]
+        if fitting:
+            fitting[0] = dataclasses.replace(fitting[0], left_out=len(texts) - len(fitting))
+        return fitting
+
     def encode(self, conversation: Conversation) -> Encoded | None:
         """The conversation's tokens: as many whole exchanges as fit in block_size; of a first one that does not, its
         first block_size tokens. None where none of these counts. Raises UserError."""
@@ -152,27 +191,34 @@ class Encoder:
         fitting = int(np.searchsorted(lengths + len(self._end), self.block_size, side="right"))
         return self._of(exchanges, pieces, max(1, fitting), cut=not fitting)
 
-    def encode_last(self, conversation: Conversation) -> Encoded | None:
-        """The conversation's tokens, of which those of the last answer count; None where they are more than block_size.
-        Raises UserError."""
-        exchanges, pieces = self._pieces(conversation)
-        found = self._of(exchanges, pieces, len(exchanges), cut=False)
+    def encode_last(self, conversation: Conversation, cut: bool = False) -> Encoded | None:
+        """The conversation's tokens, of which those of the last answer count; None where they are more than block_size,
+        or, if it may be `cut` after so many, where none of these counts. Raises UserError."""
+        try:
+            exchanges, pieces = self._pieces(conversation)
+        except Rewritten:
+            exchanges, pieces = self._pieces(conversation, only_last=True)
+        is_long = sum(map(len, pieces)) + len(self._end) > self.block_size
+        found = self._of(exchanges, pieces, len(exchanges), cut and is_long)
         if found is None or len(found.ids) > self.block_size:
             return None
-        of_answer = np.arange(len(found.ids)) >= len(found.ids) - len(pieces[-1]) - len(self._end)
-        return dataclasses.replace(
-            found, counts=found.counts & of_answer, answers=1, counted_bytes=exchanges[-1].answer_bytes
-        )
+        counts = found.counts & (np.arange(len(found.ids)) >= sum(map(len, pieces[:-1])))
+        if not counts.any():
+            return None
+        counted_bytes = exchanges[-1].answer_bytes
+        if found.cut:
+            counted_bytes = min(counted_bytes, self._bytes_of(found.ids[counts]))
+        return dataclasses.replace(found, counts=counts, answers=1, counted_bytes=counted_bytes)
 
-    def _pieces(self, conversation: Conversation) -> tuple[list[Exchange], list[list[int]]]:
-        """The exchanges, and as tokens what each of them begins with and its answer, one after the other. Raises
-        UserError, which says which conversation it is."""
+    def _pieces(self, conversation: Conversation, only_last: bool = False) -> tuple[list[Exchange], list[list[int]]]:
+        """The exchanges, or only the last one with all that is before, and as tokens what each of them begins with and
+        its answer, one after the other. Raises UserError, which says which conversation it is."""
         try:
-            exchanges = self.exchanges(conversation)
+            exchanges = [self.last_exchange(conversation)] if only_last else self.exchanges(conversation)
             texts = [text for each in exchanges for text in (each.prompt, each.answer)]
             return exchanges, [self._encode(text, is_first=number == 0) for number, text in enumerate(texts)]
         except UserError as error:
-            raise UserError(f"{conversation.where}: {error}") from None
+            raise type(error)(f"{conversation.where}: {error}") from None
 
     def _of(self, exchanges: list[Exchange], pieces: list[list[int]], answers: int, cut: bool) -> Encoded | None:
         """The first exchanges, so many `answers`, as tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.texts import harmless
-from data.dataset import COUNTED, Dataset
+from data.dataset import COUNTED, DESIRABLE, Dataset
 from data.packing import lengths_of_documents
 from data.tokenizers import Tokenizer
 
@@ -38,6 +38,8 @@ def _shortest(dataset: Dataset) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     split, reader = dataset.splits["train"], dataset.reader("train")
     assert split.marks is not None
     names = ("a chosen answer", "the one rejected for it") if split.marks.of_pairs else ("one example",)
+    if split.marks.of_labels:
+        names = ("an undesirable answer", "another's answer to its prompt, which KL is estimated with")
     lengths = lengths_of_documents(split, dataset.dtype, dataset.tokenizer["end_of_document"]).astype(np.int64)
     units = lengths[: LOOKED_AT * len(names)].reshape(-1, len(names))
     number = int(units.sum(axis=1).argmin())
@@ -45,5 +47,5 @@ def _shortest(dataset: Dataset) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name, length in zip(names, units[number].tolist(), strict=True):
         ids, marks = reader.read(first, length)
         assert marks is not None
-        yield name, ids, marks & COUNTED > 0
+        yield "a desirable answer" if marks[-1] & DESIRABLE else name, ids, marks & COUNTED > 0
         first += length

@@ -15,7 +15,10 @@ from data.documents import read_values
 from finetuning.conversations import ASSISTANT, USER, Conversation, conversation_of
 
 Pair = tuple[Conversation, Conversation]
-KNOWN = "prompt, chosen and rejected; or chosen and rejected, both with all turns"
+KNOWN = (
+    "prompt, chosen and rejected; or chosen and rejected, both with all turns; answers with a label are for "
+    "--preference=kto"
+)
 
 
 def read_pairs(files: Sequence[Path]) -> Iterator[Pair]:
@@ -32,7 +35,7 @@ def pair_of(value: Any, where: str) -> Pair:
     if not {"chosen", "rejected"} <= keys:
         found = ", ".join(map(str, value)) or "(none)" if isinstance(value, dict) else "no object"
         raise UserError(f"{where} has the keys {found}; what is known: {KNOWN}")
-    chosen, rejected = (_conversation(value, name, where) for name in ("chosen", "rejected"))
+    chosen, rejected = (answered(value, name, where) for name in ("chosen", "rejected"))
     if chosen.turns[:-1] != rejected.turns[:-1]:
         raise UserError(f"{where}: chosen and rejected are not answers to the same turns")
     if chosen.turns == rejected.turns:
@@ -40,7 +43,8 @@ def pair_of(value: Any, where: str) -> Pair:
     return chosen, rejected
 
 
-def _conversation(value: dict[str, Any], name: str, where: str) -> Conversation:
+def answered(value: dict[str, Any], name: str, where: str) -> Conversation:
+    """The conversation that ends with the answer of this name. Raises UserError."""
     answer = value[name]
     if isinstance(answer, list) and answer and isinstance(answer[0], dict) and answer[0].get("role") != ASSISTANT:
         turns = answer  # all of them

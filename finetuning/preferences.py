@@ -19,8 +19,10 @@ from components.heads.spec import IGNORED
 from data.loader import Batch
 from data.mixture import Data
 from data.reference import reference_of
+from finetuning.kto import KTO
 from model_builder import LossParts
-from runs.config import WITH_REFERENCE, RunConfig
+from runs.config import OF_LABELS, WITH_REFERENCE, RunConfig
+from training.objective import AnyObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,6 @@ class Preference:
     label_smoothing: float = 0.0
     margin: float = 0.0
     per_token: bool = False
-
-    @property
-    def has_reference(self) -> bool:
-        return self.loss in WITH_REFERENCE
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossParts:
         """The objective: the sum of the pairs' losses, how often the chosen answer has the higher reward, and by how
@@ -70,24 +68,30 @@ class Answers:
         return ratios / self.tokens.clamp(min=1) if per_token else ratios
 
 
-def preference_of(run: RunConfig, dataset: Data) -> Preference:
-    """That of a run's keys. Raises UserError where it needs a reference and the pairs have none."""
+def preference_of(run: RunConfig, dataset: Data) -> AnyObjective:
+    """That of a run's keys. Raises UserError where it needs a reference and the answers have none, and for answers in
+    pairs where labelled ones are learned, or the other way round."""
     assert run.preference is not None
-    how = Preference(
+    of_labels = run.preference in OF_LABELS
+    for source in (*dataset.sources.values(), *dataset.validation_sources.values()):
+        marks = source.splits["train"].marks
+        if marks is not None and marks.of_pairs and marks.of_labels != of_labels:
+            has = "labelled answers" if marks.of_labels else "pairs of a chosen and a rejected answer"
+            raise UserError(f"{source.folder} has {has}, and not what preference={run.preference!r} learns of")
+        if run.preference in WITH_REFERENCE and reference_of(source.folder) is None:
+            raise UserError(
+                f"preference={run.preference!r} compares with a reference, and {source.folder} has none: finetune.py "
+                "asks one; or take simpo or orpo"
+            )
+    if of_labels:
+        return KTO(run.preference_beta, run.preference_desirable, run.preference_undesirable)
+    return Preference(
         run.preference,
         run.preference_beta,
         run.preference_smoothing,
         run.preference_margin,
         run.preference_per_token,
     )
-    if how.has_reference:
-        for source in (*dataset.sources.values(), *dataset.validation_sources.values()):
-            if reference_of(source.folder) is None:
-                raise UserError(
-                    f"preference={how.loss!r} compares with a reference, and {source.folder} has none: finetune.py "
-                    "asks one; or take simpo or orpo"
-                )
-    return how
 
 
 def answers_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,7 +1,8 @@
 """Conversations to a prepared dataset in a run's folder, of whose tokens those count that the model would write.
 
 out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation, of pairs of
-                                 answers (finetuning/pairs.py) the chosen one and then the rejected one
+                                 answers (finetuning/pairs.py) the chosen one and then the rejected one, of labelled
+                                 answers (finetuning/labelled.py) each and then its prompt with another's
     prepared.json                what it was made of and what was counted, written last
 out/<run>/chat_template.jinja    the template
 """
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -29,13 +30,15 @@ from data.tokenizers import Kept
 from data.writer import DatasetWriter
 from finetuning.conversations import read_conversations
 from finetuning.encoding import Encoded, Encoder
+from finetuning.labelled import Labelled, beside_others, check_labels, read_labelled
 from finetuning.pairs import read_pairs
 from finetuning.templates import ChatTemplate
-from runs.config import DATA
+from runs.config import DATA, OF_LABELS
 from runs.folder import CHAT_TEMPLATE
 
 NAME = "conversations"
 NOTE = "prepared.json"
+CONVERSATIONS, PAIRS, LABELLED = "conversations", "pairs", "labelled answers"  # what is prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +53,13 @@ class Task:
     kept: Kept
     template: ChatTemplate
     block_size: int
-    of_pairs: bool = False
+    what: str = CONVERSATIONS
     reference: str | None = None  # that answers are compared with, where it is not the model
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the dataset, and the model, as JSON has it."""
+        of_answers = {PAIRS: {"of_pairs": True}, LABELLED: {"of_labels": True}}.get(self.what)
         return {
             "model": self.model,
             "data": [_sha256(path) for path in self.train],
@@ -63,7 +67,14 @@ class Task:
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
             "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
             "block_size": self.block_size,
-        } | ({"of_pairs": True, "reference": self.reference} if self.of_pairs else {})
+        } | ({} if of_answers is None else {**of_answers, "reference": self.reference})
+
+
+def what_is_learned(preference: str | None) -> str:
+    """What a run with this key needs to be prepared."""
+    if preference is None:
+        return CONVERSATIONS
+    return LABELLED if preference in OF_LABELS else PAIRS
 
 
 def _sha256(path: Path) -> str:
@@ -95,23 +106,18 @@ def read_prepared(run: Path) -> Prepared | None:
 def prepare(task: Task, run: Path) -> Prepared:
     """Writes the dataset and the template into the run's folder. Raises UserError."""
     encoder = Encoder(task.kept.tokenizer, task.template, task.block_size)
-    encoded = _encoded_pairs if task.of_pairs else _encoded
-    train, of_train = encoded(task.train, encoder)
-    val, of_val = encoded(task.val, encoder)
-    if not task.val:
-        train, val = _divided(train, task.val_fraction)
+    (train, val), counts = (_labelled if task.what == LABELLED else _conversations_or_pairs)(task, encoder)
     folder = run / DATA / NAME
     with writing_to(folder):
         (folder / NOTE).unlink(missing_ok=True)
     entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
     source = ", ".join(path.name for path in (*task.train, *task.val))
-    with DatasetWriter(
-        folder, entry, size, f"conversations of {source}", task.kept.content, True, task.of_pairs
-    ) as writer:
+    kinds = (task.what != CONVERSATIONS, task.what == LABELLED)
+    with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, True, *kinds) as writer:
         for split, units in (("train", train), ("val", val)):
             for one in itertools.chain(*units):
-                writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes)
-    counted = _counted(of_train + of_val, {"training": train, "validation": val}, task)
+                writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes, one.desirable)
+    counted = _counted(counts, {"training": train, "validation": val}, task)
     found = Prepared(task.identity, counted)
     with writing_to(run):
         replace_file(run / CHAT_TEMPLATE, task.template.source.encode("utf-8"))
@@ -135,7 +141,55 @@ def wait_for(task: Task, run: Path, seconds: int) -> None:
         time.sleep(0.1)
 
 
-Unit = tuple[Encoded, ...]  # what stays together: a conversation, or the two of a pair
+One = TypeVar("One")
+Unit = tuple[Encoded, ...]  # what stays together: a conversation, the two of a pair, or a labelled answer and another's
+
+
+def _conversations_or_pairs(task: Task, encoder: Encoder) -> tuple[tuple[list[Unit], list[Unit]], Counter[str]]:
+    """Those for training and for validation, and what was left out."""
+    encoded = _encoded_pairs if task.what == PAIRS else _encoded
+    train, of_train = encoded(task.train, encoder)
+    val, of_val = encoded(task.val, encoder)
+    return (train, val) if task.val else _divided(train, task.val_fraction), of_train + of_val
+
+
+def _labelled(task: Task, encoder: Encoder) -> tuple[tuple[list[Unit], list[Unit]], Counter[str]]:
+    """Labelled answers, likewise, each beside another of its split. Both of a line are for the same split."""
+    train, of_train = _fitting(task.train, encoder)
+    val, of_val = _fitting(task.val, encoder)
+    if not task.val:
+        train, val = _divided(train, task.val_fraction, at_least=2)
+    check_labels([one.desirable for line in train for one, _ in line], task.train)
+    counts, units = of_train + of_val, list[list[Unit]]()
+    for split, lines in (("training", train), ("validation", val)):
+        answers = [*itertools.chain(*lines)]
+        found = beside_others(answers, encoder, split)
+        counts["without room"] += len(answers) - len(found)
+        counts["of others cut"] += sum(beside.cut for _, beside in found)
+        units.append([tuple(_in_few_bytes(one, encoder) for one in both) for both in found])
+    return (units[0], units[1]), counts
+
+
+def _fitting(files: Sequence[Path], encoder: Encoder) -> tuple[list[list[tuple[Labelled, Encoded]]], Counter[str]]:
+    """Of each line of files the labelled answers that fit, also as tokens, and what was left out."""
+    found: list[list[tuple[Labelled, Encoded]]] = []
+    counts: Counter[str] = Counter()
+    for line in read_labelled(files):
+        counts["read"] += len(line)
+        fitting = [(one, ids) for one in line if (ids := encoder.encode_last(one.conversation)) is not None]
+        counts["without room"] += len(line) - len(fitting)
+        if fitting:
+            found.append(fitting)
+    if files and not found:
+        raise UserError(_none_fits(files, counts, LABELLED, encoder))
+    return found, counts
+
+
+def _none_fits(files: Sequence[Path], counts: Counter[str], what: str, encoder: Encoder) -> str:
+    return (
+        f"{', '.join(map(str, files))}: of {counts['read']:,} {what} none fits in block_size={encoder.block_size}: "
+        "take a larger one, or other data"
+    )
 
 
 def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Counter[str]]:
@@ -148,13 +202,14 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Count
             counts["without an answer"] += 1
             continue
         counts["turns after the last answer"] += conversation.left_out
-        one = encoder.encode(conversation)
-        if one is None:
+        texts = encoder.encode_all(conversation)
+        if not texts:
             counts["without room"] += 1
             continue
-        counts["exchanges"] += one.left_out
-        counts["cut"] += one.cut
-        found.append((_in_few_bytes(one, encoder),))
+        counts["exchanges"] += texts[0].left_out
+        counts["cut"] += texts[0].cut
+        counts["divided"] += len(texts) > 1
+        found.append(tuple(_in_few_bytes(one, encoder) for one in texts))
     if files and not found:
         raise UserError(
             f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "
@@ -175,10 +230,7 @@ def _encoded_pairs(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit],
         else:
             found.append(tuple(both))
     if files and not found:
-        raise UserError(
-            f"{', '.join(map(str, files))}: of {counts['read']:,} pairs none fits in block_size={encoder.block_size}: "
-            "take a larger one, or other data"
-        )
+        raise UserError(_none_fits(files, counts, PAIRS, encoder))
     return found, counts
 
 
@@ -186,30 +238,34 @@ def _in_few_bytes(one: Encoded, encoder: Encoder) -> Encoded:
     return dataclasses.replace(one, ids=one.ids.astype(dtype_for(encoder.tokenizer.vocab_size)))
 
 
-def _divided(conversations: list[Unit], share: float) -> tuple[list[Unit], list[Unit]]:
-    """Those for training and a share for validation, which are drawn, always the same ones; each in their order."""
+def _divided(conversations: list[One], share: float, at_least: int = 1) -> tuple[list[One], list[One]]:
+    """Those for training and a share for validation, but `at_least` so many, which are drawn, always the same ones;
+    each in their order."""
     if len(conversations) < 2:
         raise UserError(
             f"{len(conversations)} conversations cannot be split into training and validation: give more, or --val_data"
         )
-    n_val = min(math.ceil(share * len(conversations)), len(conversations) - 1)
+    n_val = min(max(at_least, math.ceil(share * len(conversations))), len(conversations) - 1)
     drawn = set(np.random.default_rng(SEED).permutation(len(conversations))[:n_val].tolist())
     train = [one for number, one in enumerate(conversations) if number not in drawn]
     return train, [conversations[number] for number in sorted(drawn)]
 
 
 def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) -> list[str]:
-    """What became of every conversation or pair that was read, turns and tokens."""
-    what, block_size = "pairs" if task.of_pairs else "conversations", task.block_size
+    """What became of all that was read, turns and tokens. Those of others, beside labelled answers, are not counted."""
+    what, block_size = task.what, task.block_size
     lines = [f"{what}: {counts['read']:,} read"]
     for name, units in splits.items():
-        some = [*itertools.chain(*units)]
+        some = [unit[0] for unit in units] if what == LABELLED else [*itertools.chain(*units)]
         tokens, counted = sum(len(one.ids) for one in some), sum(int(one.counts.sum()) for one in some)
         answers = sum(one.answers for one in some)
-        lines.append(
-            f"{name}: {len(units):,} {what}, {answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
-        )
-    too_long = "of which one is longer than" if task.of_pairs else "of which nothing that counts is in the first"
+        of_them = f"{sum(one.desirable for one in some):,} desirable" if what == LABELLED else f"{answers:,} answers"
+        lines.append(f"{name}: {len(units):,} {what}, {of_them}, {tokens:,} tokens, of which {counted:,} count")
+    too_long = {
+        CONVERSATIONS: "of which nothing that counts is in the first",
+        PAIRS: "of which one is longer than",
+        LABELLED: "that are, with their prompts, longer than",
+    }[what]
     left_out = {
         f"{what} without an answer": counts["without an answer"],
         f"{what} {too_long} {block_size:,} tokens": counts["without room"],
@@ -220,4 +276,10 @@ def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) ->
     lines.append(f"left out: {', '.join(said) or 'nothing'}")
     if counts["cut"]:
         lines.append(f"cut after {block_size:,} tokens: {counts['cut']:,} conversations, in their first exchange")
+    if counts["divided"]:
+        lines.append(
+            f"a text for each answer: {counts['divided']:,} conversations, as the chat template rewrites earlier turns"
+        )
+    if counts["of others cut"]:
+        lines.append(f"cut after {block_size:,} tokens: {counts['of others cut']:,} of others' answers to a prompt")
     return lines

@@ -17,12 +17,15 @@ from training.optimizers.registry import check_optimizer
 PARTS_OF_THE_MODEL = ("use_fsdp", "tensor_parallel", "expert_parallel", "context_parallel", "pipeline_parallel")
 DATA = "data"  # in a run's folder: datasets that were made for it
 STARTS = ("scratch", "resume", "auto")
-WITH_REFERENCE = ("dpo", "ipo")  # preferences that are compared with what another model says
+WITH_REFERENCE = ("dpo", "ipo", "kto")  # preferences that are compared with what another model says
+OF_LABELS = ("kto",)  # those of answers that are labelled one by one, and not in pairs
 OF_PREFERENCES = {  # keys, and the losses that have them
-    "preference_beta": ("dpo", "ipo", "simpo", "orpo"),
+    "preference_beta": ("dpo", "ipo", "simpo", "orpo", "kto"),
     "preference_smoothing": ("dpo", "simpo", "orpo"),
     "preference_margin": ("simpo",),
     "preference_per_token": ("dpo",),
+    "preference_desirable": ("kto",),
+    "preference_undesirable": ("kto",),
 }
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "quantize_base")
 
@@ -150,19 +153,21 @@ class RunConfig:
     )
     preference: str | None = key(
         None,
-        "learn which of two answers is preferred: dpo, ipo, simpo or orpo, in place of the next token's loss "
-        "(docs/using/finetuning.md)",
-        choices=(None, "dpo", "ipo", "simpo", "orpo"),
+        "in place of the next token's loss learn which of two answers is preferred: dpo, ipo, simpo or orpo, or which "
+        "answers are desirable: kto (docs/using/finetuning.md)",
+        choices=(None, "dpo", "ipo", "simpo", "orpo", "kto"),
         group="Preferences",
     )
     preference_beta: float = key(
-        0.1, "dpo, ipo and simpo: how far answers' log-probabilities count; orpo: the share of the odds", above=0
+        0.1, "dpo, ipo, simpo and kto: how far answers' log-probabilities count; orpo: the share of the odds", above=0
     )
     preference_smoothing: float = key(
         0.0, "share of pairs that are taken to be the wrong way round; not ipo's", at_least=0, below=0.5
     )
     preference_margin: float = key(0.0, "simpo: by how much the chosen answer's reward is to be higher", at_least=0)
     preference_per_token: bool = key(False, "dpo: log-probabilities of a token of the answer, not of all of it")
+    preference_desirable: float = key(1.0, "kto: weight of answers that are labelled true", above=0)
+    preference_undesirable: float = key(1.0, "kto: weight of answers that are labelled false", above=0)
 
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 

@@ -14,6 +14,7 @@ from benchmarks import (
     distributed,
     documents,
     evaluation,
+    finetuning,
     hybrid_training,
     latent_decoding,
     mamba,
@@ -63,6 +64,9 @@ COUNT = "'0' is not a whole number of 1 or more"
         (evaluation, "--questions 0", COUNT),
         (evaluation, "--shots 11", "invalid choice: 11"),
         (evaluation, "--n_embd 100", "--n_embd=100 must be a multiple of 64"),
+        (finetuning, "--rounds 0", COUNT),
+        (finetuning, "--n_embd 100", "--n_embd=100 must be a multiple of 64"),
+        (finetuning, "--block_size 64", "--block_size=64 is too small: take at least 256"),
         (prepare, "--tokenizer gpt3", "invalid choice: 'gpt3'"),
         (documents, "--block_sizes 300", "--block_sizes 300: --tokens must be a multiple, and --documents no more"),
         (latent_decoding, "--contexts 0", COUNT),
@@ -155,3 +159,17 @@ def test_a_step_with_documents_beside_one_without():
         for dtype in ("float32", "bfloat16") for preset in documents.PRESETS for size in ("16", "32")
     ]  # fmt: skip
     assert [row[:3] for row in rows] == wanted and all(float(row[7]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_fine_tuning_beside_trl():
+    """Each in a process of its own, which counts tokens of answers: the first one is compared with the others."""
+    pytest.importorskip("trl")
+    sizes = "--n_layer 1 --n_embd 64 --vocab_size 256 --block_size 256 --batch_size 2 --conversations 9"
+    done = command(finetuning.main, *sizes.split(), "--steps", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    _, *rows = done.stdout.splitlines()
+    count = len(finetuning.CONTESTANTS)
+    for row, name in zip(rows, finetuning.CONTESTANTS, strict=False):
+        assert re.fullmatch(rf"{name} +[\d,]+ per processor second +[\d,]+ per second +peak +[\d,]+ MB", row)
+    assert len(rows) == 2 * count - 1 and all(row.startswith("beside TRL, ") for row in rows[count:])

@@ -159,11 +159,32 @@ OPEN = """\
 {%- for message in messages %}{{ '\\n' + message.role + ': ' + message.content }}{% endfor %}
 {%- if add_generation_prompt %}{{ '\\nassistant: ' }}{% endif %}
 """
+# As those of models that think: of all answers but the last one that is dropped, and the last one has it, be it empty
+THINKING = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- set parts = message.content.split('</think>') %}
+        {%- set said = parts[-1].lstrip('\\n') %}
+        {%- set thought = parts[0].split('<think>')[-1].strip('\\n') if parts | length > 1 else '' %}
+        {{- ('<think>\\n' + thought + '\\n</think>\\n\\n' if loop.last else '') + said }}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+MARKED_THINKING = THINKING.replace(
+    "{{- ('<think>\\n' + thought + '\\n</think>\\n\\n' if loop.last else '') + said }}",
+    "{% generation %}{{- ('<think>\\n' + thought + '\\n</think>\\n\\n' if loop.last else '') + said + '<|im_end|>' }}"
+    "{% endgeneration %}{{- '\\n' }}{% continue %}",
+)
 NAMES = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 STRINGS = (("bos_token", "<s>"), ("eos_token", "</s>"))
 
 
-@pytest.mark.parametrize("source", [CHATML, LLAMA3, MARKED, BRACKETS, FEATURES, REWRITING, OPEN])
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, MARKED, BRACKETS, FEATURES, REWRITING, OPEN, MARKED_THINKING])
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_template_gives_the_text_that_transformers_gives(source, asks):
     turns = TALK[:-1] if asks else TALK
@@ -313,6 +334,67 @@ def test_a_template_without_an_end_of_turns_needs_the_tokenizers():
     assert encoded_bytes(OPEN, len(text), HI, HELLO).cut is True
     with pytest.raises(UserError, match="the chat template t does not end an answer, and the tokenizer has no end"):
         encoded_bytes(OPEN, 1000, end=None)
+
+
+THOUGHT = (
+    Turn(USER, "Hi"),
+    Turn(ASSISTANT, "<think>\nA greeting.\n</think>\n\nHello."),
+    Turn(USER, "2+2?"),
+    Turn(ASSISTANT, "4"),
+    Turn(USER, "3+3?"),
+    Turn(ASSISTANT, "<think>\nA sum.\n</think>\n\n6"),
+)
+GIVEN = [  # and what is written, as the model is asked: without what it thought before
+    ("user\nHi", "<think>\nA greeting.\n</think>\n\nHello."),
+    ("assistant\nHello.", None),
+    ("user\n2+2?", "<think>\n\n</think>\n\n4"),
+    ("assistant\n4", None),
+    ("user\n3+3?", "<think>\nA sum.\n</think>\n\n6"),
+]
+
+
+def thought_texts():
+    """Of each answer, with [[ and ]] around what counts."""
+    before = ""
+    for given, said in GIVEN:
+        before += f"<|im_start|>{given}<|im_end|>\n"
+        if said is not None:
+            yield f"{before}<|im_start|>assistant\n[[{said}<|im_end|>]]"
+
+
+def shown(encoded):
+    text, counts = bytes(encoded.ids.tolist()).decode(), encoded.counts.tolist()
+    begin = counts.index(True)
+    assert all(counts[begin:])
+    return f"{text[:begin]}[[{text[begin:]}]]"
+
+
+@pytest.mark.parametrize("source", [THINKING, MARKED_THINKING])
+def test_a_template_that_drops_earlier_thoughts_gives_a_text_for_each_answer(source):
+    """Each as a model is asked for it, by transformers' rendering too; pairs have the last one of these."""
+    encoder, texts = Encoder(BytesTokenizer(0), ChatTemplate("t", source), 1000), [*thought_texts()]
+    assert [shown(one) for one in encoder.encode_all(conversation(*THOUGHT))] == texts
+    assert shown(encoder.encode_last(conversation(*THOUGHT))) == texts[-1]
+    as_objects = [{"role": turn.role, "content": turn.content} for turn in THOUGHT]
+    for end, text in zip((2, 4, 6), texts, strict=True):
+        asked, whole = (
+            render_jinja_template([as_objects[:count]], chat_template=THINKING, add_generation_prompt=asks)[0][0]
+            for count, asks in ((end - 1, True), (end, False))
+        )
+        said = whole.removeprefix(asked).removesuffix("\n")
+        assert f"{asked}[[{said}]]" == text
+    alone = encoder.encode_all(conversation(*THOUGHT[:2]))
+    assert [shown(one) for one in alone] == texts[:1]
+
+
+def test_texts_of_answers_that_do_not_fit_are_left_out():
+    """The first one is cut, as the first exchange of any conversation."""
+    first, second, third = (len(text) - 4 for text in thought_texts())
+    for size, count, left_out, cut in ((third, 3, 0, False), (third - 1, 2, 1, False), (second - 1, 1, 2, False),
+                                       (first - 1, 1, 2, True)):  # fmt: skip
+        found = Encoder(BytesTokenizer(0), ChatTemplate("t", THINKING), size).encode_all(conversation(*THOUGHT))
+        assert (len(found), found[0].left_out, found[0].cut) == (count, left_out, cut)
+    assert Encoder(BytesTokenizer(0), ChatTemplate("t", THINKING), 9).encode_all(conversation(*THOUGHT)) == []
 
 
 def test_an_end_of_turns_needs_no_end_of_a_text():

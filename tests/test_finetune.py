@@ -310,6 +310,21 @@ def test_a_share_is_for_validation_without_a_file(home, tmp_path):
     assert one.splits["val"].documents == math.ceil(all_of_them / 4) > 1 and one.identity == two.identity
 
 
+def test_a_template_that_rewrites_earlier_turns_makes_texts_of_answers(home, tmp_path):
+    """Here it ends the last answer with a mark, and no other; so that mark ends a text, and counts."""
+    ended = "message.content + ('!' if loop.last and message.role == 'assistant' else '')"
+    (tmp_path / "t.jinja").write_text(TEMPLATE.replace("message.content", ended))
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
+    rows = [{"messages": turns}, {"messages": turns[:2]}]
+    for name in ("chats.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = finetune(tmp_path, tmp_path / "run", *RUN, "--epochs=3", "--dry_run", base=home / "base")
+    assert done.returncode == 0, done.stderr
+    tokens, counted = sum(map(len, (">u\n<a!", ">u\n<a\n>u\n<a!", ">u\n<a!"))), 3 * len("a!")
+    assert f"training: 2 conversations, 3 answers, {tokens} tokens, of which {counted} count" in done.stdout
+    assert "a text for each answer: 2 conversations, as the chat template rewrites earlier turns" in done.stdout
+
+
 def test_a_dry_run_leaves_nothing(home, tmp_path):
     done = finetune(home, tmp_path / "run", *RUN, "--epochs=3", "--dry_run")
     assert done.returncode == 0 and re.search(r"Steps: +6 ", done.stdout), done.stderr
@@ -374,17 +389,22 @@ def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
     pairs = [
         {"prompt": asked, "chosen": said, "rejected": said[::-1] + "z"} for asked, said in read(home / "chats.jsonl")
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    answers = [
+        {"prompt": asked, "completion": said, "label": number % 2 == 0}
+        for number, (asked, said) in enumerate(read(home / "chats.jsonl"))
+    ]
+    for name, rows in (("pairs", pairs), ("answers", answers)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = (ROOT / "docs/using/finetuning.md").read_text()
     commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 10
     for line in commands:
         before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
         given = [*shlex.split(keys[0]), *([] if script == "checkpoint.py" else MACHINE)]
         done = processes.run(ROOT / script, given, tmp_path, environment(), before.split())
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert "finished at step 30 of 30" in done.stdout
-    made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo"}
+    made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo", "kto"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == made
 
 

@@ -187,11 +187,12 @@ def test_a_bad_pair_is_named(home, tmp_path, line, message):
     ([*PAIRS, "--batch_size=3"], "batch_size=3 has half of a pair in it"),
     ([*PAIRS, "--preference_margin=1"], "preference_margin=1.0 is for preference=simpo"),
     ([*PAIRS, "--context_parallel=2"], "preference and context_parallel exclude each other"),
-    (["--preference=simpo", *PAIRS[1:], "--reference=out"], "--reference is for preference=dpo or ipo"),
+    (["--preference=simpo", *PAIRS[1:], "--reference=out"], "--reference is for preference=dpo or ipo or kto"),
     ([*PAIRS, "--block_size=4"], "of 8 pairs none fits in block_size=4"),
     ([*PAIRS, "--mixture={'a': 1}"], "preference and mixture exclude each other"),
     ([*PAIRS, "--batch_size=2", "--reference=nothing/there"], "--reference='nothing/there' is none of"),
-    (["--preference=kto", *PAIRS[1:]], "preference='kto' is none of: None, dpo, ipo, simpo, orpo"),
+    (["--preference=grpo", *PAIRS[1:]], "preference='grpo' is none of: None, dpo, ipo, simpo, orpo, kto"),
+    ([*PAIRS, "--preference_undesirable=2"], "preference_undesirable=2.0 is for preference=kto"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
     done = finetune(home, tmp_path / "run", *keys)

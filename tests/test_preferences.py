@@ -1,5 +1,6 @@
 """Losses of preferences: closed forms by hand, and TRL's gradients on the same weights and answers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 from components.heads.spec import IGNORED
 from data.loader import Batch
 from finetuning.preferences import Answers, Preference, answers_log_likelihood, dpo, ipo, orpo, simpo
-from interop.hugging_face import architecture_to_hugging_face, weights_to_hugging_face
 from model_builder import build_model
 from model_config import resolve_architecture
 
@@ -97,6 +97,10 @@ def test_the_objective_is_the_loss_of_the_answers(loss):
 # TRL
 
 
+PAIRS = [("two and two", " is four", " is a colour"), ("up", " down", " up, up"), ("a", "bcd", "z")]
+PAIRS = [{"prompt": asked, "chosen": chosen, "rejected": rejected} for asked, chosen, rejected in PAIRS]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "smoothing", "theirs", "count"),
@@ -105,50 +109,81 @@ def test_the_objective_is_the_loss_of_the_answers(loss):
 def test_gradients_are_trls(tmp_path, loss, smoothing, theirs, count):
     """Of a step of its DPOTrainer, on its own batch, with a reference that is another model. TRL 1.16 does not smooth
     the labels of "sigmoid", whatever it is given; its "aot" of a single pair is the same loss with smoothed ones."""
-    transformers, trl = pytest.importorskip("transformers"), pytest.importorskip("trl")
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    trl = pytest.importorskip("trl")
+    from trl_steps import exported, first_batch
 
-    config = resolve_architecture(TINY)
-    ours, base = build_model(config, seed=0), build_model(config, seed=1)
-    described = architecture_to_hugging_face(config, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
-
-    def exported(model):
-        model_class = transformers.AutoModelForCausalLM
-        theirs = model_class.from_config(transformers.AutoConfig.for_model(**described), attn_implementation="eager")
-        theirs.load_state_dict(weights_to_hugging_face(model.state_dict(), config), strict=False)
-        return theirs
-
-    letters = {chr(number): number for number in range(257)}
-    library = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token=chr(0), pad_token=chr(0))
-    pairs = [("two and two", " is four", " is a colour"), ("up", " down", " up, up"), ("a", "bcd", "z")]
-    dataset = Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in pairs])
-    how = {"beta": 0.3, "loss_type": theirs, "label_smoothing": smoothing, "per_device_train_batch_size": count}
-    how |= {"bf16": False, "use_cpu": True, "report_to": "none", "gradient_checkpointing": False, "save_strategy": "no"}
-    model = exported(ours)
-    trainer = trl.DPOTrainer(
-        model,
-        exported(base),
-        args=trl.DPOConfig(str(tmp_path), **how),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-    )
-    inputs = next(iter(trainer.get_train_dataloader()))
-    expected = trainer.compute_loss(model, inputs)
-    expected.backward()
-
+    ours, base = build_model(resolve_architecture(TINY), seed=0), build_model(resolve_architecture(TINY), seed=1)
+    how, model = {"beta": 0.3, "loss_type": theirs, "label_smoothing": smoothing}, exported(ours)
+    rows, reference = PAIRS[:count], exported(base)
+    trainer, inputs = first_batch(trl.DPOTrainer, trl.DPOConfig, tmp_path, model, rows, reference, **how)
     ids, mask = inputs["input_ids"], inputs["completion_mask"]  # chosen answers, then the rejected ones
-    order = torch.arange(2 * count).reshape(2, count).T.flatten()
-    tokens, targets = ids[order, :-1], ids.masked_fill(mask == 0, IGNORED)[order, 1:]
-    batch = Batch(tokens, targets, n_targets=count)
+    batch = in_turns(ids, ids.masked_fill(mask == 0, IGNORED))
     with torch.no_grad():
-        reference = answers_log_likelihood(base, batch).float()
-    parts = Preference(loss, 0.3, smoothing)(ours, Batch(tokens, targets, None, count, reference))
+        batch = dataclasses.replace(batch, reference=answers_log_likelihood(base, batch).float())
+    assert_same_step(Preference(loss, 0.3, smoothing), ours, batch, model, trainer.compute_loss(model, inputs))
+
+
+def in_turns(ids, labels):
+    """A batch of pairs, of which the chosen answers came first and then the rejected ones."""
+    count = len(ids) // 2
+    order = torch.arange(2 * count).reshape(2, count).T.flatten()
+    return Batch(ids[order, :-1], labels[order, 1:], n_targets=count)
+
+
+def assert_same_step(preference, ours, batch, theirs, expected):
+    """Loss and gradients, within 1e-5."""
+    from trl_steps import assert_same_gradients
+
+    expected.backward()
+    parts = preference(ours, batch)
     mean = parts.total() / parts.n_targets
     assert mean.item() == pytest.approx(expected.item(), rel=1e-5)
     mean.backward()
-    gradients = weights_to_hugging_face({name: one.grad for name, one in ours.named_parameters()}, config)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_simpos_gradients_are_trls(tmp_path, smoothing):
+    """Of its CPOTrainer with loss_type="simpo", which adds the chosen answers' loss unless cpo_alpha=0."""
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    ours, model, trainer, inputs, batch = experimental_step(
+        cpo.CPOTrainer, cpo.CPOConfig, tmp_path, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0,
+        label_smoothing=smoothing,
+    )  # fmt: skip
+    how = Preference("simpo", 2.0, smoothing, margin=0.5)
+    assert_same_step(how, ours, batch, model, trainer.compute_loss(model, inputs))
+
+
+@pytest.mark.slow
+def test_orpos_gradients_are_trls_but_for_what_is_learned_of_the_chosen_answer(tmp_path):
+    """Of its ORPOTrainer, whose odds are ours. Beside these it learns every token of the chosen conversations, the
+    prompts' too, in the mean over all tokens; ours is the mean over the answers of the means over their tokens, as
+    equations 2 and 6 of the paper have it."""
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    ours, model, trainer, inputs, batch = experimental_step(orpo.ORPOTrainer, orpo.ORPOConfig, tmp_path, beta=0.3)
+    ids, mask = inputs["chosen_input_ids"], inputs["chosen_attention_mask"]
+    logits = model(ids, attention_mask=mask).logits[:, :-1].mT
+    theirs = F.cross_entropy(logits, ids.masked_fill(mask == 0, IGNORED)[:, 1:], ignore_index=IGNORED)
+    targets = inputs["chosen_labels"][:, 1:].where(inputs["chosen_labels"][:, 1:] != -100, IGNORED)
+    each = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    of_answers = (each.sum(1) / (targets != IGNORED).sum(1)).mean()
+    expected = trainer.compute_loss(model, inputs) - theirs + of_answers
+    assert_same_step(Preference("orpo", 0.3), ours, batch, model, expected)
+
+
+def experimental_step(trainer_class, arguments_class, folder, **how):
+    """Our model, the same as transformers', a trainer of TRL's experimental ones, its first batch, and that as ours."""
+    from trl_steps import exported, first_batch
+
+    ours = build_model(resolve_architecture(TINY), seed=0)
+    model = exported(ours)
+    trainer, inputs = first_batch(trainer_class, arguments_class, folder, model, PAIRS, **how)
+    width = max(inputs[f"{which}_input_ids"].shape[1] for which in ("chosen", "rejected"))
+
+    def both(name, filler):
+        of_each = (inputs[f"{which}_{name}"] for which in ("chosen", "rejected"))
+        return torch.cat([F.pad(one, (0, width - one.shape[1]), value=filler) for one in of_each])
+
+    labels = both("labels", -100)
+    return ours, model, trainer, inputs, in_turns(both("input_ids", 0), labels.where(labels != -100, IGNORED))

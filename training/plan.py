@@ -16,6 +16,7 @@ from flops_parameter_counting.costs.memory import rank_memory
 from flops_parameter_counting.costs.model_cost import (
     DocumentLengths,
     ModelCost,
+    TrainingFlops,
     model_cost,
     parameter_names,
     training_flops,
@@ -24,7 +25,7 @@ from flops_parameter_counting.costs.optimizer import update_of
 from flops_parameter_counting.costs.sharding import Mesh, check_mesh, mesh_of
 from flops_parameter_counting.laws.scaling_laws import Law, count_parameters, find_law, is_published, law_from
 from model_config import ModelArchitectureConfig
-from runs.config import RunConfig
+from runs.config import OF_LABELS, RunConfig
 from training.schedule import run_length
 
 SAME_RUN = 0.01  # relative difference of FLOPs up to which a prediction is of this run
@@ -135,7 +136,7 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
         if dataset is not None:
             documents = document_lengths(dataset, cut_of(configuration))
     cost = model_cost(model, documents=documents)
-    training = training_flops(model, run.frozen_names, documents, run.adapters)
+    training = flops_of_training(configuration, documents)
     flops_per_token = training.by_convention
     tokens_per_step = run.sequences_per_step * model.block_size
     splits = {} if dataset is None else dataset.splits
@@ -160,6 +161,17 @@ def plan_run(configuration: Configuration, dataset: Data | None) -> RunPlan:
         return plan
     loss = plan.expected_loss(plan.tokens)
     return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, loss=loss))
+
+
+def flops_of_training(configuration: Configuration, documents: DocumentLengths | None) -> TrainingFlops:
+    """Those of a token of the mean. Where answers are labelled every other sequence is only asked, forward."""
+    model, run = configuration.model, configuration.run
+    training = training_flops(model, run.frozen_names, documents, run.adapters)
+    if run.preference not in OF_LABELS:
+        return training
+    asked = training_flops(model, lambda _: True, documents, run.adapters)
+    by_part = {part: (flops + asked.by_part[part]) // 2 for part, flops in training.by_part.items()}
+    return TrainingFlops(by_part, (training.masked + asked.masked) // 2)
 
 
 def sources_of(mixture: Mixture, plan: RunPlan, configuration: Configuration) -> dict[str, Source]:

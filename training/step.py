@@ -15,10 +15,10 @@ from parallel.compute import Compute
 from parallel.device import precision
 from parallel.expert_parallel import shares_experts
 from parallel.pipeline import Pipeline
-from parallel.strategy import settle_gradients, whole, without_gradient_sync
+from parallel.strategy import give_back_weights, settle_gradients, whole, without_gradient_sync
 from runs.checkpoint import Training
 from runs.config import RunConfig
-from training.objective import Objective, next_token
+from training.objective import AnyObjective, Objective, OfWholeBatch, next_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def take_step(
     learning_rate: float,
     compute: Compute,
     wants_gradient_stats: bool = False,
-    objective: Objective = next_token,
+    objective: AnyObjective = next_token,
 ) -> StepResult:
     """Train on one global batch.
 
@@ -95,7 +95,7 @@ def backward_pass(
     batches: Iterator[Batch],
     run: RunConfig,
     compute: Compute,
-    objective: Objective = next_token,
+    objective: AnyObjective = next_token,
 ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor], int]:
     """This rank's micro-batches, forward and backward. Returns the sums over their targets, scalars on the device, of
     the loss (under LOSS), of what components add and of what the objective tells, the sums of the micro-batches' loads
@@ -111,6 +111,9 @@ def backward_pass(
         mine = list(itertools.islice(batches, len(micro_batches)))
         loss, auxiliary, loads = training.wrapped.backward_pass(mine, weight)
         return {LOSS: loss, **auxiliary}, loads, n_targets
+    if isinstance(objective, OfWholeBatch):
+        mine = list(itertools.islice(batches, len(micro_batches)))
+        objective, batches = asked_before(objective, training.wrapped, mine, compute), iter(mine)
     sums, loads = {LOSS: torch.zeros((), device=compute.device)}, dict[int, torch.Tensor]()
     for micro in micro_batches:
         batch = next(batches)
@@ -127,6 +130,17 @@ def backward_pass(
         for block, load in parts.loads.items():
             loads[block] = loads.get(block, 0) + load
     return sums, loads, n_targets
+
+
+@torch.no_grad()
+def asked_before(objective: OfWholeBatch, model: nn.Module, batches: list[Batch], compute: Compute) -> Objective:
+    """The objective of a global batch, of which this rank has these micro-batches."""
+    model.eval()
+    with precision(compute.device, compute.dtype):
+        sums = torch.stack([objective.ask(model, batch) for batch in batches]).sum(0)
+    model.train()
+    give_back_weights(model)
+    return objective.given(sum_over_ranks(sums, compute.ranks))
 
 
 def targets_of_step(

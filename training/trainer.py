@@ -33,7 +33,7 @@ from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newe
 from runs.config import RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
-from training.objective import Objective, next_token
+from training.objective import AnyObjective, next_token
 from training.optimizer import build_optimizer
 from training.plan import RunPlan, check_memory_of_run, cut_of
 from training.schedule import jump_note, learning_rate, run_length
@@ -57,7 +57,7 @@ def train(
     checkpoints: list[Path],
     ranks: Ranks,
     benchmarks: Benchmarks | None = None,
-    objective: Objective | None = None,
+    objective: AnyObjective | None = None,
 ) -> int:
     """Run from scratch, or from the first whole one of the checkpoints, to the end; returns the process's exit code.
 
@@ -145,7 +145,7 @@ class Trainer:
         folder: RunFolder,
         process: Process,
         benchmarks: Benchmarks | None = None,
-        objective: Objective = next_token,
+        objective: AnyObjective = next_token,
     ):
         self.configuration, self.run, self.plan, self.folder = configuration, configuration.run, plan, folder
         self.benchmarks, self.objective = benchmarks, objective

@@ -1,19 +1,20 @@
 """The validation loss: on the same windows every time, and the same number for any number of ranks."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data.loader import SplitLoader
+from data.loader import Batch, SplitLoader
 from parallel.collectives import largest_over_ranks, sum_over_ranks
 from parallel.compute import Compute
 from parallel.device import precision
 from parallel.strategy import give_back_weights
 from runs.config import RunConfig
-from training.objective import Objective, next_token
+from training.objective import AnyObjective, OfWholeBatch, next_token
 
 WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of several seeds compare
 
@@ -24,7 +25,7 @@ class Validation:
 
     loaders: dict[str, SplitLoader]
     shares: dict[str, float]
-    objective: Objective = next_token
+    objective: AnyObjective = next_token
 
     @property
     def n_windows(self) -> int:
@@ -72,36 +73,71 @@ def evaluate(
     batch_size: int,
     compute: Compute,
     stop_requested: Callable[[], bool],
-    objective: Objective = next_token,
+    objective: AnyObjective = next_token,
 ) -> float | None:
     """The objective's mean loss, of the next token in nats a target, over the first `batches` batches (or all that
-    the split has); None if a rank must stop.
+    the split has); None if a rank must stop."""
+    batch_size = min(batch_size, loader.n_windows)
+    batches = min(batches, loader.n_windows // batch_size)
+    over_batches = functools.partial(_sums, model, loader, batches, batch_size, compute, stop_requested)
+    model.eval()
+    found = _losses_and_targets(objective, over_batches)
+    model.train()
+    give_back_weights(model)
+    if found is None:
+        return None
+    loss, n_targets = found.tolist()
+    return loss / n_targets if n_targets else math.nan
+
+
+_Ask = Callable[[nn.Module, Batch], Tensor]
+
+
+def _losses_and_targets(objective: AnyObjective, over_batches: Callable[[_Ask], Tensor | None]) -> Tensor | None:
+    """(2,): the sum of the losses, and how many targets count."""
+    if isinstance(objective, OfWholeBatch):
+        if (asked := over_batches(objective.ask)) is None:
+            return None
+        objective = objective.given(asked)
+    of_batch = objective
+
+    def loss_and_targets(model: nn.Module, batch: Batch) -> Tensor:
+        parts = of_batch(model, batch)
+        return torch.stack((parts.cross_entropy, parts.n_targets))
+
+    return over_batches(loss_and_targets)
+
+
+def _sums(
+    model: nn.Module,
+    loader: SplitLoader,
+    batches: int,
+    batch_size: int,
+    compute: Compute,
+    stop_requested: Callable[[], bool],
+    ask: _Ask,
+) -> Tensor | None:
+    """What is asked of each batch (numbers,), summed over the batches in float64; None if a rank must stop.
 
     Each batch belongs to one rank. The ranks exchange the list of batch sums, not a partial sum, and everyone adds
     them in the same order: rounding does not depend on who computed what. All take equally many turns, as strategies
     need whose forward pass is an exchange; who has no batch left computes one again that is another's.
     """
-    batch_size = min(batch_size, loader.n_windows)
-    batches = min(batches, loader.n_windows // batch_size)
     ranks, device = compute.ranks, compute.device
     device_of_sums = device if device.type == "cuda" else "cpu"  # mps has no float64
-    sums = torch.zeros(2, batches, dtype=torch.float64, device=device_of_sums)  # losses, targets
-    mine, interrupted = ranks.share(range(batches)), False
-    model.eval()
+    mine, of_batch = ranks.share(range(batches)), dict[int, Tensor]()
     for turn in range(math.ceil(batches / ranks.data_size)):
         if turn % ranks.pipeline_parallel == 0:  # stages that asked each other in every turn would compute in turn
             interrupted = bool(largest_over_ranks(torch.tensor(int(stop_requested()), device=device_of_sums), ranks))
         if interrupted:
-            break
+            return None
         index = mine[turn] if turn < len(mine) else 0
         batch = loader.batch(index * batch_size, batch_size).changed(lambda values: values.to(device))
         with precision(device, compute.dtype):
-            parts = objective(model, batch)
+            found = ask(model, batch)
         if turn < len(mine):
-            sums[:, index] = torch.stack((parts.cross_entropy, parts.n_targets))
-    model.train()
-    give_back_weights(model)
-    if interrupted:
-        return None
-    loss, n_targets = sum_over_ranks(sums, ranks).sum(1).tolist()
-    return loss / n_targets if n_targets else math.nan
+            of_batch[index] = found
+    sums = torch.zeros(len(found), batches, dtype=torch.float64, device=device_of_sums)
+    for index, numbers in of_batch.items():
+        sums[:, index] = numbers
+    return sum_over_ranks(sums, ranks).sum(1)
