@@ -9,13 +9,14 @@ import pytest
 import torch
 from checkpoints import last_checkpoint
 from commands import command
-from conftest import LLAMA, training
+from conftest import LLAMA, ROOT, training
 from torch import nn
 from torch.nn import functional as F
 
 import checkpoint as checkpoint_command
 import evaluate
 import sample
+import train as train_command
 from components.quantized.module import QuantizedMatrix, dequantized, flat, put, quantized
 from components.quantized.spec import METHODS, Form, forms_of
 from flops_parameter_counting.costs.model_cost import named_weights
@@ -303,3 +304,21 @@ def test_parts_lie_as_the_file_says(run, tmp_path):
     source = load_file(next(last_checkpoint(run).glob("*.safetensors")))
     assert (whole - source[name]).norm() < 0.2 * source[name].norm()
     assert "embedding.weight.int8.codes" in tensors and "final_norm.weight" in tensors
+
+
+def test_the_pages_commands(data_dir, tmp_path, monkeypatch):
+    """In their order, as they stand, but for the data and the length of their runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    page = (ROOT / "docs/using/quantization.md").read_text()
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("python ")]
+    assert len(commands) == 5
+    mains = {"checkpoint.py": checkpoint_command.main, "sample.py": sample.main, "evaluate.py": evaluate.main}
+    short = "--dataset=tiny --block_size=16 --batch_size=1 --max_iters=2 --eval_iters=1 --eval_batch_size=1".split()
+    short += [f"--data_dir={data_dir}", "--warmup_iters=1", "--device=cpu", "--dtype=float32"]
+    for name, *given in (["train.py", "config/quickstart.py"], *commands):
+        done = command(mains.get(name, train_command.main), *given, *(short if name == "train.py" else []))
+        assert done.returncode == 0, f"{name} {given}\n{done.stdout}\n{done.stderr}"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapted-int4", "quickstart", "quickstart-int4", "quickstart-int8",
+    ]  # fmt: skip
