@@ -314,7 +314,7 @@ def test_the_pages_commands(data_dir, tmp_path, monkeypatch):
     commands = [line.split()[1:] for line in page.splitlines() if line.startswith("python ")]
     assert len(commands) == 5
     mains = {"checkpoint.py": checkpoint_command.main, "sample.py": sample.main, "evaluate.py": evaluate.main}
-    short = "--dataset=tiny --block_size=16 --batch_size=1 --max_iters=2 --eval_iters=1 --eval_batch_size=1".split()
+    short = "--dataset=tiny --block_size=64 --batch_size=1 --max_iters=2 --eval_iters=1 --eval_batch_size=1".split()
     short += [f"--data_dir={data_dir}", "--warmup_iters=1", "--device=cpu", "--dtype=float32"]
     for name, *given in (["train.py", "config/quickstart.py"], *commands):
         done = command(mains.get(name, train_command.main), *given, *(short if name == "train.py" else []))
