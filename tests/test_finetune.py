@@ -13,7 +13,7 @@ import tokenizers
 import torch
 from checkpoints import last_checkpoint, same, tensors, weights
 from commands import command
-from conftest import ROOT, environment, training
+from conftest import ROOT, environment, training, write_words
 from setups import LLAMA
 from test_conversations import MARKED
 from test_init_from import made
@@ -39,6 +39,7 @@ TEMPLATE = """\
 T = 64
 MACHINE = ["--device=cpu", "--dtype=float32", "--compile=False"]
 LETTERS = "abcdefgh"
+PAGE = (ROOT / "docs/using/finetuning.md").read_text()
 
 
 def talk(rng, length):
@@ -395,8 +396,7 @@ def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
     ]
     for name, rows in (("pairs", pairs), ("answers", answers)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = (ROOT / "docs/using/finetuning.md").read_text()
-    commands = re.findall(r"^(?:python|torchrun) .*", page, re.MULTILINE)
+    commands = re.findall(r"^(?:python|torchrun) .*", PAGE.partition("## Does it help?")[0], re.MULTILINE)
     assert len(commands) == 10
     for line in commands:
         before, script, *keys = re.match(r"(?:python|torchrun)((?: --\S+)*) (\S+\.py) (.*)", line).groups()
@@ -406,6 +406,27 @@ def test_the_pages_commands(home, published, data_dir, tmp_path, monkeypatch):
     assert "finished at step 30 of 30" in done.stdout
     made = {"quickstart", "chat", "qwen", "two", "preferred", "ipo", "kto"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == made
+
+
+@pytest.mark.slow
+def test_the_commands_that_measure(tmp_path, monkeypatch):
+    """Likewise, on the quickstart's model after two steps, with few instructions and questions."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    write_words(tmp_path / "data/python_stdlib", {"train": 60, "val": 8}, length=400)
+    few = ["--max_iters=2", "--eval_iters=1", "--eval_interval=10", "--batch_size=2", "--eval_batch_size=1"]
+    short = [f"--data_dir={tmp_path / 'data'}", *few, *MACHINE]
+    given = {"train.py": short, "evaluate.py": ["--limit=4", "--device=cpu"], "finetune.py": [few[1], *MACHINE]}
+    done = processes.run(ROOT / "train.py", ["config/quickstart.py", *short], tmp_path, environment(), [])
+    assert done.returncode == 0, done.stderr
+    commands = re.findall(r"^python (\S+)(.*)", PAGE.partition("## Does it help?")[2], re.MULTILINE)
+    assert len(commands) == 6
+    for script, keys in commands:
+        line = [*shlex.split(keys), *given.get(script, ["--limit=60"])]
+        done = processes.run(ROOT / script, line, tmp_path, environment(), [])
+        assert done.returncode == 0, f"{script} {keys}\n{done.stdout}\n{done.stderr}"
+    assert "tokens before" in done.stdout and "needle" in done.stdout
+    assert {"quickstart", "instructions", "answers", "longer"} == {path.name for path in (tmp_path / "out").iterdir()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
