@@ -26,7 +26,7 @@ class DatasetWriter:
 
     `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
     it names, if it does; `source` says where the text came from. With `is_marked` tokens have marks (data/dataset.py),
-    `of_pairs` if documents are pairs.
+    `of` says what the documents are: `pairs` or `prompts`.
     The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
     exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
     folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
@@ -41,10 +41,10 @@ class DatasetWriter:
         source: str,
         tokenizer_file: bytes | None = None,
         is_marked: bool = False,
-        of_pairs: bool = False,
+        of: str | None = None,
     ):
         self.folder = Path(folder)
-        self.is_marked, self.of_pairs = is_marked, of_pairs
+        self.is_marked, self.of = is_marked, of
         self.tokenizer = tokenizer
         self.tokenizer_file = tokenizer_file
         self.vocab_size = vocab_size
@@ -60,7 +60,7 @@ class DatasetWriter:
             for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
                 leftover.unlink(missing_ok=True)
             for name in SPLITS:
-                marks = opened.enter_context(_MarksFile(self.folder, name, self.of_pairs)) if self.is_marked else None
+                marks = opened.enter_context(_MarksFile(self.folder, name, self.of)) if self.is_marked else None
                 dtype = dtype_for(self.vocab_size)
                 self._splits[name] = opened.enter_context(_SplitFile(self.folder, name, dtype, marks))
             self._opened = opened.pop_all()
@@ -110,7 +110,7 @@ class DatasetWriter:
     def _finish(self) -> None:
         """Put the new files in place in an order that no kill or power cut can turn into a lie."""
         for split in self._splits.values():
-            if split.tokens == 0 or (split.marks is not None and split.marks.counted_tokens == 0):
+            if split.tokens == 0 or (split.marks is not None and not split.marks.can_be_learned):
                 raise UserError(f"the {split.split} split of {self.folder} would be empty: give more text")
         meta = {
             "format": FORMAT_OF_MARKS if self.is_marked else FORMAT,
@@ -183,15 +183,20 @@ class _GrowingFile:
 class _MarksFile(_GrowingFile):
     """The marks of a split while they grow."""
 
-    def __init__(self, folder: Path, split: str, of_pairs: bool):
+    def __init__(self, folder: Path, split: str, of: str | None):
         super().__init__(folder, f"{split}.marks.bin")
-        self.of_pairs = of_pairs
+        self.of = of
         self.counted_tokens = self.counted_bytes = 0
+
+    @property
+    def can_be_learned(self) -> bool:
+        return self.counted_tokens > 0 or self.of == "prompts"
 
     def describe(self) -> dict[str, Any]:
         checksum = checksum_text(self.checksum)
         counts = {"counted_tokens": self.counted_tokens, "counted_bytes": self.counted_bytes}
-        return {"file": self.name, "checksum": checksum, **counts} | ({"of_pairs": True} if self.of_pairs else {})
+        of = {} if self.of is None else {f"of_{self.of}": True}
+        return {"file": self.name, "checksum": checksum, **counts, **of}
 
 
 class _SplitFile(_GrowingFile):

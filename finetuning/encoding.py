@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.errors import UserError
+from data.questions import Question
 from data.tokenizers import Tokenizer
 from finetuning.conversations import ASSISTANT, Conversation, Turn
 from finetuning.templates import BEGIN, END, PROBE, ChatTemplate, spans
@@ -32,7 +33,7 @@ GUARD = "\ufdd3"  # stands in the name of a special token that is text: one of U
 class Encoded:
     """Of a conversation the `ids` (tokens,) that fit, and whether each `counts` (tokens,) as a target; `counted_bytes`
     of UTF-8 text are in the answers, without the template's ends of turns. So many `answers` are there, the last of
-    which may be `cut`, and so many are `left_out`, as they do not fit."""
+    which may be `cut`, and so many are `left_out`, as they do not fit. A prompt without an answer has a `question`."""
 
     ids: np.ndarray
     counts: np.ndarray
@@ -41,6 +42,7 @@ class Encoded:
     answers: int
     left_out: int
     cut: bool
+    question: Question | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,24 @@ class Encoder:
         return dataclasses.replace(
             found, counts=found.counts & of_answer, answers=1, counted_bytes=exchanges[-1].answer_bytes
         )
+
+    def encode_asked(self, asked: Conversation, question: Question) -> Encoded:
+        """The tokens of turns up to where an answer begins, of which none counts. Raises UserError."""
+        try:
+            turns = [Turn(turn.role, self._as_text(turn.content)) for turn in asked.turns]
+            text = self.template.render(turns, asks=True).replace(BEGIN, "").replace(END, "")
+            ids = np.array(self._encode(text, is_first=True), dtype=np.int64)
+        except UserError as error:
+            raise UserError(f"{asked.where}: {error}") from None
+        if not len(ids):
+            raise UserError(f"{asked.where}: the chat template {self.template.name} makes nothing of the prompt")
+        counts = np.zeros(len(ids), dtype=bool)
+        return Encoded(ids, counts, self._text_bytes(text), 0, 0, left_out=0, cut=False, question=question)
+
+    @property
+    def end_of_answers(self) -> str | None:
+        """The text that ends one; None where the tokenizer's end of a document does."""
+        return self.template.tail.strip() or None
 
     def _pieces(self, conversation: Conversation) -> tuple[list[Exchange], list[list[int]]]:
         """The exchanges, and as tokens what each of them begins with and its answer, one after the other. Raises

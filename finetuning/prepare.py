@@ -1,7 +1,8 @@
 """Conversations to a prepared dataset in a run's folder, of whose tokens those count that the model would write.
 
 out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation, of pairs of
-                                 answers (finetuning/pairs.py) the chosen one and then the rejected one
+                                 answers (finetuning/pairs.py) the chosen one and then the rejected one; or a prompt
+                                 (finetuning/prompts.py), with what it asks beside them (data/questions.py)
     prepared.json                what it was made of and what was counted, written last
 out/<run>/chat_template.jinja    the template
 """
@@ -25,11 +26,13 @@ from common.errors import UserError
 from common.files import replace_file, writing_to
 from data.dataset import dtype_for
 from data.preparation import SEED
+from data.questions import write_questions
 from data.tokenizers import Kept
 from data.writer import DatasetWriter
 from finetuning.conversations import read_conversations
 from finetuning.encoding import Encoded, Encoder
 from finetuning.pairs import read_pairs
+from finetuning.prompts import encoded_prompts
 from finetuning.templates import ChatTemplate
 from runs.config import DATA
 from runs.folder import CHAT_TEMPLATE
@@ -52,6 +55,7 @@ class Task:
     block_size: int
     of_pairs: bool = False
     reference: str | None = None  # that answers are compared with, where it is not the model
+    max_completion: int | None = None  # tokens that the model is to write after prompts, where the data are these
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -63,7 +67,14 @@ class Task:
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
             "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
             "block_size": self.block_size,
-        } | ({"of_pairs": True, "reference": self.reference} if self.of_pairs else {})
+            **({"of_pairs": True, "reference": self.reference} if self.of_pairs else {}),
+            **({} if self.max_completion is None else {"max_completion": self.max_completion}),
+        }
+
+    @property
+    def units(self) -> str:
+        """What is read, in a word."""
+        return "pairs" if self.of_pairs else "conversations" if self.max_completion is None else "prompts"
 
 
 def _sha256(path: Path) -> str:
@@ -95,9 +106,7 @@ def read_prepared(run: Path) -> Prepared | None:
 def prepare(task: Task, run: Path) -> Prepared:
     """Writes the dataset and the template into the run's folder. Raises UserError."""
     encoder = Encoder(task.kept.tokenizer, task.template, task.block_size)
-    encoded = _encoded_pairs if task.of_pairs else _encoded
-    train, of_train = encoded(task.train, encoder)
-    val, of_val = encoded(task.val, encoder)
+    (train, of_train), (val, of_val) = (_encoded_units(files, encoder, task) for files in (task.train, task.val))
     if not task.val:
         train, val = _divided(train, task.val_fraction)
     folder = run / DATA / NAME
@@ -105,12 +114,17 @@ def prepare(task: Task, run: Path) -> Prepared:
         (folder / NOTE).unlink(missing_ok=True)
     entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
     source = ", ".join(path.name for path in (*task.train, *task.val))
+    of = None if task.units == "conversations" else task.units
+    splits = {"train": [*itertools.chain(*train)], "val": [*itertools.chain(*val)]}
     with DatasetWriter(
-        folder, entry, size, f"conversations of {source}", task.kept.content, True, task.of_pairs
+        folder, entry, size, f"conversations of {source}", task.kept.content, is_marked=True, of=of
     ) as writer:
-        for split, units in (("train", train), ("val", val)):
-            for one in itertools.chain(*units):
+        for split, some in splits.items():
+            for one in some:
                 writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes)
+    if task.max_completion is not None:
+        questions = {split: [one.question for one in some if one.question] for split, some in splits.items()}
+        write_questions(folder, encoder.end_of_answers, questions)
     counted = _counted(of_train + of_val, {"training": train, "validation": val}, task)
     found = Prepared(task.identity, counted)
     with writing_to(run):
@@ -135,7 +149,14 @@ def wait_for(task: Task, run: Path, seconds: int) -> None:
         time.sleep(0.1)
 
 
-Unit = tuple[Encoded, ...]  # what stays together: a conversation, or the two of a pair
+Unit = tuple[Encoded, ...]  # what stays together: a conversation, a prompt, or the two of a pair
+
+
+def _encoded_units(files: Sequence[Path], encoder: Encoder, task: Task) -> tuple[list[Unit], Counter[str]]:
+    """What files have, and what was left out. Raises UserError."""
+    if task.max_completion is not None:
+        return encoded_prompts(files, encoder, task.max_completion)
+    return (_encoded_pairs if task.of_pairs else _encoded)(files, encoder)
 
 
 def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Counter[str]]:
@@ -200,19 +221,22 @@ def _divided(conversations: list[Unit], share: float) -> tuple[list[Unit], list[
 
 def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) -> list[str]:
     """What became of every conversation or pair that was read, turns and tokens."""
-    what, block_size = "pairs" if task.of_pairs else "conversations", task.block_size
+    what, block_size = task.units, task.block_size
     lines = [f"{what}: {counts['read']:,} read"]
     for name, units in splits.items():
         some = [*itertools.chain(*units)]
         tokens, counted = sum(len(one.ids) for one in some), sum(int(one.counts.sum()) for one in some)
         answers = sum(one.answers for one in some)
-        lines.append(
-            f"{name}: {len(units):,} {what}, {answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
-        )
-    too_long = "of which one is longer than" if task.of_pairs else "of which nothing that counts is in the first"
+        having = f"{answers:,} answers, {tokens:,} tokens, of which {counted:,} count"
+        lines.append(f"{name}: {len(units):,} {what}, {having if answers else f'{tokens:,} tokens'}")
+    too_long = {
+        "pairs": f"of which one is longer than {block_size:,} tokens",
+        "conversations": f"of which nothing that counts is in the first {block_size:,} tokens",
+        "prompts": f"which leave no room for {task.max_completion} tokens in {block_size:,}",
+    }[what]
     left_out = {
         f"{what} without an answer": counts["without an answer"],
-        f"{what} {too_long} {block_size:,} tokens": counts["without room"],
+        f"{what} {too_long}": counts["without room"],
         "turns after a last answer": counts["turns after the last answer"],
         f"exchanges beyond {block_size:,} tokens": counts["exchanges"],
     }

@@ -19,6 +19,14 @@ WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of sever
 
 
 @dataclasses.dataclass(frozen=True)
+class Means:
+    """Over targets: the loss, of the next token in nats, and what an objective tells besides."""
+
+    loss: float
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Validation:
     """The validation splits of a run's data, by source, and the share that each has in the loss."""
 
@@ -37,20 +45,22 @@ class Validation:
 
     def losses(
         self, model: nn.Module, run: RunConfig, compute: Compute, stop_requested: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """Nats a target, of each source, over its share of an evaluation's windows; None if a rank must stop."""
+    ) -> dict[str, Means] | None:
+        """Those of each source, over its share of an evaluation's windows; None if a rank must stop."""
         found = {}
         for name, loader in self.loaders.items():
             batches = evaluation_batches(run, loader.n_windows, self.shares[name], loader.together)
-            loss = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
-            if loss is None:
+            means = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
+            if means is None:
                 return None
-            found[name] = loss
+            found[name] = means
         return found
 
-    def mean(self, losses: dict[str, float]) -> float:
-        """The loss of text that is mixed by the shares."""
-        return sum(self.shares[name] * loss for name, loss in losses.items())
+    def mean(self, found: dict[str, Means]) -> Means:
+        """That of text that is mixed by the shares."""
+        names = next(iter(found.values())).measured
+        measured = {one: sum(self.shares[name] * of.measured[one] for name, of in found.items()) for one in names}
+        return Means(sum(self.shares[name] * of.loss for name, of in found.items()), measured)
 
 
 def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0, together: int = 1) -> tuple[int, int]:
@@ -73,9 +83,8 @@ def evaluate(
     compute: Compute,
     stop_requested: Callable[[], bool],
     objective: Objective = next_token,
-) -> float | None:
-    """The objective's mean loss, of the next token in nats a target, over the first `batches` batches (or all that
-    the split has); None if a rank must stop.
+) -> Means | None:
+    """The objective's means over the first `batches` batches (or all that the split has); None if a rank must stop.
 
     Each batch belongs to one rank. The ranks exchange the list of batch sums, not a partial sum, and everyone adds
     them in the same order: rounding does not depend on who computed what. All take equally many turns, as strategies
@@ -85,7 +94,8 @@ def evaluate(
     batches = min(batches, loader.n_windows // batch_size)
     ranks, device = compute.ranks, compute.device
     device_of_sums = device if device.type == "cuda" else "cpu"  # mps has no float64
-    sums = torch.zeros(2, batches, dtype=torch.float64, device=device_of_sums)  # losses, targets
+    sums = torch.zeros(0, batches, dtype=torch.float64, device=device_of_sums)  # losses, targets, what is measured
+    names: list[str] = []
     mine, interrupted = ranks.share(range(batches)), False
     model.eval()
     for turn in range(math.ceil(batches / ranks.data_size)):
@@ -97,11 +107,16 @@ def evaluate(
         batch = loader.batch(index * batch_size, batch_size).changed(lambda values: values.to(device))
         with precision(device, compute.dtype):
             parts = objective(model, batch)
+        names = list(parts.measured)
+        of_batch = torch.stack((parts.cross_entropy, parts.n_targets, *parts.measured.values()))
+        if not len(sums):
+            sums = sums.new_zeros(len(of_batch), batches)
         if turn < len(mine):
-            sums[:, index] = torch.stack((parts.cross_entropy, parts.n_targets))
+            sums[:, index] = of_batch
     model.train()
     give_back_weights(model)
     if interrupted:
         return None
-    loss, n_targets = sum_over_ranks(sums, ranks).sum(1).tolist()
-    return loss / n_targets if n_targets else math.nan
+    loss, n_targets, *measured = sum_over_ranks(sums, ranks).sum(1).tolist()
+    means = [value / n_targets if n_targets else math.nan for value in (loss, *measured)]
+    return Means(means[0], dict(zip(names, means[1:], strict=True)))

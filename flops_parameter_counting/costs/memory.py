@@ -174,10 +174,12 @@ def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int
 def stage_memory(
     config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
 ) -> dict[str, int]:
-    """Bytes of the first rank of a stage, by part."""
+    """Bytes of the first rank of a stage, by part; `reference` is a model in float32 that is not trained. The caches of
+    what a model writes while it is trained are in none of them: they are gone when its activations are there."""
     own = parameters(config, run.frozen_names, stage, run.adapters)
     of_update = update_memory(config, run, mesh, stage)
-    return state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
+    parts = state_memory(own, run, mesh, e) | of_update | working_memory(config, run, mesh, e, stage)
+    return parts | ({"reference": 4 * elements(own.all)} if run.has_reference_model else {})
 
 
 def state_memory(whole: Parameters, run: RunConfig, mesh: Mesh, e: int) -> dict[str, int]:
