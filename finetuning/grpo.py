@@ -188,7 +188,7 @@ class Reinforcement:
         on_device = {name: torch.as_tensor(value).to(log_p) for name, value in measured.items()}
         n_rows = torch.tensor(len(completions), device=log_p.device)
         return LossParts(
-            surrogate + (told - surrogate).detach(), n_rows, parts.auxiliary, parts.loads, measured=on_device
+            told + (surrogate - surrogate.detach()), n_rows, parts.auxiliary, parts.loads, measured=on_device
         )
 
 
