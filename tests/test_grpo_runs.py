@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import signal
 
 import processes
@@ -140,6 +142,30 @@ def test_two_ranks_are_one(home, tmp_path, keys):
     done = processes.run(script, both, tmp_path, environment(), torchrun)
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(data_dir, tmp_path, monkeypatch):
+    """For two steps each, on a smaller model; and no sum is in two of the files, and every answer right."""
+    monkeypatch.chdir(tmp_path)
+    assert training(data_dir, "out/quickstart", *LLAMA).returncode == 0
+    page = (ROOT / "docs/using/finetuning.md").read_text().partition("## Checkable rewards")[2].partition("\n## ")[0]
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^python .*", page, re.MULTILINE)]
+    assert [script for script, *_ in commands] == ["data/sums/questions.py", "finetune.py", "finetune.py"]
+    for script, *given in commands:
+        given = [str(ROOT / one) if one.startswith("config/") else one for one in given]
+        if script == "finetune.py":
+            given = [*given, "--max_iters=2", "--device=cpu"]
+        if "--epochs" in given:
+            place = given.index("--epochs")
+            del given[place : place + 2]
+        done = processes.run(ROOT / script, given, tmp_path, environment())
+        assert done.returncode == 0, f"{given}\n{done.stdout}\n{done.stderr}"
+    assert "left out: nothing" in done.stdout and "finished at step 2 of 2" in done.stdout
+    files = [(tmp_path / f"out/sums/{name}.jsonl").read_text().splitlines() for name in ("train", "val", "taught")]
+    sums = [json.loads(line) for lines in files for line in lines]
+    assert len({one["prompt"] for one in sums}) == len(sums) == 50 * 50
+    assert all(str(sum(map(int, one["prompt"].strip("=").split("+")))) == one["answer"] for one in sums)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 writes train.jsonl and val.jsonl, prompts and answers for finetune.py with rewards, and taught.jsonl, conversations that
 teach what an answer looks like first: a model that is never right by chance learns nothing from rewards. No sum is in
-two of the files.
+two of the files. plain.jinja is a chat template that writes 3+4=7 and no more, so that windows can be short.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from common.files import replace_file, writing_to
 
 SEED = 0
 SHARES = {"val": 0.1, "taught": 0.3}  # of all sums; the rest is for training
+TEMPLATE = "{%- for message in messages %}{{- message['content'] }}{%- endfor %}\n"
 
 
 @exit_cleanly
@@ -33,6 +34,7 @@ def main() -> None:
         arguments.out_dir.mkdir(parents=True, exist_ok=True)
         for name, lines in files.items():
             replace_file(arguments.out_dir / f"{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        replace_file(arguments.out_dir / "plain.jinja", TEMPLATE.encode())
     print(f"{arguments.out_dir}: {', '.join(f'{len(lines):,} in {name}.jsonl' for name, lines in files.items())}")
 
 
