@@ -120,7 +120,7 @@ def losses_of(
 ) -> Tensor:
     """The loss of each completion (B,), by Shao et al. 2024, equation 3, where the model is the one that wrote: of the
     log-probabilities log_p (B, T) and the KL (B, T) of those tokens that it wrote, which `counts` (B, T) says; the sum
-    over these by `tokens` (B,), which is how many they are, or for Dr. GRPO (Liu et al. 2025) a constant."""
+    over these by `tokens`, which is how many they are (B,), or for Dr. GRPO (Liu et al. 2025) a constant ()."""
     each = -advantage[:, None] * (log_p - log_p.detach()).exp()
     if kl is not None:
         each = each + beta * kl
@@ -146,11 +146,7 @@ class Reinforcement:
     def __call__(self, model: nn.Module, batch: Batch) -> LossParts:
         """The objective. The loss that it tells is what is to become smaller in truth: minus the reward, and beta times
         the KL divergence. Its gradient is that of `losses_of`, whose own value says nothing, as the advantages of a
-        group add up to 0.
-
-        Beside it it tells of the completions: the reward, and each one's own where there are several; the share that
-        ended by themselves and the length in tokens; the share in groups of equal rewards, of which nothing is learned;
-        the KL divergence in nats a token; and the time that writing one took, in ms."""
+        group add up to 0."""
         assert batch.questions is not None and batch.seeds is not None and batch.documents is not None
         trained = cast(LanguageModel, model.module if isinstance(model, DistributedDataParallel) else model)
         began = time.perf_counter()
@@ -163,33 +159,41 @@ class Reinforcement:
 
         whole = completed(batch, prompts, completions)
         counts = whole.targets != IGNORED
-        lengths = counts.sum(1)
-        parts = model(whole.tokens, whole.targets, documents=whole.documents, each=True)
+        tokens = counts.sum(1) if self.loss == "grpo" else torch.tensor(self.writer.max_completion)
+        parts = _of_each_token(model, whole)
         log_p, kl = -parts.cross_entropy, None
         if self.beta:
             with torch.no_grad():
-                of_reference = self.reference.beside(trained)(
-                    whole.tokens, whole.targets, documents=whole.documents, each=True
-                )
-            kl = kl_of_each(log_p, -of_reference.cross_entropy)
+                reference = -_of_each_token(self.reference.beside(trained), whole).cross_entropy
+            kl = kl_of_each(log_p, reference)
         advantage = advantages(rewards, self.group_size, by_std=self.loss == "grpo").to(log_p)
-        tokens = lengths if self.loss == "grpo" else torch.full_like(lengths, self.writer.max_completion)
         surrogate = losses_of(log_p, counts, advantage, tokens, kl, self.beta).sum()
         told = -rewards.sum().to(log_p) + (0.0 if kl is None else self.beta * (kl.detach().sum(1) / tokens).sum())
-
-        idle = all_equal(rewards.view(-1, self.group_size)).sum() * self.group_size
-        measured: dict[str, Tensor | float] = {"reward": rewards.sum()}
-        if len(self.rewards) > 1:
-            measured |= {f"reward_{one.name}": sum(found[one.name] for found in scores) for one in self.rewards}
-        measured |= {"ended": sum(one.ended for one in completions), "length": lengths.sum(), "equal": idle}
+        measured = self._measured(completions, scores, rewards) | {"rollout_ms": 1000 * seconds}
         if kl is not None:
-            measured["kl"] = (kl.detach().sum(1) / lengths).sum()
-        measured["rollout_ms"] = 1000 * seconds
+            measured["kl"] = (kl.detach().sum(1) / counts.sum(1)).sum()
         on_device = {name: torch.as_tensor(value).to(log_p) for name, value in measured.items()}
-        n_rows = torch.tensor(len(completions), device=log_p.device)
-        return LossParts(
-            told + (surrogate - surrogate.detach()), n_rows, parts.auxiliary, parts.loads, measured=on_device
-        )
+        loss, n_rows = told + (surrogate - surrogate.detach()), torch.tensor(len(completions), device=log_p.device)
+        return LossParts(loss, n_rows, parts.auxiliary, parts.loads, on_device)
+
+    def _measured(
+        self, completions: Sequence[Completion], scores: Sequence[dict[str, float]], rewards: Tensor
+    ) -> dict[str, Tensor | float]:
+        """What is told of the completions, summed over them: the reward, and each one's own where there are several;
+        whether it ended by itself, and how many tokens it has; whether it is in a group of equal rewards, of which
+        nothing is learned."""
+        several = {} if len(self.rewards) == 1 else {f"reward_{one.name}": one.name for one in self.rewards}
+        return {
+            "reward": rewards.sum(),
+            **{told: sum(found[name] for found in scores) for told, name in several.items()},
+            "ended": sum(one.ended for one in completions),
+            "length": sum(len(one.tokens) for one in completions),
+            "equal": all_equal(rewards.view(-1, self.group_size)).sum() * self.group_size,
+        }
+
+
+def _of_each_token(model: nn.Module, batch: Batch) -> LossParts:
+    return model(batch.tokens, batch.targets, documents=batch.documents, each=True)
 
 
 class Reference:
