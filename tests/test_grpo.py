@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from components.heads.spec import IGNORED
-from data.loader import Batch
-from data.questions import Question
+from data.dataset import open_dataset
+from data.loader import Batch, split_batches
+from data.packing import Cut
+from data.questions import Question, write_questions
 from data.tokenizers import tokenizer_from_meta
+from data.writer import DatasetWriter
 from finetuning.grpo import Completion, Reinforcement, Writer, advantages, kl_of_each, losses_of
 from finetuning.rewards import Reward
 from inference.generation import generate
@@ -215,6 +218,36 @@ def test_losses_and_gradients_are_trls(tmp_path, loss, beta):
     tokens = counts.sum(1) if loss == "grpo" else torch.full((8,), LONGEST)
     losses = losses_of(log_p, counts, above, tokens, kl_of_each(log_p, of_base) if beta else None, beta)
     assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked
+
+
+def test_a_prompt_is_in_neighbouring_samples_with_seeds_of_their_own(tmp_path):
+    """Once in an epoch, however batches divide it; and its question comes along."""
+    questions = {"train": [Question(f"{number}?", "a" * number) for number in range(5)], "val": [Question("x?", "")]}
+    with DatasetWriter(tmp_path, {"kind": "bytes", "end_of_document": 0}, 256, "a test", None, True, "prompts") as file:
+        for split, some in questions.items():
+            for one in some:
+                ids = [ord(letter) for letter in one.prompt]
+                file.add_marked(split, ids, [False] * len(ids), len(ids), 0)
+    write_questions(tmp_path, None, questions)
+    dataset, cut = open_dataset(tmp_path), Cut(8, "prompts", 3)
+    loader = split_batches(dataset, "train", cut, 7, True, slice(None))
+    whole, halves = loader.batch(0, 30), [loader.batch(first, 15) for first in (0, 15)]
+    assert loader.n_windows == 15 and cut.n_windows(dataset, "val") == 3 and whole.n_targets == 30
+    assert whole.seeds == halves[0].seeds + halves[1].seeds and len(set(whole.seeds)) == 30
+    assert whole.questions == halves[0].questions + halves[1].questions
+    prompts = [bytes(row[of == 0].tolist()).decode() for row, of in zip(whole.tokens, whole.documents, strict=True)]
+    assert prompts == [one.prompt for one in whole.questions]
+    groups = [set(prompts[first : first + 3]) for first in range(0, 30, 3)]
+    assert all(len(group) == 1 for group in groups)
+    for epoch in (groups[:5], groups[5:]):
+        assert set().union(*epoch) == {one.prompt for one in questions["train"]}
+    assert (whole.targets == IGNORED).all()
+    other = split_batches(dataset, "train", cut, 8, True, slice(None)).batch(0, 30)
+    assert set(whole.seeds).isdisjoint(other.seeds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

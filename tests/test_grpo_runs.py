@@ -308,6 +308,9 @@ def test_other_data_than_prompts_and_damaged_ones_are_refused(home, data_dir, tm
     assert done.returncode == 2 and "are no prompts: finetune.py makes others" in done.stderr, done.stderr
     run = tmp_path / "run"
     assert finetune(home, run, "--max_iters=1").returncode == 0
+    given = [f"--data_dir={run / 'data'}", "--dataset=conversations", "--vocab_size=256", *MACHINE]
+    done = command(train_command.main, ROOT / "config/sft.py", *given, f"--out_dir={tmp_path / 'text'}")
+    assert done.returncode == 2 and "are prompts, of which nothing is learned" in done.stderr, done.stderr
     note = run / "data/conversations" / NOTE
     note.write_text(note.read_text().replace('"aaa"', '"aab"'))
     done = finetune(home, run, "--max_iters=2")
