@@ -23,7 +23,7 @@ max_completion = 4  # and 3 of an answer with its end
 gradient_accumulation_steps = 1
 batch_size = 256
 group_size = 8
-max_iters = 300
+max_iters = 600
 
 learning_rate = 5e-5  # a tenth of that for conversations: a reward says far less
 lr_schedule = "constant"
