@@ -14,7 +14,7 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Configuration:
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     # What `write` keeps of the config file besides its keys: imports, functions, a component of the user's own.
     carried_code: str = dataclasses.field(default="", compare=False, repr=False)
+    # The functions that the config file defines or imports, by name.
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ def load(argv: Sequence[str]) -> Configuration:
         check_run(run)
     if run.components is not None:  # wherever a saved configuration is read
         run = dataclasses.replace(run, components=str(real(Path(run.components))))
-    return Configuration(model, run, path, of_model, file.carried_code)
+    return Configuration(model, run, path, of_model, file.carried_code, file.functions)
 
 
 def _of_deepspeed(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +216,7 @@ class _ConfigFile:
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)  # key -> file:line
     carried_code: str = ""
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 def _run_config_file(path: Path) -> _ConfigFile:
@@ -239,7 +242,8 @@ def _run_config_file(path: Path) -> _ConfigFile:
         if name not in known:
             raise UserError(f"{origin}: unknown key {name!r}{_nearest_key(name)}; a helper's name starts with _")
         values[name], origins[name] = value, origin
-    return _ConfigFile(values, origins, _carried_code(source, tree, known))
+    functions = {name: value for name, value in defined.items() if isinstance(value, types.FunctionType)}
+    return _ConfigFile(values, origins, _carried_code(source, tree, known), functions)
 
 
 def _is_meant_as_key(name: str, value: Any, binding: ast.AST | None, known: Mapping[str, Key]) -> bool:

@@ -2,12 +2,13 @@
 
 python finetune.py out/quickstart config/sft.py --data chats.jsonl --epochs 2 --out_dir=out/chat
 python finetune.py out/chat config/dpo.py --data pairs.jsonl --out_dir=out/preferred
+python finetune.py out/chat config/grpo_sums.py --data prompts.jsonl --out_dir=out/rewarded
 torchrun --nproc_per_node=4 finetune.py gpt2 --data chats/ --val_data held_out.jsonl --block_size=512
 
 MODEL is a run's folder, that of a Hugging Face model, or the name of one in its cache. The conversations become a
 dataset in the new run's folder, of whose tokens the answers' count, or for a preference pairs of answers, or labelled
-ones; then train.py trains, with its keys, checkpoints, log and strategies. The same command again continues the run.
-docs/using/finetuning.md says more.
+ones, or prompts where rewards are learned; then train.py trains, with its keys, checkpoints, log and strategies. The
+same command again continues the run. docs/using/finetuning.md says more.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from data.reference import wait_for_reference
 from finetuning.example import example
 from finetuning.models import template_folders, tokenizer_of
 from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for, what_is_learned
+from finetuning.rewards import rewards_of
 from finetuning.templates import BUILT_IN, find_template
 from interop.sources import find_source, with_architecture_of
 from parallel.ranks import Ranks, ranks_from_environment
@@ -68,8 +70,10 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     template, note = find_template(arguments.chat_template, template_folders(source))
     train, val = (tuple(find_files(given)) for given in (arguments.data, arguments.val_data))
     block_size = configuration.model.block_size
-    what, share = what_is_learned(configuration.run.preference), arguments.val_fraction
-    return Task(arguments.model, train, val, share, kept, template, block_size, what, arguments.reference), note
+    run, data = configuration.run, (train, val, arguments.val_fraction)
+    room = None if run.reinforce is None else run.max_completion
+    task = Task(arguments.model, *data, kept, template, block_size, what_is_learned(run), arguments.reference, room)
+    return task, note
 
 
 def check_plan(configuration: Configuration, ranks: Ranks) -> None:
@@ -77,6 +81,7 @@ def check_plan(configuration: Configuration, ranks: Ranks) -> None:
     plan_run(configuration, None)
     check_ranks(configuration, configuration.run.world_size or ranks.size)
     check_buildable(configuration.model)
+    rewards_of(configuration)
     if not configuration.run.dry_run:
         from parallel.device import choose_device  # torch takes a second to import: what needs none of it stands above
 

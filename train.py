@@ -139,8 +139,12 @@ def find_benchmarks(configuration: Configuration, dataset: Data) -> Any:
 
 def find_objective(configuration: Configuration, dataset: Data) -> Any:
     """What a step makes smaller (training.objective.Objective); None for the next token's loss. Raises UserError where
-    pairs have no reference."""
+    pairs have no reference, or rewards no function."""
     run = configuration.run
+    if run.reinforce is not None:
+        from finetuning.grpo import reinforcement_of
+
+        return reinforcement_of(configuration, dataset)
     if run.preference is None:
         return None
     from finetuning.preferences import preference_of

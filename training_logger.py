@@ -140,8 +140,16 @@ class TrainingLogger:
         self._to_sinks(progress.step, "train", record)
         self.say(iteration_lines(record))
 
-    def evaluation(self, progress: Progress, val_loss: float, seconds: float, losses: dict[str, float]) -> None:
-        """`losses` are those of the sources of a mixture, or of the one dataset."""
+    def evaluation(
+        self,
+        progress: Progress,
+        val_loss: float,
+        seconds: float,
+        losses: dict[str, float],
+        measured: dict[str, float] | None = None,
+    ) -> None:
+        """`losses` are those of the sources of a mixture, or of the one dataset; `measured` is what the objective tells
+        besides."""
         self._last_val_loss = val_loss
         if not self.writes:
             return
@@ -160,11 +168,14 @@ class TrainingLogger:
         by_source = {} if self.plan.sources is None else _by_source(losses, self.plan.sources)
         if by_source:
             record["sources"] = by_source
+        if measured:
+            record["measured"] = measured
         self._log.write("eval", **record)
         self._to_sinks(progress.step, "val", record)
         best = " (best so far)" if record["best"] else ""
         loss = f"validation loss {val_loss:.4f}{_expected(record)}"
-        self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{best}")
+        told = "".join(f" │ {name} {number(value, '.3f')}" for name, value in (measured or {}).items())
+        self.say(f"Eval {progress.step} │ {loss} │ bpb {number(bits, '.3f')}{told}{best}")
         for name, found in by_source.items():
             self.say(f"  {name} │ {found['val_loss']:.4f} │ bpb {found['val_bits_per_byte']:.3f}")
 

@@ -153,29 +153,31 @@ class PackedText:
 
 
 class InOrder:
-    """The windows of a text of `lengths` (documents,) tokens, of which each document has one, in their order: window
-    i is document i. It has what PackedText has."""
+    """The windows of a text of `lengths` (documents,) tokens, of which each document has as many as it is shown
+    `times`, in their order: window i is document i // times. It has what PackedText has."""
 
-    def __init__(self, lengths: np.ndarray, block_size: int):
+    def __init__(self, lengths: np.ndarray, block_size: int, times: int = 1):
         if lengths.max() > block_size:
             raise ValueError(f"a document of {lengths.max()} tokens does not fit in {block_size}")
-        self.block_size, self.documents, self.n_windows = block_size, len(lengths), len(lengths)
+        self.block_size, self.documents, self.n_windows = block_size, len(lengths), times * len(lengths)
+        self.times = times
         self._lengths = lengths.astype(np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
         self.tokens = int(self._lengths.sum())
 
     @property
     def padding(self) -> float:
-        return 1 - self.tokens / (self.n_windows * self.block_size)
+        return 1 - self.tokens / (self.documents * self.block_size)
 
     def pieces(self, window: int) -> tuple[list[int], list[int]]:
-        return [int(self._starts[window])], [int(self._lengths[window])]
+        document = window // self.times
+        return [int(self._starts[document])], [int(self._lengths[document])]
 
     def document_lengths(self) -> dict[int, float]:
         places = np.bincount(self._lengths, minlength=self.block_size + 1) * np.arange(self.block_size + 1)
         rests = np.bincount(self.block_size - self._lengths, minlength=self.block_size + 1)
         places += rests * np.arange(self.block_size + 1)
-        total = self.n_windows * self.block_size
+        total = self.documents * self.block_size
         return {int(length): float(places[length] / total) for length in np.flatnonzero(places)}
 
 

@@ -16,10 +16,10 @@ original text, without separators, so that bits per byte = loss / ln 2 * tokens 
 "shards" for "file", a list of {"file", "tokens", "checksum"}, and the format is 2.
 
 Where splits have "marks", {"file", "checksum", "counted_tokens", "counted_bytes"}, of pairs of documents with
-"of_pairs", of labelled ones with "of_labels" too, the format is 3. A mark is a sum of
-COUNTED, if this token counts when it is the target, and ENDS, if it is its document's last: there an end_of_document
-in the text means nothing, and there need be none; with labels also of DESIRABLE, at the end of a document that is. Then
-a loss is of the counted tokens, and bits per byte =
+"of_pairs", of labelled ones with "of_labels" too, of prompts, in which nothing counts, with "of_prompts"
+(data/questions.py), the format is 3. A mark is a sum of COUNTED, if this token counts when it is the target, and ENDS,
+if it is its document's last: there an end_of_document in the text means nothing, and there need be none; with labels
+also of DESIRABLE, at the end of a document that is. Then a loss is of the counted tokens, and bits per byte =
 loss / ln 2 * counted_tokens / counted_bytes, the bytes of the text that these stand for.
 
 No torch in here: a command that only plans must start in a fraction of a second.
@@ -86,13 +86,14 @@ class Shard:
 class Marks:
     """The marks of a split's tokens, and how many of these count, and stand for how many bytes of text; whether every
     two of its documents are a pair, of which the first is preferred, or, `of_labels`, has a label, and the second has
-    none."""
+    none; or whether its documents are prompts."""
 
     shards: tuple[Shard, ...]
     counted_tokens: int
     counted_bytes: int
     of_pairs: bool = False
     of_labels: bool = False
+    of_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class Split:
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text that one token that counts stands for; bits per byte = loss / ln 2 / bytes_per_token. 0 of
-        pairs, whose loss is none of text."""
+        pairs and prompts, whose loss is none of text."""
         if self.marks is not None:
-            if self.marks.of_pairs:
+            if self.marks.of_pairs or self.marks.of_prompts:
                 return 0.0
             return self.marks.counted_bytes / self.marks.counted_tokens
         return self.bytes / self.tokens
@@ -451,9 +452,10 @@ def _parse_marks(folder: Path, split: str, entry: dict[str, Any]) -> Marks:
     found = entry["marks"]
     shard = _parse_shard(folder, split, {"tokens": entry["tokens"], **found})
     tokens, size = (operator.index(found[key]) for key in ("counted_tokens", "counted_bytes"))
-    of_pairs, of_labels = (found.get(key, False) is True for key in ("of_pairs", "of_labels"))
-    marks = Marks((shard,), tokens, size, of_pairs, of_labels)
-    if not 0 < marks.counted_tokens <= entry["tokens"] or not 0 <= marks.counted_bytes <= entry["bytes"]:
+    kinds = {name: found.get(name, False) is True for name in ("of_pairs", "of_labels", "of_prompts")}
+    marks = Marks((shard,), tokens, size, **kinds)
+    fewest = 0 if marks.of_prompts else 1
+    if not fewest <= marks.counted_tokens <= entry["tokens"] or not 0 <= marks.counted_bytes <= entry["bytes"]:
         raise ValueError(f"a count of the {split} split's marks is impossible")
     return marks
 

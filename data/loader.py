@@ -17,7 +17,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from components.heads.spec import IGNORED
 from data.dataset import COUNTED, DESIRABLE, Dataset, document_numbers
 from data.mixture import Data, Mixture, MixtureOrder
 from data.packing import Cut, packed
+from data.questions import Question, read_questions
 from data.reference import read_reference
 
 
@@ -34,7 +35,7 @@ class Batch:
     """A micro-batch of B sequences, T tokens of each, int64. What does not count as a target is IGNORED
     (components/heads/spec.py); `n_targets` do (None: all). `documents` says which document of its sequence a token is
     of, where tokens meet those of their own only (None: all are of one); they are of whole sequences, where ranks
-    divide these."""
+    divide these. Sequences that the model is to complete are `questions`, and each has a seed for it."""
 
     tokens: torch.Tensor  # (B, T)
     targets: torch.Tensor  # (B, T)
@@ -42,12 +43,14 @@ class Batch:
     n_targets: int | None = None
     reference: torch.Tensor | None = None  # (B,) what a reference model says of each sequence's targets, nats
     desirable: torch.Tensor | None = None  # (B,) bool, whether each sequence is labelled so
+    questions: tuple[Question, ...] | None = None  # B
+    seeds: tuple[int, ...] | None = None  # B, below 2**63
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same with every tensor changed in the same way."""
-        some = (self.documents, self.reference, self.desirable)
-        documents, reference, desirable = (None if one is None else change(one) for one in some)
-        return Batch(change(self.tokens), change(self.targets), documents, self.n_targets, reference, desirable)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return Batch(**values | tensors)
 
 
 class WindowOrder:
@@ -258,6 +261,28 @@ class PairedLoader(PackedLoader):
         return marks & DESIRABLE > 0
 
 
+class PromptLoader(PackedLoader):
+    """Prompts, each in a window of its own, in as many neighbouring samples as it is to be completed; batches count
+    these. What a sample is completed with is drawn from a seed of its own, which depends on nothing but (seed, sample
+    index): neither a resume nor who computes it, beside which others, changes it."""
+
+    def __init__(self, dataset: Dataset, split: str, cut: Cut, seed: int, own_part: slice = slice(None)):
+        """Raises UserError for questions that are not of this split."""
+        self.together = cut.together
+        super().__init__(dataset, split, cut, seed, own_part)
+        self._questions = read_questions(dataset, split)
+        self._seed = _mix(np.array([seed], dtype=np.uint64))
+
+    def batch(self, first_sample: int, batch_size: int) -> Batch:
+        samples = np.arange(first_sample, first_sample + batch_size).astype(np.uint64)
+        seeds = _mix(self._seed + samples) >> np.uint64(1)
+        return dataclasses.replace(super().batch(first_sample, batch_size), seeds=tuple(seeds.tolist()))
+
+    def of_windows(self, windows: np.ndarray) -> Batch:
+        questions = tuple(self._questions[window // self.together] for window in windows.tolist())
+        return dataclasses.replace(super().of_windows(windows), n_targets=len(windows), questions=questions)
+
+
 class MixedLoader:
     """Batches of a mixture: each sample is one of a source's, in the order that data/mixture.py says."""
 
@@ -287,6 +312,8 @@ def split_batches(
     """Batches of one dataset, as `cut` says. Packed documents are always told."""
     if cut.packing == "pairs":
         return PairedLoader(dataset, split, cut, seed, own_part)
+    if cut.packing == "prompts":
+        return PromptLoader(dataset, split, cut, seed, own_part)
     if not cut.follow_one_another:
         return PackedLoader(dataset, split, cut, seed, own_part)
     return WindowLoader(dataset, split, cut.block_size, seed, tells_documents, own_part)

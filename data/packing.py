@@ -2,8 +2,9 @@
 
 `windows` follow one another in a split's text and begin anywhere in a document. `best_fit` packs whole documents into
 windows (data/best_fit.py), `single` gives each one of its own, as `pairs` does, where every two of them are shown
-together. Of these the lengths are needed, for which every token is looked at: they are kept beside the dataset, in
-.documents-train.npz and .documents-val.npz. Where these cannot be written, every call looks.
+together, and `prompts`, where each is shown as often as it is to be completed. Of these the lengths are needed, for
+which every token is looked at: they are kept beside the dataset, in .documents-train.npz and .documents-val.npz. Where
+these cannot be written, every call looks.
 """
 
 import contextlib
@@ -20,24 +21,32 @@ from common.files import written_aside
 from data.best_fit import InOrder, PackedText, one_each
 from data.dataset import READ_BYTES, SLOW_FILE_BYTES, Dataset, Split, SplitReader
 
-PLACED: dict[str, Callable[[np.ndarray, int], PackedText | InOrder]] = {
+PLACED: dict[str, Callable[..., PackedText | InOrder]] = {
     "best_fit": PackedText,
     "single": functools.partial(PackedText, place=one_each),
     "pairs": InOrder,
+    "prompts": InOrder,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How samples of `block_size` tokens are made of a split: as the key `packing` says."""
+    """How samples of `block_size` tokens are made of a split: as the key `packing` says, and of prompts for a
+    `group_size` of completions of each."""
 
     block_size: int
     packing: str = "windows"
+    group_size: int = 1
 
     @property
     def together(self) -> int:
         """How many samples after one another belong together, and are windows after one another."""
-        return 2 if self.packing == "pairs" else 1
+        return 2 if self.packing == "pairs" else self.group_size
+
+    @property
+    def is_written_later(self) -> bool:
+        """Whether samples are begun by the data and ended by the model: then nobody knows yet how long they are."""
+        return self.packing == "prompts"
 
     @property
     def follow_one_another(self) -> bool:
@@ -51,12 +60,14 @@ class Cut:
         return packed(dataset, split, self).n_windows
 
     def padding(self, dataset: Dataset, split: str) -> float:
-        """The share of the samples' tokens that are none of the text's."""
-        return 0.0 if self.follow_one_another else packed(dataset, split, self).padding
+        """The share of the samples' tokens that are none of the text's; 0 where that is not known."""
+        return 0.0 if self.follow_one_another or self.is_written_later else packed(dataset, split, self).padding
 
     def document_lengths(self, dataset: Dataset, split: str) -> dict[int, float]:
         """Which share of the samples' tokens is in documents, or pieces of these, of which length, padding among them:
-        it is masked as a document of its own."""
+        it is masked as a document of its own. What is written later counts as whole windows."""
+        if self.is_written_later:
+            return {self.block_size: 1.0}
         if self.follow_one_another:
             return dataset.document_lengths(split, self.block_size)
         return packed(dataset, split, self).document_lengths()
@@ -69,6 +80,9 @@ def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText | InOrder:
     marks = dataset.splits[split].marks
     if cut.packing == "pairs" and not (marks and marks.of_pairs):
         raise UserError(f"packing='pairs': the documents of {dataset.folder} are no pairs: finetune.py makes some")
+    if (cut.packing == "prompts") != bool(marks and marks.of_prompts):
+        are = "are prompts, of which nothing is learned" if cut.packing != "prompts" else "are no prompts"
+        raise UserError(f"packing={cut.packing!r}: the documents of {dataset.folder} {are}: finetune.py makes others")
     found = _packed(dataset.splits[split], dataset.dtype, dataset.tokenizer["end_of_document"], cut)
     if split == "train" and found.documents == 1 and marks is None:
         raise UserError(
@@ -80,7 +94,8 @@ def packed(dataset: Dataset, split: str, cut: Cut) -> PackedText | InOrder:
 
 @functools.cache
 def _packed(split: Split, dtype: np.dtype, end_of_document: int | None, cut: Cut) -> PackedText | InOrder:
-    return PLACED[cut.packing](lengths_of_documents(split, dtype, end_of_document), cut.block_size)
+    times = {"times": cut.group_size} if cut.packing == "prompts" else {}
+    return PLACED[cut.packing](lengths_of_documents(split, dtype, end_of_document), cut.block_size, **times)
 
 
 def lengths_of_documents(split: Split, dtype: np.dtype, end_of_document: int | None) -> np.ndarray:

@@ -28,6 +28,8 @@ from data.dataset import (
 )
 from data.tokenizers import FILES
 
+KINDS = {"pairs": ("of_pairs",), "labels": ("of_pairs", "of_labels"), "prompts": ("of_prompts",)}  # in meta.json
+
 
 class DatasetWriter:
     """Writes a dataset document by document in constant memory; nothing looks finished before everything is.
@@ -37,7 +39,7 @@ class DatasetWriter:
 
     `tokenizer` is what meta.json keeps for `tokenizers.tokenizer_from_meta`, `tokenizer_file` what is in the file that
     it names, if it does; `source` says where the text came from. With `is_marked` tokens have marks (data/dataset.py),
-    `of_pairs` if documents are pairs, `of_labels` if the first of each has a label.
+    `of` says what the documents are: `pairs`, pairs of which the first has a label (`labels`), or `prompts`.
     The files grow under temporary names in the same folder and are renamed when the block ends. If it ends by an
     exception they are removed; if the process is killed, the next preparation removes them. Whatever dataset the
     folder had stays whole until the new one is complete. Raises UserError when the folder cannot be written or
@@ -52,12 +54,10 @@ class DatasetWriter:
         source: str,
         tokenizer_file: bytes | None = None,
         is_marked: bool = False,
-        of_pairs: bool = False,
-        of_labels: bool = False,
+        of: str | None = None,
     ):
         self.folder = Path(folder)
-        self.is_marked = is_marked
-        self.kinds = {name: True for name, holds in (("of_pairs", of_pairs), ("of_labels", of_labels)) if holds}
+        self.is_marked, self.of = is_marked, of
         self.tokenizer = tokenizer
         self.tokenizer_file = tokenizer_file
         self.vocab_size = vocab_size
@@ -73,7 +73,7 @@ class DatasetWriter:
             for leftover in self.folder.glob(".*.partial"):  # of a preparation that was killed
                 leftover.unlink(missing_ok=True)
             for name in SPLITS:
-                marks = opened.enter_context(_MarksFile(self.folder, name, self.kinds)) if self.is_marked else None
+                marks = opened.enter_context(_MarksFile(self.folder, name, self.of)) if self.is_marked else None
                 dtype = dtype_for(self.vocab_size)
                 self._splits[name] = opened.enter_context(_SplitFile(self.folder, name, dtype, marks))
             self._opened = opened.pop_all()
@@ -130,7 +130,7 @@ class DatasetWriter:
     def _finish(self) -> None:
         """Put the new files in place in an order that no kill or power cut can turn into a lie."""
         for split in self._splits.values():
-            if split.tokens == 0 or (split.marks is not None and split.marks.counted_tokens == 0):
+            if split.tokens == 0 or (split.marks is not None and not split.marks.can_be_learned):
                 raise UserError(f"the {split.split} split of {self.folder} would be empty: give more text")
         meta = {
             "format": FORMAT_OF_MARKS if self.is_marked else FORMAT,
@@ -203,15 +203,20 @@ class _GrowingFile:
 class _MarksFile(_GrowingFile):
     """The marks of a split while they grow."""
 
-    def __init__(self, folder: Path, split: str, kinds: dict[str, bool]):
+    def __init__(self, folder: Path, split: str, of: str | None):
         super().__init__(folder, f"{split}.marks.bin")
-        self.kinds = kinds
+        self.of = of
         self.counted_tokens = self.counted_bytes = 0
+
+    @property
+    def can_be_learned(self) -> bool:
+        return self.counted_tokens > 0 or self.of == "prompts"
 
     def describe(self) -> dict[str, Any]:
         checksum = checksum_text(self.checksum)
         counts = {"counted_tokens": self.counted_tokens, "counted_bytes": self.counted_bytes}
-        return {"file": self.name, "checksum": checksum, **counts, **self.kinds}
+        of = dict.fromkeys(KINDS.get(self.of or "", ()), True)
+        return {"file": self.name, "checksum": checksum, **counts, **of}
 
 
 class _SplitFile(_GrowingFile):

@@ -3,7 +3,7 @@ starts; then asked of the weights as they are, in float32, with the figures that
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from evaluation.benchmarks import BENCHMARKS, CORE, PROGRAMS
 from evaluation.figures import Figure
 from evaluation.held_out import MADE, READ, HeldOut, bits_per_byte, made_tasks, own_validation_text, read_windows
 from evaluation.subject import Subject
+from inference.loading import same_weights
 from inference.text import starting_tokens
 from model_builder import LanguageModel
 
@@ -62,14 +63,6 @@ class Benchmarks:
         if self.wanted is not None:
             found += self.wanted.ask(subject, None).figures
         return found
-
-
-def same_weights(trained: nn.Module) -> LanguageModel:
-    """A model of the same tensors, not of copies, that is not compiled, not in training, and computed as everywhere."""
-    with torch.device("meta"):
-        model = LanguageModel(cast("LanguageModel", trained).config.portable())
-    model.load_state_dict(trained.state_dict(), assign=True)
-    return model.eval().requires_grad_(False)
 
 
 def open_benchmarks(configuration: Configuration, dataset: Data) -> Benchmarks | None:

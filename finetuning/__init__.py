@@ -1,1 +1,1 @@
-"""Teaching a model that is trained already: conversations and their templates, and preferences."""
+"""Teaching a model that is trained already: conversations and their templates, preferences, and rewards."""

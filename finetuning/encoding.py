@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.errors import UserError
+from data.questions import Question
 from data.tokenizers import Tokenizer
 from finetuning.conversations import ASSISTANT, Conversation, Turn
 from finetuning.templates import BEGIN, END, PROBE, ChatTemplate, spans
@@ -35,7 +36,7 @@ GUARD = "\ufdd3"  # stands in the name of a special token that is text: one of U
 class Encoded:
     """Of a conversation the `ids` (tokens,) that fit, and whether each `counts` (tokens,) as a target; `counted_bytes`
     of UTF-8 text are in the answers, without the template's ends of turns. So many `answers` are there, the last of
-    which may be `cut`, and so many are `left_out`, as they do not fit."""
+    which may be `cut`, and so many are `left_out`, as they do not fit. A prompt without an answer has a `question`."""
 
     ids: np.ndarray
     counts: np.ndarray
@@ -45,6 +46,7 @@ class Encoded:
     left_out: int
     cut: bool
     desirable: bool = False  # as a label says (finetuning/labelled.py)
+    question: Question | None = None
 
 
 class Rewritten(UserError):
@@ -209,6 +211,23 @@ class Encoder:
         if found.cut:
             counted_bytes = min(counted_bytes, self._bytes_of(found.ids[counts]))
         return dataclasses.replace(found, counts=counts, answers=1, counted_bytes=counted_bytes)
+
+    def encode_asked(self, asked: Conversation, question: Question) -> Encoded:
+        """The tokens of turns up to where an answer begins, of which none counts. Raises UserError."""
+        try:
+            text = self.template.render(self._as_texts(asked), asks=True).replace(BEGIN, "").replace(END, "")
+            ids = np.array(self._encode(text, is_first=True), dtype=np.int64)
+        except UserError as error:
+            raise UserError(f"{asked.where}: {error}") from None
+        if not len(ids):
+            raise UserError(f"{asked.where}: the chat template {self.template.name} makes nothing of the prompt")
+        counts = np.zeros(len(ids), dtype=bool)
+        return Encoded(ids, counts, self._text_bytes(text), 0, 0, left_out=0, cut=False, question=question)
+
+    @property
+    def end_of_answers(self) -> str | None:
+        """The text that ends one; None where the tokenizer's end of a document does."""
+        return self.template.tail.strip() or None
 
     def _pieces(self, conversation: Conversation, only_last: bool = False) -> tuple[list[Exchange], list[list[int]]]:
         """The exchanges, or only the last one with all that is before, and as tokens what each of them begins with and

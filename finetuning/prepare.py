@@ -2,7 +2,8 @@
 
 out/<run>/data/conversations/    a dataset (data/dataset.py), with marks; each document is a conversation, of pairs of
                                  answers (finetuning/pairs.py) the chosen one and then the rejected one, of labelled
-                                 answers (finetuning/labelled.py) each and then its prompt with another's
+                                 answers (finetuning/labelled.py) each and then its prompt with another's; or a prompt
+                                 (finetuning/prompts.py), with what it asks beside them (data/questions.py)
     prepared.json                what it was made of and what was counted, written last
 out/<run>/chat_template.jinja    the template
 """
@@ -26,19 +27,22 @@ from common.errors import UserError
 from common.files import replace_file, writing_to
 from data.dataset import dtype_for
 from data.preparation import SEED
+from data.questions import write_questions
 from data.tokenizers import Kept
 from data.writer import DatasetWriter
 from finetuning.conversations import read_conversations
 from finetuning.encoding import Encoded, Encoder
 from finetuning.labelled import Labelled, beside_others, check_labels, read_labelled
 from finetuning.pairs import read_pairs
+from finetuning.prompts import encoded_prompts
 from finetuning.templates import ChatTemplate
-from runs.config import DATA, OF_LABELS
+from runs.config import DATA, OF_LABELS, RunConfig
 from runs.folder import CHAT_TEMPLATE
 
 NAME = "conversations"
 NOTE = "prepared.json"
-CONVERSATIONS, PAIRS, LABELLED = "conversations", "pairs", "labelled answers"  # what is prepared
+CONVERSATIONS, PAIRS, LABELLED, PROMPTS = "conversations", "pairs", "labelled answers", "prompts"  # what is prepared
+KINDS = {PAIRS: "pairs", LABELLED: "labels", PROMPTS: "prompts"}  # to the writer of the dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Task:
     block_size: int
     what: str = CONVERSATIONS
     reference: str | None = None  # that answers are compared with, where it is not the model
+    max_completion: int | None = None  # tokens that the model is to write after prompts, where the data are these
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -67,14 +72,18 @@ class Task:
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),
             "tokenizer": {name: value for name, value in self.kept.entry.items() if name != "file"},
             "block_size": self.block_size,
-        } | ({} if of_answers is None else {**of_answers, "reference": self.reference})
+            **({} if of_answers is None else {**of_answers, "reference": self.reference}),
+            **({} if self.max_completion is None else {"max_completion": self.max_completion}),
+        }
 
 
-def what_is_learned(preference: str | None) -> str:
-    """What a run with this key needs to be prepared."""
-    if preference is None:
+def what_is_learned(run: RunConfig) -> str:
+    """What a run with these keys needs to be prepared."""
+    if run.reinforce is not None:
+        return PROMPTS
+    if run.preference is None:
         return CONVERSATIONS
-    return LABELLED if preference in OF_LABELS else PAIRS
+    return LABELLED if run.preference in OF_LABELS else PAIRS
 
 
 def _sha256(path: Path) -> str:
@@ -106,17 +115,20 @@ def read_prepared(run: Path) -> Prepared | None:
 def prepare(task: Task, run: Path) -> Prepared:
     """Writes the dataset and the template into the run's folder. Raises UserError."""
     encoder = Encoder(task.kept.tokenizer, task.template, task.block_size)
-    (train, val), counts = (_labelled if task.what == LABELLED else _conversations_or_pairs)(task, encoder)
+    (train, val), counts = (_labelled if task.what == LABELLED else _units)(task, encoder)
     folder = run / DATA / NAME
     with writing_to(folder):
         (folder / NOTE).unlink(missing_ok=True)
     entry, size = task.kept.entry, task.kept.tokenizer.vocab_size
     source = ", ".join(path.name for path in (*task.train, *task.val))
-    kinds = (task.what != CONVERSATIONS, task.what == LABELLED)
-    with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, True, *kinds) as writer:
-        for split, units in (("train", train), ("val", val)):
-            for one in itertools.chain(*units):
+    splits, of = {"train": [*itertools.chain(*train)], "val": [*itertools.chain(*val)]}, KINDS.get(task.what)
+    with DatasetWriter(folder, entry, size, f"conversations of {source}", task.kept.content, True, of) as writer:
+        for split, some in splits.items():
+            for one in some:
                 writer.add_marked(split, one.ids, one.counts, one.text_bytes, one.counted_bytes, one.desirable)
+    if task.what == PROMPTS:
+        questions = {split: [one.question for one in some if one.question] for split, some in splits.items()}
+        write_questions(folder, encoder.end_of_answers, questions)
     counted = _counted(counts, {"training": train, "validation": val}, task)
     found = Prepared(task.identity, counted)
     with writing_to(run):
@@ -142,15 +154,20 @@ def wait_for(task: Task, run: Path, seconds: int) -> None:
 
 
 One = TypeVar("One")
-Unit = tuple[Encoded, ...]  # what stays together: a conversation, the two of a pair, or a labelled answer and another's
+Unit = tuple[Encoded, ...]  # what stays together: a conversation, a prompt, a pair, or a labelled answer and another's
 
 
-def _conversations_or_pairs(task: Task, encoder: Encoder) -> tuple[tuple[list[Unit], list[Unit]], Counter[str]]:
-    """Those for training and for validation, and what was left out."""
-    encoded = _encoded_pairs if task.what == PAIRS else _encoded
-    train, of_train = encoded(task.train, encoder)
-    val, of_val = encoded(task.val, encoder)
+def _units(task: Task, encoder: Encoder) -> tuple[tuple[list[Unit], list[Unit]], Counter[str]]:
+    """Conversations, pairs or prompts for training and for validation, and what was left out."""
+    (train, of_train), (val, of_val) = (_encoded_units(files, encoder, task) for files in (task.train, task.val))
     return (train, val) if task.val else _divided(train, task.val_fraction), of_train + of_val
+
+
+def _encoded_units(files: Sequence[Path], encoder: Encoder, task: Task) -> tuple[list[Unit], Counter[str]]:
+    """What files have, and what was left out. Raises UserError."""
+    if task.max_completion is not None:
+        return encoded_prompts(files, encoder, task.max_completion)
+    return (_encoded_pairs if task.what == PAIRS else _encoded)(files, encoder)
 
 
 def _labelled(task: Task, encoder: Encoder) -> tuple[tuple[list[Unit], list[Unit]], Counter[str]]:
@@ -260,15 +277,17 @@ def _counted(counts: Counter[str], splits: dict[str, list[Unit]], task: Task) ->
         tokens, counted = sum(len(one.ids) for one in some), sum(int(one.counts.sum()) for one in some)
         answers = sum(one.answers for one in some)
         of_them = f"{sum(one.desirable for one in some):,} desirable" if what == LABELLED else f"{answers:,} answers"
-        lines.append(f"{name}: {len(units):,} {what}, {of_them}, {tokens:,} tokens, of which {counted:,} count")
+        having = f"{of_them}, {tokens:,} tokens, of which {counted:,} count" if answers else f"{tokens:,} tokens"
+        lines.append(f"{name}: {len(units):,} {what}, {having}")
     too_long = {
-        CONVERSATIONS: "of which nothing that counts is in the first",
-        PAIRS: "of which one is longer than",
-        LABELLED: "that are, with their prompts, longer than",
+        CONVERSATIONS: f"of which nothing that counts is in the first {block_size:,} tokens",
+        PAIRS: f"of which one is longer than {block_size:,} tokens",
+        LABELLED: f"that are, with their prompts, longer than {block_size:,} tokens",
+        PROMPTS: f"which leave no room for {task.max_completion} tokens in {block_size:,}",
     }[what]
     left_out = {
         f"{what} without an answer": counts["without an answer"],
-        f"{what} {too_long} {block_size:,} tokens": counts["without room"],
+        f"{what} {too_long}": counts["without room"],
         "turns after a last answer": counts["turns after the last answer"],
         f"exchanges beyond {block_size:,} tokens": counts["exchanges"],
     }

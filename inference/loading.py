@@ -1,9 +1,11 @@
-"""What a run left, ready to be used: its configuration, its tokenizer, its model."""
+"""What a run left, ready to be used: its configuration, its tokenizer, its model; and a model that is being trained."""
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from common.errors import UserError
 from configurator import Configuration
@@ -11,7 +13,7 @@ from data.dataset import dataset_folder, open_dataset
 from data.tokenizers import CharactersTokenizer, Tokenizer, tokenizer_from_meta
 from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
-from runs.checkpoint import load_model
+from runs.checkpoint import load_model, parts_of_model
 from runs.config import in_folder
 from runs.folder import read_state, saved_configuration
 
@@ -55,6 +57,21 @@ def load(checkpoint: Path, saved: Configuration, device: torch.device) -> Langua
     model = build_model(saved.model.portable(), device)
     load_model(checkpoint, model)
     return model.eval()
+
+
+def same_weights(trained: nn.Module, with_adapters: bool = True) -> LanguageModel:
+    """A model of the same tensors as one in training, not of copies, that is not compiled, not in training, and
+    computed as everywhere; with its adapters, if it has some, or beside them."""
+    model = cast(LanguageModel, trained)
+    tensors, adapters = model.state_dict(), model.adapters if with_adapters else None
+    with torch.device("meta"):
+        found = LanguageModel(model.config.portable())
+        if adapters is not None:
+            found.adapt(adapters)
+    if adapters is None:
+        tensors, _ = parts_of_model(model) if model.adapters is not None else (tensors, {})
+    found.load_state_dict(tensors, assign=True)
+    return found.eval().requires_grad_(False)
 
 
 def cache_bytes(config: ModelArchitectureConfig, batch: int = 1, length: int | None = None) -> int:

@@ -1,6 +1,7 @@
-"""The base of a run that trains adapters: the checkpoint of step 0, which has the weights that they stand beside, and
-what they begin with where that is not nothing. Every later checkpoint has adapters alone, and the checksums of the
-base. No torch."""
+"""The checkpoint of step 0 of a run that needs it as long as it goes on. Of one that trains adapters it is their base:
+it has the weights that they stand beside, and what they begin with where that is not nothing; every later checkpoint
+has adapters alone. Of one that holds what it trains against its beginning (kl_beta) it is the reference. Later
+checkpoints have its checksums. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,39 @@ def adapters_of(config: dict[str, Any]) -> Adapters | None:
     return RunConfig(**given).adapters
 
 
-def identity_of_base(folder: RunFolder) -> dict[str, str]:
-    """The checksums of its files, which a checkpoint of adapters keeps. Raises UserError where there is none."""
-    return read_state(_existing(folder))["files"]
+def keeps_start(config: dict[str, Any]) -> bool:
+    """Whether a run with these saved keys needs its checkpoint of step 0. Raises UserError for impossible adapters."""
+    return adapters_of(config) is not None or bool(config.get("reinforce") and config.get("kl_beta"))
+
+
+def identity_of_base(folder: RunFolder, config: dict[str, Any]) -> dict[str, str]:
+    """The checksums of its files, which later checkpoints keep. Raises UserError where there is none."""
+    return read_state(_existing(folder, config))["files"]
 
 
 def base_of(checkpoint: Path, state: dict[str, Any]) -> Path | None:
     """The checkpoint that this one has adapters of, which may be itself; None for one of a whole model. `state` is what
     `read_state` says of it. Raises UserError where the base is missing or another one."""
-    if adapters_of(state["config"]) is None:
+    return None if adapters_of(state["config"]) is None else start_of(checkpoint, state)
+
+
+def start_of(checkpoint: Path, state: dict[str, Any]) -> Path | None:
+    """The checkpoint of step 0 of this one's run, which may be itself; None where that does not need it. Raises
+    UserError as `base_of`."""
+    if not keeps_start(state["config"]):
         return None
     if "base" not in state:
         return checkpoint
-    base = _existing(RunFolder(checkpoint.parent.parent))
+    base = _existing(RunFolder(checkpoint.parent.parent), state["config"])
     if (found := read_state(base)["files"]) != state["base"]:
         sums = [", ".join(map(str, files.values())) for files in (state["base"], found)]
-        raise UserError(f"{checkpoint} has adapters of another base than {base}: of one with {sums[0]}, not {sums[1]}")
+        what = "has adapters of another base" if adapters_of(state["config"]) is not None else "has another reference"
+        raise UserError(f"{checkpoint} {what} than {base}: of one with {sums[0]}, not {sums[1]}")
     return base
 
 
-def _existing(folder: RunFolder) -> Path:
+def _existing(folder: RunFolder, config: dict[str, Any]) -> Path:
     if (base := folder.checkpoint_of(BASE_STEP)) is None:
-        raise UserError(
-            f"{folder.path} has adapters, but not their base, the checkpoint of step {BASE_STEP}: bring it back"
-        )
+        which = "has adapters, but not their base" if adapters_of(config) is not None else "lost its reference"
+        raise UserError(f"{folder.path} {which}, the checkpoint of step {BASE_STEP}: bring it back")
     return base

@@ -30,7 +30,7 @@ from components.quantized.module import adopt, flat, put
 from model_builder import LanguageModel, adapted_modules
 from parallel.collectives import largest_over_ranks
 from parallel.ranks import ALONE, Ranks
-from runs.base import adapters_of, base_of, identity_of_base
+from runs.base import adapters_of, base_of, identity_of_base, keeps_start
 from runs.config import RunConfig
 from runs.folder import Progress, RunFolder, checksum, damage, read_state, write_state
 from training.optimizer import empty_state, optimizer_tensors
@@ -125,7 +125,7 @@ class Checkpointer:
     ):
         self.folder, self.training, self.ranks = folder, training, ranks
         self.config, self.data = config, data
-        self.base = None if adapters_of(config) is None else identity_of_base(folder)
+        self.base = identity_of_base(folder, config) if keeps_start(config) else None
         # Of its own: the background thread's exchanges must not come between those of training.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.stager = _new_stager()

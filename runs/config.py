@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ OF_PREFERENCES = {  # keys, and the losses that have them
     "preference_desirable": ("kto",),
     "preference_undesirable": ("kto",),
 }
+REINFORCEMENTS = ("grpo", "dr_grpo")
+OF_REINFORCEMENT = ("rewards", "group_size", "max_completion", "kl_beta")
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "quantize_base")
 
 
@@ -72,9 +75,10 @@ class RunConfig:
         "windows",
         "windows: of block_size tokens of the text, which begin anywhere in a document; best_fit: whole documents are "
         "packed into them, and only those that are longer are cut; single: each document has one of its own; pairs: "
-        "so, and every two that follow one another are seen together, as `preference` needs; all but windows need "
+        "so, and every two that follow one another are seen together, as `preference` needs; prompts: each has one for "
+        "each of its group_size completions, as `reinforce` needs; all but windows need "
         "mask_documents (docs/using/data.md)",
-        choices=("windows", "best_fit", "single", "pairs"),
+        choices=("windows", "best_fit", "single", "pairs", "prompts"),
     )
     data_dir: str | None = key(None, "where datasets lie; None: the repository's data folder", changes="name")
     batch_size: int = key(12, "sequences in a micro-batch", at_least=1)
@@ -168,6 +172,24 @@ class RunConfig:
     preference_per_token: bool = key(False, "dpo: log-probabilities of a token of the answer, not of all of it")
     preference_desirable: float = key(1.0, "kto: weight of answers that are labelled true", above=0)
     preference_undesirable: float = key(1.0, "kto: weight of answers that are labelled false", above=0)
+    reinforce: str | None = key(
+        None,
+        "learn from rewards of what the model itself writes: grpo, or dr_grpo, without the standard deviation and the "
+        "length of what was written, in place of the next token's loss (docs/using/finetuning.md)",
+        choices=(None, *REINFORCEMENTS),
+        group="Checkable rewards",
+    )
+    rewards: dict | None = key(
+        None,
+        "functions of the config file and their weights: {'right': 1.0, 'short': 0.1}; each is called with prompt, "
+        "completion and answer, three strings, and returns a number",
+    )
+    group_size: int = key(8, "completions of each prompt, which are compared with one another", at_least=2)
+    max_completion: int = key(64, "tokens of a completion, at most", at_least=1)
+    kl_beta: float = key(
+        0.0, "weight of the KL divergence from the model that training began with; 0: none, and no second model",
+        at_least=0,
+    )  # fmt: skip
 
     max_skipped_steps: int = key(10, "a run stops after so many steps in a row without a finite gradient", at_least=1)
 
@@ -327,6 +349,16 @@ class RunConfig:
         return None if self.frozen is None and not self.use_lora else self.freezes
 
     @property
+    def has_reference_model(self) -> bool:
+        """Whether a model that is not trained is in memory beside the one that is: adapters' base is there anyway."""
+        return self.reinforce is not None and self.kl_beta > 0 and not self.use_lora
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the run needs the checkpoint of step 0 as long as it goes on."""
+        return self.use_lora or self.has_reference_model
+
+    @property
     def is_sharded(self) -> bool:
         """Whether ranks have parts of parameters, or of what the optimizer keeps of them."""
         return self.use_zero1 or self.use_fsdp or self.shares_layers
@@ -375,6 +407,7 @@ def check_run(config: RunConfig) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     _check_adapters(config, defaults)
     _check_preference(config, defaults)
+    _check_reinforcement(config, defaults)
     check_optimizer(config, defaults)
     _check_strategy(config, defaults)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
@@ -436,6 +469,35 @@ def _check_preference(config: RunConfig, defaults: dict[str, Any]) -> None:
     for name in ("context_parallel", "pipeline_parallel", "tensor_parallel"):
         if getattr(config, name) > 1:
             raise UserError(f"preference and {name} exclude each other: divide the model with use_fsdp")
+
+
+def _check_reinforcement(config: RunConfig, defaults: dict[str, Any]) -> None:
+    loss = config.reinforce
+    if (config.packing == "prompts") != (loss is not None):
+        raise UserError(f"packing={config.packing!r} and reinforce={loss!r}: rewards are of prompts, and no others")
+    if loss is None:
+        for name in OF_REINFORCEMENT:
+            if getattr(config, name) != defaults[name]:
+                raise UserError(f"{name}={getattr(config, name)!r} is for reinforce={' or '.join(REINFORCEMENTS)}")
+        return
+    if not config.rewards:
+        raise UserError(f"reinforce={loss!r} needs rewards: the names of functions of the config file, with weights")
+    for name, weight in config.rewards.items():
+        if type(weight) not in (int, float) or not math.isfinite(weight):
+            raise UserError(f"rewards: the weight of {name} is {weight!r}, which is no finite number")
+    if config.mixture is not None:
+        raise UserError("reinforce and mixture exclude each other: put the prompts into one dataset")
+    for name in ("batch_size", "eval_batch_size"):
+        if getattr(config, name) % config.group_size:
+            raise UserError(
+                f"{name}={getattr(config, name)} divides a group of completions: take a multiple of "
+                f"group_size={config.group_size}"
+            )
+    shared = [name for name in PARTS_OF_THE_MODEL if (value := getattr(config, name)) is True or value > 1]
+    if shared:
+        raise UserError(
+            f"reinforce and {shared[0]} exclude each other: a rank writes with the whole model; DDP or use_zero1"
+        )
 
 
 def check_benchmarks(config: RunConfig) -> None:

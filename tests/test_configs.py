@@ -18,8 +18,12 @@ def layers_to_attention(config) -> int:
     return next((index + 1 for index, letter in enumerate(pattern) if letter in "AWC"), 1)
 
 
-# config/dpo.py is for pairs, which finetune.py makes (test_preference_runs.py).
-@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "dpo"], ids=lambda path: path.stem)
+# config/dpo.py is for pairs and config/grpo_sums.py for prompts, which finetune.py makes (test_preference_runs.py,
+# test_grpo_runs.py).
+OF_TEXT = [path for path in CONFIGS if path.stem not in ("dpo", "grpo_sums")]
+
+
+@pytest.mark.parametrize("config", OF_TEXT, ids=lambda path: path.stem)
 def test_small_overrides_train(train, tmp_path, config):
     kv = ["--num_key_value_heads=1"] if "num_key_value_heads" in config.read_text() else []
     model = load([str(config)]).model

@@ -136,7 +136,7 @@ def trained(ranks: Ranks, keys: list[str], data: Path, steps: int) -> Trained:
     def evaluated() -> float:
         windows = WindowLoader(dataset, "val", model.block_size, 0, run.mask_documents, own_part)
         whole_model = training.wrapped if run.pipeline_parallel > 1 else training.model
-        return evaluate(whole_model, windows, run.eval_iters, 3, compute, lambda: False)
+        return evaluate(whole_model, windows, run.eval_iters, 3, compute, lambda: False).loss
 
     training, compute = build(configuration, ranks), Compute(CPU, run.dtype, ranks)
     before = evaluated()

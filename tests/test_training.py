@@ -29,7 +29,7 @@ from training.optimizer import build_optimizer
 from training.plan import plan_run
 from training.step import take_step
 from training.trainer import decide_compile
-from training.validation import evaluate
+from training.validation import Means, evaluate
 
 CPU = torch.device("cpu")
 
@@ -302,7 +302,7 @@ def small_training(seed: int = 0, accumulation: int = 4) -> tuple[Training, obje
     return Training(model, build_optimizer(model, configuration.run), scaler, Progress()), configuration
 
 
-def _evaluated(ranks, folder: Path) -> float | None:
+def _evaluated(ranks, folder: Path) -> Means | None:
     training, _ = small_training()
     loader = WindowLoader(open_dataset(folder), "val", 16, seed=0)
     return evaluate(training.model, loader, 7, 3, Compute(CPU, "float32", ranks), lambda: False)

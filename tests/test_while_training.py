@@ -61,6 +61,17 @@ def test_the_figures_are_those_of_the_checkpoint(runs, step):
         assert one["error"] == pytest.approx(figure.error, rel=1e-12) and one["chance"] == figure.chance
 
 
+def test_adapters_are_asked_with_their_base(runs, data_dir, tmp_path):
+    """The figure of the text is that of the checkpoint with its adapters merged, but for rounding."""
+    keys = [f"--init_from={runs / 'without'}", "--use_lora=True", "--max_iters=2", "--eval_benchmarks=text"]
+    done = training(data_dir, tmp_path / "run", *keys)
+    assert done.returncode == 0, done.stderr
+    *_, last = read_run(tmp_path / "run").benchmarks
+    subject = find_subject(tmp_path / "run", 2, torch.device("cpu"), None)
+    figure, *_ = bits_per_byte(subject, read_windows(subject, validation_text(subject.run), subject.block, 1 << 16))
+    assert last["tasks"][figure.task][figure.metric]["value"] == pytest.approx(figure.value, rel=1e-4)
+
+
 def test_their_time_is_in_no_step(runs, data_dir, tmp_path, monkeypatch):
     """Each takes half a second, and no step that long."""
     from evaluation.while_training import Benchmarks

@@ -199,7 +199,8 @@ def padding_of_samples(plan: RunPlan, sources: dict[str, Source]) -> dict[str, f
 
 
 def cut_of(configuration: Configuration) -> Cut:
-    return Cut(configuration.model.block_size, configuration.run.packing)
+    run = configuration.run
+    return Cut(configuration.model.block_size, run.packing, run.group_size if run.reinforce is not None else 1)
 
 
 def windows_of(data: Data, cut: Cut) -> tuple[dict[str, int], dict[str, float]]:

@@ -23,6 +23,7 @@ PACKINGS = {
     "best_fit": "whole documents, best fit",
     "single": "a document a window",
     "pairs": "an answer a window, pairs together",
+    "prompts": "a prompt and its completion a window, those of a prompt together",
 }
 MANY_EPOCHS = 4  # beyond which repeated text teaches less than new text (Muennighoff et al. 2023)
 
@@ -133,13 +134,13 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
             f"{100 * share:.1f} % of its training FLOPs (full), and not in them"
         )
     if run.mask_documents:
-        found = plan.document_length
+        found = None if run.packing == "prompts" else plan.document_length
         known = "of lengths that are not known: FLOPs are of whole windows"
         if found is not None:
             known = f"in the mean {found:,.1f} tokens about a token"
         lines.append(f"Documents:             kept apart, {known}")
     if run.packing in PACKINGS:
-        lines.append(f"Packing:               {_packing(plan, PACKINGS[run.packing])}")
+        lines.append(f"Packing:               {_packing(plan, run.packing)}")
     if plan.windows is None:
         lines.append("Steps per epoch:       not known, the dataset is not prepared")
     elif plan.sources is not None:
@@ -153,7 +154,10 @@ def _length(configuration: Configuration, plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def _packing(plan: RunPlan, how: str) -> str:
+def _packing(plan: RunPlan, packing: str) -> str:
+    how = PACKINGS[packing]
+    if packing == "prompts":
+        return f"{how}; padding is not known before they are written"
     if plan.windows is None or plan.padding is None:
         return f"{how}; padding is not known, the dataset is not prepared"
     shares = [f"{plan.padding[name]:.3%} of {name} ({windows:,} windows)" for name, windows in plan.windows.items()]

@@ -28,9 +28,9 @@ from parallel.launcher import LauncherWatch
 from parallel.lost_ranks import Watch, naming_lost_ranks
 from parallel.ranks import Ranks
 from parallel.strategy import device_mesh, parallelize, settle_buckets
-from runs.base import BASE_STEP, base_of
+from runs.base import BASE_STEP, start_of
 from runs.checkpoint import Checkpointer, Saved, Training, load_checkpoint, newest_whole
-from runs.config import RunConfig, evaluated_windows
+from runs.config import OF_REINFORCEMENT, RunConfig, evaluated_windows
 from runs.folder import Progress, RunFolder, read_state, saved_configuration
 from training.interrupts import StopRequest, kept_from_children
 from training.objective import AnyObjective, next_token
@@ -73,7 +73,7 @@ def train(
         stop = StopRequest(announce=ranks.is_first)  # before, a signal ends the process: there is nothing to save
         checkpoint, damaged = newest_whole(checkpoints, ranks, device) if checkpoints else (None, {})
         state = read_state(checkpoint) if checkpoint else None
-        if checkpoint and state and (base := base_of(checkpoint, state)) not in (None, checkpoint):
+        if checkpoint and state and (base := start_of(checkpoint, state)) not in (None, checkpoint):
             newest_whole([base], ranks, device)
         saved = Progress(**state["progress"]) if state else None
         if saved is not None and not saved.has_updated:
@@ -231,6 +231,7 @@ class Trainer:
         alike, as many of them as an evaluation asks for or all that there are."""
         before, now = ({**state["config"], **state["data"]}, {**configurator.as_dict(self.configuration), **self.data})
         cut = {"block_size": None, "data of val": None, "mask_documents": False, "packing": "windows"}
+        cut |= {name: getattr(RunConfig(), name) for name in OF_REINFORCEMENT}
         asked = [min(evaluated_windows(keys) or 0, self.validation.n_windows) for keys in (before, now)]
         return all(before.get(key, default) == now[key] for key, default in cut.items()) and asked[0] == asked[1]
 
@@ -308,14 +309,15 @@ class Trainer:
         started, progress = time.perf_counter(), self.progress
         self.watch.place = f"the evaluation after step {progress.step:,}"
         model = self.training.wrapped if self.ranks.pipeline_parallel > 1 else self.training.model
-        losses = self.validation.losses(model, self.run, self.compute, lambda: bool(self.stop))
-        if losses is None:
+        found = self.validation.losses(model, self.run, self.compute, lambda: bool(self.stop))
+        if found is None:
             return False
-        loss = self.validation.mean(losses)
+        mean, losses = self.validation.mean(found), {name: one.loss for name, one in found.items()}
+        loss = mean.loss
         progress.last_evaluation = progress.step
         if math.isfinite(loss) and (progress.best_val_loss is None or loss < progress.best_val_loss):
             progress.best_step, progress.best_val_loss = progress.step, loss
-        self.logger.evaluation(progress, loss, time.perf_counter() - started, losses)
+        self.logger.evaluation(progress, loss, time.perf_counter() - started, losses, mean.measured)
         self.clock = time.perf_counter()
         return True
 
@@ -369,7 +371,7 @@ class Trainer:
         self.last_saved = saved
         if self.ranks.is_first and saved.path is not None:
             best_step = saved.progress.best_step if self.run.keep_best else None
-            base_step = BASE_STEP if self.run.use_lora else None
+            base_step = BASE_STEP if self.run.keeps_start else None
             self.folder.prune(self.run.keep_last, self.run.keep_every, {best_step, base_step})
         self.logger.checkpoint(saved, self.folder.last_checkpoint())
         self.clock = time.perf_counter()

@@ -20,6 +20,14 @@ WINDOW_SEED = 0  # of the validation order: not the run's, so that runs of sever
 
 
 @dataclasses.dataclass(frozen=True)
+class Means:
+    """Over targets: the loss, of the next token in nats, and what an objective tells besides."""
+
+    loss: float
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Validation:
     """The validation splits of a run's data, by source, and the share that each has in the loss."""
 
@@ -38,20 +46,22 @@ class Validation:
 
     def losses(
         self, model: nn.Module, run: RunConfig, compute: Compute, stop_requested: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """Nats a target, of each source, over its share of an evaluation's windows; None if a rank must stop."""
+    ) -> dict[str, Means] | None:
+        """Those of each source, over its share of an evaluation's windows; None if a rank must stop."""
         found = {}
         for name, loader in self.loaders.items():
             batches = evaluation_batches(run, loader.n_windows, self.shares[name], loader.together)
-            loss = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
-            if loss is None:
+            means = evaluate(model, loader, *batches, compute, stop_requested, self.objective)
+            if means is None:
                 return None
-            found[name] = loss
+            found[name] = means
         return found
 
-    def mean(self, losses: dict[str, float]) -> float:
-        """The loss of text that is mixed by the shares."""
-        return sum(self.shares[name] * loss for name, loss in losses.items())
+    def mean(self, found: dict[str, Means]) -> Means:
+        """That of text that is mixed by the shares."""
+        names = next(iter(found.values())).measured
+        measured = {one: sum(self.shares[name] * of.measured[one] for name, of in found.items()) for one in names}
+        return Means(sum(self.shares[name] * of.loss for name, of in found.items()), measured)
 
 
 def evaluation_batches(run: RunConfig, n_windows: int, share: float = 1.0, together: int = 1) -> tuple[int, int]:
@@ -74,38 +84,39 @@ def evaluate(
     compute: Compute,
     stop_requested: Callable[[], bool],
     objective: AnyObjective = next_token,
-) -> float | None:
-    """The objective's mean loss, of the next token in nats a target, over the first `batches` batches (or all that
-    the split has); None if a rank must stop."""
+) -> Means | None:
+    """The objective's means over the first `batches` batches (or all that the split has); None if a rank must stop."""
     batch_size = min(batch_size, loader.n_windows)
     batches = min(batches, loader.n_windows // batch_size)
     over_batches = functools.partial(_sums, model, loader, batches, batch_size, compute, stop_requested)
     model.eval()
-    found = _losses_and_targets(objective, over_batches)
+    found = _means(objective, over_batches)
     model.train()
     give_back_weights(model)
-    if found is None:
-        return None
-    loss, n_targets = found.tolist()
-    return loss / n_targets if n_targets else math.nan
+    return found
 
 
 _Ask = Callable[[nn.Module, Batch], Tensor]
 
 
-def _losses_and_targets(objective: AnyObjective, over_batches: Callable[[_Ask], Tensor | None]) -> Tensor | None:
-    """(2,): the sum of the losses, and how many targets count."""
+def _means(objective: AnyObjective, over_batches: Callable[[_Ask], Tensor | None]) -> Means | None:
     if isinstance(objective, OfWholeBatch):
         if (asked := over_batches(objective.ask)) is None:
             return None
         objective = objective.given(asked)
-    of_batch = objective
+    of_batch, names = objective, list[str]()
 
-    def loss_and_targets(model: nn.Module, batch: Batch) -> Tensor:
+    def told(model: nn.Module, batch: Batch) -> Tensor:
+        """Losses, targets, and what is measured."""
         parts = of_batch(model, batch)
-        return torch.stack((parts.cross_entropy, parts.n_targets))
+        names[:] = parts.measured
+        return torch.stack((parts.cross_entropy, parts.n_targets, *parts.measured.values()))
 
-    return over_batches(loss_and_targets)
+    if (found := over_batches(told)) is None:
+        return None
+    loss, n_targets, *measured = found.tolist()
+    means = [value / n_targets if n_targets else math.nan for value in (loss, *measured)]
+    return Means(means[0], dict(zip(names, means[1:], strict=True)))
 
 
 def _sums(

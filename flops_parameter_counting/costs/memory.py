@@ -177,13 +177,15 @@ def rank_memory(config: ModelArchitectureConfig, run: RunConfig, world_size: int
 def stage_memory(
     config: ModelArchitectureConfig, run: RunConfig, mesh: Mesh, e: int, stage: Stage = WHOLE
 ) -> dict[str, int]:
-    """Bytes of the first rank of a stage, by part."""
+    """Bytes of the first rank of a stage, by part; `reference` is a model in float32 that is not trained. The caches of
+    what a model writes while it is trained are in none of them: they are gone when its activations are there."""
     own = parameters(config, run.frozen_names, stage, run.adapters)
     found = state_memory(own, run, mesh, e) | update_memory(config, run, mesh, stage)
     if run.quantize_base is not None:
         less, found["dequantized"] = codes_memory(config, run.quantize_base, e, stage)
         found["weights"] -= less
-    return found | working_memory(config, run, mesh, e, stage)
+    found |= working_memory(config, run, mesh, e, stage)
+    return found | ({"reference": 4 * elements(own.all)} if run.has_reference_model else {})
 
 
 def codes_memory(config: ModelArchitectureConfig, method: str, e: int, stage: Stage) -> tuple[int, int]:
