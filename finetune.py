@@ -27,7 +27,7 @@ from data.documents import find_files
 from data.preparation import fraction
 from data.reference import wait_for_reference
 from finetuning.example import example
-from finetuning.models import template_folders, tokenizer_of
+from finetuning.models import identity_of, template_folders, tokenizer_of
 from finetuning.prepare import NAME, Prepared, Task, prepare, read_prepared, remove_prepared, wait_for, what_is_learned
 from finetuning.rewards import rewards_of
 from finetuning.templates import BUILT_IN, find_template
@@ -73,7 +73,7 @@ def task_of(arguments: argparse.Namespace, source: Path, configuration: Configur
     run, data = configuration.run, (train, val, arguments.val_fraction)
     room = None if run.reinforce is None else run.max_completion
     task = Task(arguments.model, *data, kept, template, block_size, what_is_learned(run), arguments.reference, room)
-    return task, note
+    return dataclasses.replace(task, weights=identity_of(source)), note
 
 
 def check_plan(configuration: Configuration, ranks: Ranks) -> None:

@@ -60,6 +60,7 @@ class Task:
     what: str = CONVERSATIONS
     reference: str | None = None  # that answers are compared with, where it is not the model
     max_completion: int | None = None  # tokens that the model is to write after prompts, where the data are these
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)  # what tells the model's from others
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Task:
         of_answers = {PAIRS: {"of_pairs": True}, LABELLED: {"of_labels": True}}.get(self.what)
         return {
             "model": self.model,
+            "weights": self.weights,
             "data": [_sha256(path) for path in self.train],
             "val_data": [_sha256(path) for path in self.val] or self.val_fraction,
             "chat_template": hashlib.sha256(self.template.source.encode("utf-8")).hexdigest(),

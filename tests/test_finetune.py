@@ -25,6 +25,7 @@ import evaluate as evaluate_command
 import finetune as finetune_command
 import train as train_command
 from data.dataset import COUNTED, open_dataset
+from finetuning.models import identity_of
 from finetuning.templates import CHATML
 from interop.sources import architecture_of
 from model_builder import build_model
@@ -444,6 +445,24 @@ def test_another_run_in_the_folder_is_kept(home, run, tmp_path):
     done = finetune(home, run[0], *RUN, "--block_size=32")
     assert done.returncode == 2 and "differs in block_size" in done.stderr
     assert done.stderr.count("\n") == 1 and (run[0] / "log.jsonl").read_text() == log
+
+
+def test_a_run_of_a_model_that_is_another_by_now_is_kept(home, published, data_dir, tmp_path):
+    """Under the same name: a run's folder, and that of a Hugging Face model."""
+    shutil.copytree(home / "base", tmp_path / "base")
+    assert finetune(home, tmp_path / "run", *RUN, "--max_iters=1", base=tmp_path / "base").returncode == 0
+    assert finetune(home, tmp_path / "run", *RUN, "--max_iters=1", base=tmp_path / "base").returncode == 0
+    shutil.rmtree(tmp_path / "base")
+    assert training(data_dir, tmp_path / "base", *LLAMA, f"--block_size={T}", "--seed=2").returncode == 0
+    done = finetune(home, tmp_path / "run", *RUN, "--max_iters=2", base=tmp_path / "base")
+    assert done.returncode == 2 and "holds a run that differs in weights: choose another" in done.stderr
+    before = identity_of(published)
+    assert before and before == identity_of(shutil.copytree(published, tmp_path / "copy"))
+    (file,) = (tmp_path / "copy").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert identity_of(tmp_path / "copy") != before
 
 
 def test_the_folder_of_the_model_itself_is_not_written_to(home):
