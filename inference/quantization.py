@@ -85,11 +85,14 @@ def hessians_of(
     """By the name of each matrix the sum of x x^T over the inputs x that its layer meets, (columns, columns): half the
     Hessian of the squared error of its outputs, in any row. A layer that is never called has none."""
     found: dict[str, Tensor] = {}
+    last: list[Any] = [None, None]  # an input, and its product, which neighbouring layers have in common
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            x = widest(given[0].flatten(0, -2))
-            found[name] = found.get(name, 0) + x.T @ x
+            if last[0] is not given[0]:
+                x = given[0].flatten(0, -2).float()
+                last[:] = given[0], widest(x.T @ x)
+            found[name] = found.get(name, 0) + last[1]
 
         return hook
 
