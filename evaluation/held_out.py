@@ -25,7 +25,7 @@ from evaluation.figures import Figure, mean_error, ratio_error
 from evaluation.scoring import Request, Score, scores
 from evaluation.subject import Run, Subject
 from evaluation.windows import windows
-from runs.folder import read_state
+from runs.folder import data_of
 
 READ = 1 << 16  # tokens, in windows that lie evenly in the text
 QUESTIONS = 200  # of each kind, or as many as the text has
@@ -75,7 +75,10 @@ def validation_text(run: Run) -> HeldOut:
     wanted = run.configuration.run
     data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
     text = own_validation_text(data, wanted.val_dataset, "a text to evaluate on with --text FILE")
-    if read_state(run.checkpoint)["data"].get("data of val") != data.splits["val"].checksum:
+    trained_on = data_of(run.checkpoint)
+    if not trained_on:
+        raise UserError(f"{run.checkpoint} was trained on no data here: name a text with --text FILE")
+    if trained_on.get("data of val") != data.splits["val"].checksum:
         raise UserError(
             f"{data.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
             "now may have been trained on: prepare it as it was, or name a text with --text FILE"
