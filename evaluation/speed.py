@@ -173,7 +173,9 @@ def _round(model: LanguageModel, ids: torch.Tensor, written: int, meter: Meter |
         times.append(time.perf_counter())
 
     note()
-    caches = model.empty_caches(texts, ids.shape[1] + written)
+    length, limit = ids.shape[1] + written, model.context_limit
+    fits = limit is None or length <= limit  # not in a block of one token, of which nothing is kept
+    caches = model.empty_caches(texts, length) if fits else None
     token = model.next_token_logits(ids, caches).argmax(-1, keepdim=True)
     note()
     for _ in range(written):
