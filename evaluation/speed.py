@@ -126,7 +126,7 @@ def _cell(model: LanguageModel, batch: int, context: int, meter: Meter | None) -
         seconds_to_first_token=first,
         decode_tokens_per_second=_over(batch * written, rest),
         weight_bytes=_weight_bytes(model),
-        cache_bytes=cache_bytes(model.config, batch, read + written),
+        cache_bytes=cache_bytes(model.config, batch, min(read + written, context)),
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" and first is not None else None,
         prefill_joules_per_token=None if of_first is None else of_first / (batch * read),
         decode_joules_per_token=None if of_rest is None else of_rest / (batch * written),

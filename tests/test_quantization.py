@@ -102,6 +102,22 @@ def test_a_product_is_that_of_the_matrix_whether_few_or_many(method, rows):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_elsewhere_than_on_a_cpu_every_product_is_of_the_matrix(method, monkeypatch):
+    """A GPU's integer product takes more than 16 inputs, and multiples of 8. No device here has any: shapes alone."""
+    for name in ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu"):
+        monkeypatch.delattr(torch, name)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which knows no such device
+    weight = quantized(matrix(), FORMS[method]).to("meta")
+    assert F.linear(torch.zeros(1, 96, device="meta"), weight).shape == (1, 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_inputs_have_no_outputs(method):
+    """As of an expert that no token meets."""
+    assert F.linear(torch.zeros(0, 96), quantized(matrix(), FORMS[method])).shape == (0, 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_gradients_pass_through_a_frozen_matrix(method):
     weight, x = quantized(matrix(), FORMS[method]), torch.randn(7, 96, requires_grad=True)
     layer = nn.Linear(96, 32, bias=False)
@@ -346,6 +362,17 @@ def test_a_block_of_one_token(data_dir, tmp_path):
     assert training(data_dir, tmp_path / "run", *LLAMA, "--block_size=1", "--max_iters=1").returncode == 0
     done = quantize(tmp_path / "run", tmp_path / "few", "--method=int4", "--windows=2")
     assert done.returncode == 0, done.stderr
+    done = command(evaluate.main, tmp_path / "few", "--device=cpu", "--speed", "--limit=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_of_matrices_of_zeros_nothing_is_lost():
+    model = small("llama3")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    losses = list(quantize_model(model, "int4", [torch.zeros(1, 16, dtype=torch.long)]))
+    assert all((loss.of_matrix, loss.of_outputs or 0.0) == (0.0, 0.0) for loss in losses)
+    assert all(torch.isfinite(codes.float()).all() for codes in flat(model.state_dict()).values())
 
 
 def test_damage_is_seen(run, tmp_path):
