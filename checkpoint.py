@@ -80,6 +80,8 @@ NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the te
 @exit_cleanly
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.command == "export" and arguments.config is not None:
+        configurator.load([arguments.config])
     if arguments.command == "quantize":
         quantize(arguments)
     elif arguments.command == "import":
@@ -122,6 +124,10 @@ def parse_arguments() -> argparse.Namespace:
                      help="of the training data that int4 is fitted to; 0: nearest codes (128)")  # fmt: skip
     few.add_argument("--text", type=Path, metavar="FILE", help="to measure on, instead of the run's validation text")
     few.add_argument("--checkpoint", type=checkpoint_choice, default=None, help="best, last or a step (best)")
+    for command in (export, few):
+        command.add_argument(
+            "--config", metavar="FILE", help="the run's config.py, if it registers components; it is executed"
+        )
     return parser.parse_args()
 
 
@@ -185,7 +191,10 @@ def export_adapters(arguments: argparse.Namespace) -> None:
     with told(f"cannot write {folder}"):
         adapters, parameters = adapters_from_run(checkpoint, folder)
     print(f"{checkpoint} ({which}) -> {folder}: {adapters.title}, {parameters:,} parameters")
-    print(f"their base: python checkpoint.py export {arguments.run} FOLDER --format hf --checkpoint={BASE_STEP}")
+    if (method := read_state(checkpoint)["config"].get("quantize_base")) is not None:
+        print(f"their base is in {method}, which PEFT does not read: --format hf exports the model with them merged")
+    else:
+        print(f"their base: python checkpoint.py export {arguments.run} FOLDER --format hf --checkpoint={BASE_STEP}")
 
 
 def folder_to_write(arguments: argparse.Namespace) -> tuple[Path, str, Path]:
@@ -205,9 +214,16 @@ def check_is_free(folder: Path) -> None:
         raise UserError(f"{folder} is there already: choose another folder")
 
 
+def check_can_be_made(folder: Path) -> None:
+    """Raises OSError where it cannot, before anything is computed."""
+    above = next(path for path in folder.absolute().parents if path.exists())
+    aside(above / folder.name).mkdir()
+    aside(above / folder.name).rmdir()
+
+
 def check_is_outside(path: Path, checkpoint: Path) -> None:
-    if real(checkpoint) in real(path).parents:
-        raise UserError(f"{path} would be one of the checkpoint's own files: write it elsewhere")
+    if real(checkpoint.parent) in real(path).parents:
+        raise UserError(f"{path} would be among the run's checkpoints: write it elsewhere")
 
 
 def say(found: Exchanged) -> None:
@@ -457,14 +473,18 @@ def quantize(arguments: argparse.Namespace) -> None:
     from runs.quantized import training_windows, write_quantized
 
     method, folder = arguments.method, arguments.folder
+    code = configurator.load([arguments.config]).carried_code if arguments.config is not None else ""
+    checkpoint, which = existing_run(arguments.run).find(arguments.checkpoint)
     with told(f"cannot write {folder}"):
         check_is_free(folder)
-    checkpoint, which = existing_run(arguments.run).find(arguments.checkpoint)
+        check_is_outside(folder, checkpoint)
+        check_can_be_made(folder)
     subject = find_subject(checkpoint, None, torch.device("cpu"), None)
     assert subject.run is not None
-    if (found := method_of(subject.model.state_dict())) is not None:
+    saved = dataclasses.replace(subject.run.configuration, carried_code=code)
+    if (found := saved.run.quantize_base or method_of(subject.model.state_dict())) is not None:
         raise UserError(f"{checkpoint} has its matrices in {found} already: quantize the run that it was made of")
-    saved, count = subject.run.configuration, arguments.windows if method == "int4" else 0
+    count = arguments.windows if method == "int4" else 0
     windows = training_windows(saved, count)
     named = arguments.text
     text = validation_text(subject.run) if named is None else text_of(named, subject.tokenizer)

@@ -18,6 +18,7 @@ import torch
 import configurator
 from common.errors import ArgumentParser, UserError, exit_cleanly
 from common.files import open_text
+from data.documents import check_text
 from data.tokenizers import Tokenizer
 from inference.generation import generate, generate_batch
 from inference.loading import cache_bytes, configuration_of, find_tokenizer, load
@@ -63,14 +64,14 @@ def texts(
 ) -> Iterator[Iterator[str]]:
     """Every text, in the pieces in which it is printed."""
     how = Sampling(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)})
-    seeds = range(arguments.seed, arguments.seed + arguments.num_samples)  # one a text: a batch has no order of draws
+    first, end = arguments.seed, arguments.seed + arguments.num_samples  # one a text: a batch has no order of draws
     if not arguments.no_stream:
-        for seed in seeds:
+        for seed in range(first, end):
             tokens = generate(model, start, tokenizer, how, arguments.max_new_tokens, seeded(seed))
             yield as_far_as_wanted(tokenizer, start, tokens, arguments.stop)
         return
-    for first in range(0, len(seeds), AT_ONCE):
-        generators = [seeded(seed) for seed in seeds[first : first + AT_ONCE]]
+    for seed in range(first, end, AT_ONCE):
+        generators = [seeded(one) for one in range(seed, min(seed + AT_ONCE, end))]
         found: list[list[int]] = [[] for _ in generators]
         starts, ended = [start] * len(generators), set[int]()
         every = generate_batch(model, starts, tokenizer, how, arguments.max_new_tokens, generators, ended)
@@ -158,6 +159,7 @@ def number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], descripti
 def some_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty text would end every text")
+    check_text(text, "--stop")
     return text
 
 
@@ -178,6 +180,7 @@ def run_folder(arguments: argparse.Namespace) -> RunFolder:
 def prompt_of(arguments: argparse.Namespace) -> str | None:
     """The prompt, or what the file in FILE:path holds."""
     if arguments.prompt is None or not arguments.prompt.startswith("FILE:"):
+        check_text(arguments.prompt or "", "--prompt")
         return arguments.prompt
     path = Path(arguments.prompt.removeprefix("FILE:"))
     try:

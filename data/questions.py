@@ -56,9 +56,12 @@ def end_of_completions(dataset: Dataset) -> str | None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads(read_text(folder / NOTE))
-    except ValueError:
-        raise UserError(f"{folder / NOTE} is damaged: begin anew in another --out_dir") from None
+        found = json.loads(read_text(folder / NOTE))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("end"), str | None):
+        raise UserError(f"{folder / NOTE} is damaged: begin anew in another --out_dir")
+    return found
 
 
 def _checksum(listed: list[list[str]]) -> str:

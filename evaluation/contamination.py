@@ -21,7 +21,7 @@ from evaluation.extras import Extra
 from evaluation.figures import Figure, mean_error, table
 from evaluation.held_out import Read, Reading, bits_per_byte
 from evaluation.subject import Run, Subject
-from runs.folder import read_state
+from runs.folder import data_of
 
 WORDS = 13  # in a row
 PIECE = 1 << 20  # tokens of a document that are in memory at a time,
@@ -63,7 +63,7 @@ def training_texts(run: Run) -> Iterator[str]:
     not there, or another than it was."""
     wanted = run.configuration.run
     data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
-    if read_state(run.checkpoint)["data"].get("data of train") != data.splits["train"].checksum:
+    if data_of(run.checkpoint).get("data of train") != data.splits["train"].checksum:
         raise UserError(
             f"--contamination: {data.folder} was prepared anew since {run.checkpoint} was trained on it: prepare it as "
             "it was"

@@ -25,7 +25,7 @@ from evaluation.figures import Figure, mean_error, ratio_error
 from evaluation.scoring import Request, Score, scores
 from evaluation.subject import Run, Subject
 from evaluation.windows import windows
-from runs.folder import read_state
+from runs.folder import data_of
 
 READ = 1 << 16  # tokens, in windows that lie evenly in the text
 QUESTIONS = 200  # of each kind, or as many as the text has
@@ -75,7 +75,10 @@ def validation_text(run: Run) -> HeldOut:
     wanted = run.configuration.run
     data = open_data(wanted.dataset, wanted.mixture, wanted.val_dataset, wanted.data_dir)
     text = own_validation_text(data, wanted.val_dataset, "a text to evaluate on with --text FILE")
-    if read_state(run.checkpoint)["data"].get("data of val") != data.splits["val"].checksum:
+    trained_on = data_of(run.checkpoint)
+    if not trained_on:
+        raise UserError(f"{run.checkpoint} was trained on no data here: name a text with --text FILE")
+    if trained_on.get("data of val") != data.splits["val"].checksum:
         raise UserError(
             f"{data.folder} was prepared anew since {run.checkpoint} was trained on it, and what is for validation "
             "now may have been trained on: prepare it as it was, or name a text with --text FILE"
@@ -260,19 +263,29 @@ def _request(subject: Subject, text: str, answer: str) -> Request:
 def made_tasks(
     subject: Subject, text: HeldOut, limit: int | None, batch_size: int | None, kinds: Sequence[str] = MADE
 ) -> list[Figure]:
-    """The figures of the kinds of questions, of the first `limit` of each, or of all. A guess at a cloze is the answer
-    that most questions have."""
+    """The figures of the kinds of questions, of the first `limit` of each, or of all; where they are not named, of
+    those whose answers are not longer than the model's block. A guess at a cloze is the answer that most questions
+    have."""
     texts = [subject.tokenizer.decode(document) for document in text.documents]
     figures = []
-    if "choice" in kinds and (asked := choices(texts)[:limit]):
+
+    def suit(asked: Sequence[Question]) -> bool:
+        return bool(asked) and (kinds is not MADE or _fit(subject, asked))
+
+    if "choice" in kinds and suit(asked := choices(texts)[:limit]):
         found = zip(asked, ask(subject, asked, batch_size), strict=True)
         right = [_likeliest(answers) == question.right for question, answers in found]
         figures.append(_figure("choice", "right passage", right, 1 / CHOICES))
-    if "cloze" in kinds and (asked := clozes(texts)[:limit]):
+    if "cloze" in kinds and suit(asked := clozes(texts)[:limit]):
         right = [answer.is_greedy for (answer,) in ask(subject, asked, batch_size)]
         ((_, most),) = Counter(question.answers for question in asked).most_common(1)
         figures.append(_figure("cloze", "right word", right, most / len(asked)))
     return figures
+
+
+def _fit(subject: Subject, questions: Sequence[Question]) -> bool:
+    requests = (_request(subject, question.text, answer) for question in questions for answer in question.answers)
+    return all(len(request.continuation) <= subject.block for request in requests)
 
 
 def _likeliest(answers: Sequence[Score]) -> int:

@@ -63,7 +63,8 @@ class Difference:
         return f"difference within noise: {self.needed:,} {self.of} would tell"
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"verdict": self.verdict}
+        interval = [end if math.isfinite(end) else None for end in self.interval]
+        return dataclasses.asdict(self) | {"interval": interval, "verdict": self.verdict}
 
 
 def differences(

@@ -126,7 +126,7 @@ def _cell(model: LanguageModel, batch: int, context: int, meter: Meter | None) -
         seconds_to_first_token=first,
         decode_tokens_per_second=_over(batch * written, rest),
         weight_bytes=_weight_bytes(model),
-        cache_bytes=cache_bytes(model.config, batch, read + written),
+        cache_bytes=cache_bytes(model.config, batch, min(read + written, context)),
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" and first is not None else None,
         prefill_joules_per_token=None if of_first is None else of_first / (batch * read),
         decode_joules_per_token=None if of_rest is None else of_rest / (batch * written),
@@ -173,7 +173,9 @@ def _round(model: LanguageModel, ids: torch.Tensor, written: int, meter: Meter |
         times.append(time.perf_counter())
 
     note()
-    caches = model.empty_caches(texts, ids.shape[1] + written)
+    length, limit = ids.shape[1] + written, model.context_limit
+    fits = limit is None or length <= limit  # not in a block of one token, of which nothing is kept
+    caches = model.empty_caches(texts, length) if fits else None
     token = model.next_token_logits(ids, caches).argmax(-1, keepdim=True)
     note()
     for _ in range(written):

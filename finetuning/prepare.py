@@ -205,6 +205,8 @@ def _fitting(files: Sequence[Path], encoder: Encoder) -> tuple[list[list[tuple[L
 
 
 def _none_fits(files: Sequence[Path], counts: Counter[str], what: str, encoder: Encoder) -> str:
+    if not counts["read"]:
+        return f"{', '.join(map(str, files))}: there are no {what} in it"
     return (
         f"{', '.join(map(str, files))}: of {counts['read']:,} {what} none fits in block_size={encoder.block_size}: "
         "take a larger one, or other data"
@@ -229,6 +231,8 @@ def _encoded(files: Sequence[Path], encoder: Encoder) -> tuple[list[Unit], Count
         counts["cut"] += texts[0].cut
         counts["divided"] += len(texts) > 1
         found.append(tuple(_in_few_bytes(one, encoder) for one in texts))
+    if files and not counts["read"]:
+        raise UserError(_none_fits(files, counts, CONVERSATIONS, encoder))
     if files and not found:
         raise UserError(
             f"{', '.join(map(str, files))}: of {counts['read']:,} conversations none has an answer that begins within "

@@ -57,6 +57,8 @@ def encoded_prompts(
             counts["without room"] += 1
         else:
             found.append((one,))
+    if files and not counts["read"]:
+        raise UserError(f"{', '.join(map(str, files))}: there are no prompts in it")
     if files and not found:
         raise UserError(
             f"{', '.join(map(str, files))}: of {counts['read']:,} prompts none leaves room for max_completion="

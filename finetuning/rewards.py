@@ -31,7 +31,7 @@ class Reward:
         no finite number."""
         try:
             found = float(self.function(question.prompt, completion, question.answer))
-        except Exception as error:  # whatever a stranger's function may raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's function may raise
             reason = f"raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
             if math.isfinite(found):

@@ -15,7 +15,7 @@ from model_builder import LanguageModel, build_model
 from model_config import ModelArchitectureConfig
 from runs.checkpoint import load_model, parts_of_model
 from runs.config import in_folder
-from runs.folder import read_state, saved_configuration
+from runs.folder import data_of, read_state, saved_configuration
 
 
 def configuration_of(checkpoint: Path) -> Configuration:
@@ -33,7 +33,7 @@ def configuration_of(checkpoint: Path) -> Configuration:
 def find_tokenizer(checkpoint: Path, saved: Configuration) -> Tokenizer:
     """The run's own, whose file, if it has one, is in the run's folder. One of an earlier version kept none: then that
     of its dataset, which must be there, and for a tokenizer that is made from the text unchanged. Raises UserError."""
-    data = read_state(checkpoint)["data"]
+    data = data_of(checkpoint)
     if "tokenizer" in data:
         return tokenizer_from_meta(data["tokenizer"], checkpoint.parent.parent)
     dataset = open_dataset(dataset_folder(saved.run.dataset, saved.run.data_dir), verify=False)

@@ -62,13 +62,18 @@ def _is_linear(model: LanguageModel, name: str) -> bool:
 
 def _lost(name: str, matrix: Tensor, new: QuantizedMatrix, hessian: Tensor | None) -> Loss:
     error = new.dequantized() - matrix
-    of_outputs = None if hessian is None else (_length(error, hessian) / _length(matrix, hessian)).item()
-    return Loss(name, new.form, (error.norm() / matrix.norm()).item(), of_outputs)
+    of_outputs = None if hessian is None else _share(_length(error, hessian), _length(matrix, hessian))
+    return Loss(name, new.form, _share(error.norm(), matrix.norm()), of_outputs)
+
+
+def _share(lost: Tensor, whole: Tensor) -> float:
+    """Of nothing nothing is lost."""
+    return (lost / whole).item() if whole else 0.0
 
 
 def _length(matrix: Tensor, hessian: Tensor) -> Tensor:
     """That of the outputs, to the inputs that the Hessian is of."""
-    return ((widest(matrix) @ hessian) * widest(matrix)).sum().sqrt()
+    return ((widest(matrix) @ hessian) * widest(matrix)).sum().clamp(min=0).sqrt()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

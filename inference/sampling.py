@@ -8,6 +8,8 @@ from torch import Tensor
 
 from common.errors import UserError
 
+MOST = torch.finfo(torch.float64).max
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -54,14 +56,15 @@ def distribution(logits: Tensor, how: Sampling, prompt: Sequence[int] = (), new:
 def _penalized(logits: Tensor, how: Sampling, prompt: Sequence[int], new: Sequence[int]) -> Tensor:
     """Of tokens that are there already the logits are divided by `repetition_penalty`, or multiplied where they are
     negative (Keskar et al. 2019, CTRL, section 4.1); of new ones they are lower by `presence_penalty` and, for each
-    time that a token came, by `frequency_penalty` (as OpenAI's interface has them)."""
+    time that a token came, by `frequency_penalty` (as OpenAI's interface has them). They stay finite."""
     if how.repetition_penalty != 1 and (seen := sorted({*prompt, *new})):
         of_seen = logits[seen]
         penalized = torch.where(of_seen > 0, of_seen / how.repetition_penalty, of_seen * how.repetition_penalty)
-        logits = logits.index_copy(0, torch.tensor(seen), penalized)
+        logits = logits.index_copy(0, torch.tensor(seen), penalized.clamp(-MOST, MOST))
     if (how.presence_penalty or how.frequency_penalty) and new:
         counts = torch.bincount(torch.tensor(new), minlength=len(logits)).double()
-        logits = logits - how.presence_penalty * (counts > 0) - how.frequency_penalty * counts
+        for penalty, times in ((how.presence_penalty, counts.clamp(max=1)), (how.frequency_penalty, counts)):
+            logits = torch.where(counts > 0, (logits - penalty * times).clamp(-MOST, MOST), logits)
     return logits
 
 

@@ -34,8 +34,8 @@ def find_source(name: str, option: str = "init_from") -> Path:
     found = [folder for repository in dict.fromkeys((full_name, name)) for folder in _snapshots(repository)]
     if not found:
         downloaded = full_name if full_name.count("/") == 1 else "OWNER/MODEL"
-        how = f": --{option}=FOLDER" if option else ""
-        others = f"none of {', '.join(STARTS)}{did_you_mean(name, STARTS)}, " if option else ""
+        how = f": --{option.removeprefix('--')}=FOLDER" if option else ""
+        others = f"none of {', '.join(STARTS)}{did_you_mean(name, STARTS)}, " if option == "init_from" else ""
         raise UserError(
             f"{called} is {others}no folder, and no model in Hugging Face's cache {_cache()}; nothing is downloaded "
             f"here: fetch it (hf download {downloaded}), or give the folder of one{how}"

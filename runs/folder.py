@@ -266,6 +266,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def data_of(checkpoint: Path) -> dict[str, Any]:
+    """What the run of a checkpoint is trained on, as its `data` say; empty where nothing was. The checkpoint of step 0
+    of a run that began from weights was written before that was known: then the run's last one says it. Raises
+    UserError for a damaged one."""
+    own, last = read_state(checkpoint)["data"], RunFolder(checkpoint.parent.parent).last_checkpoint()
+    return own if own or last is None else read_state(last)["data"]
+
+
 def check_state(state: dict[str, Any]) -> None:
     """Raises ValueError, TypeError or KeyError for what cannot be the state of a run: it may be a stranger's."""
     progress = Progress(**state["progress"])

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import folder_written_aside
 from common.json_files import read_json
 from components.lora.spec import Adapters
+from components.quantized.module import QuantizedMatrix, put
 from configurator import Configuration
 from data.mixture import sources
 from data.tokenizers import Tokenizer
@@ -85,9 +86,13 @@ def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchang
     """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
     saved, run = configuration_of(checkpoint), checkpoint.parent.parent
     kept = run / OF_THE_MODEL
-    check_without_codes(base_of(checkpoint, read_state(checkpoint)) or checkpoint)
+    if base_of(checkpoint, read_state(checkpoint)) in (None, checkpoint):
+        check_without_codes(checkpoint)
     architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
     model = load(checkpoint, saved, torch.device("cpu"))
+    for name, matrix in model.state_dict().items():  # those beside which no adapters stood
+        if isinstance(matrix, QuantizedMatrix):
+            put(model, name, matrix.dequantized())
     notes: list[str] = []
     tokenizer = None if kept.is_dir() else _tokenizer(checkpoint, saved, notes)
     tokens = _special_tokens(kept, tokenizer)

@@ -47,6 +47,21 @@ def test_every_checkpoint_in_the_order_of_steps(run):
         assert f"{figure.value:.4f} ± {figure.error:.4f}" in line
 
 
+def test_what_a_run_began_with_is_evaluated_too(run, data_dir, tmp_path):
+    """Its checkpoint was written before the run's data were known."""
+    begun = tmp_path / "begun"
+    done = training(data_dir, begun, f"--init_from={run}", "--max_iters=4", "--keep_last=9")
+    assert done.returncode == 0, done.stderr
+    done = asked(begun, *ASK)
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:-1]] == ["0", "4"]
+    value = json.loads((begun / "evaluations.json").read_text())["evaluations"][0]["figures"][0]["value"]
+    asked(run, *ASK[:2], f"--save_results={tmp_path / 'its.json'}")
+    assert value == json.loads((tmp_path / "its.json").read_text())["figures"][0]["value"]
+    shutil.rmtree(begun / "checkpoints/step_00000004")
+    done = command(evaluate.main, begun, *ASK[:2])
+    assert done.returncode == 2 and "was trained on no data here: name a text with --text FILE" in done.stderr
+
+
 def test_each_is_evaluated_once(run, monkeypatch):
     """Also one that the run has deleted since; and anew what is another checkpoint, or was asked otherwise."""
     first = asked(run, *ASK)

@@ -84,6 +84,13 @@ def test_the_same_command_says_the_same(run, said):
     assert again.splitlines()[:5] == said[0].splitlines()[:5]
 
 
+def test_questions_whose_answers_are_longer_than_the_block_are_left_out(data_dir, tmp_path):
+    assert training(data_dir, tmp_path / "run", "--block_size=16", "--max_iters=1").returncode == 0
+    done = command(evaluate.main, tmp_path / "run", "--device=cpu", "--limit=4")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["text", "text", "cloze"]
+
+
 @torch.no_grad()
 def test_bits_per_byte_by_hand(run):
     """Each document after the end of the one before, 64 tokens at a time; with a stride, each after those before it."""

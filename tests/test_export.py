@@ -244,7 +244,7 @@ def test_nothing_that_is_there_is_overwritten_unless_forced(exported, runs, tmp_
         ),
         (["export", "begun", "whole"], "whole is there already: name a file"),
         (["export", "begun", "no/folder/x.safetensors"], "cannot write no/folder/x.safetensors: No such file"),
-        (["export", "begun", "begun/checkpoints/step_00000008/x.safetensors"], "one of the checkpoint's own files"),
+        (["export", "begun", "begun/checkpoints/step_00000008/x.safetensors"], "would be among the run's checkpoints"),
         (["export", "begun", "x.safetensors", "--weights-only"], "unrecognized arguments: --weights-only"),
         (["import", "absent.safetensors", "copy"], "cannot read absent.safetensors"),
         (["import", "begun", "copy"], "cannot read begun"),

@@ -44,6 +44,10 @@ def endless(prompt, completion, answer):
     return math.inf
 
 
+def leaving(prompt, completion, answer):
+    raise SystemExit(3)
+
+
 reinforce = "grpo"
 rewards = {"wanted": 1.0}
 packing = "prompts"
@@ -285,6 +289,7 @@ def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
 @pytest.mark.parametrize(("reward", "message"), [
     ("broken", "the reward broken raises KeyError: 'nothing'; prompt '"),
     ("endless", "the reward endless is inf, no finite number; prompt '"),
+    ("leaving", "the reward leaving raises SystemExit: 3; prompt '"),
 ])  # fmt: skip
 def test_a_reward_that_fails_is_named_with_its_prompt(home, tmp_path, reward, message):
     done = finetune(home, tmp_path / "run", f"--rewards={{'{reward}': 1}}")
@@ -315,6 +320,13 @@ def test_other_data_than_prompts_and_damaged_ones_are_refused(home, data_dir, tm
     note.write_text(note.read_text().replace('"aaa"', '"aab"'))
     done = finetune(home, run, "--max_iters=2")
     assert done.returncode == 2 and "is damaged, or of other prompts" in done.stderr, done.stderr
+    for content in ("[]", "null", '{"end": 1}', "[" * 100_000):
+        note.write_text(content)
+        done = finetune(home, run, "--max_iters=2")
+        assert done.returncode == 2 and "questions.json is damaged" in done.stderr, done.stderr
+    (tmp_path / "empty.jsonl").touch()
+    done = finetune(home, tmp_path / "none", data=tmp_path / "empty.jsonl")
+    assert done.returncode == 2 and "empty.jsonl: there are no prompts in it" in done.stderr, done.stderr
 
 
 def test_a_run_without_a_beginning_has_no_divergence_from_it(home, tmp_path):

@@ -488,7 +488,7 @@ def test_the_model_card_of_a_mixture_names_its_datasets(data_dir, tmp_path):
         (["llama", "/proc/hf"], "cannot write /proc/hf"),
         (["llama", "h" * 303], "cannot write hhhh"),
         (["llama", "no/where"], "cannot write no/where: No such file"),
-        (["llama", "llama/checkpoints/step_00000004/hf"], "one of the checkpoint's own files"),
+        (["llama", "llama/checkpoints/step_00000004/hf"], "would be among the run's checkpoints"),
         (["llama", "hf", "--weights_only"], "--weights_only is for a file"),
         (["llama", "hf", "--force"], "--force is for a file"),
         (["llama", "hf", "--max_shard_size=5GiB"], "'5GiB' is no size, such as 500MB or 5GB"),

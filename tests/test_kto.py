@@ -347,6 +347,12 @@ def test_what_cannot_be_is_one_line(home, tmp_path, keys, message):
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_an_empty_file_has_no_answers(home, tmp_path):
+    (tmp_path / "answers.jsonl").touch()
+    done = finetune(home, tmp_path / "run", *ONE_STEP, "--batch_size=2", data=tmp_path / "answers.jsonl")
+    assert done.returncode == 2 and "answers.jsonl: there are no labelled answers in it" in done.stderr, done.stderr
+
+
 def test_labelled_answers_are_no_pairs(home, tmp_path):
     keys = "--batch_size=2 --gradient_accumulation_steps=1 --max_iters=1".split()
     assert finetune(home, tmp_path / "run", *KEYS, *keys).returncode == 0

@@ -142,6 +142,20 @@ def test_a_model_against_another_and_against_its_samples(runs, tmp_path):
     assert itself.count("no difference seen") == 2
 
 
+def test_an_interval_without_an_end_is_null_where_it_is_json(runs, tmp_path):
+    one, two, _ = runs
+    (text := tmp_path / "text.txt").write_text("a word")
+    results = tmp_path / "results.json"
+    given = ["--device=cpu", f"--text={text}", f"--against={two}", f"--save_results={results}"]
+    assert command(evaluate.main, one, *given).returncode == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    saved = json.loads(results.read_text(), parse_constant=refuse)
+    assert [each["interval"] for each in saved["against"]["differences"]] == [[None, None]] * 2
+
+
 def test_what_cannot_be_compared(runs, tmp_path):
     one, _, task = runs
 

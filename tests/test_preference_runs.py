@@ -190,7 +190,7 @@ def test_a_bad_pair_is_named(home, tmp_path, line, message):
     (["--preference=simpo", *PAIRS[1:], "--reference=out"], "--reference is for preference=dpo or ipo or kto"),
     ([*PAIRS, "--block_size=4"], "of 8 pairs none fits in block_size=4"),
     ([*PAIRS, "--mixture={'a': 1}"], "preference and mixture exclude each other"),
-    ([*PAIRS, "--batch_size=2", "--reference=nothing/there"], "--reference='nothing/there' is none of"),
+    ([*PAIRS, "--batch_size=2", "--reference=nothing/there"], "--reference='nothing/there' is no folder"),
     (["--preference=grpo", *PAIRS[1:]], "preference='grpo' is none of: None, dpo, ipo, simpo, orpo, kto"),
     ([*PAIRS, "--preference_undesirable=2"], "preference_undesirable=2.0 is for preference=kto"),
 ])  # fmt: skip

@@ -3,13 +3,14 @@ models of every mixer and FFN, and what `checkpoint.py quantize` makes of a run.
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import last_checkpoint
 from commands import command
-from conftest import LLAMA, ROOT, training
+from conftest import LLAMA, ROOT, run_of_its_own, small_run, training
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,6 +99,22 @@ def test_a_product_is_that_of_the_matrix_whether_few_or_many(method, rows):
     else:
         tolerance = 1e-6 if rows > 16 or method == "fp8" else 2**-7
         assert ((found - exact).norm() / exact.norm()).item() < tolerance
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_elsewhere_than_on_a_cpu_every_product_is_of_the_matrix(method, monkeypatch):
+    """A GPU's integer product takes more than 16 inputs, and multiples of 8. No device here has any: shapes alone."""
+    for name in ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu"):
+        monkeypatch.delattr(torch, name)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which knows no such device
+    weight = quantized(matrix(), FORMS[method]).to("meta")
+    assert F.linear(torch.zeros(1, 96, device="meta"), weight).shape == (1, 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_inputs_have_no_outputs(method):
+    """As of an expert that no token meets."""
+    assert F.linear(torch.zeros(0, 96), quantized(matrix(), FORMS[method])).shape == (0, 32)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -232,6 +249,26 @@ def test_every_mixer_and_ffn_computes_with_codes_in_place_of_matrices(name, meth
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
+OWN = """
+import torch
+from components.spec import Activation
+from model_components import register, register_spec
+
+@register_spec
+class Spec(Activation):
+    name = "sine"
+
+@register("activation", "sine")
+class Sine(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, x):
+        return torch.sin(x)
+
+activation = "sine"
+"""
+
 
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
@@ -282,6 +319,60 @@ def test_what_cannot_be_put_in_few_bits_or_trained(run, data_dir, tmp_path):
     for out, form in ((tmp_path / "hf", ["--format=hf"]), (tmp_path / "file.safetensors", [])):
         done = command(checkpoint_command.main, "export", tmp_path / "few", out, *form)
         assert done.returncode == 2 and "has matrices in few bits: export the run" in done.stderr, done.stderr
+
+
+def test_where_a_run_cannot_be_made_is_said_at_once(run, tmp_path, monkeypatch):
+    """Before anything is loaded, and nothing is left there."""
+    monkeypatch.setattr("evaluation.subject.find_subject", None)
+    (tmp_path / "file").touch()
+    for folder, message in (
+        (tmp_path / "file/few", "Not a directory"),
+        (run / "checkpoints/step_99999999", "would be among the run's checkpoints"),
+    ):
+        done = quantize(run, folder, "--method=int8")
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (run / "checkpoints/step_99999999").exists()
+
+
+def test_training_data_are_needed_where_something_is_fitted_to_them(tmp_path):
+    run, text = run_of_its_own(tmp_path), tmp_path / "text.txt"
+    text.write_text("loss model train token " * 20)
+    shutil.rmtree(tmp_path / "data")
+    for few, given, code in (("8", ["int8"], 0), ("near", ["int4", "--windows=0"], 0), ("4", ["int4"], 2)):
+        done = quantize(run, tmp_path / few, "--method", *given, f"--text={text}")
+        assert done.returncode == code and done.stderr.count("\n") == (code and 1), done.stderr
+        assert (tmp_path / few).exists() == (code == 0)
+
+
+def test_a_component_of_the_runs_own_goes_along(data_dir, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    done = command(train_command.main, own, *small_run(data_dir, f"--out_dir={tmp_path / 'run'}", "--max_iters=2"))
+    assert done.returncode == 0, done.stderr
+    given = tmp_path / "run", tmp_path / "few", "--method=int8"
+    done = quantize(*given)
+    assert done.returncode == 2 and f"--config {tmp_path / 'run/config.py'}" in done.stderr
+    done = quantize(*given, f"--config={tmp_path / 'run/config.py'}")
+    assert done.returncode == 0, done.stderr
+    done = command(sample.main, tmp_path / "few", "--max_new_tokens=8", f"--config={tmp_path / 'few/config.py'}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_block_of_one_token(data_dir, tmp_path):
+    assert training(data_dir, tmp_path / "run", *LLAMA, "--block_size=1", "--max_iters=1").returncode == 0
+    done = quantize(tmp_path / "run", tmp_path / "few", "--method=int4", "--windows=2")
+    assert done.returncode == 0, done.stderr
+    done = command(evaluate.main, tmp_path / "few", "--device=cpu", "--speed", "--limit=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_of_matrices_of_zeros_nothing_is_lost():
+    model = small("llama3")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    losses = list(quantize_model(model, "int4", [torch.zeros(1, 16, dtype=torch.long)]))
+    assert all((loss.of_matrix, loss.of_outputs or 0.0) == (0.0, 0.0) for loss in losses)
+    assert all(torch.isfinite(codes.float()).all() for codes in flat(model.state_dict()).values())
 
 
 def test_damage_is_seen(run, tmp_path):

@@ -1,5 +1,6 @@
 """Adapters beside matrices in few bits (QLoRA): what they compute and keep, and runs that train them."""
 
+import json
 import shutil
 
 import pytest
@@ -171,6 +172,27 @@ def test_what_is_loaded_is_merged_into_plain_matrices(adapted, base):
             expected = before.dequantized() + 8 / 4 * of_adapters[f"{module}.lora.B"] @ A
             torch.testing.assert_close(weight, expected)
     assert command(evaluate.main, adapted, "--device=cpu").returncode == 0
+
+
+def test_exports_have_plain_matrices(adapted, tmp_path):
+    """Merged, the model says what the run says; PEFT has the adapters alone, and is told that their base is none."""
+    done = command(checkpoint_command.main, "export", adapted, tmp_path / "hf", "--format=hf")
+    assert done.returncode == 0, done.stderr
+    text = tmp_path / "text.txt"
+    text.write_text("loss model train token " * 40)
+    values = []
+    for subject in (adapted, tmp_path / "hf"):
+        results = tmp_path / "results.json"
+        asked = [f"--text={text}", "--device=cpu", "--batch_size=1", "--add_bos_token=False", "--limit=1"]
+        assert command(evaluate.main, subject, *asked, f"--save_results={results}").returncode == 0
+        values.append(json.loads(results.read_text())["figures"][0]["value"])
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    done = command(checkpoint_command.main, "export", adapted, tmp_path / "peft", "--format=peft")
+    assert done.returncode == 0 and "their base is in int4, which PEFT does not read" in done.stdout
+    done = command(checkpoint_command.main, "quantize", adapted, tmp_path / "few", "--method=int8")
+    assert done.returncode == 2 and "has its matrices in int4 already" in done.stderr
+    done = command(checkpoint_command.main, "export", adapted, tmp_path / "base", "--format=hf", "--checkpoint=0")
+    assert done.returncode == 2 and "has matrices in few bits" in done.stderr
 
 
 def test_what_cannot_be_is_refused_in_one_line(data_dir, base, tmp_path):

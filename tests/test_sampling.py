@@ -129,9 +129,30 @@ def test_the_command_stops_where_it_is_told_to_and_takes_every_option(run):
     assert again.stdout == done.stdout
 
 
+@given(st.data())
+def test_penalties_of_any_size_leave_a_distribution(data):
+    """Whatever they are, of logits of which some are of ids that are not to be chosen, which stay so."""
+    penalties = st.sampled_from([1e308, -1e308, 1e-320, -3.0, 0.0])
+    how = Sampling(
+        temperature=data.draw(st.sampled_from([0.0, 1e-310, 1.0, 1e308])),
+        top_k=data.draw(st.integers(1, 6)),
+        top_p=data.draw(st.sampled_from([1e-320, 0.5, 1.0])),
+        min_p=data.draw(st.sampled_from([0.0, 1.0])),
+        typical_p=data.draw(st.sampled_from([1e-320, 0.5, 1.0])),
+        repetition_penalty=data.draw(st.sampled_from([5e-324, 1e-300, 1.0, 1e308])),
+        presence_penalty=data.draw(penalties),
+        frequency_penalty=data.draw(penalties),
+    )
+    seen = data.draw(st.lists(st.integers(0, 4), max_size=8))
+    found = distribution(torch.tensor([1.5, -2.0, 0.0, 30.0, 1.0, -torch.inf]), how, seen[:3], seen[3:])
+    assert found.sum().item() == pytest.approx(1) and found.min() >= 0 and found[5] == 0
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("--stop=\udcff", "--stop: '\\udcff' in its text is half of a character"),
+        ("--prompt=\udcff", "--prompt: '\\udcff' in its text is half of a character"),
         ("--min_p=2", "'2' is not a number from 0 to 1"),
         ("--typical_p=0", "'0' is not a number above 0, at most 1"),
         ("--repetition_penalty=0", "'0' is not a number above 0"),

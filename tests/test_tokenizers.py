@@ -480,6 +480,16 @@ def of_sentencepiece(named, tmp_path_factory):
     return ours, theirs, AutoTokenizer.from_pretrained(folder)
 
 
+def test_a_text_that_a_table_of_words_does_not_have_is_refused():
+    """Without a token for what is unknown, the library raises."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}))
+    made.pre_tokenizer, made.decoder = tokenizers.pre_tokenizers.Split("", "isolated"), tokenizers.decoders.Fuse()
+    tokenizer = HuggingFaceTokenizer(None, made.to_str().encode())
+    assert tokenizer.encode("aba") == [0, 1, 0]
+    with pytest.raises(UserError, match="cannot encode this text"):
+        tokenizer.encode("abc")
+
+
 def test_a_sentencepiece_model_that_changes_text_is_told_from_its_file(tmp_path):
     """Bits per byte are of the text as it was; a character without a token is refused, as its bytes would not be in
     the tokens; and a tokenizer.json is written only where it certainly is the same."""

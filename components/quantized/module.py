@@ -88,9 +88,9 @@ class QuantizedMatrix(Tensor):
 
     def _product(self, x: Tensor) -> Tensor:
         dtype, count = _compute_dtype(x), math.prod(x.shape[:-1])
-        if self.form.method == "int8_dynamic":
+        if self.form.method == "int8_dynamic" and x.device.type == "cpu":  # a GPU's takes some shapes only
             return dynamic_product(x, self.codes, self.scales[:, 0])
-        if x.device.type != "cpu" or count > FEW_ROWS or not self._has_product:
+        if x.device.type != "cpu" or not 0 < count <= FEW_ROWS or not self._has_product:
             return F.linear(x.to(dtype), self.dequantized(dtype))
         narrow = x.reshape(count, -1).bfloat16()
         if self._packed is None:
@@ -200,7 +200,7 @@ def dynamic_product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).float()
     of_rows = flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * 1e6) / 127
     product = torch._int_mm((flat / of_rows).round().to(torch.int8), codes.t())
-    return (product.float() * of_rows * scales).to(_compute_dtype(x)).view(*x.shape[:-1], -1)
+    return (product.float() * of_rows * scales).to(_compute_dtype(x)).view(*x.shape[:-1], len(codes))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

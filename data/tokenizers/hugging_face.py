@@ -49,7 +49,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode(self, text: str, special_is_text: bool) -> list[int]:
         self._library.encode_special_tokens = special_is_text
-        found = self._library.encode(text, add_special_tokens=False)
+        try:
+            found = self._library.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library has no class of its own for a text without tokens
+            raise UserError(f"the tokenizer cannot encode this text: {error}") from None
         if self._unknown is not None and self._unknown in found.ids and special_is_text:
             start, end = found.offsets[found.ids.index(self._unknown)]
             raise UserError(f"the tokenizer has no token for {text[start:end]!a}: it cannot encode this text")
