@@ -217,7 +217,7 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     line = refused(run, "--benchmarks=piqa")
     assert "hf download --repo-type dataset baber/piqa --local-dir baber/piqa" in line and "HF_HOME" in line
     assert "--run_generated_code allows it" in refused(run, "--benchmarks=all")
-    assert "--against is of --tasks and --benchmarks" in refused(run, f"--against={run}")
+    assert "--save_samples is of --tasks and --benchmarks" in refused(run, "--save_samples=a.jsonl")
 
 
 def test_a_context_that_is_too_short_for_what_is_written(run, data, tmp_path, monkeypatch):
