@@ -56,7 +56,12 @@ def _in_turn(step: Step, inputs: Iterable[Tensor], state: Tensor) -> tuple[Tenso
 
     def one(state: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         y, state = step(*given, state)
-        return state.clone(), y.clone()  # the operator takes no views
+        return _own(state), _own(y)
 
-    state, y = scan(one, state, tuple(inputs), dim=0)
+    state, y = scan(one, _own(state), tuple(inputs), dim=0)
     return y, state
+
+
+def _own(x: Tensor) -> Tensor:
+    """The operator takes no views, and of a state one layout only."""
+    return x.clone(memory_format=torch.contiguous_format)

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from checkpoints import last_checkpoint
 from commands import command
 from conftest import BYTES, LLAMA, ROOT, training
 
@@ -23,6 +24,7 @@ from common.errors import UserError
 from components.mixers.mamba1.module import Mamba1
 from data.tokenizers import tokenizer_from_meta
 from inference.generation import generate
+from inference.loading import configuration_of, load
 from inference.sampling import Sampling
 from interop.onnx import CACHED, EXAMPLE, WHOLE, write_onnx
 from model_builder import build_model
@@ -30,7 +32,7 @@ from model_config import resolve_architecture
 
 SIZES = {"n_layer": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256, "n_head": 4}
 GROUPED = {"arch_preset": "llama3", "num_key_value_heads": 2}
-MAMBA2 = {"mamba_head_dim": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_chunk_size": 8}
+MAMBA2 = {"mamba_head_dim": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
 LATENT = {"kv_lora_rank": 10, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 5}
 EXPERTS = {"ffn_type": "experts", "n_experts": 5, "n_experts_per_token": 2, "expert_d_ff": 24}
 MODELS = {
@@ -39,6 +41,7 @@ MODELS = {
 }
 MORE = {  # whose tracing takes longer
     "mamba2": {**GROUPED, "layer_pattern": "MA", **MAMBA2},
+    "mamba2_of_groups": {**GROUPED, "layer_pattern": "MA", **MAMBA2, "mamba_n_groups": 2},
     "alibi": {"arch_preset": "gpt2", "position_encoding": "alibi"},
     "capped": {"arch_preset": "gemma2", "num_key_value_heads": 2, "head_dim": 8},
     "sinks": {**GROUPED, "attention_backend": "manual", "attention_sinks": True, "value_residual": True,
@@ -271,6 +274,21 @@ def test_what_a_file_has_no_form_for(run, tmp_path):
         done = export(given, tmp_path / "out", *options)
         assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["few"]
+
+
+@pytest.mark.slow
+def test_adapters_are_merged(run, data_dir, tmp_path):
+    adapted = ["--use_lora=True", "--lora_r=4", "--lora_alpha=8", f"--init_from={run}"]
+    done = training(data_dir, tmp_path / "adapted", *LLAMA, "--n_layer=1", *adapted)
+    assert done.returncode == 0, done.stderr
+    assert export(tmp_path / "adapted", tmp_path / "out").returncode == 0
+    tokens = torch.arange(20)[None]
+    logits = session_of(tmp_path / "out" / WHOLE).run(None, {"input_ids": tokens.numpy()})[0]
+    for folder, is_same in ((tmp_path / "adapted", True), (run, False)):
+        checkpoint = last_checkpoint(folder)
+        model = load(checkpoint, configuration_of(checkpoint), torch.device("cpu"))
+        with torch.no_grad():
+            assert (np.abs(model(tokens).numpy() - logits).max() < 1e-5) == is_same
 
 
 PAGE = ROOT / "docs/using/export.md"
