@@ -1,4 +1,4 @@
-"""A run's checkpoint as one file, and back; or as the folder of a Hugging Face model, and back; or in few bits.
+"""A run's checkpoint as one file, and back; as the folder of a Hugging Face model, and back; as ONNX; or in few bits.
 
 python checkpoint.py export out/quickstart model.safetensors
 python checkpoint.py export out/quickstart weights.safetensors --weights_only --checkpoint=best
@@ -8,6 +8,8 @@ python train.py out/copy/config.py --init_from=resume
 python checkpoint.py export out/quickstart quickstart-hf --format hf
 python checkpoint.py import quickstart-hf out/copy
 
+python checkpoint.py export out/quickstart quickstart-onnx --format onnx
+
 python checkpoint.py quantize out/quickstart out/quickstart-int4 --method int4
 
 The file is plain safetensors: the model's tensors under their names, the optimizer's under `optimizer.<parameter>.`,
@@ -15,7 +17,8 @@ each whole however many ranks had parts of it. Its metadata has the rest of the 
 `config`, `data`, the tokenizer's file in base64 and the chat template where there are any and, unless it holds the
 weights only, `scaler`. The folder is what transformers reads: config.json, safetensors in one file or in shards with
 their index, tokenizer, chat template, settings of generation and a model card. Where transformers is installed, its
-logits and ours are compared, and the largest difference is printed. No direction executes anything that it reads.
+logits and ours are compared, and the largest difference is printed; so are onnxruntime's (docs/using/export.md). No
+direction executes anything that it reads.
 """
 
 import argparse
@@ -88,6 +91,8 @@ def main() -> None:
         import_from(arguments.file, arguments.run, arguments.config, arguments.force)
     elif arguments.format == "hf":
         export_hugging_face(arguments)
+    elif arguments.format == "onnx":
+        export_onnx(arguments)
     elif arguments.format == "peft":
         export_adapters(arguments)
     else:
@@ -101,9 +106,9 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="export | import | quantize")
     export = commands.add_parser("export", description="A checkpoint of a run, to a file or a folder.")
     export.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
-    export.add_argument("file", type=Path, help="to write, such as model.safetensors; with --format hf a folder")
-    of_formats = "hf: as a Hugging Face model; peft: adapters as PEFT has them (file)"
-    export.add_argument("--format", choices=("file", "hf", "peft"), default="file", help=of_formats)
+    export.add_argument("file", type=Path, help="to write, such as model.safetensors; with --format a folder")
+    of_formats = "hf: as a Hugging Face model; onnx: as ONNX files; peft: adapters as PEFT has them (file)"
+    export.add_argument("--format", choices=("file", "hf", "onnx", "peft"), default="file", help=of_formats)
     export.add_argument("--max_shard_size", type=size, metavar="SIZE", help="of a file of --format hf, as 500MB (5GB)")
     export.add_argument("--checkpoint", type=checkpoint_choice, default="last", help="best, last or a step (last)")
     export.add_argument("--weights_only", action="store_true", help="leave out what only training needs")
@@ -179,6 +184,19 @@ def export_hugging_face(arguments: argparse.Namespace) -> None:
     checkpoint, which, folder = folder_to_write(arguments)
     with told(f"cannot write {folder}"):
         found = folder_from_run(checkpoint, folder, arguments.max_shard_size or SHARD)
+    print(f"{checkpoint} ({which}) -> {folder}: {found.architecture.name}, {found.parameters:,} parameters")
+    say(found)
+
+
+def export_onnx(arguments: argparse.Namespace) -> None:
+    """Write a checkpoint as ONNX files."""
+    from runs.onnx import onnx_from_run
+
+    if arguments.max_shard_size is not None:
+        raise UserError("--max_shard_size is for --format hf: an ONNX file is one")
+    checkpoint, which, folder = folder_to_write(arguments)
+    with told(f"cannot write {folder}"):
+        found = onnx_from_run(checkpoint, folder)
     print(f"{checkpoint} ({which}) -> {folder}: {found.architecture.name}, {found.parameters:,} parameters")
     say(found)
 

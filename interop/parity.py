@@ -22,10 +22,11 @@ class Parity:
     difference: float
     largest: float
     tokens: int
+    beside: str = "transformers'"
 
     def __str__(self) -> str:
         return (
-            f"logits beside transformers', on {self.tokens} random tokens in float32: largest difference "
+            f"logits beside {self.beside}, on {self.tokens} random tokens in float32: largest difference "
             f"{self.difference:.3g}, of logits up to {self.largest:.3g}"
         )
 

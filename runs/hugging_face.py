@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +58,7 @@ def run_from_folder(source: Path, new: RunFolder, run: Path) -> Exchanged:
     keep_beside(source, new.path)
     model = build_model(architecture, "meta")
     model.load_state_dict(weights, assign=True)
-    return Exchanged(architecture, _count(model), _compared(source, model, source), notes)
+    return Exchanged(architecture, count_of(model), _compared(source, model, source), notes)
 
 
 def new_configuration(architecture: ModelArchitectureConfig, run: Path) -> Configuration:
@@ -74,7 +73,8 @@ def _compared(folder: Path, model: LanguageModel, called: Path) -> str:
         return f"logits are not compared: {reason}"
 
 
-def _count(model: LanguageModel) -> int:
+def count_of(model: LanguageModel) -> int:
+    """Its parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -84,31 +84,45 @@ def _count(model: LanguageModel) -> int:
 
 def folder_from_run(checkpoint: Path, folder: Path, shard_bytes: int) -> Exchanged:
     """Write a checkpoint as the folder of a Hugging Face model, aside and renamed. Raises UserError and OSError."""
-    saved, run = configuration_of(checkpoint), checkpoint.parent.parent
-    kept = run / OF_THE_MODEL
-    if base_of(checkpoint, read_state(checkpoint)) in (None, checkpoint):
-        check_without_codes(checkpoint)
+    saved = configuration_of(checkpoint)
     architecture_to_hugging_face(saved.model)  # what has no class there is refused before the weights are read
-    model = load(checkpoint, saved, torch.device("cpu"))
-    for name, matrix in model.state_dict().items():  # those beside which no adapters stood
-        if isinstance(matrix, QuantizedMatrix):
-            put(model, name, matrix.dequantized())
-    notes: list[str] = []
-    tokenizer = None if kept.is_dir() else _tokenizer(checkpoint, saved, notes)
-    tokens = _special_tokens(kept, tokenizer)
-    config = architecture_to_hugging_face(saved.model, tokens) | {"dtype": "float32"}
+    model = whole_model(checkpoint, saved)
     with folder_written_aside(folder) as new:
+        tokens, notes = write_beside(checkpoint, saved, new)
+        config = architecture_to_hugging_face(saved.model, tokens) | {"dtype": "float32"}
         tensors = as_in_files(weights_to_hugging_face(model.state_dict(), saved.model), config)
         write_model(new, config, tensors, shard_bytes)
-        beside = copy_beside(kept, new)
-        if tokenizer is not None:
-            _write_tokenizer(tokenizer, saved.model.block_size, new, notes)
-        if (run / CHAT_TEMPLATE).is_file():  # which wins over one in tokenizer_config.json
-            shutil.copyfile(run / CHAT_TEMPLATE, new / CHAT_TEMPLATE)
-        if GENERATION not in beside:
-            write_json(new / GENERATION, tokens)
-        (new / "README.md").write_text(_card(saved, read_state(checkpoint), config, model), encoding="utf-8")
-        return Exchanged(saved.model, _count(model), _compared(new, model, folder), notes)
+        what = f"A `{config['architectures'][0]}` of {count_of(model):,} parameters"
+        write_card(checkpoint, saved, new, "transformers", what, _LOADED)
+        return Exchanged(saved.model, count_of(model), _compared(new, model, folder), notes)
+
+
+def whole_model(checkpoint: Path, saved: Configuration) -> LanguageModel:
+    """The model with adapters merged and no matrix in few bits. Raises UserError for a checkpoint of such matrices that
+    no adapters stand beside."""
+    if base_of(checkpoint, read_state(checkpoint)) in (None, checkpoint):
+        check_without_codes(checkpoint)
+    model = load(checkpoint, saved, torch.device("cpu"))
+    for name, matrix in model.state_dict().items():
+        if isinstance(matrix, QuantizedMatrix):
+            put(model, name, matrix.dequantized())
+    return model
+
+
+def write_beside(checkpoint: Path, saved: Configuration, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The tokenizer, the settings of generation and the chat template, those that the run's model came with or its own;
+    returns the special tokens, and notes of what cannot be had."""
+    run, notes = checkpoint.parent.parent, list[str]()
+    kept = run / OF_THE_MODEL
+    tokenizer = None if kept.is_dir() else _tokenizer(checkpoint, saved, notes)
+    tokens, beside = _special_tokens(kept, tokenizer), copy_beside(kept, folder)
+    if tokenizer is not None:
+        _write_tokenizer(tokenizer, saved.model.block_size, folder, notes)
+    if (run / CHAT_TEMPLATE).is_file():  # which wins over one in tokenizer_config.json
+        shutil.copyfile(run / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
+    if GENERATION not in beside:
+        write_json(folder / GENERATION, tokens)
+    return tokens, notes
 
 
 def adapters_from_run(checkpoint: Path, folder: Path) -> tuple[Adapters, int]:
@@ -160,29 +174,34 @@ def _special_tokens(kept: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
 
 
-def _card(saved: Configuration, state: Mapping[str, Any], config: Mapping[str, Any], model: LanguageModel) -> str:
-    """The model card: what it is, what it was trained on, how it is loaded."""
-    progress, best = state["progress"], state["progress"]["best_val_loss"]
+_LOADED = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("this folder")
+"""
+
+
+def write_card(checkpoint: Path, saved: Configuration, folder: Path, library: str, what: str, code: str) -> None:
+    """The model card: what it is, what it was trained on, how a library loads it."""
+    progress = read_state(checkpoint)["progress"]
+    best = progress["best_val_loss"]
     names = [saved.run.dataset] if saved.run.mixture is None else sources(saved.run.mixture)
     datasets = f"the dataset{'s' * (len(names) > 1)} {', '.join(f'`{name}`' for name in names)}"
     trained = f"{progress['step']:,} steps, {progress['tokens']:,} tokens of {datasets}"
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {library}",
         "pipeline_tag: text-generation",
         "---",
         f"# {saved.model.name}",
         "",
-        f"A `{config['architectures'][0]}` of {_count(model):,} parameters, exported by isoflop.",
+        f"{what}, exported by isoflop.",
         "",
         f"- Trained here: {trained if progress['step'] else 'not at all'}",
         *([] if best is None else [f"- Lowest validation loss: {best:.4f} nats a token"]),
         f"- Context: {saved.model.block_size:,} tokens; weights in float32",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("this folder")',
-        "```",
+        f"{code}```",
     ]
-    return "\n".join(lines) + "\n"
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

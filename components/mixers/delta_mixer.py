@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from components.documents import forgetting
 from components.mixers.delta import DeltaRule
-from components.mixers.delta_rule import delta_chunked, delta_step
+from components.mixers.delta_rule import delta_any_length, delta_chunked, delta_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
 from components.parts import PartLinear, SummandLinear, own_part
 from components.precision import wide
@@ -59,6 +59,10 @@ class DeltaMixer(nn.Module):
         """As in the published code."""
         self.dt_bias.copy_(bias_of_steps(len(self.dt_bias)))
         self.A_log.copy_(torch.empty(len(self.A_log)).uniform_(self.rates_from, 16).log())
+
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py)."""
+        self.scan = delta_any_length
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""

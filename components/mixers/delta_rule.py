@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from components.any_length import token_by_token
 from components.mixers.delta import chunk_tokens
 from components.mixers.fading import by_channel, by_head
 from components.precision import wide
@@ -61,6 +62,20 @@ def delta_naive(
         y, state = delta_step(q_t, k_t, v_t, decay_t, beta_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
+
+
+def delta_any_length(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    chunk_size: int,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same for a tracer (components/any_length.py)."""
+    state = _empty_state(k, v) if initial_state is None else initial_state
+    return token_by_token(delta_step, (q, k, v, decay, beta), state)
 
 
 @torch.compiler.disable  # it would unroll the loop over chunks

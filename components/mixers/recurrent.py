@@ -65,7 +65,7 @@ class CausalConvolution(nn.Module):
         (B, T), of each token in its document: it sees none before that (None: all are of one)."""
         length, before = x.shape[1], self.weight.shape[1] - 1
         if tail is not None:
-            padded = torch.cat((tail.type_as(x), x), dim=1)
+            padded = torch.cat((tail, x), dim=1).type_as(x)  # a cast of the tail may be itself, which exporters lose
         else:
             seen = x if self.context is None else torch.cat((self.context.before(x, 1, before + 1), x), dim=1)
             padded = F.pad(seen, (0, 0, before + length - seen.shape[1], 0))

@@ -99,6 +99,10 @@ class Experts(nn.Module):
         if self.balance_bias is not None:
             nn.init.zeros_(self.balance_bias)
 
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py): each expert with the rows that chose it, however many these are."""
+        self.routed = loop
+
     balance_bias: Tensor | None
     context: Context | None = None
 

@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.any_length import masked_attention
 from components.context import Context
 from components.mixers.attention.spec import biases, blocks, without_positions
 from components.norms.module import WideRMSNorm, ZeroCentredRMSNorm
@@ -155,6 +156,20 @@ class AttentionCache:
         return k, v
 
 
+@dataclasses.dataclass
+class GrowingCache:
+    """The same of an attention that holds for any length, in tensors alone. A window is in the mask: all are kept."""
+
+    grows: ClassVar[int] = 2  # the dimension of tokens
+
+    key: Tensor  # (B, K, S, h)
+    value: Tensor
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.key, self.value = torch.cat((self.key, k), dim=2), torch.cat((self.value, v), dim=2)
+        return self.key, self.value
+
+
 class Numbers(nn.Module):
     """() -> (n,) learned numbers, all of which start at `initial`. Of a module of their own ranks may have a part."""
 
@@ -186,6 +201,7 @@ class Attention(nn.Module):
 
     window: int | None = None
     context: Context | None = None
+    has_any_length = False
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -217,10 +233,19 @@ class Attention(nn.Module):
         self.shared = module("position_encoding", config.position_encoding).shared(config, config.head_dim)
         self.dropout, self.multiplier = config.dropout, config.attention_multiplier
 
-    def empty_cache(self, batch: int, room: int) -> AttentionCache:
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py). A cap and sinks want the formula, which does as it is."""
+        if self.attend is sdpa:
+            self.attend = masked_attention
+        self.has_any_length = True
+
+    def empty_cache(self, batch: int, room: int) -> AttentionCache | GrowingCache:
         """A cache for that many tokens; within a window, for those that the next query meets besides its own."""
         room = room if self.window is None else min(room, self.window - 1)
         heads = self.k_proj.weight.shape[0] // self.head_dim
+        if self.has_any_length:
+            none = self.k_proj.weight.new_zeros(batch, heads, 0, self.head_dim)
+            return GrowingCache(none, none)
         keys = self.k_proj.weight.new_zeros(batch, heads, room, self.head_dim)
         return AttentionCache(keys, torch.zeros_like(keys))
 
@@ -230,7 +255,7 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None = None,
         score_bias: Tensor | None = None,
         hidden: Tensor | None = None,
-        cache: AttentionCache | None = None,
+        cache: AttentionCache | GrowingCache | None = None,
         value_residual: Tensor | None = None,
     ) -> Any:
         """(B, T, D), and from the first of the layers with a value residual its values (B, T, K h), for the others."""

@@ -9,10 +9,12 @@ p qk_nope_head_dim, w v_head_dim. A head's queries and keys are r + p wide, what
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from components.any_length import masked_attention
 from components.context import Context
 from components.lora.module import matrix_of
 from components.mixers.attention.spec import biases
@@ -42,6 +44,19 @@ class LatentCache:
         return self.latents[:, :length].type_as(latent)
 
 
+@dataclasses.dataclass
+class GrowingLatents:
+    """The same of one that holds for any length."""
+
+    grows: ClassVar[int] = 1  # the dimension of tokens
+
+    latents: Tensor  # (B, S, l + r)
+
+    def extend(self, latent: Tensor, turned: Tensor) -> Tensor:
+        self.latents = torch.cat((self.latents, torch.cat((latent, turned), dim=-1)), dim=1)
+        return self.latents
+
+
 @register_module("mixer", "latent_attention")
 class LatentAttention(nn.Module):
     """(B, T, D) -> (B, T, D): causal attention of H heads whose keys and values come out of one latent vector a token,
@@ -55,6 +70,7 @@ class LatentAttention(nn.Module):
     """
 
     context: Context | None = None
+    has_any_length = False
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
@@ -77,8 +93,15 @@ class LatentAttention(nn.Module):
         self.shared = module("position_encoding", config.position_encoding).shared(config, config.qk_rope_head_dim)
         self.factor = score_factor(config)
 
-    def empty_cache(self, batch: int, room: int) -> LatentCache:
-        return LatentCache(self.kv_a_proj.weight.new_zeros(batch, room, self.kv_a_proj.weight.shape[0]))
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py)."""
+        self.attend, self.has_any_length = masked_attention, True
+
+    def empty_cache(self, batch: int, room: int) -> LatentCache | GrowingLatents:
+        weight = self.kv_a_proj.weight
+        if self.has_any_length:
+            return GrowingLatents(weight.new_zeros(batch, 0, weight.shape[0]))
+        return LatentCache(weight.new_zeros(batch, room, weight.shape[0]))
 
     def forward(
         self,
@@ -86,7 +109,7 @@ class LatentAttention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None = None,
         score_bias: Tensor | None = None,
         hidden: Tensor | None = None,
-        cache: LatentCache | None = None,
+        cache: LatentCache | GrowingLatents | None = None,
     ) -> Tensor:
         q = self.q_proj(x) if self.config.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
         q = q.unflatten(-1, (-1, self.width)).transpose(1, 2)  # (B, H, T, r + p)
@@ -129,6 +152,8 @@ class LatentAttention(nn.Module):
         ("absorbed"): of the two is done what takes fewer FLOPs. Latent vectors are expanded block by block, never all
         at once.
         """
+        if self.has_any_length:
+            return self.attend(q, *self._expanded_block(latents), score_bias, 0.0)
         latent, values, queries = self.config.kv_lora_rank, self.config.v_head_dim, q.shape[2]
         q = q * self.width**-0.5
         absorbed, expanded = flops_of_queries(self.config, queries, latents.shape[1])

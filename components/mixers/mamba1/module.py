@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.lora.module import adapted
-from components.mixers.mamba1.scan import selective_scan, selective_step
+from components.mixers.mamba1.scan import selective_any_length, selective_scan, selective_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
 from components.parts import PartLinear, SummandLinear, added_up, own_part
 from components.precision import wide
@@ -85,6 +85,10 @@ class Mamba1(nn.Module):
         """Every channel decays at the rates 1 to N, as in the reference."""
         self.A_log.view(-1, self.state_size).copy_(torch.arange(1, self.state_size + 1).log())
         self.D.fill_(1.0)
+
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py)."""
+        self.scan = selective_any_length
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""

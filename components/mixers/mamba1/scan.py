@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from components.any_length import token_by_token
 from components.mixers.mamba1.spec import SCAN_CHUNK
 from components.precision import wide
 
@@ -48,6 +49,20 @@ def selective_naive(
         y, state = selective_step(x_t, dt_t, A, B_t, C_t, state)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state
+
+
+def selective_any_length(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
+    places: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same for a tracer (components/any_length.py), which has no documents."""
+    state = wide(x.new_zeros(x.shape[0], *A.shape)) if initial_state is None else initial_state
+    return token_by_token(lambda x, dt, B, C, state: selective_step(x, dt, A, B, C, state), (x, dt, B, C), state)
 
 
 @torch.compiler.disable  # it would unroll the recurrence: a graph of every token

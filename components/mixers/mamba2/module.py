@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from components.documents import forgetting
 from components.mixers.mamba2 import kernels  # noqa: F401 (registers the backends)
-from components.mixers.mamba2.scan import ssd_step
+from components.mixers.mamba2.scan import ssd_any_length, ssd_step
 from components.mixers.recurrent import CausalConvolution, RecurrentCache, bias_of_steps
 from components.parts import PartLinear, SummandLinear, added_up, own_part
 from components.precision import wide
@@ -92,6 +92,10 @@ class Mamba2(nn.Module):
         self.dt_bias.copy_(bias_of_steps(len(self.dt_bias)))
         self.A_log.copy_(torch.empty(len(self.A_log)).uniform_(1, 16).log())
         self.D.fill_(1.0)
+
+    def hold_for_any_length(self) -> None:
+        """For exporters (components/any_length.py)."""
+        self.scan = ssd_any_length
 
     def empty_cache(self, batch: int, room: int = 0) -> RecurrentCache:
         """A cache of the same size for any number of tokens, `room`, to come."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.any_length import chunk_by_chunk
 from components.mixers.fading import Fading
 from components.precision import wide, widest
 
@@ -95,6 +96,21 @@ def ssd_chunked(
 
     y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :length]
     return y.to(dtype), state.permute(0, 1, 3, 4, 2).reshape(batch, heads, width, -1)
+
+
+def ssd_any_length(
+    x: Tensor, decay: Tensor, B: Tensor, C: Tensor, chunk_size: int, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same for a tracer (components/any_length.py), chunk after chunk. What continues a text is one chunk: it is a
+    token, or a piece of a prompt."""
+    if initial_state is not None:
+        return ssd_chunked(x, decay, B, C, x.shape[1], initial_state)
+    state = wide(x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]))
+
+    def one(x: Tensor, decay: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return ssd_chunked(x, decay, B, C, chunk_size, state)
+
+    return chunk_by_chunk(one, (x, decay, B, C), state, chunk_size, x.shape[1])
 
 
 class _PassOn(torch.autograd.Function):
