@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 
 Step = Callable[..., tuple[Tensor, Tensor]]  # (what each input has of a token, or of a chunk, state) -> y, next state
@@ -52,7 +53,6 @@ def chunk_by_chunk(
 
 def _in_turn(step: Step, inputs: Iterable[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
     """Over the first dimension of all inputs."""
-    from torch._higher_order_ops.scan import scan  # what only exporters need takes a while to import
 
     def one(state: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         y, state = step(*given, state)
