@@ -75,6 +75,7 @@ TYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 SHARD = 5 * 10**9  # bytes of a file of a Hugging Face model
+WINDOWS = 128  # that int4 is fitted to, unless it is said
 AT_ONCE = 1 << 28  # bytes of tensors in memory, or one tensor if it is larger
 TOKENIZER, TEMPLATE = "tokenizer_file", "chat_template"  # in the metadata
 NO_CHECKSUM = '"checksum":"crc32:00000000"'  # stands in the header until the tensors are written
@@ -125,8 +126,8 @@ def parse_arguments() -> argparse.Namespace:
     few.add_argument("run", type=Path, help="the run's folder, such as out/quickstart")
     few.add_argument("folder", type=Path, help="the new run's folder, such as out/quickstart-int4")
     few.add_argument("--method", choices=METHODS, required=True, help="8 or 4 bits, and how they multiply")
-    few.add_argument("--windows", type=zero_or_more, default=128, metavar="N",
-                     help="of the training data that int4 is fitted to; 0: nearest codes (128)")  # fmt: skip
+    of_windows = f"of the training data that int4 is fitted to; 0: nearest codes ({WINDOWS})"
+    few.add_argument("--windows", type=zero_or_more, default=None, metavar="N", help=of_windows)
     few.add_argument("--text", type=Path, metavar="FILE", help="to measure on, instead of the run's validation text")
     few.add_argument("--checkpoint", type=checkpoint_choice, default=None, help="best, last or a step (best)")
     for command in (export, few):
@@ -491,6 +492,8 @@ def quantize(arguments: argparse.Namespace) -> None:
     from runs.quantized import training_windows, write_quantized
 
     method, folder = arguments.method, arguments.folder
+    if method != "int4" and arguments.windows is not None:
+        raise UserError("--windows is what int4 is fitted to: drop it")
     code = configurator.load([arguments.config]).carried_code if arguments.config is not None else ""
     checkpoint, which = existing_run(arguments.run).find(arguments.checkpoint)
     with told(f"cannot write {folder}"):
@@ -502,7 +505,7 @@ def quantize(arguments: argparse.Namespace) -> None:
     saved = dataclasses.replace(subject.run.configuration, carried_code=code)
     if (found := saved.run.quantize_base or method_of(subject.model.state_dict())) is not None:
         raise UserError(f"{checkpoint} has its matrices in {found} already: quantize the run that it was made of")
-    count = arguments.windows if method == "int4" else 0
+    count = (WINDOWS if arguments.windows is None else arguments.windows) if method == "int4" else 0
     windows = training_windows(saved, count)
     named = arguments.text
     text = validation_text(subject.run) if named is None else text_of(named, subject.tokenizer)

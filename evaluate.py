@@ -27,6 +27,7 @@ import torch
 import configurator
 from common.errors import ArgumentParser, UserError, above_zero, exit_cleanly, positive
 from common.files import check_target, write_json, write_whole
+from components.quantized.module import method_of
 from evaluation.benchmarks import benchmarks_of
 from evaluation.checkpoints import Follower, table_of
 from evaluation.divergence import divergence, means_the_same
@@ -71,7 +72,9 @@ def main() -> None:
         return
     other = opponent(arguments, device, wanted)
     subject = find_subject(arguments.subject, arguments.checkpoint, device, arguments.add_bos_token)
-    print(f"{subject.name}, {subject.model.config.name}, on {device_name(device)}, float32", file=sys.stderr)
+    method = method_of(subject.model.state_dict())
+    computes = "float32" if method is None else f"float32, matrices in {method}"
+    print(f"{subject.name}, {subject.model.config.name}, on {device_name(device)}, {computes}", file=sys.stderr)
     figures, samples = of_tasks(subject, wanted, arguments)
     results: dict[str, Any] = {"subject": subject.name, "architecture": subject.model.config.name}
     reading = None

@@ -62,7 +62,9 @@ class QuantizedMatrix(Tensor):
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]
-        return self.codes.nbytes + self.scales.nbytes
+        """Of codes and scales, and of what has been made of them for a CPU's products since."""
+        made = () if self._packed is None else (one for one in self._packed if one is not self.codes)
+        return self.codes.nbytes + self.scales.nbytes + sum(one.nbytes for one in made)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"QuantizedMatrix({tuple(self.shape)}, {self.form})"
@@ -233,7 +235,13 @@ def _empty_like(matrix: Any, device: Any = None, **_: Any) -> Any:
     return QuantizedMatrix(codes, scales, matrix.form)
 
 
+def _new_zeros(matrix: Any, *size: Any, **_: Any) -> Any:
+    """As mixers make caches, which need no elements of it."""
+    return torch.zeros(*size, device=matrix.device) if isinstance(matrix, QuantizedMatrix) else None
+
+
 HANDLED: dict[Any, Any] = {
+    Tensor.new_zeros: _new_zeros,
     F.linear: _linear,
     F.embedding: _embedding,
     Tensor.__getitem__: _of_stack,
