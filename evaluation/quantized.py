@@ -14,15 +14,15 @@ from inference.quantization import Loss
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What was measured of a model. Without a text there are no figures."""
+    """What was measured of a model."""
 
     speed: Speed
     figures: list[Figure]
 
 
-def state_of(subject: Subject, text: HeldOut | None, tokens: int | None) -> State:
+def state_of(subject: Subject, text: HeldOut, tokens: int | None) -> State:
     """`tokens`: of how many of the text, None: of all. On the device that the model is on."""
-    figures = [] if text is None else bits_per_byte(subject, read_windows(subject, text, subject.block, tokens))
+    figures = bits_per_byte(subject, read_windows(subject, text, subject.block, tokens))
     return State(measure(subject.model), figures)
 
 
